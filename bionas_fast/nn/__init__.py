@@ -1,0 +1,17 @@
+"""Drop-in layers with learning rules, and the conversion of models made of torch.nn's."""
+
+from bionas_fast.nn.convert import convert
+from bionas_fast.nn.direct import connect_direct_feedback
+from bionas_fast.nn.feedback import FeedbackLayer, true_gradients
+from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "FeedbackLayer",
+    "Linear",
+    "connect_direct_feedback",
+    "convert",
+    "true_gradients",
+]

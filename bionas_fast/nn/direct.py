@@ -1,0 +1,79 @@
+"""How the error at the logits reaches the layers that learn by direct feedback alignment.
+
+Each such layer makes a token, zeros shaped like the logits that hang on the layer's input. The tokens of a forward
+pass are added to the logits: that changes no value, and autograd carries the error at the logits back into each
+layer. No state survives the pass, so several passes may be in flight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bionas_fast.errors import InputError
+from bionas_fast.nn.feedback import FeedbackLayer
+
+
+class DirectFeedback:
+    """Collects the tokens of one forward pass of a model and adds them to its logits."""
+
+    def __init__(self) -> None:
+        # One list a device: torch.nn.DataParallel runs replicas of the model side by side.
+        self._tokens: dict[torch.device, list[Tensor]] = {}
+
+    def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the model."""
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                self._tokens[value.device] = []
+
+    def collect(self, token: Tensor) -> None:
+        """Take the token of one layer."""
+        tokens = self._tokens.get(token.device)
+        if tokens is None:
+            raise InputError(
+                "a layer with direct feedback ran outside the forward pass of the model it is connected to; "
+                "its error comes from that model's logits"
+            )
+        tokens.append(token)
+
+    def finish(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Forward hook of the model: the logits, or a tuple that starts with them, with the tokens added."""
+        logits = output[0] if isinstance(output, (tuple, list)) else output
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"direct feedback needs a model that returns logits or a tuple of them; got {type(output)}"
+            )
+        for token in self._tokens.pop(logits.device, []):
+            if token.shape != logits.shape:
+                raise InputError(
+                    f"direct feedback was made for logits of shape {list(token.shape)}; the model returned "
+                    f"{list(logits.shape)} (is num_classes right?)"
+                )
+            logits = logits + token.to(logits.dtype)
+        if isinstance(output, Tensor):
+            return logits
+        rest = (logits, *output[1:])
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+
+def connect_direct_feedback(model: nn.Module) -> nn.Module:
+    """Let the layers of ``model`` that learn by direct feedback see the error at its logits.
+
+    ``convert`` and the network builders call this themselves; a model put together by hand needs it once.
+
+    Args:
+        model: returns logits [N, classes], or a tuple that starts with them.
+
+    Returns:
+        ``model``.
+    """
+    direct = DirectFeedback()
+    for layer in model.modules():
+        if isinstance(layer, FeedbackLayer):
+            layer.direct = direct
+    model.register_forward_pre_hook(direct.start, with_kwargs=True)
+    model.register_forward_hook(direct.finish)
+    return model

@@ -1,0 +1,209 @@
+"""What every layer with a learning rule shares: the rule, its tensors, its random stream, its metrics."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bionas_fast import rules
+from bionas_fast.errors import InputError
+from bionas_fast.kernels.feedback import reference
+from bionas_fast.ops import feedback as ops
+from bionas_fast.ops.feedback import Feedback
+from bionas_fast.rules import FeedbackState, Law
+
+if TYPE_CHECKING:
+    from bionas_fast.nn.direct import DirectFeedback
+
+_MAX_SEED = 2**64
+
+
+class FeedbackLayer(nn.Module):
+    """A layer with a ``weight`` whose error travels down through B. Mixed into the layers of this package.
+
+    Buffers, all in ``state_dict``:
+        feedback: what the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
+        feedback_stream: int64 [2], seed and number of the draw, where a rule redraws. The backward pass of a training
+            step moves it on, so that every forward/backward pair sees fresh numbers and a resumed run continues.
+    """
+
+    weight: Tensor
+    feedback: Tensor | None
+    feedback_stream: Tensor | None
+
+    def set_rule(
+        self,
+        rule: str | rules.Rule,
+        *,
+        feedback_init: str = "default",
+        num_classes: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Give the layer a learning rule and draw the rule's tensors. Weights stay as they are.
+
+        Args:
+            rule: a registered rule or its name.
+            feedback_init: the law of W's initial values and thus of random feedback: ``"default"`` (PyTorch's) or
+                ``"xavier"`` (the paper's).
+            num_classes: the number of logits, for ``dfa`` only.
+            seed: of the layer's random feedback, 0 ≤ seed < 2⁶⁴. By default it follows from the state of PyTorch's
+                generator, without advancing it: initial weights do not depend on the rule.
+            generator: take that state from this generator instead.
+
+        Raises:
+            InputError: an unknown rule or initialisation, a seed out of range, ``dfa`` without ``num_classes``.
+        """
+        known = rules.get(rule)
+        if known.stores == "direct" and not (isinstance(num_classes, int) and num_classes > 0):
+            raise InputError(f"rule {known.name!r} needs num_classes, the number of logits; got {num_classes!r}")
+        if seed is None:
+            seed = _seed_from(generator or torch.default_generator)
+        if not 0 <= seed < _MAX_SEED:
+            raise InputError(f"seed: expected 0 <= seed < 2**64, got {seed}")
+        rules.get_law(feedback_init, (1, 1))
+        self.rule = known.name
+        self.feedback_init = feedback_init
+        self.num_classes = num_classes if known.stores == "direct" else None
+        self.direct: DirectFeedback | None = None
+        self._true_gradient = False
+        self.register_buffer("feedback", None)
+        self.register_buffer("feedback_stream", None)
+        self._draw(seed)
+
+    def _draw(self, seed: int) -> None:
+        rule, weight = rules.get(self.rule), self.weight
+        signed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
+        stream = torch.tensor([signed, 0], dtype=torch.int64, device=weight.device)
+        if rule.stores is not None:
+            shape = self._direct_shape() if rule.stores == "direct" else tuple(weight.shape)
+            law = rules.get_law(self.feedback_init, shape) if rule.stores == "direct" else self.law
+            numbers = reference.uniform(shape, stream)
+            stored = numbers * law.bound if rule.stores == "magnitude" else (2 * numbers - 1) * law.bound
+            self.feedback = stored.to(weight.dtype)
+        # A rule of a user's own may draw at any time; of the built-in ones only those that redraw keep a stream.
+        if rule.redraws or rule.mode == "custom":
+            self.feedback_stream = stream
+
+    def _direct_shape(self) -> tuple[int, ...]:
+        raise InputError(f"{type(self).__name__} cannot learn by {self.rule!r}")
+
+    @property
+    def law(self) -> Law:
+        """The law of W's initial values."""
+        return rules.get_law(self.feedback_init, tuple(self.weight.shape))
+
+    def set_feedback(self, feedback: Tensor) -> None:
+        """Replace the tensor that the rule drew once: B for ``fa`` and ``dfa``, a B or |M₀| for ``frsf``.
+
+        Raises:
+            InputError: the rule stores none, or the shape differs.
+        """
+        stored = self.feedback
+        if stored is None:
+            raise InputError(f"rule {self.rule!r} stores no feedback to replace")
+        if stored.shape != feedback.shape:
+            raise InputError(f"feedback: expected shape {list(stored.shape)}, got {list(feedback.shape)}")
+        value = feedback.detach()
+        stored.copy_(value.abs() if rules.get(self.rule).stores == "magnitude" else value)
+
+    def feedback_weight(self) -> Tensor:
+        """B that the next backward pass uses, shaped like ``weight`` ([classes, ...] for ``dfa``); detached."""
+        if rules.get(self.rule).mode == "direct" and not self._true_gradient:
+            assert self.feedback is not None
+            return self.feedback.clone()
+        return ops.feedback_weight(self.weight, self._feedback()).clone()
+
+    def feedback_angle(self) -> float:
+        """The angle between B and W in degrees: 0 for back-propagation, about 90 for independent ones.
+
+        Raises:
+            InputError: for ``dfa``, whose B has another shape.
+        """
+        b, w = self._comparable()
+        cosine = (b @ w / (b.norm() * w.norm())).clamp(-1, 1)
+        return math.degrees(math.acos(cosine.item()))
+
+    def feedback_norm_ratio(self) -> float:
+        """‖B‖ / ‖W‖.
+
+        Raises:
+            InputError: for ``dfa``, whose B has another shape.
+        """
+        b, w = self._comparable()
+        return (b.norm() / w.norm()).item()
+
+    def _comparable(self) -> tuple[Tensor, Tensor]:
+        b, w = self.feedback_weight(), self.weight.detach()
+        if rules.get(self.rule).mode == "direct":
+            raise InputError(f"rule {self.rule!r} has no B of the weight's shape to compare with")
+        return b.double().flatten(), w.double().flatten()
+
+    def _feedback(self) -> Feedback:
+        """How the op makes B at this forward pass."""
+        rule = rules.get(self.rule)
+        if self._true_gradient or rule.mode in ("weight", "direct"):
+            return ops.BACKPROPAGATION
+        law = self.law
+        advance = rule.redraws and self.training
+        if rule.mode != "custom":
+            return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
+        with torch.no_grad():
+            state = FeedbackState(law, self.feedback, self._uniform)
+            b = rule.feedback(self.weight.detach(), state)
+        if b.shape != self.weight.shape:
+            raise InputError(
+                f"rule {self.rule!r} returned feedback of shape {list(b.shape)} "
+                f"for a weight of shape {list(self.weight.shape)}"
+            )
+        return Feedback("stored", b, self.feedback_stream, advance=advance)
+
+    def _uniform(self) -> Tensor:
+        assert self.feedback_stream is not None
+        return reference.uniform(self.weight.shape, self.feedback_stream).to(self.weight.dtype)
+
+    def _is_direct(self, input: Tensor) -> bool:
+        """Whether the error reaches ``input`` from the logits at this forward pass."""
+        if self._true_gradient or rules.get(self.rule).mode != "direct":
+            return False
+        return torch.is_grad_enabled() and input.requires_grad
+
+    def _collect(self, token: Tensor) -> None:
+        if self.direct is None:
+            raise InputError(
+                f"a layer with rule {self.rule!r} needs the error at the logits of its model: "
+                "call bionas_fast.nn.connect_direct_feedback(model) once"
+            )
+        self.direct.collect(token)
+
+
+@contextmanager
+def true_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside the block, forward passes of ``model`` carry the true gradient: W stands in for B in every layer.
+
+    For attacks and analysis; several passes may be in flight, each keeps what it was made with.
+    """
+    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer)]
+    before = [layer._true_gradient for layer in layers]
+    for layer in layers:
+        layer._true_gradient = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._true_gradient = value
+
+
+def _seed_from(generator: torch.Generator) -> int:
+    state = generator.get_state()
+    # Read as plain memory: under FakeTensorMode no tensor operation reaches real values.
+    state_bytes = ctypes.string_at(state.data_ptr(), state.numel())
+    return int.from_bytes(hashlib.blake2b(state_bytes, digest_size=8).digest(), "little")
+

@@ -1,0 +1,147 @@
+"""Conv1d, Conv2d, Conv3d and Linear: torch.nn's layers, signature and all, with a learning rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bionas_fast import rules
+from bionas_fast.errors import InputError
+from bionas_fast.nn.feedback import FeedbackLayer
+from bionas_fast.ops.feedback import direct_conv, direct_linear, feedback_conv, feedback_linear
+
+_FEEDBACK_ARGUMENTS = """
+    Args:
+        rule: the learning rule, by name or as a :class:`bionas_fast.rules.Rule`. ``"bp"`` is torch.nn's own layer.
+        feedback_init: the law that W and random feedback are drawn from: ``"default"`` (PyTorch's, Kaiming uniform
+            with slope √5) or ``"xavier"`` (Xavier uniform, bias 0; the paper's).
+        num_classes: the number of logits of the model; needed by ``dfa`` only.
+        seed: of the random feedback; see :meth:`FeedbackLayer.set_rule`.
+        generator: draws the weights, and the seed of the feedback where none is given.
+
+    Raises:
+        InputError: an unknown rule or initialisation; a seed out of range; ``dfa`` without ``num_classes``.
+    """
+
+
+class _Initialised(FeedbackLayer):
+    """Constructor and initial values, shared by all layers of this file."""
+
+    def __init__(
+        self,
+        *args: Any,
+        rule: str | rules.Rule = "bp",
+        feedback_init: str = "default",
+        num_classes: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        rules.get(rule)
+        rules.get_law(feedback_init, (1, 1))
+        super().__init__(*args, **kwargs)
+        self.feedback_init = feedback_init
+        self._reset_weight(generator)
+        self.set_rule(
+            rule, feedback_init=feedback_init, num_classes=num_classes, seed=seed, generator=generator
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw weights and feedback anew."""
+        if "feedback_init" not in self.__dict__:
+            return  # torch.nn's constructor calls this before there is a rule; ours follows
+        self._reset_weight(None)
+        self.set_rule(self.rule, feedback_init=self.feedback_init, num_classes=self.num_classes)
+
+    def _reset_weight(self, generator: torch.Generator | None) -> None:
+        bias = getattr(self, "bias", None)
+        if self.feedback_init == "xavier":
+            nn.init.xavier_uniform_(self.weight, generator=generator)
+            if bias is not None:
+                nn.init.zeros_(bias)
+            return
+        # The very calls of torch.nn: a seed gives the same weights there and here.
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
+        if bias is not None:
+            bound = rules.get_law("default", tuple(self.weight.shape)).bound
+            nn.init.uniform_(bias, -bound, bound, generator=generator)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rule={self.rule!r}"
+
+
+class _Conv(_Initialised):
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C_in, *positions] or [C_in, *positions] → the same with C_out channels."""
+        dims = self.weight.dim() - 2
+        if input.dim() == dims + 1:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        if input.dim() != dims + 2:
+            raise InputError(
+                f"input: expected {dims + 2} dimensions [N, C, *positions] or {dims + 1} without the batch, "
+                f"got shape {list(input.shape)}"
+            )
+        input, padding = self._pad(input)
+        geometry: dict[str, Any] = dict(stride=self.stride, padding=padding, dilation=self.dilation)
+        if not self._is_direct(input):
+            return feedback_conv(
+                input, self.weight, self.bias, self._feedback(), groups=self.groups, **geometry
+            )
+        output = feedback_conv(input.detach(), self.weight, self.bias, groups=self.groups, **geometry)
+        assert self.feedback is not None
+        self._collect(direct_conv(input, self.feedback, output.shape[2:], **geometry))
+        return output
+
+    def _pad(self, input: Tensor) -> tuple[Tensor, list[int]]:
+        """The input and the padding that is left to the convolution."""
+        amounts = self._reversed_padding_repeated_twice  # (before, after) of every dimension, the last one first
+        before, after = amounts[-2::-2], amounts[-1::-2]
+        if self.padding_mode == "zeros" and before == after:
+            return input, before
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(input, amounts, mode=mode), [0] * len(before)
+
+    def _direct_shape(self) -> tuple[int, ...]:
+        assert self.num_classes is not None
+        return (self.num_classes, self.weight.shape[1] * self.groups, *self.weight.shape[2:])
+
+
+class Conv1d(_Conv, nn.Conv1d):
+    __doc__ = "``torch.nn.Conv1d`` with a learning rule: its arguments, and\n" + _FEEDBACK_ARGUMENTS
+
+
+class Conv2d(_Conv, nn.Conv2d):
+    __doc__ = "``torch.nn.Conv2d`` with a learning rule: its arguments, and\n" + _FEEDBACK_ARGUMENTS
+
+
+class Conv3d(_Conv, nn.Conv3d):
+    __doc__ = "``torch.nn.Conv3d`` with a learning rule: its arguments, and\n" + _FEEDBACK_ARGUMENTS
+
+
+class Linear(_Initialised, nn.Linear):
+    __doc__ = "``torch.nn.Linear`` with a learning rule: its arguments, and\n" + _FEEDBACK_ARGUMENTS
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] → [..., out_features]."""
+        if not self._is_direct(input):
+            return feedback_linear(input, self.weight, self.bias, self._feedback())
+        assert self.feedback is not None
+        if input.dim() < 2:
+            raise InputError(f"input: rule {self.rule!r} needs a batch, [N, ..., in_features]; got {list(input.shape)}")
+        self._collect(direct_linear(input, self.feedback))
+        return feedback_linear(input.detach(), self.weight, self.bias)
+
+    def _direct_shape(self) -> tuple[int, ...]:
+        assert self.num_classes is not None
+        return (self.num_classes, self.in_features)

@@ -1,0 +1,1 @@
+"""The ops: validate, choose the backend, autograd. One file per op contract."""

@@ -1,0 +1,242 @@
+"""The learning rules: which weights B carry the error down through a layer.
+
+For a layer y = W ⋆ x + b every rule keeps the forward pass and the local weight gradient ∂W = x ⊗ δ_out; only
+the error sent to the layer below changes, δ_in = convᵀ(δ_out; B). A rule is one small class: how B is made from W,
+and which tensors and random numbers it needs for that. Nothing outside this file knows more about a rule.
+
+A rule of your own takes B from :meth:`Rule.feedback`::
+
+    @bionas_fast.rules.register
+    class Ternary(bionas_fast.rules.Rule):
+        \"\"\"Sign of the larger half of the weights, zero elsewhere.\"\"\"
+
+        name = "ternary"
+
+        def feedback(self, weight, state):
+            large = weight.abs() > weight.abs().median()
+            return state.law.scale * weight.sign() * large
+
+and then works wherever a rule is named: layers, ``convert``, search, reports.
+
+Sources: Lillicrap et al. 2016 (FA); Nøkland 2016 (DFA); Liao, Leibo & Poggio 2016 and Moskovitz et al. 2018 (the
+sign-concordant rules uSF, brSF, frSF).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from bionas_fast.errors import InputError, unknown
+
+#: How B is made where it is used. These are the constructions that the kernels implement:
+#:
+#: - ``weight``       B = W
+#: - ``stored``       B = a stored tensor
+#: - ``sign``         B = scale · sign(W)
+#: - ``stored_sign``  B = |stored tensor| ⊙ sign(W)
+#: - ``drawn_sign``   B = |M| ⊙ sign(W), M drawn anew for every training forward/backward pair
+#: - ``direct``       the error at the logits through a stored tensor of shape [classes, ...]
+MODES = ("weight", "stored", "sign", "stored_sign", "drawn_sign", "direct")
+
+
+@dataclass(frozen=True)
+class Law:
+    """The uniform law U(-bound, bound) that W starts from, and the constant magnitude that stands for it.
+
+    Attributes:
+        bound: a; random magnitudes are |M| ~ U(0, a).
+        scale: c, the magnitude of uSF.
+    """
+
+    bound: float
+    scale: float
+
+
+def xavier_law(shape: tuple[int, ...]) -> Law:
+    """Xavier uniform (Glorot & Bengio 2010): a = √(6/(fan_in+fan_out)), c = √(2/(fan_in+fan_out))."""
+    fan_in, fan_out = _fans(shape)
+    return Law(math.sqrt(6 / (fan_in + fan_out)), math.sqrt(2 / (fan_in + fan_out)))
+
+
+def default_law(shape: tuple[int, ...]) -> Law:
+    """PyTorch's default, Kaiming uniform with slope √5: a = 1/√fan_in, c = 1/√(3·fan_in)."""
+    fan_in, _ = _fans(shape)
+    return Law(1 / math.sqrt(fan_in), 1 / math.sqrt(3 * fan_in))
+
+
+LAWS = MappingProxyType({"default": default_law, "xavier": xavier_law})
+
+
+def get_law(init: str, shape: tuple[int, ...]) -> Law:
+    """The law that weights of ``shape`` start from under initialisation ``init`` (``"default"``, ``"xavier"``).
+
+    Raises:
+        InputError: ``init`` is neither.
+    """
+    if init not in LAWS:
+        raise unknown("feedback_init", init, LAWS)
+    return LAWS[init](tuple(shape))
+
+
+def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    # As torch.nn.init counts them: fan_out is not divided by groups.
+    receptive = math.prod(shape[2:])
+    return max(shape[1] * receptive, 1), max(shape[0] * receptive, 1)
+
+
+@dataclass(frozen=True)
+class FeedbackState:
+    """What a layer hands to :meth:`Rule.feedback`.
+
+    Attributes:
+        law: the initial law of the layer's weights.
+        stored: the tensor drawn once for this layer, or None where the rule stores none.
+        uniform: returns fresh numbers in [0, 1), shaped like the weight: the same ones until the next training
+            forward/backward pair, and the same on every device.
+    """
+
+    law: Law
+    stored: Tensor | None
+    uniform: Callable[[], Tensor]
+
+
+class Rule:
+    """A learning rule. Subclass it, set ``name``, define :meth:`feedback`, and :func:`register` it.
+
+    Attributes:
+        name: how users write it.
+        mode: one of :data:`MODES`; left alone, B comes from :meth:`feedback`.
+        stores: what is drawn once and kept in the layer's buffer ``feedback``: ``"signed"`` M ~ U(-a, a),
+            ``"magnitude"`` |M| ~ U(0, a), ``"direct"`` M of shape [classes, ...], or None.
+        redraws: whether every training forward/backward pair sees fresh random numbers.
+    """
+
+    name: ClassVar[str] = ""
+    mode: ClassVar[str] = "custom"
+    stores: ClassVar[str | None] = None
+    redraws: ClassVar[bool] = False
+
+    def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
+        """B for this weight, of the same shape. Called without gradients at every forward pass that needs it."""
+        raise NotImplementedError(f"rule {self.name!r} defines neither a mode nor feedback()")
+
+    @property
+    def summary(self) -> str:
+        """The first line of the rule's docstring."""
+        return (type(self).__doc__ or "").strip().partition("\n")[0]
+
+    def __repr__(self) -> str:
+        return f"<rule {self.name}: {self.summary}>"
+
+
+_registry: dict[str, Rule] = {}
+R = TypeVar("R", bound=type[Rule])
+
+
+def register(rule: R) -> R:
+    """Make a rule known by its name. Usable as a decorator.
+
+    Raises:
+        InputError: the name is missing, not a plain word, or taken by another rule.
+    """
+    instance = rule()
+    name = instance.name
+    if not name.isidentifier() or name != name.lower():
+        raise InputError(f"a rule's name must be a lower-case word, such as 'usf'; {rule.__name__} has {name!r}")
+    if name in _registry and type(_registry[name]).__qualname__ != rule.__qualname__:
+        raise InputError(f"rule {name!r} is already registered by {type(_registry[name]).__qualname__}")
+    if rule.mode not in (*MODES, "custom"):
+        raise unknown("mode", rule.mode, MODES, f"rule {name!r}")
+    _registry[name] = instance
+    return rule
+
+
+def names() -> tuple[str, ...]:
+    """The names of all registered rules, in the order of registration."""
+    return tuple(_registry)
+
+
+def get(rule: str | Rule) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        InputError: no such rule; the message names the nearest.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if rule not in _registry:
+        raise unknown("rule", rule, _registry)
+    return _registry[rule]
+
+
+@register
+class Backpropagation(Rule):
+    """Back-propagation: B = W."""
+
+    name = "bp"
+    mode = "weight"
+
+
+@register
+class FeedbackAlignment(Rule):
+    """Feedback alignment: B = M, drawn once from W's initial law and independent of W."""
+
+    name = "fa"
+    mode = "stored"
+    stores = "signed"
+
+
+@register
+class UniformSign(Rule):
+    """Uniform sign-concordant feedback (uSF): B = c · sign(W)."""
+
+    name = "usf"
+    mode = "sign"
+
+
+@register
+class BatchwiseRandomSign(Rule):
+    """Batch-wise random-magnitude sign-concordant feedback (brSF): B = |M| ⊙ sign(W), M redrawn every batch."""
+
+    name = "brsf"
+    mode = "drawn_sign"
+    redraws = True
+
+
+@register
+class FixedRandomSign(Rule):
+    """Fixed random-magnitude sign-concordant feedback (frSF): B = |M₀| ⊙ sign(W), M₀ drawn once."""
+
+    name = "frsf"
+    mode = "stored_sign"
+    stores = "magnitude"
+
+
+@register
+class DirectFeedbackAlignment(Rule):
+    """Direct feedback alignment: the error at the logits through a fixed random B of shape [classes, ...]."""
+
+    name = "dfa"
+    mode = "direct"
+    stores = "direct"
+
+
+__all__ = [
+    "LAWS",
+    "MODES",
+    "FeedbackState",
+    "Law",
+    "Rule",
+    "default_law",
+    "get",
+    "get_law",
+    "names",
+    "register",
+    "xavier_law",
+]

@@ -1,0 +1,15 @@
+"""What can be searched: operations, candidates, spaces, and the genotype that a search ends with."""
+
+from bionas_fast.space import operations as _operations  # registers the operations
+from bionas_fast.space.candidates import (
+    Candidate,
+    Operation,
+    Space,
+    get_operation,
+    get_space,
+    operation_names,
+    register_operation,
+    register_space,
+    space_names,
+)
+from bionas_fast.space.genotype import Cell, Edge, Genotype, derive_genotype

@@ -1,0 +1,205 @@
+"""What can stand on an edge: (operation, rule) pairs, and the named sets of them that a search chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from torch import nn
+
+from bionas_fast import rules
+from bionas_fast.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A kind of operation, such as ``sep_conv_3x3``.
+
+    Attributes:
+        name: how users write it.
+        build: ``build(channels, stride, rule, searching) -> Module`` maps [N, C, H, W] to
+            [N, C, ⌈H/stride⌉, ⌈W/stride⌉]. ``rule`` is None for operations without weights. ``searching`` is True
+            in a supernet (no affine parameters in batch normalisation, pools followed by one).
+        takes_rule: whether the operation has weights and thus a learning rule.
+    """
+
+    name: str
+    build: Callable[[int, int, str | None, bool], nn.Module]
+    takes_rule: bool = True
+
+
+_operations: dict[str, Operation] = {}
+
+
+def register_operation(
+    name: str, *, takes_rule: bool = True
+) -> Callable[[Callable[[int, int, str | None, bool], nn.Module]], Callable]:
+    """Make an operation known by its name. A decorator for its ``build`` function (see :class:`Operation`).
+
+    Raises:
+        InputError: the name cannot be written in a genotype, or is taken.
+    """
+    if not name.isidentifier():
+        raise InputError(f"an operation's name must be a plain word, such as 'sep_conv_3x3'; got {name!r}")
+
+    def decorator(build):
+        known = _operations.get(name)
+        if known is not None and known.build.__qualname__ != build.__qualname__:
+            raise InputError(f"operation {name!r} is already registered by {known.build.__qualname__}")
+        _operations[name] = Operation(name, build, takes_rule)
+        return build
+
+    return decorator
+
+
+def operation_names() -> tuple[str, ...]:
+    """The names of all registered operations."""
+    return tuple(_operations)
+
+
+def get_operation(name: str) -> Operation:
+    """The operation of that name.
+
+    Raises:
+        InputError: no such operation; the message names the nearest.
+    """
+    if name not in _operations:
+        raise unknown("operation", name, _operations)
+    return _operations[name]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An operation together with its learning rule; written ``sep_conv_3x3@usf``, ``max_pool_3x3``.
+
+    Raises:
+        InputError: an unknown operation or rule, a rule missing or one too many.
+    """
+
+    operation: str
+    rule: str | None = None
+
+    def __post_init__(self) -> None:
+        takes_rule = get_operation(self.operation).takes_rule
+        if takes_rule and self.rule is None:
+            raise InputError(f"operation {self.operation!r} needs a rule, such as '{self.operation}@usf'")
+        if self.rule is not None:
+            if not takes_rule:
+                raise InputError(f"operation {self.operation!r} has no weights and takes no rule; got {self.rule!r}")
+            rules.get(self.rule)
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """Read ``operation@rule``."""
+        operation, at, rule = text.partition("@")
+        return cls(operation, rule if at else None)
+
+    def build(self, channels: int, stride: int, *, searching: bool) -> nn.Module:
+        """The module for this candidate; see :attr:`Operation.build`."""
+        return get_operation(self.operation).build(channels, stride, self.rule, searching)
+
+    def __str__(self) -> str:
+        return self.operation if self.rule is None else f"{self.operation}@{self.rule}"
+
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Space:
+    """A search space of cells: the candidates on every edge, the same for all, and the number of nodes."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    nodes: int = 4
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(node, source) of every edge, node by node; node i has sources 0 … i+1 (0 and 1 are the cell's inputs)."""
+        return tuple((node, source) for node in range(self.nodes) for source in range(node + 2))
+
+    def restricted(self, rule_names: Sequence[str] = (), operation_names: Sequence[str] = ()) -> Space:
+        """The same space with only these rules and only these operations (empty: all of them).
+
+        Operations without weights are kept when only rules are restricted; ``none`` always is.
+
+        Raises:
+            InputError: a name the space does not have, or fewer than two candidates left.
+        """
+        own_rules = dict.fromkeys(c.rule for c in self.candidates if c.rule)
+        own_operations = dict.fromkeys(c.operation for c in self.candidates)
+        for name in rule_names:
+            if name not in own_rules:
+                raise unknown("rule", name, own_rules, f"space {self.name!r}")
+        for name in operation_names:
+            if name not in own_operations:
+                raise unknown("operation", name, own_operations, f"space {self.name!r}")
+        kept = tuple(
+            c
+            for c in self.candidates
+            if c.operation == NONE
+            or ((not operation_names or c.operation in operation_names) and (not rule_names or c.rule in (None, *rule_names)))
+        )
+        if sum(c.operation != NONE for c in kept) < 2:
+            raise InputError(f"space {self.name!r} keeps {len(kept)} candidates under this restriction; nothing to search")
+        return Space(self.name, kept, self.nodes)
+
+
+def _cross(operations: Sequence[str], rule_names: Sequence[str]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(o, r) for o, r in product(operations, rule_names))
+
+
+_spaces: dict[str, Callable[[], Space]] = {}
+
+
+def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Space]]:
+    """Make a space known by its name. A decorator for a function that returns the :class:`Space`."""
+
+    def decorator(make):
+        _spaces[name] = make
+        return make
+
+    return decorator
+
+
+def space_names() -> tuple[str, ...]:
+    """The names of all registered spaces."""
+    return tuple(_spaces)
+
+
+def get_space(space: str | Space) -> Space:
+    """The space of that name.
+
+    Raises:
+        InputError: no such space; the message names the nearest.
+    """
+    if isinstance(space, Space):
+        return space
+    if space not in _spaces:
+        raise unknown("space", space, _spaces)
+    return _spaces[space]()
+
+
+_WEIGHTLESS = ("none", "max_pool_3x3", "avg_pool_3x3")
+_CONVOLUTIONS = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+
+
+@register_space("bionas")
+def bionas() -> Space:
+    """The paper's space (3.2): 22 candidates on each of 14 edges."""
+    return Space(
+        "bionas",
+        tuple(Candidate(o) for o in _WEIGHTLESS)
+        + _cross(("skip_connect",), ("usf", "brsf", "frsf"))
+        + _cross(_CONVOLUTIONS, ("fa", "usf", "brsf", "frsf")),
+    )
+
+
+@register_space("darts-bp")
+def darts_bp() -> Space:
+    """The space of DARTS (Liu et al. 2019): eight operations, all trained by back-propagation."""
+    return Space(
+        "darts-bp",
+        tuple(Candidate(o) for o in _WEIGHTLESS) + _cross(("skip_connect", *_CONVOLUTIONS), ("bp",)),
+    )

@@ -1,0 +1,152 @@
+"""The operations of the cells, and the layers around them (DARTS, Liu et al. 2019; BioNAS, section 3.2).
+
+Every builder returns a module [N, C, H, W] → [N, C, ⌈H/stride⌉, ⌈W/stride⌉]. In a supernet (``searching``) batch
+normalisation has no affine parameters and follows the pools; in a network to be trained it is the other way round.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bionas_fast.nn import Conv2d, FeedbackLayer
+from bionas_fast.ops.feedback import feedback_conv
+from bionas_fast.rules import Law
+from bionas_fast.space.candidates import register_operation
+
+
+def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str | None, **geometry: int) -> Conv2d:
+    """A convolution as the paper has it: no bias, Xavier initialisation."""
+    return Conv2d(
+        in_channels, out_channels, kernel_size, rule=rule or "bp", feedback_init="xavier", bias=False, **geometry
+    )
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, 1×1 convolution, batch normalisation: what brings a cell's inputs to its number of channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, rule: str, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            convolution(in_channels, out_channels, 1, rule),
+            nn.BatchNorm2d(out_channels, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """ReLU, two 1×1 convolutions of stride 2, the second on the input shifted by a pixel, concatenated, BN.
+
+    [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉], odd sizes included: there the shifted input is padded by a zero.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rule: str, affine: bool) -> None:
+        super().__init__()
+        self.conv_1 = convolution(in_channels, out_channels - out_channels // 2, 1, rule, stride=2)
+        self.conv_2 = convolution(in_channels, out_channels // 2, 1, rule, stride=2) if out_channels > 1 else None
+        self.bn = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        if self.conv_2 is None:
+            return self.bn(self.conv_1(x))
+        shifted = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))[:, :, 1:, 1:]
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
+
+
+class Zero(nn.Module):
+    """The candidate ``none``: no connection."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride] * 0
+
+
+class Skip(FeedbackLayer):
+    """An identity that learns by a rule: a depthwise 1×1 convolution with frozen unit weights.
+
+    The error passes unchanged under ``bp`` and ``usf``; ``brsf`` and ``frsf`` scale it channel by channel by a random
+    magnitude of mean 1, redrawn every batch or fixed. So the rules of a skip connection differ, as those of a
+    convolution do.
+    """
+
+    def __init__(self, channels: int, rule: str) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels, 1, 1, 1), persistent=False)
+        self.set_rule(rule)
+
+    @property
+    def law(self) -> Law:
+        return Law(bound=2.0, scale=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return feedback_conv(x, self.weight, None, self._feedback(), groups=x.shape[1])
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, rule={self.rule!r}"
+
+
+class SeparableStage(nn.Sequential):
+    """ReLU, depthwise k×k, pointwise 1×1, batch normalisation: the building block of both kinds of convolution."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, dilation: int, rule: str, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            convolution(
+                channels,
+                channels,
+                kernel_size,
+                rule,
+                stride=stride,
+                padding=dilation * (kernel_size // 2),
+                dilation=dilation,
+                groups=channels,
+            ),
+            convolution(channels, channels, 1, rule),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+
+
+def _register_convolutions(kernel_size: int) -> None:
+    @register_operation(f"sep_conv_{kernel_size}x{kernel_size}")
+    def sep_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+        assert rule is not None
+        return nn.Sequential(
+            SeparableStage(channels, kernel_size, stride, 1, rule, not searching),
+            SeparableStage(channels, kernel_size, 1, 1, rule, not searching),
+        )
+
+    @register_operation(f"dil_conv_{kernel_size}x{kernel_size}")
+    def dil_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+        assert rule is not None
+        return SeparableStage(channels, kernel_size, stride, 2, rule, not searching)
+
+
+@register_operation("none", takes_rule=False)
+def _none(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+    return Zero(stride)
+
+
+@register_operation("max_pool_3x3", takes_rule=False)
+def _max_pool(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+    pool = nn.MaxPool2d(3, stride, padding=1)
+    return nn.Sequential(pool, nn.BatchNorm2d(channels, affine=False)) if searching else pool
+
+
+@register_operation("avg_pool_3x3", takes_rule=False)
+def _avg_pool(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+    pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+    return nn.Sequential(pool, nn.BatchNorm2d(channels, affine=False)) if searching else pool
+
+
+@register_operation("skip_connect")
+def _skip_connect(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+    assert rule is not None
+    return Skip(channels, rule) if stride == 1 else FactorizedReduce(channels, channels, rule, not searching)
+
+
+for _kernel_size in (3, 5):
+    _register_convolutions(_kernel_size)

@@ -1,0 +1,1 @@
+"""Feedback weights and the backward passes that use them."""

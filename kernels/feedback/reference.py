@@ -1,0 +1,196 @@
+"""The specification of feedback weights and of the backward passes through them, in plain PyTorch.
+
+Forward passes are PyTorch's own. Backward, for a layer y = W ⋆ x + b with feedback B:
+
+    δ_in = convᵀ(δ_out; B),   ∂W = x ⊗ δ_out,   ∂b = Σ δ_out
+
+Random magnitudes come from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11),
+which is counter-based: any element of any draw can be computed alone, on any device, with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(key: Sequence[Tensor | int], counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10.
+
+    Args:
+        key: two 32-bit words.
+        counter: four 32-bit words. Words are int64 tensors (or numbers) that broadcast against each other.
+
+    Returns:
+        Four 32-bit words, int64 tensors with values in [0, 2³²).
+    """
+    k0, k1 = key
+    c0, c1, c2, c3 = (torch.as_tensor(word) for word in counter)
+    for _ in range(10):
+        # int64 products wrap modulo 2⁶⁴; shift and mask still give the two unsigned halves.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW, (k1 + _KEY_STEPS[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+def uniform(shape: Sequence[int], stream: Tensor) -> Tensor:
+    """Numbers in [0, 1), multiples of 2⁻²⁴: element i of draw d is word 0 of Philox at counter (i, d, 0, 0).
+
+    Args:
+        shape: of the result; elements are counted in row-major order.
+        stream: int64 [2], the seed (64 bits, the key) and the number of the draw.
+
+    Returns:
+        float32, on the stream's device.
+    """
+    seed, draw = stream.unbind()
+    count = 1
+    for size in shape:
+        count *= size
+    element = torch.arange(count, device=stream.device)
+    zero = torch.zeros_like(element)
+    word = philox((seed & _LOW, (seed >> 32) & _LOW), (element, draw & _LOW, zero, zero))[0]
+    return ((word >> 8).float() * 2.0**-24).reshape(shape)
+
+
+def feedback_weight(
+    weight: Tensor, stored: Tensor | None, stream: Tensor | None, mode: str, bound: float, scale: float
+) -> Tensor:
+    """B, shaped like ``weight`` and in its dtype. The modes are those of ``rules.MODES``.
+
+    Args:
+        stored: what ``stored`` and ``stored_sign`` read.
+        stream: int64 [2], seed and draw, what ``drawn_sign`` reads.
+        bound: a of |M| ~ U(0, a).
+        scale: the constant magnitude of ``sign``.
+    """
+    if mode == "weight":
+        return weight
+    if mode == "sign":
+        return weight.sign() * scale
+    if mode == "drawn_sign":
+        assert stream is not None
+        return (uniform(weight.shape, stream) * bound).to(weight.dtype) * weight.sign()
+    assert stored is not None
+    if mode == "stored_sign":
+        return stored.to(weight.dtype).abs() * weight.sign()
+    return stored.to(weight.dtype)
+
+
+def conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """W ⋆ x + b, [N, C_out, …]."""
+    return torch.ops.aten.convolution(
+        input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
+    )
+
+
+def conv_backward(
+    grad: Tensor,
+    input: Tensor,
+    feedback: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(δ_in, ∂W, ∂b), those that ``output_mask`` asks for.
+
+    One call suffices: ∂W does not depend on the weight that is passed in, so passing B changes δ_in only.
+    """
+    return torch.ops.aten.convolution_backward(
+        grad,
+        input,
+        feedback,
+        [feedback.shape[0]] if output_mask[2] else None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0] * len(stride),
+        groups,
+        output_mask,
+    )
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b for x of shape [..., in_features]."""
+    return torch.ops.aten.linear(input, weight, bias)
+
+
+def linear_backward(
+    grad: Tensor, input: Tensor, feedback: Tensor, output_mask: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(δ_in, ∂W, ∂b) for δ_out of shape [..., out_features], those that ``output_mask`` asks for."""
+    rows = grad.reshape(-1, grad.shape[-1])
+    return (
+        (rows @ feedback).reshape(input.shape) if output_mask[0] else None,
+        rows.t() @ input.reshape(-1, input.shape[-1]) if output_mask[1] else None,
+        rows.sum(0) if output_mask[2] else None,
+    )
+
+
+def direct_conv_backward(
+    error: Tensor,
+    feedback: Tensor,
+    input_shape: Sequence[int],
+    output_size: Sequence[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """δ_in of direct feedback alignment through a convolution: convᵀ(E; B), E(n, k, ·) = e(n, k) at every position.
+
+    E is constant over positions, so the transposed convolution is done once, for the basis of errors, not once for
+    every image.
+
+    Args:
+        error: e, the error at the logits, [N, classes].
+        feedback: B, [classes, C_in, *kernel].
+        input_shape: [N, C_in, …] of the layer's input.
+        output_size: the layer's output positions.
+    """
+    classes, channels = feedback.shape[:2]
+    plane = feedback.new_ones(1, 1, *output_size)
+    spread = torch.ops.aten.convolution_backward(
+        plane,
+        plane.new_empty(1, classes * channels, *input_shape[2:]),
+        feedback.reshape(1, classes * channels, *feedback.shape[2:]),
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0] * len(stride),
+        1,
+        [True, False, False],
+    )[0]
+    return (error @ spread.reshape(classes, -1)).reshape(tuple(input_shape))
+
+
+def direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: Sequence[int]) -> Tensor:
+    """δ_in = e B of direct feedback alignment through a linear layer, the same at every position in between.
+
+    Args:
+        error: e, [N, classes].
+        feedback: B, [classes, in_features].
+        input_shape: [N, ..., in_features].
+    """
+    down = error @ feedback
+    between = [1] * (len(input_shape) - 2)
+    return down.reshape(down.shape[0], *between, down.shape[1]).expand(tuple(input_shape)).contiguous()
