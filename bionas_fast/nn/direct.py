@@ -59,21 +59,25 @@ class DirectFeedback:
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
 
-def connect_direct_feedback(model: nn.Module) -> nn.Module:
+def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:
     """Let the layers of ``model`` that learn by direct feedback see the error at its logits.
 
     ``convert`` and the network builders call this themselves; a model put together by hand needs it once.
 
     Args:
         model: returns logits [N, classes], or a tuple that starts with them.
+        num_classes: needed where layers were made without it.
 
     Returns:
         ``model``.
+
+    Raises:
+        InputError: a layer does not know the number of classes and ``num_classes`` is not given.
     """
     direct = DirectFeedback()
     for layer in model.modules():
         if isinstance(layer, FeedbackLayer):
-            layer.direct = direct
+            layer.connect(direct, num_classes)
     model.register_forward_pre_hook(direct.start, with_kwargs=True)
     model.register_forward_hook(direct.finish)
     return model

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from bionas_fast.nn.direct import DirectFeedback
 
 _MAX_SEED = 2**64
+_NOT_CONNECTED = (
+    "a layer with rule {!r} needs the error at the logits of its model: "
+    "call bionas_fast.nn.connect_direct_feedback(model, num_classes=...) once"
+)
 
 
 class FeedbackLayer(nn.Module):
@@ -53,17 +57,18 @@ class FeedbackLayer(nn.Module):
             rule: a registered rule or its name.
             feedback_init: the law of W's initial values and thus of random feedback: ``"default"`` (PyTorch's) or
                 ``"xavier"`` (the paper's).
-            num_classes: the number of logits, for ``dfa`` only.
+            num_classes: the number of logits, for ``dfa`` only; without it B is drawn when the layer's model is
+                connected to its logits (``connect_direct_feedback``).
             seed: of the layer's random feedback, 0 ≤ seed < 2⁶⁴. By default it follows from the state of PyTorch's
                 generator, without advancing it: initial weights do not depend on the rule.
             generator: take that state from this generator instead.
 
         Raises:
-            InputError: an unknown rule or initialisation, a seed out of range, ``dfa`` without ``num_classes``.
+            InputError: an unknown rule or initialisation, a seed or a number of classes out of range.
         """
         known = rules.get(rule)
-        if known.stores == "direct" and not (isinstance(num_classes, int) and num_classes > 0):
-            raise InputError(f"rule {known.name!r} needs num_classes, the number of logits; got {num_classes!r}")
+        if num_classes is not None and num_classes < 1:
+            raise InputError(f"num_classes: expected at least 1, got {num_classes}")
         if seed is None:
             seed = _seed_from(generator or torch.default_generator)
         if not 0 <= seed < _MAX_SEED:
@@ -71,29 +76,46 @@ class FeedbackLayer(nn.Module):
         rules.get_law(feedback_init, (1, 1))
         self.rule = known.name
         self.feedback_init = feedback_init
-        self.num_classes = num_classes if known.stores == "direct" else None
         self.direct: DirectFeedback | None = None
         self._true_gradient = False
         self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
-        self._draw(seed)
-
-    def _draw(self, seed: int) -> None:
-        rule, weight = rules.get(self.rule), self.weight
-        signed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
-        stream = torch.tensor([signed, 0], dtype=torch.int64, device=weight.device)
-        if rule.stores is not None:
-            shape = self._direct_shape() if rule.stores == "direct" else tuple(weight.shape)
-            law = rules.get_law(self.feedback_init, shape) if rule.stores == "direct" else self.law
-            numbers = reference.uniform(shape, stream)
-            stored = numbers * law.bound if rule.stores == "magnitude" else (2 * numbers - 1) * law.bound
-            self.feedback = stored.to(weight.dtype)
+        self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
         # A rule of a user's own may draw at any time; of the built-in ones only those that redraw keep a stream.
-        if rule.redraws or rule.mode == "custom":
-            self.feedback_stream = stream
+        if known.redraws or known.mode == "custom":
+            self.feedback_stream = self._new_stream()
+        if known.stores == "direct":
+            if num_classes is not None:
+                self._draw(self._direct_shape(num_classes))
+        elif known.stores is not None:
+            self._draw(tuple(self.weight.shape))
 
-    def _direct_shape(self) -> tuple[int, ...]:
-        raise InputError(f"{type(self).__name__} cannot learn by {self.rule!r}")
+    def _new_stream(self) -> Tensor:
+        return torch.tensor([self._seed, 0], dtype=torch.int64, device=self.weight.device)
+
+    def _draw(self, shape: tuple[int, ...]) -> None:
+        numbers = reference.uniform(shape, self._new_stream())
+        if rules.get(self.rule).stores == "direct":
+            numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound
+        elif rules.get(self.rule).stores == "magnitude":
+            numbers = numbers * self.law.bound
+        else:
+            numbers = (2 * numbers - 1) * self.law.bound
+        self.feedback = numbers.to(self.weight.dtype)
+
+    def _direct_shape(self, num_classes: int) -> tuple[int, ...]:
+        """The shape of B under direct feedback, [classes, ...]."""
+        return (num_classes, self.weight.shape[1] * getattr(self, "groups", 1), *self.weight.shape[2:])
+
+    def connect(self, direct: DirectFeedback, num_classes: int | None) -> None:
+        """Take the error from ``direct``; draw B where that was left open. See ``connect_direct_feedback``."""
+        if rules.get(self.rule).stores != "direct":
+            return
+        if self.feedback is None:
+            if num_classes is None:
+                raise InputError(f"rule {self.rule!r} needs num_classes, the number of logits")
+            self._draw(self._direct_shape(num_classes))
+        self.direct = direct
 
     @property
     def law(self) -> Law:
@@ -117,8 +139,7 @@ class FeedbackLayer(nn.Module):
     def feedback_weight(self) -> Tensor:
         """B that the next backward pass uses, shaped like ``weight`` ([classes, ...] for ``dfa``); detached."""
         if rules.get(self.rule).mode == "direct" and not self._true_gradient:
-            assert self.feedback is not None
-            return self.feedback.clone()
+            return self._direct_feedback().clone()
         return ops.feedback_weight(self.weight, self._feedback()).clone()
 
     def feedback_angle(self) -> float:
@@ -175,13 +196,23 @@ class FeedbackLayer(nn.Module):
             return False
         return torch.is_grad_enabled() and input.requires_grad
 
+    def _direct_feedback(self) -> Tensor:
+        if self.feedback is None:
+            raise InputError(_NOT_CONNECTED.format(self.rule))
+        return self.feedback
+
     def _collect(self, token: Tensor) -> None:
         if self.direct is None:
-            raise InputError(
-                f"a layer with rule {self.rule!r} needs the error at the logits of its model: "
-                "call bionas_fast.nn.connect_direct_feedback(model) once"
-            )
+            raise InputError(_NOT_CONNECTED.format(self.rule))
         self.direct.collect(token)
+
+    def _convolve(self, input: Tensor, bias: Tensor | None, groups: int, **geometry: Any) -> Tensor:
+        """The layer as a convolution, whichever way the error comes."""
+        if not self._is_direct(input):
+            return ops.feedback_conv(input, self.weight, bias, self._feedback(), groups=groups, **geometry)
+        output = ops.feedback_conv(input.detach(), self.weight, bias, groups=groups, **geometry)
+        self._collect(ops.direct_conv(input, self._direct_feedback(), output.shape[2:], **geometry))
+        return output
 
 
 @contextmanager

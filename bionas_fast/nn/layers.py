@@ -12,19 +12,19 @@ from torch.nn import functional as F
 from bionas_fast import rules
 from bionas_fast.errors import InputError
 from bionas_fast.nn.feedback import FeedbackLayer
-from bionas_fast.ops.feedback import direct_conv, direct_linear, feedback_conv, feedback_linear
+from bionas_fast.ops.feedback import direct_linear, feedback_linear
 
 _FEEDBACK_ARGUMENTS = """
     Args:
         rule: the learning rule, by name or as a :class:`bionas_fast.rules.Rule`. ``"bp"`` is torch.nn's own layer.
         feedback_init: the law that W and random feedback are drawn from: ``"default"`` (PyTorch's, Kaiming uniform
             with slope √5) or ``"xavier"`` (Xavier uniform, bias 0; the paper's).
-        num_classes: the number of logits of the model; needed by ``dfa`` only.
+        num_classes: the number of logits of the model, for ``dfa`` only; it can wait until the model is connected.
         seed: of the random feedback; see :meth:`FeedbackLayer.set_rule`.
         generator: draws the weights, and the seed of the feedback where none is given.
 
     Raises:
-        InputError: an unknown rule or initialisation; a seed out of range; ``dfa`` without ``num_classes``.
+        InputError: an unknown rule or initialisation; a seed out of range.
     """
 
 
@@ -55,7 +55,10 @@ class _Initialised(FeedbackLayer):
         if "feedback_init" not in self.__dict__:
             return  # torch.nn's constructor calls this before there is a rule; ours follows
         self._reset_weight(None)
-        self.set_rule(self.rule, feedback_init=self.feedback_init, num_classes=self.num_classes)
+        classes = len(self.feedback) if rules.get(self.rule).stores == "direct" and self.feedback is not None else None
+        direct = self.direct
+        self.set_rule(self.rule, feedback_init=self.feedback_init, num_classes=classes)
+        self.direct = direct
 
     def _reset_weight(self, generator: torch.Generator | None) -> None:
         bias = getattr(self, "bias", None)
@@ -93,15 +96,8 @@ class _Conv(_Initialised):
                 f"got shape {list(input.shape)}"
             )
         input, padding = self._pad(input)
-        geometry: dict[str, Any] = dict(stride=self.stride, padding=padding, dilation=self.dilation)
-        if not self._is_direct(input):
-            return feedback_conv(
-                input, self.weight, self.bias, self._feedback(), groups=self.groups, **geometry
-            )
-        output = feedback_conv(input.detach(), self.weight, self.bias, groups=self.groups, **geometry)
-        assert self.feedback is not None
-        self._collect(direct_conv(input, self.feedback, output.shape[2:], **geometry))
-        return output
+        geometry = dict(stride=self.stride, padding=padding, dilation=self.dilation)
+        return self._convolve(input, self.bias, self.groups, **geometry)
 
     def _pad(self, input: Tensor) -> tuple[Tensor, list[int]]:
         """The input and the padding that is left to the convolution."""
@@ -111,10 +107,6 @@ class _Conv(_Initialised):
             return input, before
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(input, amounts, mode=mode), [0] * len(before)
-
-    def _direct_shape(self) -> tuple[int, ...]:
-        assert self.num_classes is not None
-        return (self.num_classes, self.weight.shape[1] * self.groups, *self.weight.shape[2:])
 
 
 class Conv1d(_Conv, nn.Conv1d):
@@ -136,12 +128,7 @@ class Linear(_Initialised, nn.Linear):
         """[..., in_features] → [..., out_features]."""
         if not self._is_direct(input):
             return feedback_linear(input, self.weight, self.bias, self._feedback())
-        assert self.feedback is not None
         if input.dim() < 2:
             raise InputError(f"input: rule {self.rule!r} needs a batch, [N, ..., in_features]; got {list(input.shape)}")
-        self._collect(direct_linear(input, self.feedback))
+        self._collect(direct_linear(input, self._direct_feedback()))
         return feedback_linear(input.detach(), self.weight, self.bias)
-
-    def _direct_shape(self) -> tuple[int, ...]:
-        assert self.num_classes is not None
-        return (self.num_classes, self.in_features)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.nn import Conv2d, FeedbackLayer
-from bionas_fast.ops.feedback import feedback_conv
 from bionas_fast.rules import Law
 from bionas_fast.space.candidates import register_operation
 
@@ -75,6 +74,7 @@ class Skip(FeedbackLayer):
 
     def __init__(self, channels: int, rule: str) -> None:
         super().__init__()
+        self.groups = channels
         self.register_buffer("weight", torch.ones(channels, 1, 1, 1), persistent=False)
         self.set_rule(rule)
 
@@ -83,7 +83,7 @@ class Skip(FeedbackLayer):
         return Law(bound=2.0, scale=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return feedback_conv(x, self.weight, None, self._feedback(), groups=x.shape[1])
+        return self._convolve(x, None, groups=self.groups)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, rule={self.rule!r}"
