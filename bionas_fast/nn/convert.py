@@ -65,7 +65,9 @@ def convert(
     }
     chosen = {name: choice for name, choice in _choose(rule, layers).items() if choice is not None}
     if not chosen:
-        raise InputError(f"nothing to convert: {type(model).__name__} has no convolution or linear layer that was chosen")
+        raise InputError(
+            f"nothing to convert: {type(model).__name__} has no convolution or linear layer that was chosen"
+        )
     if num_classes is None and any(choice.stores == "direct" for choice in chosen.values()):
         num_classes = _count_classes(layers)
     _warn_of_subclasses(model)

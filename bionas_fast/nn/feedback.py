@@ -237,4 +237,3 @@ def _seed_from(generator: torch.Generator) -> int:
     # Read as plain memory: under FakeTensorMode no tensor operation reaches real values.
     state_bytes = ctypes.string_at(state.data_ptr(), state.numel())
     return int.from_bytes(hashlib.blake2b(state_bytes, digest_size=8).digest(), "little")
-

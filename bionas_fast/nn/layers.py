@@ -46,9 +46,7 @@ class _Initialised(FeedbackLayer):
         super().__init__(*args, **kwargs)
         self.feedback_init = feedback_init
         self._reset_weight(generator)
-        self.set_rule(
-            rule, feedback_init=feedback_init, num_classes=num_classes, seed=seed, generator=generator
-        )
+        self.set_rule(rule, feedback_init=feedback_init, num_classes=num_classes, seed=seed, generator=generator)
 
     def reset_parameters(self) -> None:
         """Draw weights and feedback anew."""

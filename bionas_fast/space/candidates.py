@@ -139,10 +139,15 @@ class Space:
             c
             for c in self.candidates
             if c.operation == NONE
-            or ((not operation_names or c.operation in operation_names) and (not rule_names or c.rule in (None, *rule_names)))
+            or (
+                (not operation_names or c.operation in operation_names)
+                and (not rule_names or c.rule in (None, *rule_names))
+            )
         )
         if sum(c.operation != NONE for c in kept) < 2:
-            raise InputError(f"space {self.name!r} keeps {len(kept)} candidates under this restriction; nothing to search")
+            raise InputError(
+                f"space {self.name!r} keeps {len(kept)} candidates under this restriction; nothing to search"
+            )
         return Space(self.name, kept, self.nodes)
 
 

@@ -6,10 +6,9 @@ Written as JSON that a person can read and edit; an edge is ``"sep_conv_3x3@usf<
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,8 +90,19 @@ class Cell:
         return {"nodes": [[str(e) for e in edges] for edges in self.nodes], "concat": list(self.concat)}
 
 
-def _default_fixed() -> dict[str, str]:
-    return dict.fromkeys(FIXED_LAYERS, "bp")
+def fixed_rules(given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The rules of stem, preprocess and head: those given, ``bp`` for the others.
+
+    Raises:
+        InputError: an unknown layer or rule.
+    """
+    given = given or {}
+    for layer, rule in given.items():
+        if layer not in FIXED_LAYERS:
+            raise unknown("layer", layer, FIXED_LAYERS, "fixed")
+        if rule not in rules.names():
+            raise unknown("rule", rule, rules.names(), f"fixed.{layer}")
+    return {**dict.fromkeys(FIXED_LAYERS, "bp"), **given}
 
 
 @dataclass(frozen=True)
@@ -106,15 +116,10 @@ class Genotype:
 
     normal: Cell
     reduce: Cell
-    fixed: Mapping[str, str] = field(default_factory=_default_fixed)
+    fixed: Mapping[str, str] = field(default_factory=fixed_rules)
 
     def __post_init__(self) -> None:
-        for layer, rule in self.fixed.items():
-            if layer not in FIXED_LAYERS:
-                raise unknown("layer", layer, FIXED_LAYERS, "fixed")
-            if rule not in rules.names():
-                raise unknown("rule", rule, rules.names(), f"fixed.{layer}")
-        object.__setattr__(self, "fixed", {**_default_fixed(), **self.fixed})
+        object.__setattr__(self, "fixed", fixed_rules(self.fixed))
 
     def __hash__(self) -> int:
         return hash(self.hash)
@@ -212,7 +217,9 @@ class Genotype:
         Raises:
             InputError: not such a text; the message says where.
         """
-        return _parse_darts(text)
+        from bionas_fast.space.published import parse_genotype  # reads into this class
+
+        return parse_genotype(text)
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
@@ -227,13 +234,16 @@ class Genotype:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read genotype {path}: {error}") from None
         try:
-            return cls.from_darts(text) if _looks_like_darts(text) else cls.from_json(text)
+            return cls.from_darts(text) if text.lstrip().startswith("Genotype") else cls.from_json(text)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
 
 def derive_genotype(
-    alphas: Mapping[str, Tensor], space: Space, fixed: Mapping[str, str] | None = None, edges_per_node: int = 2
+    alphas: Mapping[str, Tensor],
+    space: Space,
+    fixed: Mapping[str, str] | None = None,
+    edges_per_node: int = 2,
 ) -> Genotype:
     """The discrete cells that architecture parameters stand for (DARTS, section 2.4).
 
@@ -258,9 +268,7 @@ def derive_genotype(
         for node in range(space.nodes):
             rows = [row for row, edge in enumerate(space.edges) if edge[0] == node]
             kept = sorted(rows, key=lambda row: -best[row].item())[:edges_per_node]  # stable: smaller source first
-            nodes.append(
-                tuple(Edge(space.candidates[eligible[int(choice[row])]], space.edges[row][1]) for row in kept)
-            )
+            nodes.append(tuple(Edge(space.candidates[eligible[int(choice[row])]], space.edges[row][1]) for row in kept))
         return Cell(tuple(nodes), tuple(range(2, 2 + space.nodes)))
 
     return Genotype(cell("normal"), cell("reduce"), fixed or {})
@@ -274,7 +282,14 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-_JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "a number", type(None): "null", bool: "a truth value"}
+_JSON_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    type(None): "null",
+    bool: "a truth value",
+}
 
 
 def _expect(value: Any, kind: type, where: str) -> Any:
@@ -302,7 +317,7 @@ def _read_cell(top: Mapping[str, Any], kind: str) -> Cell:
         node = []
         for k, text in enumerate(_expect(edges, list, f"{kind}.nodes[{i}]")):
             where = f"{kind}.nodes[{i}][{k}]"
-            node.append(_at(where, Edge.parse, _expect(text, str, where)))
+            node.append(located(where, Edge.parse, _expect(text, str, where)))
         nodes.append(tuple(node))
     concat = _expect(data.get("concat", list(range(2, 2 + len(nodes)))), list, f"{kind}.concat")
     states = tuple(_expect(state, int, f"{kind}.concat[{i}]") for i, state in enumerate(concat))
@@ -312,72 +327,9 @@ def _read_cell(top: Mapping[str, Any], kind: str) -> Cell:
         raise InputError(f"{kind}.{error}") from None
 
 
-def _at(where: str, parse: Any, text: str) -> Any:
+def located(where: str, parse: Callable[[str], Any], text: str) -> Any:
+    """``parse(text)``, with the place in front of any complaint."""
     try:
         return parse(text)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-_SUFFIXES = {"_u": "usf", "_br": "brsf", "_fr": "frsf", "_fa": "fa"}
-_SKIP_SUFFIXES = {"_u": "usf", "_b": "brsf", "_f": "frsf"}
-
-
-def parse_published_name(name: str) -> Candidate:
-    """The candidate behind a name of the paper's code, such as ``sep_conv_3x3_br``."""
-    suffixes = _SKIP_SUFFIXES if name.startswith("skip_connect") else _SUFFIXES
-    for suffix, rule in suffixes.items():
-        if name.endswith(suffix):
-            return Candidate(name.removesuffix(suffix), rule)
-    return Candidate(name) if name in ("none", "max_pool_3x3", "avg_pool_3x3") else Candidate(name, "bp")
-
-
-def _looks_like_darts(text: str) -> bool:
-    return not text.lstrip().startswith("{") and "Genotype" in text[:200]
-
-
-def _parse_darts(text: str) -> Genotype:
-    try:
-        tree = ast.parse(text.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        where = f"line {error.lineno}, column {error.offset}: " if isinstance(error, SyntaxError) else ""
-        raise InputError(f"genotype: {where}not the text of a Genotype(...)") from None
-    value = getattr(tree.body[0], "value", None) if len(tree.body) == 1 else None
-    if not (isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "Genotype" and not value.args):
-        raise InputError("genotype: expected one Genotype(normal=…, normal_concat=…, reduce=…, reduce_concat=…)")
-    fields = {keyword.arg: keyword.value for keyword in value.keywords}
-    cells = {}
-    for kind in CELL_KINDS:
-        if kind not in fields:
-            raise InputError(f"genotype: {kind!r} is missing")
-        pairs = _literal(fields[kind], kind)
-        if not isinstance(pairs, (list, tuple)) or not pairs or len(pairs) % 2:
-            raise InputError(f"{kind}: expected a list with two edges a node")
-        edges = []
-        for i, pair in enumerate(pairs):
-            where = f"{kind}[{i}]"
-            match pair:
-                case (str(name), int(source)) if not isinstance(source, bool) and source >= 0:
-                    edges.append(Edge(_at(where, parse_published_name, name), source))
-                case _:
-                    raise InputError(f"{where}: expected ('operation', source), got {pair!r:.60}")
-        nodes = tuple(zip(edges[::2], edges[1::2], strict=True))
-        concat = _literal(fields[f"{kind}_concat"], f"{kind}_concat") if f"{kind}_concat" in fields else range(2, 2 + len(nodes))
-        if not isinstance(concat, (list, tuple, range)) or not all(type(state) is int for state in concat):
-            raise InputError(f"{kind}_concat: expected states, such as range(2, 6)")
-        try:
-            cells[kind] = Cell(nodes, tuple(concat))
-        except InputError as error:
-            raise InputError(f"{kind}: {error}") from None
-    return Genotype(cells["normal"], cells["reduce"])
-
-
-def _literal(node: ast.AST, where: str) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
-        bounds = [_literal(arg, where) for arg in node.args]
-        if 1 <= len(bounds) <= 2 and all(type(b) is int and 0 <= b < 100 for b in bounds):
-            return range(*bounds)
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise InputError(f"{where}: expected plain values") from None

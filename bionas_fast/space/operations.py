@@ -18,7 +18,13 @@ from bionas_fast.space.candidates import register_operation
 def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str | None, **geometry: int) -> Conv2d:
     """A convolution as the paper has it: no bias, Xavier initialisation."""
     return Conv2d(
-        in_channels, out_channels, kernel_size, rule=rule or "bp", feedback_init="xavier", bias=False, **geometry
+        in_channels,
+        out_channels,
+        kernel_size,
+        rule=rule or "bp",
+        feedback_init="xavier",
+        bias=False,
+        **geometry,
     )
 
 

@@ -94,9 +94,7 @@ def conv(
     groups: int,
 ) -> Tensor:
     """W ⋆ x + b, [N, C_out, …]."""
-    return torch.ops.aten.convolution(
-        input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
-    )
+    return torch.ops.aten.convolution(input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
 def conv_backward(

@@ -1,0 +1,4 @@
+"""Data sets behind one function, and batches of them in memory."""
+
+from bionas_fast.data.batches import Augment, BatchStream, as_float, evaluation_batches, normalise, split
+from bionas_fast.data.datasets import Dataset, dataset_names, load_dataset, register_dataset

@@ -1,0 +1,285 @@
+"""Batches of a data set in memory: split, shuffled, augmented, normalised, with no loop over images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bionas_fast.errors import InputError
+
+Batch = tuple[Tensor, Tensor]
+Statistics = Sequence[float] | Tensor
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images as float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def normalise(images: Tensor, mean: Statistics, std: Statistics) -> Tensor:
+    """(images - mean) / std.
+
+    Args:
+        images: [N, C, H, W], uint8 or float32 in [0, 1].
+        mean: a value a channel, in units of [0, 1]; one value serves all channels.
+        std: likewise.
+
+    Returns:
+        float32 [N, C, H, W].
+    """
+    return (as_float(images) - _per_channel(mean, images.device)) / _per_channel(std, images.device)
+
+
+def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[Batch, Batch]:
+    """Two disjoint parts of a data set in which every class has the same share.
+
+    Args:
+        images: [N, ...].
+        labels: int64 [N].
+        fraction: the share of the first part, between 0 and 1: round(fraction · N) images, and of each class
+            its share up to one image. DARTS searches with 0.5: weights learn on one half, α on the other.
+        seed: decides which images; the global generator is neither read nor moved.
+
+    Returns:
+        ((images, labels), (images, labels)), each in the original order.
+
+    Raises:
+        InputError: as many labels as images are not given, or a part would be empty.
+    """
+    _check(images, labels)
+    total = len(labels)
+    if not 0 < fraction < 1 or round(fraction * total) in (0, total):
+        raise InputError(f"fraction = {fraction} of {total} images leaves one part of the split empty")
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(total, generator=generator).to(labels.device)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    # In shuffled classes one after the other, the first part takes each image at which the running share
+    # passes a whole number. So both the total and every class are right, with no remainders to hand out.
+    share = (torch.arange(total + 1, dtype=torch.float64) * fraction).round().to(labels.device)
+    first = torch.zeros(total, dtype=torch.bool, device=labels.device)
+    first[by_class] = share[1:] > share[:-1]
+    place = first.to(images.device)
+    return (images[place], labels[first]), (images[~place], labels[~first])
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training images, each drawn anew for every image.
+
+    Attributes:
+        flip: mirror left and right with probability 1/2.
+        crop_padding: pad with this many black pixels on every side, then crop a window of the original size.
+        cutout: the side of a square, centred anywhere in the image and clipped at its border, that is blanked
+            (DeVries and Taylor, 2017, arXiv:1708.04552; DARTS trains with 16).
+
+    Raises:
+        InputError: a size is negative or not an integer.
+    """
+
+    flip: bool = False
+    crop_padding: int = 0
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("crop_padding", "cutout"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 0:
+                raise InputError(f"{name} must be a number of pixels, 0 or more, not {size!r}")
+
+    def __call__(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
+        """Augmented images; the input is left as it was.
+
+        Args:
+            images: float [N, C, H, W].
+            generator: on the CPU, so that a seed means the same images on every device.
+            blank: what cutout fills with, broadcast to [N, C, H, W]; the mean makes it 0 after normalisation.
+
+        Returns:
+            [N, C, H, W], contiguous.
+        """
+        if self.flip or self.crop_padding:
+            images = self._crop_and_flip(images, generator)
+        if self.cutout:
+            images = torch.where(self._holes(images, generator), torch.as_tensor(blank).to(images), images)
+        return images
+
+    def _crop_and_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        n, _, height, width = images.shape
+        y, x = (torch.arange(size).expand(n, size) for size in (height, width))  # [N, H], [N, W]: where to read
+        if self.flip:
+            mirrored = torch.rand(n, 1, generator=generator) < 0.5
+            x = torch.where(mirrored, x.flip(1), x)
+        if self.crop_padding:
+            padding = self.crop_padding
+            images = torch.nn.functional.pad(images, (padding,) * 4)
+            offset_y, offset_x = torch.randint(2 * padding + 1, (2, n, 1), generator=generator)
+            y, x = y + offset_y, x + offset_x
+        image = torch.arange(n)[:, None, None]
+        image, y, x = (i.to(images.device) for i in (image, y[:, :, None], x[:, None, :]))
+        # The channels stand between the gathered dimensions, so indexing moves them to the end.
+        return images[image, :, y, x].permute(0, 3, 1, 2).contiguous()
+
+    def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        n, _, *sizes = images.shape
+
+        def covered(size: int) -> Tensor:
+            start = torch.randint(size, (n, 1), generator=generator) - self.cutout // 2
+            pixel = torch.arange(size)
+            return (pixel >= start) & (pixel < start + self.cutout)
+
+        y, x = (covered(size) for size in sizes)
+        return (y[:, None, :, None] & x[:, None, None, :]).to(images.device)
+
+
+class BatchStream:
+    """Shuffled batches without end, which can be saved and resumed between any two of them.
+
+    ``next(stream)`` gives (images float32 [batch, C, H, W], labels int64 [batch]): cropped and flipped, cut
+    out, normalised. All of it follows from ``seed`` alone, on every device. Each epoch is a new permutation.
+    The data moves to the device once. Under data parallelism, give every rank the same stream of the global
+    batch and let it take its slice: then the result does not depend on the number of ranks.
+
+    Args:
+        images: [N, C, H, W], uint8 or float32 in [0, 1].
+        labels: int64 [N].
+        batch_size: images a batch; a smaller data set is one batch.
+        seed: of the stream's own generator.
+        augment: what is done to the images; None is nothing.
+        mean: subtracted from the images, a value a channel, in units of [0, 1].
+        std: what they are then divided by.
+        device: where the batches are made.
+        drop_last: leave out the end of an epoch that does not fill a batch. The next permutation may hold it.
+
+    Raises:
+        InputError: no images, not as many labels as images, or a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        *,
+        seed: int,
+        augment: Augment | None = None,
+        mean: Statistics = (0.0,),
+        std: Statistics = (1.0,),
+        device: torch.device | str = "cpu",
+        drop_last: bool = True,
+    ) -> None:
+        _check(images, labels, batch_size)
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.batch_size = min(batch_size, len(labels))
+        self.augment = augment
+        self.drop_last = drop_last
+        self.mean, self.std = (_per_channel(values, self.images.device) for values in (mean, std))
+        self._generator = torch.Generator().manual_seed(seed)
+        self._permutation = torch.empty(0, dtype=torch.int64)
+        self._position = len(self)  # at the end of an epoch: the first batch shuffles
+
+    @property
+    def position(self) -> int:
+        """How many batches of the current epoch have been given."""
+        return self._position
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        total = len(self.labels)
+        return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._position == len(self):
+            self._permutation = torch.randperm(len(self.labels), generator=self._generator)
+            self._position = 0
+        start = self._position * self.batch_size
+        chosen = self._permutation[start : start + self.batch_size].to(self.labels.device)
+        images = as_float(self.images[chosen])
+        if self.augment is not None:
+            images = self.augment(images, self._generator, blank=self.mean)
+        self._position += 1
+        return normalise(images, self.mean, self.std), self.labels[chosen]
+
+    def epoch(self) -> Iterator[Batch]:
+        """The batches of one epoch: what is left of one that has begun, else all of the next."""
+        yield next(self)
+        while self._position < len(self):
+            yield next(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, in tensors and integers: ``torch.load(weights_only=True)`` reads it."""
+        return {
+            "generator": self._generator.get_state(),
+            "permutation": self._permutation.clone(),
+            "position": self._position,
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken, over the same data and settings.
+
+        Raises:
+            InputError: the state is not one of a stream over this many images in batches of this size. The
+                stream is then left as it was.
+        """
+        try:
+            position, batch_size = int(state["position"]), int(state["batch_size"])
+            permutation = state["permutation"].to("cpu", torch.int64)
+            generator = torch.Generator()
+            generator.set_state(state["generator"].cpu())
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"not the state of a batch stream: {error!r}") from error
+        if batch_size != self.batch_size:
+            raise InputError(f"the batch stream was saved with batches of {batch_size}, not {self.batch_size}")
+        # Before the first batch there is no permutation, and the position is the end of an epoch.
+        total = len(permutation) or len(self.labels)
+        if total != len(self.labels):
+            raise InputError(f"the batch stream was saved over {total} images, not {len(self.labels)}")
+        if not torch.equal(permutation.sort().values, torch.arange(len(permutation))):
+            raise InputError("the batch stream's saved permutation is damaged")
+        if not (0 if len(permutation) else len(self)) <= position <= len(self):
+            raise InputError(f"the batch stream was saved at batch {position} of {len(self)}")
+        self._generator, self._permutation, self._position = generator, permutation, position
+
+
+def evaluation_batches(
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    *,
+    mean: Statistics = (0.0,),
+    std: Statistics = (1.0,),
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """All images once, in order, normalised: float32 [batch, C, H, W] and int64 [batch].
+
+    The last batch may be smaller. With the default ``mean`` and ``std`` the images stay in [0, 1], as attacks
+    want them.
+
+    Raises:
+        InputError: no images, not as many labels as images, or a batch size below 1.
+    """
+    _check(images, labels, batch_size)
+    return (
+        (normalise(x.to(device), mean, std), y.to(device))
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    )
+
+
+def _per_channel(values: Statistics, device: torch.device) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+def _check(images: Tensor, labels: Tensor, batch_size: int = 1) -> None:
+    if labels.ndim != 1 or len(images) != len(labels):
+        raise InputError(f"{len(images)} images need as many labels, [N]; labels are {list(labels.shape)}")
+    if not len(labels):
+        raise InputError("there are no images")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")

@@ -1,0 +1,56 @@
+"""The IDX format of MNIST and its kin, http://yann.lecun.com/exdb/mnist.
+
+torchvision's reader takes plain files only and checks them by ``assert``; this one takes ``.gz`` too and
+names the file that is wrong.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bionas_fast.errors import InputError
+
+UNSIGNED_BYTE = 0x08
+
+
+def read_idx(path: Path, ndim: int) -> Tensor:
+    """The array in an IDX file of unsigned bytes, plain or gzipped.
+
+    Args:
+        path: the file; one that ends in ``.gz`` is decompressed.
+        ndim: how many dimensions it must have: 3 for images [N, H, W], 1 for labels [N].
+
+    Returns:
+        uint8, of the shape that the file's header gives.
+
+    Raises:
+        InputError: the file cannot be read, is not such an array, or has not the length its header says.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+    # Four bytes of magic (0, 0, type, dimensions), then each dimension as a big-endian 32-bit integer.
+    magic, header = bytes((0, 0, UNSIGNED_BYTE, ndim)), 4 + 4 * ndim
+    if content[:4] != magic:
+        raise InputError(
+            f"{path}: not an IDX file of {ndim}-dimensional bytes: "
+            f"it begins with {content[:4].hex() or 'nothing'}, not {magic.hex()}"
+        )
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
+    if len(content) != header + prod(shape):
+        raise InputError(
+            f"{path}: truncated or damaged: the header promises {header + prod(shape)} bytes, "
+            f"{shape} after a header of {header}, and there are {len(content)}"
+        )
+    if not prod(shape):
+        raise InputError(f"{path}: empty: its shape is {shape}")
+    # A bytearray, because a tensor over immutable bytes is undefined behaviour once written to.
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape)

@@ -1,0 +1,61 @@
+"""The network that holds every candidate at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from bionas_fast.errors import unknown
+from bionas_fast.space import Space, get_space
+from bionas_fast.space.genotype import fixed_rules
+from bionas_fast.supernet.modular import ModularSupernet
+
+ENGINES = {"modular": ModularSupernet}
+
+
+def build_supernet(
+    space: str | Space = "bionas",
+    *,
+    channels: int = 16,
+    cells: int = 8,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    engine: str = "modular",
+    seed: int = 0,
+    fixed: Mapping[str, str] | None = None,
+    skip_rules: bool = True,
+) -> ModularSupernet:
+    """The supernet of a search space.
+
+    Args:
+        space: its name, or a :class:`bionas_fast.space.Space`.
+        channels: C of the first cell; reductions double it.
+        cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋.
+        engine: ``"modular"``, one module per candidate.
+        seed: of all weights, alphas and random feedback. PyTorch's own generator is left untouched.
+        fixed: the rules of ``stem``, ``preprocess`` and ``head``; ``bp`` unless said otherwise.
+        skip_rules: whether skip connections learn by their rule. The code published with the paper trains strided ones
+            by back-propagation and gives the others no rule; False reproduces that.
+
+    Returns:
+        A network that maps images [N, in_channels, H, W] to logits [N, num_classes].
+
+    Raises:
+        InputError: an unknown space, engine, layer or rule; a number below 1.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    space = get_space(space)
+    rules = fixed_rules(fixed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ENGINES[engine](
+            space,
+            channels=channels,
+            cells=cells,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            fixed=rules,
+            skip_rules=skip_rules,
+        )
