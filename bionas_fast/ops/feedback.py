@@ -301,9 +301,7 @@ def _linear_backward(grad, input, weight, stored, stream, mode, bound, scale, ou
 @torch.library.register_fake("bionas_fast::feedback_linear_backward", lib=_library)
 def _linear_backward_fake(grad, input, weight, stored, stream, mode, bound, scale, output_mask, backend):
     shapes = (input.shape, weight.shape, weight.shape[:1])
-    return tuple(
-        grad.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, output_mask, strict=True)
-    )
+    return tuple(grad.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, output_mask, strict=True))
 
 
 def _setup_context(ctx, inputs, output):

@@ -11,6 +11,8 @@ from bionas_fast.space import Space, get_space
 from bionas_fast.space.genotype import fixed_rules
 from bionas_fast.supernet.modular import ModularSupernet
 
+#: The type of a supernet, whichever engine runs it.
+Supernet = ModularSupernet
 ENGINES = {"modular": ModularSupernet}
 
 
@@ -25,7 +27,7 @@ def build_supernet(
     seed: int = 0,
     fixed: Mapping[str, str] | None = None,
     skip_rules: bool = True,
-) -> ModularSupernet:
+) -> Supernet:
     """The supernet of a search space.
 
     Args:

@@ -1,0 +1,26 @@
+"""Which device a run uses."""
+
+from __future__ import annotations
+
+import torch
+
+from bionas_fast.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is a CUDA device where there is one, else the CPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: {name!r} is not a device; write auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {name!r} is not available here; CUDA devices found: {torch.cuda.device_count()}")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: {name!r} is not supported; write auto, cpu, cuda or cuda:1")
+    return device

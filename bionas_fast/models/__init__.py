@@ -1,0 +1,3 @@
+"""Networks to be trained."""
+
+from bionas_fast.models.network import FoundNetwork, build_network

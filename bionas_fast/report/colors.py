@@ -1,0 +1,37 @@
+"""The colours that drawings share: one per learning rule, and a few for everything else."""
+
+from __future__ import annotations
+
+import zlib
+from types import MappingProxyType
+
+INK = "#1c2129"
+MUTED = "#6a7280"
+FAINT = "#d5d9df"
+SURFACE = "#eef0f3"
+PAPER = "#ffffff"
+
+#: Okabe & Ito 2008: told apart under every common colour blindness, legible on white and on black.
+RULE_COLORS = MappingProxyType(
+    {
+        "usf": "#0072b2",
+        "brsf": "#d55e00",
+        "frsf": "#009e73",
+        "fa": "#cc79a7",
+        "bp": "#56b4e9",
+        "dfa": "#e69f00",
+    }
+)
+#: Tol 2021, "muted": for rules that users bring.
+_OTHER_RULES = ("#882255", "#999933", "#aa4499", "#44aa99", "#332288", "#ddcc77", "#117733", "#cc6677")
+#: Operations that have no weights and thus no rule.
+NO_RULE_COLOR = "#8f97a3"
+NO_RULE = "no weights"
+
+
+def rule_color(rule: str | None) -> str:
+    """The colour of a rule, ``#rrggbb``: always the same for the same name. None stands for no rule."""
+    if rule is None:
+        return NO_RULE_COLOR
+    # crc32, since hash() of a string differs from process to process.
+    return RULE_COLORS.get(rule) or _OTHER_RULES[zlib.crc32(rule.encode()) % len(_OTHER_RULES)]

@@ -1,0 +1,194 @@
+"""A genotype as a picture: both cells from left to right, edges coloured by learning rule."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+from matplotlib.path import Path as Curve
+from matplotlib.textpath import text_to_path
+
+from bionas_fast.errors import unknown
+from bionas_fast.report.colors import INK, MUTED, NO_RULE, PAPER, SURFACE, rule_color
+from bionas_fast.report.files import write_bytes
+from bionas_fast.report.layout import Item, Layout, lay_out, state_name
+from bionas_fast.space import Edge, Genotype
+
+FORMATS = ("svg", "png")
+
+_MARGIN, _TITLE, _LEGEND = 0.3, 0.42, 0.5
+_BEND, _ARROW = 0.52, 0.34  # room for a line to bend, and for an arrow into its node
+_NODE, _INPUT = 0.44, 0.7
+_KEY = 0.32
+_SIZE = 8.5
+
+
+def draw_figure(genotype: Genotype, path: str | Path) -> None:
+    """Draw both cells of a genotype into a file, SVG or PNG as its name ends.
+
+    Raises:
+        InputError: the name ends otherwise, or the file cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise unknown("picture format", suffix, FORMATS, str(path))
+    write_bytes(path, render(genotype_figure(genotype), suffix))
+
+
+def render(figure: Figure, format: str) -> bytes:
+    """A figure as the content of an SVG or PNG file: the same bytes for the same figure."""
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "bionas-fast", "text.usetex": False}
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if format == "svg" else {"Software": None}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(style):
+        figure.savefig(buffer, format=format, dpi=72 if format == "svg" else 200, metadata=metadata)
+    # Verdana is as wide as DejaVu Sans, which only some systems have.
+    fonts = b"font-family: 'DejaVu Sans', Verdana, sans-serif"
+    return re.sub(rb"font-family: [^;\"]+", fonts, buffer.getvalue()) if format == "svg" else buffer.getvalue()
+
+
+def genotype_figure(genotype: Genotype) -> Figure:
+    """Both cells, the legend of rules and the rules of the fixed layers, one unit of data an inch."""
+    layouts = {kind: lay_out(cell) for kind, cell in genotype.cells.items()}
+    edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
+    label = max(_label_width(edge) for edge in edges)
+    columns = {kind: _columns(layout, label) for kind, layout in layouts.items()}
+    width = max(max(right for _, right in c) for c in columns.values()) + _MARGIN
+    heights = {kind: layout.top - layout.bottom + _TITLE + _MARGIN for kind, layout in layouts.items()}
+    legend, fixed = _legend(genotype, edges)
+    width = max(width, sum(_entry_width(text) for _, text in legend) + text_width(fixed, 9) + 2 * _MARGIN)
+    height = sum(heights.values()) + _LEGEND + 0.1
+
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+    axes.set_axis_off()
+    y = height - 0.1
+    for kind, layout in layouts.items():
+        axes.text(_MARGIN, y - _TITLE / 2, f"{kind} cell", color=INK, size=11, weight="bold", va="center")
+        _draw_cell(axes, layout, columns[kind], y - _TITLE - layout.top)
+        y -= heights[kind]
+    axes.text(width - _MARGIN, height - 0.1 - _TITLE / 2, genotype.hash, color=MUTED, size=9, va="center", ha="right")
+    _draw_legend(axes, legend, fixed, width)
+    return figure
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """The width of a text in inches."""
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), False)[0] / 72
+
+
+def _label_width(edge: Edge) -> float:
+    # A tenth more, for viewers of an SVG that have another font.
+    return 1.1 * max(text_width(edge.candidate.operation, _SIZE), text_width(edge.candidate.rule or "", _SIZE)) + 0.16
+
+
+def _columns(layout: Layout, label: float) -> list[tuple[float, float]]:
+    """Left and right border of every layer."""
+    x, columns = _MARGIN, []
+    for layer in range(len(layout.layers)):
+        named = layer % 2 == 1 and layer < len(layout.layers) - 1
+        width = _INPUT if layer in (0, len(layout.layers) - 1) else label if named else _NODE
+        columns.append((x, x + width))
+        x += width + (_ARROW if named else _BEND)
+    return columns
+
+
+def _draw_cell(axes: Axes, layout: Layout, columns: list[tuple[float, float]], dy: float) -> None:
+    def box(item: Item, text: str, fill: str, line: str) -> None:
+        left, right = columns[item.layer]
+        corner = (left, item.y + dy - item.height / 2)
+        style = "round,pad=0,rounding_size=0.08"
+        patch = FancyBboxPatch(corner, right - left, item.height, boxstyle=style, fc=fill, ec=line, lw=1, zorder=4)
+        axes.add_patch(patch)
+        axes.text((left + right) / 2, item.y + dy, text, color=INK, size=10, ha="center", va="center", zorder=5)
+
+    for route in layout.routes:
+        rule = route.edge.candidate.rule if route.edge else None
+        color = rule_color(rule) if route.edge else MUTED
+        points = []
+        for item in route.items:
+            left, right = columns[item.layer]
+            y = item.y + dy
+            points += [(left, y), (right, y)]
+        points = points[1:-1]
+        target = route.items[-1]
+        points[-1] = (points[-1][0], dy + _port(target, route.items[-2]))
+        _draw_line(axes, points, color, 1.8 if route.edge else 1.0, "--" if route.edge and rule is None else "-")
+        if route.edge and route.label:
+            _draw_label(axes, route.edge, route.label, columns[route.label.layer], dy)
+    for state, item in enumerate(layout.states):
+        name = state_name(state)
+        box(item, f"${name}$" if state < 2 else name, SURFACE, MUTED)
+    box(layout.output, "$c_k$", SURFACE, MUTED)
+
+
+def _port(target: Item, source: Item) -> float:
+    """Where on a box's left side a line arrives: in the order in which the lines come."""
+    sources = sorted((item.y for item, _ in target.neighbours[-1]))
+    step = min(0.13, 0.7 * target.height / max(len(sources) - 1, 1))
+    return target.y + (sources.index(source.y) - (len(sources) - 1) / 2) * step
+
+
+def _draw_line(axes: Axes, points: list[tuple[float, float]], color: str, width: float, style: str) -> None:
+    """A line through points, level at each of them, with an arrowhead at its end."""
+    tip_x, tip_y = points[-1]
+    points = [*points[:-1], (tip_x - 0.08, tip_y)]
+    vertices, codes = [points[0]], [Curve.MOVETO]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        middle = (x0 + x1) / 2
+        vertices += [(middle, y0), (middle, y1), (x1, y1)]
+        codes += [Curve.CURVE4] * 3
+    axes.add_patch(PathPatch(Curve(vertices, codes), fc="none", ec=color, lw=width, ls=style, zorder=2))
+    head = 0.032 + 0.012 * width
+    axes.add_patch(
+        Polygon(
+            [(tip_x, tip_y), (tip_x - 0.1, tip_y + head), (tip_x - 0.1, tip_y - head)], fc=color, ec="none", zorder=3
+        )
+    )
+
+
+def _draw_label(axes: Axes, edge: Edge, item: Item, column: tuple[float, float], dy: float) -> None:
+    (left, right), y, color = column, item.y + dy, rule_color(edge.candidate.rule)
+    corner, style = (left, y - item.height / 2), "round,pad=0,rounding_size=0.06"
+    for fill, alpha in ((PAPER, 1.0), (color, 0.14)):
+        axes.add_patch(
+            FancyBboxPatch(corner, right - left, item.height, boxstyle=style, fc=fill, ec="none", alpha=alpha, zorder=4)
+        )
+    axes.add_patch(
+        FancyBboxPatch(corner, right - left, item.height, boxstyle=style, fc="none", ec=color, lw=1.2, zorder=4)
+    )
+    center, shift = (left + right) / 2, 0.08 if edge.candidate.rule else 0.0
+    text: Any = {"ha": "center", "va": "center_baseline", "color": INK, "zorder": 5}
+    axes.text(center, y + shift, edge.candidate.operation, size=_SIZE, **text)
+    if edge.candidate.rule:
+        axes.text(center, y - shift, edge.candidate.rule, size=_SIZE, weight="bold", **text)
+
+
+def _legend(genotype: Genotype, edges: list[Edge]) -> tuple[list[tuple[str | None, str]], str]:
+    """The rules with how often each is used, and the line about the fixed layers."""
+    counts = sorted(Counter(e.candidate.rule for e in edges).items(), key=lambda pair: (pair[0] is None, -pair[1]))
+    fixed = "  ·  ".join(f"{layer} {rule}" for layer, rule in genotype.fixed.items())
+    return [(rule, f"{rule or NO_RULE}  ×{count}") for rule, count in counts], fixed
+
+
+def _draw_legend(axes: Axes, legend: list[tuple[str | None, str]], fixed: str, width: float) -> None:
+    x, y = _MARGIN, _LEGEND / 2 + 0.05
+    for rule, text in legend:
+        axes.plot([x, x + _KEY], [y, y], color=rule_color(rule), lw=2.4, ls="-" if rule else (0, (2, 1)))
+        axes.text(x + _KEY + 0.08, y, text, color=INK, size=9, va="center_baseline")
+        x += _entry_width(text)
+    axes.text(width - _MARGIN, y, fixed, color=MUTED, size=9, va="center_baseline", ha="right")
+
+
+def _entry_width(text: str) -> float:
+    return _KEY + 0.08 + text_width(text, 9) + 0.35

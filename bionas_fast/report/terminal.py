@@ -1,0 +1,118 @@
+"""A genotype in the terminal: every state is a lane that runs down, every edge leaves its lane to the right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import zip_longest
+
+from rich.console import Console
+from rich.text import Text
+
+from bionas_fast import rules
+from bionas_fast.report.colors import NO_RULE, rule_color
+from bionas_fast.report.layout import state_name
+from bionas_fast.space import Cell, Edge, Genotype
+
+_LANE = 3  # columns from one lane to the next
+_GUTTER = 4
+_ASCII = str.maketrans("│─├┤┼┴╰╮╯▶◀■·×…", "|-+|++'.'><#.x~")
+
+
+def draw_genotype(genotype: Genotype, console: Console) -> None:
+    """Draw both cells of a genotype, its rules and its hash; the cells side by side where the console has the room.
+
+    Reads without colour as well, since every edge names its rule. A narrow console cuts nothing off; one that
+    knows only ASCII gets that.
+    """
+    edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
+    column = max(len(edge.candidate.operation) for edge in edges)
+    blocks = [[Text(f"{kind} cell", "bold"), *_cell(cell, column)] for kind, cell in genotype.cells.items()]
+    widths = [max(line.cell_len for line in block) for block in blocks]
+    lines = [Text.assemble("genotype ", (genotype.hash, "bold")), Text()]
+    if sum(widths) + _GUTTER <= console.width:
+        for left, right in zip_longest(*blocks, fillvalue=Text()):
+            lines.append(Text.assemble(left, " " * (widths[0] + _GUTTER - left.cell_len), right))
+        lines.append(Text())
+    else:
+        lines += [line for block in blocks for line in (*block, Text())]
+    lines += _legend(edges, console.width)
+    lines.append(Text(f"fixed: {' · '.join(f'{layer} {rule}' for layer, rule in genotype.fixed.items())}"))
+    for line in lines:
+        line.rstrip()
+        if console.options.ascii_only:
+            line.plain = line.plain.translate(_ASCII)
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _cell(cell: Cell, column: int) -> list[Text]:
+    """The lines of one cell; ``column`` is the width of the operations."""
+    # A lane ends where its state is used last, so that what is still to come stays easy to follow.
+    remaining = Counter([*(edge.source for edge in cell.edges), *cell.concat])
+    live: set[int] = set()
+    width = _LANE * (len(cell.nodes) + 2) + 2
+    right = width + column + max(len(edge.candidate.rule or "") for edge in cell.edges) + 5
+
+    def lanes(until: int) -> Text:
+        row = [" "] * (_LANE * until)
+        for state in live:
+            if state < until:
+                row[_LANE * state] = "│"
+        return Text("".join(row), "dim")
+
+    def open_lane(state: int) -> None:
+        if remaining[state]:
+            live.add(state)
+
+    def run(source: int) -> str:
+        """A line from a lane to the right, over the lanes in between."""
+        remaining[source] -= 1
+        if not remaining[source]:
+            live.remove(source)
+        row = ["─"] * (width - _LANE * source)
+        row[0] = "├" if remaining[source] else "╰"
+        for state in live:
+            if state > source:
+                row[_LANE * (state - source)] = "┼"
+        return "".join(row)
+
+    lines = []
+    for state in (0, 1):
+        lines.append(Text.assemble(lanes(state), (state_name(state), "bold")))
+        open_lane(state)
+    for node, edges in enumerate(cell.nodes):
+        for k, edge in enumerate(edges):
+            name, rule = edge.candidate.operation, edge.candidate.rule
+            color = rule_color(rule)
+            before = lanes(edge.source)
+            line = Text.assemble(before, (run(edge.source), color), f" {name:{column if rule else 0}} ")
+            if rule:
+                line.append(f" {rule} ", f"bold {color}")
+            line.append("─" * (right - line.cell_len) + ("┤" if k else "╮"), color)
+            lines.append(line)
+        line = Text.assemble(lanes(node + 2), (state_name(node + 2), "bold"), (" ◀", "dim"))
+        line.append("─" * (right - line.cell_len) + "╯", "dim")
+        lines.append(line)
+        open_lane(node + 2)
+    first, *others = sorted(cell.concat)
+    row = ["─"] * (width - _LANE * first)
+    row[0] = "╰"
+    for state in others:
+        row[_LANE * (state - first)] = "┴"
+    concat = ", ".join(map(state_name, cell.concat))
+    lines.append(Text.assemble(" " * (_LANE * first), ("".join(row[:-1]) + "▶", "dim"), (" c_k", "bold")))
+    lines[-1].append(f" = concat({concat})")
+    return lines
+
+
+def _legend(edges: Iterable[Edge], width: int) -> list[Text]:
+    counts = Counter(edge.candidate.rule for edge in edges)
+    name_width, count_width = max(len(rule or NO_RULE) for rule in counts), len(str(max(counts.values())))
+    lines = []
+    for rule, count in sorted(counts.items(), key=lambda pair: (pair[0] is None, -pair[1])):
+        line = Text.assemble(("■", rule_color(rule)), f" {rule or NO_RULE:{name_width}}  ×{count:<{count_width}}")
+        if rule:
+            line.append(f"  {rules.get(rule).summary.partition(':')[0].rstrip('.')}", "dim")
+            line.truncate(width, overflow="ellipsis")
+        lines.append(line)
+    return lines
