@@ -33,14 +33,18 @@ class Config(BaseModel):
         """A copy with some settings replaced, validated like new ones."""
         return type(self)(**{**self.model_dump(), **settings})
 
-    @classmethod
-    def from_yaml(cls: type[C], path: str | Path, **settings: Any) -> C:
-        """Read a file of settings; ``settings`` override it.
 
-        Raises:
-            InputError: no such file, not YAML (line and column), not a mapping, unknown or wrong settings.
-        """
-        return cls(**{**read_yaml(path), **settings})
+#: What a run notes in its configuration beside the settings.
+NOTES = ("kind", "network", "machine")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file; the configuration of a run may serve as one.
+
+    Raises:
+        InputError: no such file, not YAML, not a mapping.
+    """
+    return {name: value for name, value in read_yaml(path).items() if name not in NOTES}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
 import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from bionas_fast.errors import InputError
+from bionas_fast.files import write_atomic
 
 CONFIG, METRICS, ALPHAS = "config.yaml", "metrics.jsonl", "alphas.npz"
 CHECKPOINT, GENOTYPE, REPORT = "checkpoint.pt", "genotype.json", "report.html"
@@ -73,25 +74,13 @@ class RunFolder:
             raise InputError(f"run {self.path} has no {name}")
         return path
 
-    def write(self, name: str, content: bytes | str) -> Path:
-        """Write a file whole: under another name first, then renamed."""
-        data = content.encode() if isinstance(content, str) else content
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return self.path / name
+    def write(self, name: str, content: bytes | str) -> None:
+        """Write a file whole or not at all."""
+        write_atomic(self.path / name, content)
 
-    def write_config(self, kind: str, config: Mapping[str, Any]) -> None:
-        """The complete configuration with what it ran on; ``kind`` says what the run is (``search``, ``train``)."""
-        self.write(CONFIG, yaml.safe_dump({"kind": kind, **config, "machine": machine()}, sort_keys=False))
+    def write_config(self, kind: str, settings: Mapping[str, Any], **notes: Any) -> None:
+        """The complete settings with what they ran on; ``kind`` says what the run is (``search``, ``train``)."""
+        self.write(CONFIG, yaml.safe_dump({"kind": kind, **settings, **notes, "machine": machine()}, sort_keys=False))
 
     def write_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """One line of JSON for every epoch."""
@@ -142,6 +131,16 @@ class RunFolder:
         return rows
 
 
+def new_path(name: str) -> Path:
+    """A path under ``runs/`` that does not exist yet: the name and the time."""
+    stamped = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, count = stamped, 1
+    while path.exists():
+        count += 1
+        path = stamped.with_name(f"{stamped.name}-{count}")
+    return path
+
+
 def machine() -> dict[str, str]:
     """What this process runs on: versions, processor, accelerator."""
     packages = {name: _version(name) for name in ("bionas-fast", "torch", "torchvision", "triton", "numpy")}
@@ -162,9 +161,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.config import Config
+from bionas_fast.config import Config, read_settings, read_yaml
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError
@@ -120,7 +120,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     metrics: list[dict[str, Any]] = []
     if folder is not None:
-        folder.write_config("train", {**config.settings(), **_shape(data)})
+        folder.write_config("train", config.settings(), network=_shape(data))
         folder.write(GENOTYPE, genotype.to_json())
     progress.start(f"training {genotype.hash}", config.epochs, len(stream))
     try:
@@ -137,9 +137,7 @@ def train(
             progress.epoch(row)
     finally:
         progress.finish()
-    return TrainResult(
-        network.eval(), metrics[-1]["test_accuracy"], metrics, None if folder is None else folder.path
-    )
+    return TrainResult(network.eval(), metrics[-1]["test_accuracy"], metrics, None if folder is None else folder.path)
 
 
 def compare_rules(
@@ -168,23 +166,22 @@ def load(run_dir: str | Path) -> FoundNetwork:
     Raises:
         InputError: no such run, a run of another kind, a damaged checkpoint.
     """
-    from bionas_fast.config import read_yaml
-
     folder = RunFolder.open(run_dir)
-    settings = read_yaml(folder.file(CONFIG))
-    if settings.pop("kind", None) != "train":
-        raise InputError(f"{folder.path} holds no trained network; train it first: bionas-fast train {folder.path}")
-    settings.pop("machine", None)
-    shape = {name: settings.pop(name, None) for name in ("in_channels", "num_classes")}
-    if not all(isinstance(value, int) for value in shape.values()):
-        raise InputError(f"{folder.path / CONFIG}: in_channels and num_classes are missing")
-    config = TrainConfig(**settings)
+    path = folder.file(CONFIG)
+    notes = read_yaml(path)
+    if notes.get("kind") != "train":
+        raise InputError(f"{folder.path} holds no trained network; train one first: bionas-fast train {folder.path}")
+    shape = notes.get("network")
+    if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
+        raise InputError(f"{path}: network: in_channels and num_classes are missing")
+    config = TrainConfig(**read_settings(path))
     network = build_network(
         Genotype.load(folder.file(GENOTYPE)),
         channels=config.channels,
         cells=config.cells,
         auxiliary=config.auxiliary_weight > 0,
-        **shape,
+        in_channels=shape["in_channels"],
+        num_classes=shape["num_classes"],
     )
     try:
         network.load_state_dict(folder.read_checkpoint()["network"])
@@ -227,7 +224,8 @@ def _run_epoch(
         nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         if not math.isfinite(loss.item()):
             raise InputError(
-                f"the loss is {loss.item()} in epoch {epoch + 1}; a learning rate below {config.learning_rate:g} may help"
+                f"the loss is {loss.item()} in epoch {epoch + 1}; "
+                f"a learning rate below {config.learning_rate:g} may help"
             )
         optimizer.step()
         loss_sum, seen = loss_sum + loss.item() * len(y), seen + len(y)

@@ -95,6 +95,13 @@ def test_weights_are_drawn_anew_on_request():
             assert torch.equal(ours.weight, two.get_submodule(name).weight)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_weights_are_drawn_anew_on_a_gpu():
+    model = small().cuda()
+    converted = convert(model, "fa", copy_weights=False, seed=1)
+    assert converted[4].weight.is_cuda and not torch.equal(converted[4].weight, model[4].weight)
+
+
 def test_seeds_decide_the_feedback():
     model = small()
     same, again, other = (convert(model, "fa", seed=s)[4].feedback for s in (3, 3, 4))

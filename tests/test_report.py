@@ -356,8 +356,9 @@ class TestReport:
         command = next(word for word in page.words if word.startswith("bionas-fast train "))
         assert re.fullmatch(r"bionas-fast train '.*run one\d*'", command)
 
-    def test_without_alpha_and_metrics(self, tmp_path):
-        page = Page(report(tmp_path / "report.html", alphas={}, metrics=[], config={}, machine={}, summary={}))
+    @pytest.mark.parametrize("alphas", [{}, {"normal": [], "reduce": []}], ids=["absent", "empty"])
+    def test_without_alpha_and_metrics(self, alphas, tmp_path):
+        page = Page(report(tmp_path / "report.html", alphas=alphas, metrics=[], config={}, machine={}, summary={}))
         assert page.tags["svg"] == 2
         assert "α over time" not in page.words and "Training" not in page.words
 

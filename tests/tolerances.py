@@ -10,6 +10,7 @@ TOLERANCES = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
     torch.float16: {"rtol": 1e-2, "atol": 1e-2},
     torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
+    torch.int64: {"rtol": 0, "atol": 0},
 }
 
 

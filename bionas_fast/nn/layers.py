@@ -94,8 +94,9 @@ class _Conv(_Initialised):
                 f"got shape {list(input.shape)}"
             )
         input, padding = self._pad(input)
-        geometry = dict(stride=self.stride, padding=padding, dilation=self.dilation)
-        return self._convolve(input, self.bias, self.groups, **geometry)
+        return self._convolve(
+            input, self.bias, self.groups, stride=self.stride, padding=padding, dilation=self.dilation
+        )
 
     def _pad(self, input: Tensor) -> tuple[Tensor, list[int]]:
         """The input and the padding that is left to the convolution."""

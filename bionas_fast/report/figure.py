@@ -18,8 +18,8 @@ from matplotlib.path import Path as Curve
 from matplotlib.textpath import text_to_path
 
 from bionas_fast.errors import unknown
+from bionas_fast.files import write_atomic
 from bionas_fast.report.colors import INK, MUTED, NO_RULE, PAPER, SURFACE, rule_color
-from bionas_fast.report.files import write_bytes
 from bionas_fast.report.layout import Item, Layout, lay_out, state_name
 from bionas_fast.space import Edge, Genotype
 
@@ -42,7 +42,7 @@ def draw_figure(genotype: Genotype, path: str | Path) -> None:
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise unknown("picture format", suffix, FORMATS, str(path))
-    write_bytes(path, render(genotype_figure(genotype), suffix))
+    write_atomic(path, render(genotype_figure(genotype), suffix))
 
 
 def render(figure: Figure, format: str) -> bytes:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bionas_fast.files import write_atomic
 from bionas_fast.report import charts
 from bionas_fast.report.colors import FAINT, INK, MUTED, PAPER, SURFACE
 from bionas_fast.report.figure import genotype_figure, render
-from bionas_fast.report.files import write_bytes
 from bionas_fast.space import Genotype, Space, get_space
 
 #: Colours that follow the reader's choice of light or dark; those of the rules suit both.
@@ -83,9 +83,10 @@ def write_report(
         InputError: ``alphas`` do not fit the space, or the file cannot be written.
     """
     path, space = Path(path), get_space(space)
-    alphas = {kind: np.asarray(alphas[kind], dtype=np.float64) for kind in genotype.cells if kind in alphas}
+    alphas = {kind: np.asarray(alphas[kind], dtype=np.float64) for kind in genotype.cells if len(alphas.get(kind, ()))}
     charts.check_alphas(alphas, space)
-    write_bytes(path, "\n".join(_page(path, genotype, config, metrics, alphas, space, machine, summary)).encode())
+    page = _page(path, genotype, config, metrics, alphas, space, machine, summary)
+    write_atomic(path, "\n".join(page))
 
 
 def _page(
@@ -113,7 +114,8 @@ def _page(
     yield f"<details><summary>As JSON</summary><pre>{escape(genotype.to_json())}</pre></details>"
 
     yield "<h2>Learning rules over depth</h2>"
-    yield "<p>By α: the softmax weight of all candidates with a rule, averaged over the edges into a node.</p>"
+    if alphas:
+        yield "<p>By α: the softmax weight of all candidates with a rule, averaged over the edges into a node.</p>"
     yield _inline(charts.shares_figure(genotype, alphas, space), "shares", "Share of every learning rule, node by node")
 
     if alphas:

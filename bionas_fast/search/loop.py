@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.evaluate import evaluate
 from bionas_fast.progress import Progress
-from bionas_fast.runs import GENOTYPE, REPORT, RunFolder, machine
+from bionas_fast.runs import GENOTYPE, REPORT, RunFolder, machine, new_path
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.darts import Darts
 from bionas_fast.search.strategy import Strategy, frozen
@@ -118,7 +117,9 @@ class Search:
 
     def run(self, out: str | Path | None, progress: Progress) -> SearchResult:
         """Search to the end."""
-        folder = RunFolder.create(out if out is not None else _default_folder(self.config))
+        folder = RunFolder.create(
+            out if out is not None else new_path(f"search-{self.config.dataset}-{self.config.method}")
+        )
         folder.write_config("search", self.config.settings())
         progress.start(f"searching {self.config.dataset}", self.config.epochs, len(self.train))
         try:
@@ -224,13 +225,3 @@ class Search:
                 "time": f"{sum(row['seconds'] for row in self.metrics):.0f} s",
             },
         )
-
-
-def _default_folder(config: SearchConfig) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"search-{config.dataset}-{config.method}-{stamp}"
-    path, count = Path("runs") / name, 1
-    while path.exists():
-        count += 1
-        path = Path("runs") / f"{name}-{count}"
-    return path

@@ -49,7 +49,9 @@ def our_name(name: str, primitives: list[str]) -> str:
     return f"{prefix}candidates.{candidate_order(primitives)[int(index)]}.{layer}"
 
 
-def entries(index: list[str], flat: torch.Tensor, *, only_rules: bool = False) -> dict[str, tuple[torch.Tensor, str | None]]:
+def entries(
+    index: list[str], flat: torch.Tensor, *, only_rules: bool = False
+) -> dict[str, tuple[torch.Tensor, str | None]]:
     """name → (tensor, rule or None) out of a flat array."""
     out, offset = {}, 0
     for text in index:

@@ -8,8 +8,8 @@ from pathlib import Path
 from bionas_fast.errors import InputError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see what stood there before or all of ``data``.
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file in one step: readers see what stood there before or all of ``data``, even after a power cut.
 
     Raises:
         InputError: it cannot be written there; the message says why.
@@ -18,7 +18,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            draft.write_bytes(data)
+            with draft.open("wb") as file:
+                file.write(data.encode(errors="replace") if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)

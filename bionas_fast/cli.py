@@ -1,0 +1,289 @@
+"""The command line: parse, call the library, print. Results go to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+import bionas_fast as bf
+from bionas_fast import backends, presets, progress, report, rules, runs
+from bionas_fast.config import read_settings
+from bionas_fast.errors import BionasWarning, InputError
+from bionas_fast.search import SearchConfig
+from bionas_fast.space import Genotype
+from bionas_fast.train import FOUND, TrainConfig, compare_rules, train
+
+app = typer.Typer(
+    help=bf.__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="--debug anywhere shows the traceback of an error.",
+)
+out, err = Console(), Console(stderr=True)
+
+Names = Annotated[str | None, typer.Option(metavar="A,B,…")]
+
+
+@app.command("search")
+def search_command(
+    preset: Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="digits, fashion-mnist, mnist, cifar10, …  [digits]")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The folder that holds the data set.")] = None,
+    download: Annotated[bool | None, typer.Option("--download", help="Fetch the data set if it is missing.")] = None,
+    space: Annotated[str | None, typer.Option(help="bionas, darts-bp  [bionas]")] = None,
+    method: Annotated[str | None, typer.Option(help="darts  [darts]")] = None,
+    rule_names: Annotated[str | None, typer.Option("--rules", metavar="A,B", help="Only these rules.")] = None,
+    operations: Annotated[str | None, typer.Option("--ops", metavar="A,B", help="Only these operations.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="[4]")] = None,
+    channels: Annotated[int | None, typer.Option(help="C of the first cell.  [4]")] = None,
+    cells: Annotated[int | None, typer.Option(help="[3]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="[64]")] = None,
+    engine: Annotated[str | None, typer.Option(help="modular  [modular]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[0]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1  [auto]")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,
+) -> None:
+    """Search for an architecture and the learning rule of every layer in it."""
+    given = {
+        "dataset": dataset,
+        "data_dir": data_dir,
+        "download": download,
+        "space": space,
+        "method": method,
+        "rules": _split(rule_names),
+        "operations": _split(operations),
+        "epochs": epochs,
+        "channels": channels,
+        "cells": cells,
+        "batch_size": batch_size,
+        "engine": engine,
+        "seed": seed,
+        "device": device,
+    }
+    settings = SearchConfig(**_settings("search", preset, config, given))
+    result = bf.search(settings, out=folder, progress=_Bars())
+    last = result.metrics[-1]
+    report.draw_genotype(result.genotype, out)
+    out.print()
+    _lines(
+        {
+            "validation accuracy": f"{last['valid_accuracy']:.2f} % (supernet)",
+            "time": f"{sum(row['seconds'] for row in result.metrics):.0f} s",
+            "run folder": str(result.run_dir),
+            "next": f"bionas-fast train {result.run_dir}",
+        }
+    )
+
+
+@app.command("train")
+def train_command(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|GENOTYPE", help="A run folder of a search, or a genotype file.")
+    ],
+    preset: Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="That of the search, if a run is given, else digits.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The folder that holds the data set.")] = None,
+    download: Annotated[bool | None, typer.Option("--download", help="Fetch the data set if it is missing.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="[20]")] = None,
+    channels: Annotated[int | None, typer.Option(help="[8]")] = None,
+    cells: Annotated[int | None, typer.Option(help="[3]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="[64]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[0]")] = None,
+    device: Annotated[str | None, typer.Option(help="[auto]")] = None,
+    rule: Annotated[str | None, typer.Option(help="This rule on every searched edge instead of those found.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train the architecture also under every single rule and print a table.")
+    ] = False,
+    folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,
+) -> None:
+    """Train what a search found, from scratch, and test it."""
+    genotype, searched = _genotype(source)
+    if rule is not None:
+        genotype = genotype.with_rule(rule)
+    given = {
+        "dataset": dataset,
+        "data_dir": data_dir,
+        "download": download,
+        "epochs": epochs,
+        "channels": channels,
+        "cells": cells,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+    }
+    inherited = {name: searched[name] for name in ("dataset", "data_dir") if searched.get(name) is not None}
+    settings = TrainConfig(**{**inherited, **_settings("train", preset, config, given)})
+    if compare:
+        if folder is not None:
+            raise InputError("--compare trains many networks and writes none of them; leave out --out")
+        _print_comparison(compare_rules(genotype, settings, progress=_Bars()))
+        return
+    folder = folder or runs.new_path(f"train-{settings.dataset}-{genotype.hash}")
+    result = train(genotype, settings, out=folder, progress=_Bars())
+    _lines(
+        {
+            "genotype": genotype.hash,
+            "parameters": f"{sum(p.numel() for p in result.network.parameters()):,}",
+            "test accuracy": f"{result.test_accuracy:.2f} %",
+            "run folder": str(result.run_dir),
+        }
+    )
+
+
+@app.command("show")
+def show_command(
+    source: Annotated[str, typer.Argument(metavar="RUN|GENOTYPE", help="A run folder or a genotype file.")],
+    save: Annotated[Path | None, typer.Option(help="Also draw it into this file, .svg or .png.")] = None,
+) -> None:
+    """Draw a genotype."""
+    genotype, _ = _genotype(source)
+    if save is not None:
+        report.draw_figure(genotype, save)
+        err.print(f"wrote {save}", highlight=False, soft_wrap=True)
+    report.draw_genotype(genotype, out)
+
+
+@app.command("presets")
+def presets_command() -> None:
+    """List the presets and the sources they follow."""
+    table = Table("preset", "for", "source", box=None, header_style="bold")
+    for kind in ("search", "train"):
+        for name in presets.names(kind):
+            table.add_row(name, kind, presets.get(name, kind).source)
+    out.print(table)
+
+
+@app.command("doctor")
+def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Say what is installed, and what every op runs on here and why."""
+    import torch
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    choices = [backends.explain(op, device) for op in backends.op_names() for device in devices]
+    if as_json:
+        ops = [{"op": c.op, "device": c.device, "backend": c.backend, "reasons": dict(c.reasons)} for c in choices]
+        print(json.dumps({"machine": runs.machine(), "rules": list(rules.names()), "ops": ops}, indent=2))
+        return
+    _lines(runs.machine())
+    out.print()
+    table = Table("op", "device", "runs on", "why nothing else", box=None, header_style="bold")
+    for choice in choices:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
+        table.add_row(choice.op, choice.device, choice.backend, reasons)
+    out.print(table)
+    out.print()
+    _lines({name: rules.get(name).summary for name in rules.names()})
+
+
+class _Bars(progress.Progress):
+    """Two bars on stderr: epochs, and the steps of this epoch with their rate."""
+
+    def start(self, description: str, epochs: int, steps: int) -> None:
+        self._steps = steps
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=err,
+        )
+        self._all = self._bars.add_task(description, total=epochs * steps, note="", rate="")
+        self._epochs, self._done = epochs, 0
+        self._bars.start()
+
+    def step(self, loss: float) -> None:
+        self._bars.advance(self._all)
+        speed = self._bars.tasks[0].speed
+        rate = "" if not speed else f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.2f} s/step"
+        self._bars.update(self._all, rate=rate, note=f"epoch {self._done + 1}/{self._epochs}  loss {loss:.3f}")
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        self._done += 1
+        name = next((n for n in ("valid_accuracy", "test_accuracy") if n in row), None)
+        accuracy = f"   {name.partition('_')[0]} {row[name]:.2f} %" if name else ""
+        self._bars.console.print(
+            f"epoch {row['epoch']:>3}   train {row['train_accuracy']:.2f} %{accuracy}   {row['seconds']:.1f} s",
+            highlight=False,
+        )
+
+    def finish(self) -> None:
+        self._bars.stop()
+
+
+def _split(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _settings(kind: str, preset: str | None, config: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Preset, then file, then what was typed; the later wins."""
+    settings = dict(presets.get(preset, kind).settings) if preset else {}
+    if config is not None:
+        settings |= read_settings(config)
+    return settings | {name: value for name, value in given.items() if value is not None}
+
+
+def _genotype(source: str) -> tuple[Genotype, dict[str, Any]]:
+    """A genotype from a file or a run folder, and the settings of the run."""
+    if not Path(source).is_dir():
+        return Genotype.load(source), {}
+    folder = runs.RunFolder.open(source)
+    return Genotype.load(folder.file(runs.GENOTYPE)), read_settings(folder.file(runs.CONFIG))
+
+
+def _print_comparison(accuracies: Mapping[str, float]) -> None:
+    table = Table("rules", "test accuracy %", box=None, header_style="bold")
+    for name, accuracy in accuracies.items():
+        table.add_row(name if name == FOUND else f"all {name}", f"{accuracy:.2f}")
+    out.print(table)
+
+
+def _lines(pairs: Mapping[str, str]) -> None:
+    width = max(len(name) for name in pairs)
+    for name, value in pairs.items():
+        out.print(Text.assemble((f"{name:<{width}}  ", "bold"), str(value)), soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    warnings.showwarning = _show_warning
+    try:
+        code = app(arguments, prog_name="bionas-fast", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted")
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        # The parser's own complaints know how to say themselves.
+        say = getattr(error, "format_message", None)
+        if debug or not (say or isinstance(error, InputError)):
+            raise
+        err.print(f"error: {say() if say else error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    if issubclass(category, BionasWarning):
+        err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
