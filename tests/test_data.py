@@ -85,16 +85,11 @@ def test_fashion_mnist_of_debian():
         1,
         6,
     ]
-    assert dataset.mean == pytest.approx([0.2860], abs=5e-5) and dataset.std == pytest.approx(
-        [0.3530], abs=5e-5
-    )
+    assert dataset.mean == pytest.approx([0.2860], abs=5e-5) and dataset.std == pytest.approx([0.3530], abs=5e-5)
 
 
 def idx(array: np.ndarray, kind: int = 0x08) -> bytes:
-    return (
-        struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape)
-        + array.astype(np.uint8).tobytes()
-    )
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
@@ -113,9 +108,7 @@ def write(folder: Path, arrays: dict[str, np.ndarray], compressed: bool = False)
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
         content = idx(array)
-        (folder / f"{name}{'.gz' * compressed}").write_bytes(
-            gzip.compress(content) if compressed else content
-        )
+        (folder / f"{name}{'.gz' * compressed}").write_bytes(gzip.compress(content) if compressed else content)
     return folder
 
 
@@ -140,9 +133,7 @@ def test_idx_files_are_found_and_read(tmp_path, tiny, name, layout, compressed):
     np.testing.assert_array_equal(dataset.labels.numpy(), tiny["train-labels-idx1-ubyte"])
     np.testing.assert_array_equal(dataset.test_labels.numpy(), tiny["t10k-labels-idx1-ubyte"])
     assert dataset.num_classes == 10
-    assert dataset.mean == pytest.approx([train.mean() / 255]) and dataset.std == pytest.approx(
-        [train.std() / 255]
-    )
+    assert dataset.mean == pytest.approx([train.mean() / 255]) and dataset.std == pytest.approx([train.std() / 255])
 
 
 GOOD = idx(np.zeros((2, 3, 4)))
@@ -200,9 +191,7 @@ def test_damaged_gzip_file_is_named(tmp_path, damage):
 def test_images_without_their_labels(tmp_path, tiny):
     tiny["t10k-labels-idx1-ubyte"] = np.zeros(TEST - 1)
     write(tmp_path, tiny)
-    with pytest.raises(
-        InputError, match=r"t10k-images-idx3-ubyte has 5 images, but .*t10k-labels.* has 4 labels"
-    ):
+    with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte has 5 images, but .*t10k-labels.* has 4 labels"):
         load_dataset("mnist", tmp_path)
 
 
@@ -290,9 +279,7 @@ def cifar(tmp_path, monkeypatch):
             "cifar10": ("labels", "label_names"),
             "cifar100": ("fine_labels", "fine_label_names"),
         }[name]
-        planes = np.random.default_rng(1).integers(
-            0, 256, (6, 3, 32, 32), dtype=np.uint8
-        )  # R, then G, then B
+        planes = np.random.default_rng(1).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)  # R, then G, then B
         labels = [0, 1, 2, 3, 4, 9]
         contents = {
             "train": {"data": planes.reshape(6, -1), label_key: labels},
@@ -379,9 +366,7 @@ def test_own_dataset_is_checked(change, message):
     parts = {"images": torch.zeros(3, 1, 8, 8), "labels": torch.zeros(3, dtype=torch.int64)}
     parts |= {f"test_{name}": tensor for name, tensor in parts.items()} | change
     with pytest.raises(InputError, match=message):
-        Dataset.from_tensors(
-            "own", (parts["images"], parts["labels"]), (parts["test_images"], parts["test_labels"])
-        )
+        Dataset.from_tensors("own", (parts["images"], parts["labels"]), (parts["test_images"], parts["test_labels"]))
 
 
 # -------------------------------------------------------------------------------------------------- split
@@ -397,9 +382,7 @@ def test_split_is_disjoint_complete_and_stratified(fraction):
 
     assert len(first) == round(200 * fraction)
     assert sorted(first.flatten().tolist() + second.flatten().tolist()) == list(range(200))
-    assert torch.equal(labels[first.flatten()], first_labels) and torch.equal(
-        labels[second.flatten()], second_labels
-    )
+    assert torch.equal(labels[first.flatten()], first_labels) and torch.equal(labels[second.flatten()], second_labels)
     for label, count in enumerate(counts):
         assert abs(first_labels.tolist().count(label) - fraction * count) <= 1
 
@@ -581,9 +564,7 @@ def naive_crop_and_flip(image: torch.Tensor, padding: int, dy: int, dx: int, fli
     return out
 
 
-@pytest.mark.parametrize(
-    ("flip", "padding"), [(True, 0), (False, 2), (True, 2)], ids=["flip", "crop", "both"]
-)
+@pytest.mark.parametrize(("flip", "padding"), [(True, 0), (False, 2), (True, 2)], ids=["flip", "crop", "both"])
 def test_crop_and_flip_against_a_loop(flip, padding):
     images = pictures()
     kept = images.clone()

@@ -1,0 +1,155 @@
+"""The command line, as a person uses it: what stands on stdout, on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import bionas_fast as bf
+from bionas_fast import presets
+from bionas_fast.search import SearchConfig
+
+SEARCH = ["search", "--rules", "usf,brsf", "--ops", "dil_conv_3x3", "--channels", "1", "--batch-size", "512"]
+
+
+def run(*arguments, cwd=None):
+    command = [sys.executable, "-m", "bionas_fast", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    return folder, run(*SEARCH, "--epochs", 1, "--out", folder)
+
+
+def test_search(found):
+    folder, done = found
+    assert done.returncode == 0, done.stderr
+    genotype = bf.Genotype.load(folder / "genotype.json")
+    for word in (genotype.hash, "normal cell", "reduce cell", "validation accuracy", str(folder)):
+        assert word in done.stdout
+    for edge in genotype.normal.edges:
+        assert edge.candidate.operation in done.stdout
+    assert "epoch   1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "epoch" not in done.stdout
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_show(found, tmp_path):
+    folder, _ = found
+    for source in (folder, folder / "genotype.json"):
+        done = run("show", source, "--save", tmp_path / "cell.svg")
+        assert done.returncode == 0
+        assert bf.Genotype.load(folder / "genotype.json").hash in done.stdout
+        assert "<svg" in (tmp_path / "cell.svg").read_text()
+    assert run("show", folder, "--save", tmp_path / "cell.png").returncode == 0
+    assert (tmp_path / "cell.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_and_compare(found, tmp_path):
+    folder, _ = found
+    small = ("--epochs", 1, "--channels", 1, "--cells", 3, "--batch-size", 512)
+    done = run("train", folder, *small, "--out", tmp_path / "net")
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert bf.load(tmp_path / "net").genotype == bf.Genotype.load(folder / "genotype.json")
+    done = run("train", folder, *small, "--rule", "fa", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "runs").iterdir()
+    assert bf.load(written).genotype.rules == ("fa",)
+    done = run("train", folder, *small, "--compare")
+    assert done.returncode == 0, done.stderr
+    for name in ("found", "all bp", "all fa", "all usf", "all brsf", "all frsf", "all dfa"):
+        assert name in done.stdout
+
+
+def test_doctor():
+    done = run("doctor")
+    assert done.returncode == 0
+    assert "feedback_conv" in done.stdout
+    data = json.loads(run("doctor", "--json").stdout)
+    assert {"feedback_conv", "feedback_linear"} <= {op["op"] for op in data["ops"]}
+    assert all(op["backend"] in ("reference", "native", "triton") for op in data["ops"])
+    assert data["machine"]["bionas-fast"] == bf.__version__
+
+
+def test_presets():
+    done = run("presets")
+    assert done.returncode == 0
+    for name in presets.names():
+        assert name in done.stdout
+    assert SearchConfig(**presets.get("digits", "search").settings) == SearchConfig()
+    for name in presets.names("search"):
+        assert presets.get(name, "search").source
+        SearchConfig(**presets.get(name, "search").settings)
+    for name in presets.names("train"):
+        bf.TrainConfig(**presets.get(name, "train").settings)
+
+
+def test_settings_from_preset_file_and_words(tmp_path):
+    """The later wins; the configuration of a run can be used again."""
+    (tmp_path / "mine.yaml").write_text("epochs: 1\nchannels: 2\nrules: [usf, brsf]\noperations: [dil_conv_3x3]\n")
+    out = tmp_path / "run"
+    done = run(
+        "search",
+        "--preset",
+        "digits",
+        "--config",
+        tmp_path / "mine.yaml",
+        "--channels",
+        1,
+        "--batch-size",
+        512,
+        "--out",
+        out,
+    )
+    assert done.returncode == 0, done.stderr
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    assert (written["epochs"], written["channels"], written["cells"]) == (1, 1, 3)
+    again = run("search", "--config", out / "config.yaml", "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert (out / "genotype.json").read_text() == (tmp_path / "again" / "genotype.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--dataset", "digts"], "'digits'"),
+        (["search", "--dataset", "fashion-mnist", "--data-dir", "/nowhere"], "/nowhere"),
+        (["search", "--preset", "digit"], "'digits'"),
+        (["search", "--rules", "ufs"], "'usf'"),
+        (["search", "--epochs", "few"], "--epochs"),
+        (["search", "--config", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["search", "--chanels", "3"], "--channels"),
+        (["serch"], "search"),
+        (["show", "/nowhere"], "/nowhere"),
+        (["train", "/nowhere"], "/nowhere"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run("--debug", "search", "--dataset", "digts", cwd=tmp_path)
+    assert done.returncode not in (0, 130)
+    assert "Traceback" in done.stderr
+
+
+def test_bad_yaml(tmp_path):
+    (tmp_path / "bad.yaml").write_text("epochs: [1\n")
+    done = run("search", "--config", tmp_path / "bad.yaml")
+    assert done.returncode == 2
+    assert "bad.yaml, line" in done.stderr
