@@ -179,6 +179,7 @@ def test_nothing_to_convert():
 
 def test_direct_feedback_infers_the_number_of_classes():
     assert convert(small(), "dfa")[0].feedback.shape == (5, 3, 3, 3)
+    assert convert(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), "dfa")[0].feedback.shape == (2, 3)
     headless = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(InputError, match="'dfa' needs num_classes: the model has no linear layer"):
         convert(headless, "dfa", inplace=True)

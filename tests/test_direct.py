@@ -54,6 +54,16 @@ def test_linear_sends_the_error_to_every_position(between):
     torch.library.opcheck(torch.ops.bionas_fast.direct_linear.default, (x, b))
 
 
+@pytest.mark.parametrize(
+    ("init", "a"), [("default", 72**-0.5), ("xavier", (6 / (72 + 90)) ** 0.5)], ids=["default", "xavier"]
+)
+def test_feedback_has_the_law_of_a_layer_to_the_classes(init, a):
+    b = Conv2d(8, 6, 3, groups=2, rule="dfa", num_classes=10, feedback_init=init, seed=0).feedback_weight()
+    assert b.shape == (10, 8, 3, 3)
+    assert 0.99 * a < b.abs().max() <= a
+    assert b.mean().abs() < 0.1 * a and b.std().item() == pytest.approx(a / 3**0.5, rel=0.05)
+
+
 # Networks
 
 

@@ -10,6 +10,7 @@ import torch
 from bionas_fast.kernels.feedback import reference
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from bionas_fast import InputError, use_backend
@@ -130,7 +131,16 @@ def test_only_gradients_that_are_asked_for_are_made(case, asked):
     feedback, b = feedback_of("stored", tensors[1])
     wanted = expected(case, *tensors, b, grad)
     tensors = [t.detach().requires_grad_(a) for t, a in zip(tensors, asked, strict=True)]
-    case.ours(*tensors, feedback).backward(grad)
+    y, masks = case.ours(*tensors, feedback), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, arguments=(), kwargs=None):
+            masks.extend(a for a in arguments if isinstance(a, list) and a and all(type(m) is bool for m in a))
+            return op(*arguments, **(kwargs or {}))
+
+    with Watch():
+        y.backward(grad)
+    assert masks == [list(asked)]
     assert [t.grad is not None for t in tensors] == list(asked)
     check((t.grad for t, a in zip(tensors, asked, strict=True) if a), itertools.compress(wanted, asked))
 
@@ -286,7 +296,6 @@ def test_a_backend_that_cannot_run_says_why():
             feedback_linear(x, w)
         with use_backend(backend):  # an argument outweighs the block
             assert torch.equal(feedback_linear(x, w, backend="reference"), x @ w.t())
-    assert explain("feedback_linear", "cpu").backend == "reference"
 
 
 def test_an_unknown_backend_names_the_nearest():

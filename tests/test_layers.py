@@ -342,6 +342,7 @@ def test_feedback_can_be_replaced():
     assert torch.equal(layer.feedback_weight(), b)
     frozen = Linear(3, 2, rule="frsf")
     frozen.set_feedback(b)
+    assert torch.equal(frozen.feedback, b.abs())
     assert torch.equal(frozen.feedback_weight(), b.abs() * frozen.weight.sign())
     with pytest.raises(InputError, match=r"expected shape \[2, 3\], got \[3, 2\]"):
         layer.set_feedback(b.t())

@@ -1,0 +1,24 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles.data import FOLDER
+
+
+def pytest_report_header() -> str:
+    topics = sorted(path.stem for path in FOLDER.glob("*.json"))
+    return f"recordings of published code: {', '.join(topics) if topics else 'none; tests that need them are skipped'}"
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """``torch.empty`` gives NaN, so that reading what nobody wrote shows."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert fill
+    assert torch.empty(4).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
