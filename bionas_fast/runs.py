@@ -90,7 +90,7 @@ class RunFolder:
         """The alphas at the start and after every epoch, [epochs+1, edges, candidates] for each kind of cell."""
         buffer = io.BytesIO()
         stacked = {kind: np.stack(rows) for kind, rows in alphas.items()}
-        np.savez_compressed(buffer, candidates=np.array(candidates), **stacked)
+        np.savez_compressed(buffer, allow_pickle=False, candidates=np.array(candidates), **stacked)
         self.write(ALPHAS, buffer.getvalue())
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles.data import assert_close, cases, load
 from torch import nn
 
 import bionas_fast as bf
 from bionas_fast.rules import get_law
+from oracles.data import assert_close, cases, load
 
 TOLERANCE = 1e-5  # suggested by the recordings, relative to the largest entry
 

@@ -191,6 +191,7 @@ def test_direct_feedback_infers_the_number_of_classes():
 
 
 def test_tied_weights_stay_tied():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
     for converted in convert(model, "usf"), convert(model, "usf", copy_weights=False):

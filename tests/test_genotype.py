@@ -215,7 +215,7 @@ def test_restriction():
     assert {c.rule for c in space.restricted(["usf", "fa"]).candidates} == {None, "usf", "fa"}
     assert isinstance(space.restricted(), Space)
     assert space.restricted() == space
-    with pytest.raises(InputError, match="'ufs'.*'usf'"):
+    with pytest.raises(InputError, match=r"'ufs'.*'usf'"):
         space.restricted(["ufs"])
     with pytest.raises(InputError, match="nothing to search"):
         space.restricted(["fa"], ["skip_connect"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from oracles.data import cases, load
 
 from bionas_fast.space import Space, derive_genotype
 from bionas_fast.space.published import parse_published_name
+from oracles.data import cases, load
 
 
 @pytest.mark.parametrize("case", cases("genotype"))

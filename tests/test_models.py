@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_genotype import random_genotype
 from torch import nn
 
 import bionas_fast as bf
@@ -12,14 +11,17 @@ from bionas_fast import InputError, rules
 from bionas_fast.nn import FeedbackLayer
 from bionas_fast.runs import RunFolder
 from bionas_fast.train import FOUND
+from test_genotype import random_genotype
 
 SMALL = bf.TrainConfig(channels=2, cells=3, epochs=1, batch_size=256)
 
 #: Small, quick to train, with three rules.
 GENOTYPE = bf.Genotype.from_json(
-    """{"format_version": 1,
+    """{
+    "format_version": 1,
     "normal": {"nodes": [["sep_conv_3x3@usf<-0", "skip_connect@brsf<-1"], ["dil_conv_3x3@frsf<-1", "max_pool_3x3<-2"]]},
-    "reduce": {"nodes": [["sep_conv_3x3@brsf<-0", "skip_connect@usf<-1"], ["avg_pool_3x3<-0", "dil_conv_3x3@fa<-2"]]}}"""
+    "reduce": {"nodes": [["sep_conv_3x3@brsf<-0", "skip_connect@usf<-1"], ["avg_pool_3x3<-0", "dil_conv_3x3@fa<-2"]]}
+    }"""
 )
 
 
@@ -151,8 +153,8 @@ def test_load_refuses_other_folders(tmp_path):
 
 
 def test_training_refuses_bad_settings(tmp_path):
+    (tmp_path / "x").write_text("x")
     with pytest.raises(InputError, match="not empty"):
-        (tmp_path / "x").write_text("x")
         bf.train(GENOTYPE, SMALL, out=tmp_path)
     with pytest.raises(InputError, match="the loss is"):
         bf.train(GENOTYPE, SMALL.with_settings(learning_rate=1e30, gradient_clip=1e30, epochs=3))

@@ -122,6 +122,7 @@ def correlation(x: Tensor, y: Tensor) -> float:
 @both_laws
 @every_layer
 def test_law_follows_from_the_fans(make, fan_in, fan_out, init):
+    torch.manual_seed(0)
     a, c = LAWS[init](fan_in, fan_out)
     layer = make(rule="usf", feedback_init=init)
     assert (layer.law.bound, layer.law.scale) == pytest.approx((a, c), rel=1e-12)
@@ -158,6 +159,7 @@ def test_fa_is_signed_and_independent_of_the_weight_and_of_other_layers():
 
 @pytest.mark.parametrize("rule", ["usf", "brsf", "frsf"])
 def test_sign_concordant_feedback_has_the_signs_of_the_weight(rule):
+    torch.manual_seed(0)
     layer = Conv2d(3, 4, 3, rule=rule, seed=0)
     with torch.no_grad():
         layer.weight[0, 0] = 0.0

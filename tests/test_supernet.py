@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -55,7 +57,7 @@ def test_every_candidate_has_weights_of_its_own():
     op = MixedOp(SPACE.candidates, 4, 1)
     first = [c[0][1].weight for k, c in enumerate(op.candidates) if SPACE.candidates[k].operation == "sep_conv_3x3"]
     assert len(first) == 4
-    for a, b in zip(first, first[1:], strict=False):
+    for a, b in itertools.pairwise(first):
         assert not torch.equal(a, b)
 
 

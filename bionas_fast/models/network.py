@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from bionas_fast.errors import InputError
-from bionas_fast.nn import Linear
+from bionas_fast.nn import Linear, connect_direct_feedback
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import CellNetwork, PreprocessedCell
 from bionas_fast.space.operations import Skip, convolution
@@ -93,20 +95,23 @@ class FoundNetwork(CellNetwork):
         auxiliary: bool,
         drop_path: float,
     ) -> None:
-        self.__dict__["genotype"] = genotype  # needed while the base class makes the cells
-        super().__init__(channels, cells, num_classes, in_channels, genotype.fixed, affine=True)
+        super().__init__(
+            partial(FoundCell, genotype),
+            channels=channels,
+            cells=cells,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            fixed=genotype.fixed,
+            affine=True,
+        )
+        self.genotype = genotype
         if not 0 <= drop_path < 1:
             raise InputError(f"drop_path: expected 0 <= drop_path < 1, got {drop_path}")
         self.drop_path = drop_path
         self.auxiliary_index = 2 * cells // 3
-        self.auxiliary = (
-            AuxiliaryHead(self.cells[self.auxiliary_index].out_channels, num_classes, genotype.fixed["head"])
-            if auxiliary
-            else None
-        )
-
-    def _make_cell(self, in_channels, channels, reduction, previous_reduction, rule, affine) -> FoundCell:
-        return FoundCell(self.genotype, in_channels, channels, reduction, previous_reduction, rule, affine)
+        middle = self.cells[self.auxiliary_index]
+        assert isinstance(middle, FoundCell)
+        self.auxiliary = AuxiliaryHead(middle.out_channels, num_classes, genotype.fixed["head"]) if auxiliary else None
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images [N, in_channels, H, W] → logits [N, classes]; in training with an auxiliary head, both logits."""
@@ -151,7 +156,7 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FoundNetwork(
+        network = FoundNetwork(
             genotype,
             channels=channels,
             cells=cells,
@@ -160,3 +165,5 @@ def build_network(
             auxiliary=auxiliary,
             drop_path=drop_path,
         )
+    connect_direct_feedback(network, num_classes)
+    return network

@@ -85,9 +85,7 @@ def convert(
         layer.set_rule(choice, feedback_init=feedback_init, num_classes=num_classes, seed=layer_seed)
         if not copy_weights:
             layer._reset_weight(generator)
-    if any(choice.stores == "direct" for choice in chosen.values()):
-        connect_direct_feedback(model)
-    return model
+    return connect_direct_feedback(model)
 
 
 def _choose(choice: RuleChoice, layers: Mapping[str, nn.Module]) -> dict[str, rules.Rule | None]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bionas_fast import rules
 from bionas_fast.errors import InputError
 from bionas_fast.nn.feedback import FeedbackLayer
 
@@ -60,7 +61,7 @@ class DirectFeedback:
 
 
 def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:
-    """Let the layers of ``model`` that learn by direct feedback see the error at its logits.
+    """Let the layers of ``model`` that learn by direct feedback see the error at its logits; without any, do nothing.
 
     ``convert`` and the network builders call this themselves; a model put together by hand needs it once.
 
@@ -75,9 +76,11 @@ def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) ->
         InputError: a layer does not know the number of classes and ``num_classes`` is not given.
     """
     direct = DirectFeedback()
-    for layer in model.modules():
-        if isinstance(layer, FeedbackLayer):
-            layer.connect(direct, num_classes)
+    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct"]
+    if not layers:
+        return model
+    for layer in layers:
+        layer.connect(direct, num_classes)
     model.register_forward_pre_hook(direct.start, with_kwargs=True)
     model.register_forward_hook(direct.finish)
     return model

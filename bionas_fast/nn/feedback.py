@@ -109,8 +109,6 @@ class FeedbackLayer(nn.Module):
 
     def connect(self, direct: DirectFeedback, num_classes: int | None) -> None:
         """Take the error from ``direct``; draw B where that was left open. See ``connect_direct_feedback``."""
-        if rules.get(self.rule).stores != "direct":
-            return
         if self.feedback is None:
             if num_classes is None:
                 raise InputError(f"rule {self.rule!r} needs num_classes, the number of logits")

@@ -76,11 +76,13 @@ class _Initialised(FeedbackLayer):
 
 
 class _Conv(_Initialised):
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    dilation: tuple[int, ...]
+    # What torch.nn's constructors set.
+    bias: Tensor | None
+    stride: Any
+    padding: Any
+    dilation: Any
     groups: int
-    padding_mode: str
+    padding_mode: Any
     _reversed_padding_repeated_twice: list[int]
 
     def forward(self, input: Tensor) -> Tensor:

@@ -214,12 +214,16 @@ def _per_dimension(name: str, value: int | Sequence[int], dims: int) -> list[int
     return values
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    device = tensors[0].device.type
+def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    device = input.device.type
     if not torch.is_autocast_enabled(device):
-        return tensors
+        return input, weight, bias
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return cast(input), cast(weight), None if bias is None else cast(bias)
 
 
 # Schemas and kernels. One implementation serves every device: the choice of backend is an argument, made above.

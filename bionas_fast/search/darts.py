@@ -17,7 +17,7 @@ class Darts(Strategy):
     """First order: before every weight step, one Adam step of the alphas on a validation batch."""
 
     def __init__(self, net: Supernet, config: SearchConfig) -> None:
-        self.net = net
+        super().__init__(net, config)
         self.optimizer = torch.optim.Adam(
             net.alpha_parameters(),
             config.alpha_learning_rate,

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from bionas_fast.data import BatchStream
+from bionas_fast.search.config import SearchConfig
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import Supernet
 
@@ -16,7 +17,8 @@ from bionas_fast.supernet import Supernet
 class Strategy:
     """A search method. The loop trains the weights and calls these."""
 
-    net: Supernet
+    def __init__(self, net: Supernet, config: SearchConfig) -> None:
+        self.net = net
 
     def before_epoch(self, epoch: int, valid: BatchStream) -> None:
         """Called before the first weight step of an epoch."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from bionas_fast import rules
 from bionas_fast.errors import InputError
-from bionas_fast.nn import FeedbackLayer, Linear, connect_direct_feedback
+from bionas_fast.nn import Linear
 from bionas_fast.space.operations import FactorizedReduce, ReLUConvBN, convolution
 
 STEM_MULTIPLIER = 3
@@ -44,9 +43,10 @@ class PreprocessedCell(nn.Module):
 class CellNetwork(nn.Module):
     """Stem (3×3 convolution to 3C, BN), cells, global average pooling, classifier (DARTS, section 3).
 
-    Reductions stand at ⌊L/3⌋ and ⌊2L/3⌋ and double C. Subclasses make the cells and run them.
+    Reductions stand at ⌊L/3⌋ and ⌊2L/3⌋ and double C. Subclasses run the cells.
 
     Args:
+        make_cell: called with the arguments of :class:`PreprocessedCell`.
         channels: C of the first cell, ≥ 1.
         cells: L, ≥ 1.
         fixed: the rules of stem, preprocess and head.
@@ -57,6 +57,8 @@ class CellNetwork(nn.Module):
 
     def __init__(
         self,
+        make_cell: Callable[[tuple[int, int], int, bool, bool, str, bool], PreprocessedCell],
+        *,
         channels: int,
         cells: int,
         num_classes: int,
@@ -80,23 +82,10 @@ class CellNetwork(nn.Module):
         for index in range(cells):
             reduction = index in (cells // 3, 2 * cells // 3)
             channels *= 2 if reduction else 1
-            cell = self._make_cell(widths, channels, reduction, previous_reduction, fixed["preprocess"], affine)
+            cell = make_cell(widths, channels, reduction, previous_reduction, fixed["preprocess"], affine)
             self.cells.append(cell)
             widths, previous_reduction = (widths[1], cell.out_channels), reduction
         self.classifier = Linear(widths[1], num_classes, rule=fixed["head"])
-        if any(isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct" for m in self.modules()):
-            connect_direct_feedback(self, num_classes)
-
-    def _make_cell(
-        self,
-        in_channels: tuple[int, int],
-        channels: int,
-        reduction: bool,
-        previous_reduction: bool,
-        rule: str,
-        affine: bool,
-    ) -> PreprocessedCell:
-        raise NotImplementedError
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

@@ -6,6 +6,8 @@ normalisation has no affine parameters and follows the pools; in a network to be
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ from bionas_fast.rules import Law
 from bionas_fast.space.candidates import register_operation
 
 
-def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str | None, **geometry: int) -> Conv2d:
+def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str | None, **geometry: Any) -> Conv2d:
     """A convolution as the paper has it: no bias, Xavier initialisation."""
     return Conv2d(
         in_channels,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from bionas_fast.errors import unknown
+from bionas_fast.nn import connect_direct_feedback
 from bionas_fast.space import Space, get_space
 from bionas_fast.space.genotype import fixed_rules
 from bionas_fast.supernet.modular import ModularSupernet
@@ -52,7 +53,7 @@ def build_supernet(
     rules = fixed_rules(fixed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ENGINES[engine](
+        net = ENGINES[engine](
             space,
             channels=channels,
             cells=cells,
@@ -61,3 +62,5 @@ def build_supernet(
             fixed=rules,
             skip_rules=skip_rules,
         )
+    connect_direct_feedback(net, num_classes)
+    return net

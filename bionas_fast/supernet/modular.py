@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bionas_fast.space import Candidate, Genotype, Space, derive_genotype
 from bionas_fast.space.cells import CellNetwork, PreprocessedCell
+from bionas_fast.space.genotype import CELL_KINDS
 from bionas_fast.space.operations import Zero
 
 ALPHA_STD = 1e-3
@@ -89,20 +91,20 @@ class ModularSupernet(CellNetwork):
         fixed: Mapping[str, str],
         skip_rules: bool = True,
     ) -> None:
-        self.__dict__["space"] = space  # needed while the base class makes the cells
-        self.__dict__["_candidates"] = space.candidates if skip_rules else without_skip_rules(space.candidates)
-        super().__init__(channels, cells, num_classes, in_channels, fixed, affine=False)
+        candidates = space.candidates if skip_rules else without_skip_rules(space.candidates)
+        super().__init__(
+            partial(SearchCell, space, candidates),
+            channels=channels,
+            cells=cells,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            fixed=fixed,
+            affine=False,
+        )
         self.space = space
         self.fixed = dict(fixed)
         shape = (len(space.edges), len(space.candidates))
-        self.alphas = nn.ParameterDict(
-            {kind: nn.Parameter(ALPHA_STD * torch.randn(shape)) for kind in ("normal", "reduce")}
-        )
-
-    def _make_cell(self, in_channels, channels, reduction, previous_reduction, rule, affine) -> SearchCell:
-        return SearchCell(
-            self.space, self._candidates, in_channels, channels, reduction, previous_reduction, rule, affine
-        )
+        self.alphas = nn.ParameterDict({kind: nn.Parameter(ALPHA_STD * torch.randn(shape)) for kind in CELL_KINDS})
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] → logits [N, classes]."""
@@ -110,6 +112,7 @@ class ModularSupernet(CellNetwork):
         weights = {kind: torch.softmax(alpha, dim=-1) for kind, alpha in self.alphas.items()}
         s0 = s1 = self.stem(x)
         for cell in self.cells:
+            assert isinstance(cell, SearchCell)
             s0, s1 = s1, cell(s0, s1, weights[cell.kind])
         return self._classify(s1)
 
@@ -124,4 +127,4 @@ class ModularSupernet(CellNetwork):
 
     def genotype(self) -> Genotype:
         """The discrete architecture that the present alphas stand for."""
-        return derive_genotype(self.alphas, self.space, self.fixed)
+        return derive_genotype(dict(self.alphas.items()), self.space, self.fixed)
