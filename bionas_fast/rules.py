@@ -153,6 +153,8 @@ def register(rule: R) -> R:
         raise InputError(f"rule {name!r} is already registered by {type(_registry[name]).__qualname__}")
     if rule.mode not in (*MODES, "custom"):
         raise unknown("mode", rule.mode, MODES, f"rule {name!r}")
+    if rule.stores not in (None, "signed", "magnitude", "direct"):
+        raise unknown("stores", rule.stores, ("signed", "magnitude", "direct"), f"rule {name!r}")
     _registry[name] = instance
     return rule
 
@@ -166,9 +168,13 @@ def get(rule: str | Rule) -> Rule:
     """The rule of that name.
 
     Raises:
-        InputError: no such rule; the message names the nearest.
+        InputError: no such rule; the message names the nearest. Or a rule that is not registered.
     """
     if isinstance(rule, Rule):
+        if type(_registry.get(rule.name)) is not type(rule):
+            raise InputError(
+                f"rule {rule.name!r} is not registered: decorate its class with bionas_fast.rules.register"
+            )
         return rule
     if rule not in _registry:
         raise unknown("rule", rule, _registry)

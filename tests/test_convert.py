@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from bionas_fast import BionasWarning, InputError, convert
@@ -295,3 +296,19 @@ def test_a_whole_model_can_be_pickled(rule):
         F.cross_entropy(it(x), target).backward()
     for p, q in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
+
+
+def test_conversion_under_fake_tensors():
+    with FakeTensorMode():
+        model = convert(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), "fa")
+        assert model(torch.randn(5, 4)).shape == (5, 2)
+
+
+def test_two_conversions_draw_different_feedback():
+    torch.manual_seed(0)
+    plain = nn.Linear(4, 3)
+    first, second = convert(plain, "fa"), convert(plain, "fa")
+    assert not torch.equal(first.feedback, second.feedback)
+    torch.manual_seed(0)
+    nn.Linear(4, 3)
+    assert torch.equal(convert(plain, "fa").feedback, first.feedback)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from bionas_fast.kernels.feedback import reference
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bionas_fast import InputError, use_backend
 from bionas_fast.backends import BACKENDS, explain, op_names
+from bionas_fast.kernels.feedback import reference
 from bionas_fast.ops.feedback import Feedback, feedback_conv, feedback_linear, feedback_weight
 from tolerances import assert_close
 

@@ -7,11 +7,11 @@ import random
 
 import pytest
 import torch
-from bionas_fast.kernels.feedback import reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import InputError, convert, rules
+from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import Conv1d, Conv2d, Conv3d, Linear
 from tolerances import assert_close
 
@@ -302,3 +302,24 @@ def test_names_and_modes_are_checked(registry):
         rules.get("brfs")
     with pytest.raises(InputError, match="unknown feedback_init 'xaver'; did you mean 'xavier'"):
         Linear(3, 2, rule="fa", feedback_init="xaver")
+
+
+def test_a_rule_that_is_not_registered_is_refused_at_once():
+    class Lost(rules.Rule):
+        name = "lost"
+
+    class Impostor(rules.Rule):
+        name = "usf"
+
+    for rule in (Lost(), Impostor()):
+        with pytest.raises(InputError, match="not registered"):
+            Linear(3, 2, rule=rule)
+
+
+def test_what_a_rule_stores_is_checked():
+    class Odd(rules.Rule):
+        name = "odd"
+        stores = "singed"
+
+    with pytest.raises(InputError, match=r"'singed'.*'signed'"):
+        rules.register(Odd)

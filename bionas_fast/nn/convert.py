@@ -13,7 +13,7 @@ from torch import nn
 from bionas_fast import rules
 from bionas_fast.errors import BionasWarning, InputError, unknown
 from bionas_fast.nn.direct import connect_direct_feedback
-from bionas_fast.nn.feedback import FeedbackLayer
+from bionas_fast.nn.feedback import FeedbackLayer, random_state, seed_from
 from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 
 RuleChoice = str | rules.Rule | Mapping[str, str] | Callable[[str, nn.Module], str | rules.Rule | None]
@@ -74,17 +74,18 @@ def convert(
 
     if not inplace:
         model = copy.deepcopy(model)
-    base = int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed
-    generator = torch.Generator().manual_seed(base % 2**64)
+    if seed is None:
+        seed = seed_from(random_state(None, torch.device("cpu")))
+        torch.rand(())  # so that the next conversion draws other feedback
     modules = dict(model.named_modules())
     for name, choice in chosen.items():
         layer = modules[name]
-        layer_seed = int(torch.randint(2**63 - 1, (), generator=generator).item())
+        layer_seed = seed_from(f"{seed} {name}".encode())
         # A change of class keeps everything else: parameters, hooks, names held by others.
         layer.__class__ = _LAYERS.get(type(layer), type(layer))
         layer.set_rule(choice, feedback_init=feedback_init, num_classes=num_classes, seed=layer_seed)
         if not copy_weights:
-            layer._reset_weight(generator)
+            layer._reset_weight(torch.Generator().manual_seed(layer_seed))
     return connect_direct_feedback(model)
 
 

@@ -7,6 +7,7 @@ layer. No state survives the pass, so several passes may be in flight.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,14 +27,15 @@ class DirectFeedback:
 
     def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the model."""
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor):
-                self._tokens[value.device] = []
+        for tensor in _tensors((args, kwargs)):
+            self._tokens[tensor.device] = []
 
     def collect(self, token: Tensor) -> None:
         """Take the token of one layer."""
         tokens = self._tokens.get(token.device)
         if tokens is None:
+            if torch._C._current_graph_task_id() != -1:
+                return  # gradient checkpointing runs the layer again inside the backward pass; its first token counts
             raise InputError(
                 "a layer with direct feedback ran outside the forward pass of the model it is connected to; "
                 "its error comes from that model's logits"
@@ -58,6 +60,14 @@ class DirectFeedback:
             return logits
         rest = (logits, *output[1:])
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:

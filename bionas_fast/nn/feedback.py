@@ -70,7 +70,7 @@ class FeedbackLayer(nn.Module):
         if num_classes is not None and num_classes < 1:
             raise InputError(f"num_classes: expected at least 1, got {num_classes}")
         if seed is None:
-            seed = _seed_from(generator or torch.default_generator)
+            seed = seed_from(random_state(generator, self.weight.device))
         if not 0 <= seed < _MAX_SEED:
             raise InputError(f"seed: expected 0 <= seed < 2**64, got {seed}")
         rules.get_law(feedback_init, (1, 1))
@@ -230,8 +230,16 @@ def true_gradients(model: nn.Module) -> Iterator[None]:
             layer._true_gradient = value
 
 
-def _seed_from(generator: torch.Generator) -> int:
-    state = generator.get_state()
+def random_state(generator: torch.Generator | None, device: torch.device) -> bytes:
+    """The state of a generator, by default of the one that draws weights on ``device``; it is not advanced."""
+    if generator is None and device.type == "cuda" and torch.cuda.is_available():
+        state = torch.cuda.get_rng_state(device)
+    else:
+        state = (generator or torch.default_generator).get_state()
     # Read as plain memory: under FakeTensorMode no tensor operation reaches real values.
-    state_bytes = ctypes.string_at(state.data_ptr(), state.numel())
-    return int.from_bytes(hashlib.blake2b(state_bytes, digest_size=8).digest(), "little")
+    return ctypes.string_at(state.data_ptr(), state.numel())
+
+
+def seed_from(data: bytes) -> int:
+    """64 bits that follow from ``data``."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -31,6 +31,8 @@ _FEEDBACK_ARGUMENTS = """
 class _Initialised(FeedbackLayer):
     """Constructor and initial values, shared by all layers of this file."""
 
+    bias: Tensor | None
+
     def __init__(
         self,
         *args: Any,
@@ -59,17 +61,26 @@ class _Initialised(FeedbackLayer):
         self.direct = direct
 
     def _reset_weight(self, generator: torch.Generator | None) -> None:
-        bias = getattr(self, "bias", None)
+        weight, bias = self.weight, self.bias
+        if generator is not None and generator.device.type != weight.device.type:
+            # Drawn where the generator is: the same values on every device.
+            weight = torch.empty_like(weight, device=generator.device)
+            bias = None if bias is None else torch.empty_like(bias, device=generator.device)
         if self.feedback_init == "xavier":
-            nn.init.xavier_uniform_(self.weight, generator=generator)
+            nn.init.xavier_uniform_(weight, generator=generator)
             if bias is not None:
                 nn.init.zeros_(bias)
-            return
-        # The very calls of torch.nn: a seed gives the same weights there and here.
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
-        if bias is not None:
-            bound = rules.get_law("default", tuple(self.weight.shape)).bound
-            nn.init.uniform_(bias, -bound, bound, generator=generator)
+        else:
+            # The very calls of torch.nn: a seed gives the same weights there and here.
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+            if bias is not None:
+                bound = rules.get_law("default", tuple(weight.shape)).bound
+                nn.init.uniform_(bias, -bound, bound, generator=generator)
+        if weight is not self.weight:
+            with torch.no_grad():
+                self.weight.copy_(weight)
+                if bias is not None and self.bias is not None:
+                    self.bias.copy_(bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule!r}"
@@ -77,7 +88,6 @@ class _Initialised(FeedbackLayer):
 
 class _Conv(_Initialised):
     # What torch.nn's constructors set.
-    bias: Tensor | None
     stride: Any
     padding: Any
     dilation: Any

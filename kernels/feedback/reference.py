@@ -55,7 +55,7 @@ def uniform(shape: Sequence[int], stream: Tensor) -> Tensor:
     for size in shape:
         count *= size
     element = torch.arange(count, device=stream.device)
-    zero = torch.zeros_like(element)
+    zero = torch.zeros_like(seed)
     word = philox((seed & _LOW, (seed >> 32) & _LOW), (element, draw & _LOW, zero, zero))[0]
     return ((word >> 8).float() * 2.0**-24).reshape(shape)
 
