@@ -300,7 +300,7 @@ def test_a_whole_model_can_be_pickled(rule):
 
 def test_conversion_under_fake_tensors():
     with FakeTensorMode():
-        model = convert(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), "fa")
+        model = convert(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), "fa", inplace=True)
         assert model(torch.randn(5, 4)).shape == (5, 2)
 
 

@@ -31,7 +31,7 @@ _FEEDBACK_ARGUMENTS = """
 class _Initialised(FeedbackLayer):
     """Constructor and initial values, shared by all layers of this file."""
 
-    bias: Tensor | None
+    bias: Any
 
     def __init__(
         self,
