@@ -98,7 +98,7 @@ def test_every_single_rule_trains(rule):
 
 def test_training_reaches_95_percent_on_digits(tmp_path):
     """With mixed rules, trained by the library alone; and the folder gives the same network back."""
-    result = bf.train(GENOTYPE, bf.TrainConfig(epochs=12), out=tmp_path / "run")
+    result = bf.train(GENOTYPE, out=tmp_path / "run")
     assert result.test_accuracy >= 95
     assert {p.name for p in result.run_dir.iterdir()} == {
         "config.yaml",
