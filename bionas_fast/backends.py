@@ -7,10 +7,12 @@ that cannot be met is an error that says why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+
+import torch
 
 from bionas_fast.errors import InputError, unknown
 
@@ -18,8 +20,10 @@ BACKENDS = ("reference", "native", "triton")
 
 _chosen: ContextVar[str | None] = ContextVar("bionas_fast_backend", default=None)
 
-#: op name → backends that implement it, fastest first.
-_implementations: dict[str, tuple[str, ...]] = {}
+#: Says why a backend cannot run on a device type; empty if it can.
+Obstacle = Callable[[str], str]
+
+_implementations: dict[str, dict[str, Obstacle]] = {}
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class Choice:
     reasons: Mapping[str, str]
 
 
-def declare(op: str, backends: tuple[str, ...]) -> None:
-    """Say which backends implement an op, fastest first. The last one must be ``reference``."""
-    _implementations[op] = backends
+def declare(op: str, **implementations: Obstacle) -> None:
+    """Say which backends beside ``reference`` implement an op, fastest first, and what may keep each from running."""
+    _implementations[op] = implementations
 
 
 @contextmanager
@@ -64,20 +68,36 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     """
     wanted = backend if backend is not None else _chosen.get()
     if wanted is None or wanted == "reference":
-        return explain(op, device).backend if wanted is None else "reference"
+        return _fastest(op, device) if wanted is None else "reference"
     if wanted not in BACKENDS:
         raise unknown("backend", wanted, BACKENDS)
-    choice = explain(op, device)
-    if wanted in choice.reasons:
-        raise InputError(f"{op} cannot run on backend {wanted!r}: {choice.reasons[wanted]}")
+    obstacle = _obstacle(op, device, wanted)
+    if obstacle:
+        raise InputError(f"{op} cannot run on backend {wanted!r}: {obstacle}")
     return wanted
 
 
+# What is installed does not change while a process runs, so a compiled graph may take it for a constant.
+@torch.compiler.assume_constant_result
+def _fastest(op: str, device: str) -> str:
+    return explain(op, device).backend
+
+
+@torch.compiler.assume_constant_result
+def _obstacle(op: str, device: str, backend: str) -> str:
+    return explain(op, device).reasons.get(backend, "")
+
+
 def explain(op: str, device: str) -> Choice:
-    """What runs ``op`` on this device type when nothing is chosen, and why nothing faster does."""
+    """What runs ``op`` on this device type when nothing is chosen, and why nothing else does."""
     implemented = _implementations[op]
-    reasons = {name: "not implemented for this op" for name in BACKENDS if name not in implemented}
-    return Choice(op, device, next(name for name in implemented if name not in reasons), reasons)
+    reasons = {}
+    for name in BACKENDS:
+        if name != "reference":
+            reason = implemented[name](device) if name in implemented else "not implemented for this op"
+            if reason:
+                reasons[name] = reason
+    return Choice(op, device, next((name for name in implemented if name not in reasons), "reference"), reasons)
 
 
 def op_names() -> tuple[str, ...]:

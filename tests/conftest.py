@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# The networks here are small, and threads that wait for a busy core cost more than they bring. Tests of threads set
+# their own number; processes started by a test inherit this one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

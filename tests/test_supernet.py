@@ -18,7 +18,7 @@ SPACE = get_space("bionas")
 
 
 def small(**settings):
-    return bf.build_supernet(**{"channels": 2, "cells": 3, "in_channels": 1, **settings})
+    return bf.build_supernet(**{"channels": 2, "cells": 3, "in_channels": 1, "engine": "modular", **settings})
 
 
 def test_shapes_and_parameters():

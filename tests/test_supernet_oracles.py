@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from bionas_fast.search.config import SearchConfig
@@ -13,6 +14,7 @@ from bionas_fast.search.darts import Darts
 from bionas_fast.space import get_space
 from bionas_fast.supernet import build_supernet
 from bionas_fast.supernet.modular import MixedOp, SearchCell, without_skip_rules
+from bionas_fast.supernet.stacked import StackedCell
 from oracles.data import assert_close, cases, load
 from oracles.supernet import candidate_order, entries, gradients, inject, to_ours, to_published
 
@@ -83,8 +85,31 @@ def test_cell(case):
     _check_gradients(cell, arrays, info, primitives, TIGHT)
 
 
+def _batched(net):
+    """The same network, feedback of the recorded pass included, with its cells batched."""
+    net = copy.deepcopy(net)
+    net.cells = nn.ModuleList(StackedCell(cell, cell.out_channels // SPACE.nodes) for cell in net.cells)
+    return net
+
+
+def _with_gradients(modular, batched):
+    """The modular network with the gradients of the batched one."""
+    holder = copy.deepcopy(batched)
+    with torch.no_grad():
+        for p, q in zip(holder.parameters(), batched.parameters(), strict=True):
+            p.copy_(torch.zeros_like(q) if q.grad is None else q.grad)
+        for cell, theirs in zip(holder.cells, modular.cells, strict=True):
+            cell.exchange(theirs, "write")
+        for name in ("stem", "classifier", "alphas"):
+            getattr(modular, name).load_state_dict(getattr(holder, name).state_dict())
+    for p in modular.parameters():
+        p.grad = p.detach().clone()
+    return modular
+
+
+@pytest.mark.parametrize("engine", ["modular", "stacked"])
 @pytest.mark.parametrize("case", cases("lrnas_network"))
-def test_network(case):
+def test_network(case, engine):
     arrays, info = load("lrnas_network", case)
     arguments = info["arguments"]
     primitives = arguments["primitives"]
@@ -94,11 +119,15 @@ def test_network(case):
         cells=arguments["layers"],
         num_classes=arguments["num_classes"],
         skip_rules=False,
+        engine="modular",
     )
     inject(net, arrays, info, primitives)
     with torch.no_grad():
         for kind in ("normal", "reduce"):
             net.alphas[kind].copy_(to_ours(arrays[f"alphas_{kind}"], primitives))
+    modular = net
+    if engine == "stacked":
+        net = _batched(modular)
     stepped = copy.deepcopy(net)
 
     x = arrays["x"].clone().requires_grad_()
@@ -111,7 +140,8 @@ def test_network(case):
     for kind in ("normal", "reduce"):
         grad = to_published(net.alphas[kind].grad, primitives)
         assert_close(grad, arrays[f"grad_alphas_{kind}"], TOLERANCE, f"grad_alphas_{kind}")
-    _check_gradients(net, arrays, info, primitives, TOLERANCE)
+    graded = net if engine == "modular" else _with_gradients(modular, net)
+    _check_gradients(graded, arrays, info, primitives, TOLERANCE)
 
     Darts(stepped, SearchConfig()).before_weight_step(iter([(arrays["x"], arrays["target"])]))
     for kind in ("normal", "reduce"):

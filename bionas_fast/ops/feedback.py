@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bionas_fast import backends
+from bionas_fast import backends, native
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.rules import MODES
@@ -31,8 +31,10 @@ class Feedback(NamedTuple):
 
 BACKPROPAGATION = Feedback()
 
-for _op in ("feedback_conv", "feedback_linear", "direct_conv", "direct_linear"):
-    backends.declare(_op, ("reference",))
+for _op in ("feedback_conv", "feedback_linear", "feedback_segments"):
+    backends.declare(_op, native=native.obstacle)
+for _op in ("direct_conv", "direct_linear"):
+    backends.declare(_op)
 
 
 def feedback_conv(
@@ -179,6 +181,45 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
     return torch.ops.bionas_fast.direct_linear(input, feedback.to(input.dtype))
 
 
+class FeedbackSegments(NamedTuple):
+    """Several layers' weights in one flat tensor: for each its length, and its ``mode``, ``bound`` and ``scale``."""
+
+    lengths: tuple[int, ...]
+    modes: tuple[str, ...]
+    bounds: tuple[float, ...]
+    scales: tuple[float, ...]
+
+
+def feedback_segments(
+    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
+) -> Tensor:
+    """B of every segment, flat; zeros where the mode is ``custom``.
+
+    Args:
+        weight: flat.
+        stored: flat, or None where no segment reads it.
+        stream: int64 [segments, 2], or None where no segment reads it.
+    """
+    if backends.choose("feedback_segments", weight.device.type) == "native" and weight.dtype == torch.float32:
+        return torch.ops.bionas_fast_native.feedback_segments(weight, stored, stream, *segments)
+    out = torch.zeros_like(weight)
+    first = 0
+    for k, (length, mode) in enumerate(zip(segments.lengths, segments.modes, strict=True)):
+        part = slice(first, first + length)
+        first += length
+        if mode == "custom":
+            continue
+        out[part] = reference.feedback_weight(
+            weight[part],
+            None if stored is None else stored[part],
+            None if stream is None else stream[k],
+            mode,
+            segments.bounds[k],
+            segments.scales[k],
+        )
+    return out
+
+
 def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
     """B itself, shaped like ``weight``, detached from the graph."""
     _check_feedback(feedback, weight)
@@ -257,6 +298,23 @@ _library.define("direct_linear_backward(Tensor error, Tensor feedback, SymInt[] 
 _kernel = "CompositeExplicitAutograd"
 
 
+def _make_b(backend, weight, stored, stream, mode, bound, scale):
+    # Modes that take a tensor as it is have nothing to compute.
+    if backend == "native" and weight.dtype == torch.float32 and mode.endswith("sign"):
+        stored = None if stored is None else stored.to(weight.dtype)
+        return torch.ops.bionas_fast_native.feedback_weight(weight, stored, stream, mode, bound, scale)
+    return reference.feedback_weight(weight, stored, stream, mode, bound, scale)
+
+
+def _dense(grad, input):
+    # In the input's layout: a gradient of stride 0, as .sum() sends it, is copied, one in channels_last is not.
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = formats.get(input.dim(), torch.contiguous_format)
+    if input.is_contiguous() or not input.is_contiguous(memory_format=layout):
+        layout = torch.contiguous_format
+    return grad.contiguous(memory_format=layout)
+
+
 @torch.library.impl(_library, "feedback_conv", _kernel)
 def _conv(input, weight, bias, stored, stream, mode, bound, scale, advance, *geometry_and_backend):
     *geometry, _backend = geometry_and_backend
@@ -271,17 +329,17 @@ def _conv_fake(input, weight, bias, stored, stream, mode, bound, scale, advance,
 
 @torch.library.impl(_library, "feedback_conv_backward", _kernel)
 def _conv_backward(grad, input, weight, stored, stream, mode, bound, scale, *rest):
-    *geometry, output_mask, _backend = rest
+    *geometry, output_mask, backend = rest
     # Without δ_in no feedback is needed; any tensor of the right shape does.
-    b = reference.feedback_weight(weight, stored, stream, mode, bound, scale) if output_mask[0] else weight
-    grads = reference.conv_backward(grad.contiguous(), input, b, *geometry, list(output_mask))
+    b = _make_b(backend, weight, stored, stream, mode, bound, scale) if output_mask[0] else weight
+    grads = reference.conv_backward(_dense(grad, input), input, b, *geometry, list(output_mask))
     return tuple(g if wanted else grad.new_empty(0) for g, wanted in zip(grads, output_mask, strict=True))
 
 
 @torch.library.register_fake("bionas_fast::feedback_conv_backward", lib=_library)
 def _conv_backward_fake(grad, input, weight, stored, stream, mode, bound, scale, *rest):
     *geometry, output_mask, _backend = rest
-    grads = reference.conv_backward(grad.contiguous(), input, weight, *geometry, list(output_mask))
+    grads = reference.conv_backward(_dense(grad, input), input, weight, *geometry, list(output_mask))
     return tuple(g if wanted else grad.new_empty(0) for g, wanted in zip(grads, output_mask, strict=True))
 
 
@@ -297,7 +355,7 @@ def _linear_fake(input, weight, bias, stored, stream, mode, bound, scale, advanc
 
 @torch.library.impl(_library, "feedback_linear_backward", _kernel)
 def _linear_backward(grad, input, weight, stored, stream, mode, bound, scale, output_mask, backend):
-    b = reference.feedback_weight(weight, stored, stream, mode, bound, scale) if output_mask[0] else weight
+    b = _make_b(backend, weight, stored, stream, mode, bound, scale) if output_mask[0] else weight
     grads = reference.linear_backward(grad, input, b, list(output_mask))
     return tuple(grad.new_empty(0) if g is None else g for g in grads)
 

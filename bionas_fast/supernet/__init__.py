@@ -11,10 +11,11 @@ from bionas_fast.nn import connect_direct_feedback
 from bionas_fast.space import Space, get_space
 from bionas_fast.space.genotype import fixed_rules
 from bionas_fast.supernet.modular import ModularSupernet
+from bionas_fast.supernet.stacked import StackedSupernet
 
 #: The type of a supernet, whichever engine runs it.
 Supernet = ModularSupernet
-ENGINES = {"modular": ModularSupernet}
+ENGINES = {"stacked": StackedSupernet, "modular": ModularSupernet}
 
 
 def build_supernet(
@@ -35,7 +36,7 @@ def build_supernet(
         space: its name, or a :class:`bionas_fast.space.Space`.
         channels: C of the first cell; reductions double it.
         cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋.
-        engine: ``"modular"``, one module per candidate.
+        engine: ``"stacked"``, all candidates batched, or ``"modular"``, one module per candidate: the same function.
         seed: of all weights, alphas and random feedback. PyTorch's own generator is left untouched.
         fixed: the rules of ``stem``, ``preprocess`` and ``head``; ``bp`` unless said otherwise.
         skip_rules: whether skip connections learn by their rule. The code published with the paper trains strided ones

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class ModularSupernet(CellNetwork):
     ) -> None:
         candidates = space.candidates if skip_rules else without_skip_rules(space.candidates)
         super().__init__(
-            partial(SearchCell, space, candidates),
+            partial(self._make_cell, space, candidates),
             channels=channels,
             cells=cells,
             num_classes=num_classes,
@@ -106,13 +107,17 @@ class ModularSupernet(CellNetwork):
         shape = (len(space.edges), len(space.candidates))
         self.alphas = nn.ParameterDict({kind: nn.Parameter(ALPHA_STD * torch.randn(shape)) for kind in CELL_KINDS})
 
+    @staticmethod
+    def _make_cell(space: Space, candidates: tuple[Candidate, ...], *shape: Any) -> PreprocessedCell:
+        return SearchCell(space, candidates, *shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] → logits [N, classes]."""
         self._check_input(x)
         weights = {kind: torch.softmax(alpha, dim=-1) for kind, alpha in self.alphas.items()}
         s0 = s1 = self.stem(x)
         for cell in self.cells:
-            assert isinstance(cell, SearchCell)
+            assert isinstance(cell, PreprocessedCell)
             s0, s1 = s1, cell(s0, s1, weights[cell.kind])
         return self._classify(s1)
 

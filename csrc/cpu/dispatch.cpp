@@ -1,0 +1,40 @@
+#include "dispatch.h"
+
+#include <atomic>
+
+namespace bionas {
+
+namespace {
+
+Isa fastest() {
+  for (Isa isa : all_isas)
+    if (supported(isa)) return isa;
+  return Isa::baseline;
+}
+
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> isa{fastest()};
+  return isa;
+}
+
+}  // namespace
+
+const char* name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
+
+bool supported(Isa isa) {
+  if (isa == Isa::baseline) return true;
+#if BIONAS_X86
+  if (!__builtin_cpu_supports("fma")) return false;
+  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+Isa current_isa() { return current().load(std::memory_order_relaxed); }
+
+void set_isa(Isa isa) { current().store(isa, std::memory_order_relaxed); }
+
+}  // namespace bionas

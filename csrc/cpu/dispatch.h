@@ -1,0 +1,60 @@
+// What every kernel shares: the choice of an instruction set at run time, and torch's threads. No torch header.
+//
+// A kernel is `name.inc`, plain C++ that compilers vectorise or GCC vector extensions, without includes of its own.
+// `name.cpp` compiles it once for each instruction set and calls the variant that suits the machine:
+//
+//     #include "name.h"
+//     #define BIONAS_KERNEL "name.inc"
+//     #include "dispatch.inc"
+//
+//     void name(const Name& a) {
+//       const auto kernel = BIONAS_CHOOSE(name_rows);
+//       parallel_for(a.rows, 64, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+//     }
+
+#pragma once
+
+#include <cstdint>
+
+// Elsewhere the baseline is the only variant: SSE2 under other compilers, NEON on ARM.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define BIONAS_X86 1
+#else
+#define BIONAS_X86 0
+#endif
+
+namespace bionas {
+
+enum class Isa { baseline, avx2, avx512 };
+
+constexpr Isa all_isas[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // fastest first
+
+const char* name(Isa isa);
+
+// Whether the build holds the variant and the machine can run it.
+bool supported(Isa isa);
+
+// The variant that runs, process-wide: the fastest, until set_isa chooses another supported one.
+Isa current_isa();
+void set_isa(Isa isa);
+
+template <class Function>
+Function* choose(Function* avx512, Function* avx2, Function* baseline) {
+  const Isa isa = current_isa();
+  return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : baseline;
+}
+
+// Calls body(begin, end, context) on consecutive pieces of [0, count), each at least `grain` long where there are
+// several, one piece a thread. Not defined here: the library takes torch's threads, tests take their own.
+void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+
+template <class Body>
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  parallel_for(
+      count,
+      grain,
+      [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
+      const_cast<Body*>(&body));
+}
+
+}  // namespace bionas

@@ -1,0 +1,104 @@
+#include "separable_stage.h"
+
+#include "buffer.h"
+#include "dispatch.h"
+#include "shares.h"
+
+namespace bionas {
+
+namespace {
+
+constexpr int64_t max_taps = 25;
+
+int64_t padding(const Branch& b) { return int64_t{b.dilation} * (b.kernel / 2); }
+
+// Rows at a time so that a block has at least 32 positions: less overhead on small images.
+int64_t rows_per_block(const Stage& s) { return s.wo >= 32 ? 1 : (31 + s.wo) / s.wo; }
+
+int64_t grads_per_branch(int64_t c) { return (c + max_taps) * c; }
+
+// Weights in the order in which the kernels read them.
+struct Packed {
+  Packed(const Stage& s, bool backward) : c(s.c), data(s.branches * size()) {
+    for (int k = 0; k < s.branches; k++) {
+      const Branch& b = s.branch[k];
+      const int64_t taps = b.kernel * b.kernel;
+      pad = padding(b) > pad ? padding(b) : pad;
+      taps_first(b.depthwise, const_cast<float*>(depthwise(k)), taps, false);
+      // At stride 1 the error is correlated with the reversed kernel, at stride 2 it is scattered.
+      if (backward) taps_first(b.depthwise_feedback, const_cast<float*>(depthwise_feedback(k)), taps, s.stride == 1);
+      else
+        for (int64_t i = 0; i < c; i++)
+          for (int64_t j = 0; j < c; j++) const_cast<float*>(pointwise(k))[j * c + i] = b.pointwise[i * c + j];
+    }
+  }
+
+  int64_t size() const { return (2 * max_taps + c) * c; }
+  const float* depthwise(int k) const { return data.data() + k * size(); }                              // [k·k, C]
+  const float* depthwise_feedback(int k) const { return data.data() + k * size() + max_taps * c; }      // [k·k, C]
+  const float* pointwise(int k) const { return data.data() + k * size() + 2 * max_taps * c; }           // [C_in, C_out]
+
+  // [C, k, k] → [k·k, C]
+  void taps_first(const float* weight, float* out, int64_t taps, bool reversed) const {
+    for (int64_t i = 0; i < c; i++)
+      for (int64_t t = 0; t < taps; t++) out[(reversed ? taps - 1 - t : t) * c + i] = weight[i * taps + t];
+  }
+
+  int64_t c, pad = 0;
+  Buffer<float> data;
+};
+
+void add_sums(Shares<double>& shares, int64_t branches, int64_t c, double* first, double* second) {
+  for (int64_t i = 0; i < branches * c; i++) first[i] = second[i] = 0;
+  shares.each([&](const double* sums) {
+    for (int64_t k = 0; k < branches; k++)
+      for (int64_t i = 0; i < c; i++) {
+        first[k * c + i] += sums[2 * k * c + i];
+        second[k * c + i] += sums[(2 * k + 1) * c + i];
+      }
+  });
+}
+
+}  // namespace
+
+}  // namespace bionas
+
+#define BIONAS_KERNEL "separable_stage.inc"
+#include "dispatch.inc"
+
+namespace bionas {
+
+void stage_forward(const Stage& s, const StageForward& out) {
+  const Packed packed(s, false);
+  const auto kernel = BIONAS_CHOOSE(forward_images);
+  Shares<double> sums(2 * s.branches * s.c);
+  parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, out, packed, sums.start(begin), begin, end); });
+  add_sums(sums, s.branches, s.c, out.sum, out.sum_sq);
+}
+
+void stage_backward(const Stage& s, const StageBackward& g) {
+  const Packed packed(s, true);
+  const auto kernel = BIONAS_CHOOSE(backward_images);
+  bool weights = false;
+  for (int k = 0; k < s.branches; k++) weights |= s.branch[k].pointwise_grad != nullptr;
+  Shares<double> sums(g.grad_sum ? 2 * s.branches * s.c : 0);
+  Shares<float> grads(weights ? s.branches * grads_per_branch(s.c) : 0);
+  parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
+    kernel(s, g, packed, sums.start(begin), grads.start(begin), begin, end);
+  });
+  if (g.grad_sum) add_sums(sums, s.branches, s.c, g.grad_sum, g.grad_x_sum);
+  if (!weights) return;
+  grads.each([&](const float* share) {
+    for (int k = 0; k < s.branches; k++) {
+      const Branch& b = s.branch[k];
+      if (!b.pointwise_grad) continue;
+      const float* from = share + k * grads_per_branch(s.c);
+      const int64_t taps = b.kernel * b.kernel;
+      for (int64_t i = 0; i < s.c * s.c; i++) b.pointwise_grad[i] += from[i];
+      for (int64_t i = 0; i < s.c; i++)
+        for (int64_t t = 0; t < taps; t++) b.depthwise_grad[i * taps + t] += from[(s.c + t) * s.c + i];
+    }
+  });
+}
+
+}  // namespace bionas

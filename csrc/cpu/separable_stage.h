@@ -1,0 +1,52 @@
+// A separable stage, K branches at once: prologue, ReLU, depthwise k×k, pointwise 1×1, and the sums that batch
+// normalisation needs. Activations are [N, H, W, C] with C a multiple of 16; no torch header is included here.
+#pragma once
+#include <cstdint>
+
+namespace bionas {
+
+// One branch. Weights as the layers hold them.
+struct Branch {
+  int kernel;                 // odd
+  int dilation;
+  const float* depthwise;     // [C, k, k]
+  const float* pointwise;     // [C_out, C_in]
+  // Backward only: what carries the error down, the incoming gradient, and where the exact weight gradients are added (null: not wanted).
+  const float* depthwise_feedback;  // [C, k, k]
+  const float* pointwise_feedback;  // [C_out, C_in]
+  float* depthwise_grad;            // [C, k, k]
+  float* pointwise_grad;            // [C_out, C_in]
+  const float* grad;                // [N, H_out, W_out, C], several branches may share one
+};
+
+struct Stage {
+  int64_t n, h, w, c;    // input
+  int64_t ho, wo;        // output, ⌈h/stride⌉, ⌈w/stride⌉
+  int stride;            // 1 or 2
+  int branches;
+  const Branch* branch;  // [K]
+  const float* x;        // [N, H, W, C] shared by all branches, or [K, N, H, W, C]
+  bool shared;
+  const float* scale;    // [K, C] or null: the branch sees ReLU(scale · x + shift)
+  const float* shift;    // [K, C]
+};
+
+struct StageForward {
+  float* z;         // [K, N, H_out, W_out, C]
+  double* sum;      // [K, C], Σ z, overwritten
+  double* sum_sq;   // [K, C], Σ z²
+};
+
+// The gradient of z is a · grad + b · z + d, channel by channel: batch normalisation's backward pass, folded in.
+struct StageBackward {
+  const float* z;           // [K, N, H_out, W_out, C]; may be null if b is 0
+  const float *a, *b, *d;   // [K, C]
+  float* grad_x;            // shared: [N, H, W, C]; else [K, N, H, W, C], of what ReLU saw
+  double* grad_sum;         // [K, C] Σ grad_x, and
+  double* grad_x_sum;       // [K, C] Σ grad_x · x; only where x is not shared, else null
+};
+
+void stage_forward(const Stage& stage, const StageForward& out);
+void stage_backward(const Stage& stage, const StageBackward& grads);
+
+}  // namespace bionas

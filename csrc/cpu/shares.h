@@ -1,0 +1,39 @@
+// What the threads of a parallel loop add up.
+
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "buffer.h"
+
+namespace bionas {
+
+// One array of zeros for each piece of the loop. The pieces' arrays are added in order of their first index, so that a
+// run repeats bit for bit.
+template <class T>
+class Shares {
+ public:
+  explicit Shares(int64_t size) : size_(size) {}
+
+  T* start(int64_t begin) {
+    auto share = std::make_unique<Buffer<T>>(size_, true);
+    T* data = share->data();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    shares_[begin] = std::move(share);
+    return data;
+  }
+
+  template <class Add>
+  void each(const Add& add) {
+    for (auto& [begin, share] : shares_) add(static_cast<const T*>(share->data()));
+  }
+
+ private:
+  int64_t size_;
+  std::mutex mutex_;
+  std::map<int64_t, std::unique_ptr<Buffer<T>>> shares_;
+};
+
+}  // namespace bionas

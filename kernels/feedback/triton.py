@@ -1,0 +1,203 @@
+"""Feedback weights and backward passes through them in Triton: B is made in registers, out of tiles of W.
+
+δ_in of linear maps and 1×1 convolutions is one matrix product, that of depthwise convolutions a sum over taps; neither
+writes B to memory. Every other convolution takes B from :func:`feedback_weight`, one elementwise kernel, and leaves the
+rest to a single ``convolution_backward``. Where B already lies in memory (modes ``weight`` and ``stored``), and for
+weight and bias gradients, PyTorch's own routines run. :mod:`.reference` specifies all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import reference
+from .triton_kernels import (
+    DTYPES,
+    MODES,
+    TILES,
+    WEIGHT_BLOCK,
+    configurations,
+    depthwise_kernel,
+    depthwise_options,
+    product_kernel,
+    product_options,
+    weight_kernel,
+    weight_options,
+)
+
+__all__ = ["DTYPES", "MODES", "configurations", "conv_backward", "feedback_weight", "linear_backward"]
+
+#: Programs of a resident product: some for every multiprocessor, few enough to use each B again and again.
+RESIDENT_PROGRAMS = 512
+GRID_LIMIT = 65535  # CUDA's, in the second dimension
+ROW_LIMIT, BLOCK_STRIDE_LIMIT = 2**30, 2**24  # of what the kernels count in 32 bits
+
+
+class Feedback(NamedTuple):
+    """What B is made of; the fields are the arguments of :func:`feedback_weight`."""
+
+    weight: Tensor
+    stored: Tensor | None
+    stream: Tensor | None
+    mode: str
+    bound: float
+    scale: float
+
+    @property
+    def made(self) -> bool:
+        """Whether a kernel makes B: not where it is a tensor already, nor in a dtype that no kernel computes in."""
+        return self.mode in MODES and self.weight.dtype in DTYPES
+
+    def operands(self, layout: torch.memory_format = torch.contiguous_format) -> tuple[Tensor | None, ...]:
+        """Weight, stored tensor and stream in this layout; None for those that the mode does not read."""
+        return (
+            self.weight.contiguous(memory_format=layout),
+            self.stored.contiguous(memory_format=layout) if self.mode == "stored_sign" else None,
+            self.stream.contiguous() if self.mode == "drawn_sign" else None,
+        )
+
+
+def feedback_weight(
+    weight: Tensor, stored: Tensor | None, stream: Tensor | None, mode: str, bound: float, scale: float
+) -> Tensor:
+    """B, shaped like ``weight`` and in its dtype; arguments as in :func:`.reference.feedback_weight`."""
+    feedback = Feedback(weight, stored, stream, mode, bound, scale)
+    if not feedback.made:
+        return reference.feedback_weight(*feedback)
+    layout = _layout(weight)
+    channels, taps = (1, 1) if layout == torch.contiguous_format else (weight.shape[1], math.prod(weight.shape[2:]))
+    out = torch.empty_like(weight, memory_format=layout)
+    if out.numel():
+        grid = (triton.cdiv(out.numel(), WEIGHT_BLOCK),)
+        with torch.cuda.device_of(out):
+            weight_kernel[grid](
+                out, *feedback.operands(layout), out.numel(), channels, taps, bound, scale, **weight_options(mode)
+            )
+    return out
+
+
+def linear_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    mode: str,
+    bound: float,
+    scale: float,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(δ_in, ∂W, ∂b) of a linear map for δ_out of shape [..., out_features], those that ``output_mask`` asks for."""
+    feedback = Feedback(weight, stored, stream, mode, bound, scale)
+    down, mask = None, list(output_mask)
+    rows = math.prod(grad.shape[:-1])
+    if mask[0] and feedback.made and _countable(rows, weight.shape[1]):
+        down = torch.empty_like(input, memory_format=torch.contiguous_format)
+        _product(down, grad.contiguous(), feedback, rows, 1)
+        mask[0] = False
+    b = feedback_weight(*feedback) if mask[0] else weight
+    others = reference.linear_backward(grad, input, b, mask)
+    return (others[0] if mask[0] else down, *others[1:])
+
+
+def conv_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    mode: str,
+    bound: float,
+    scale: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(δ_in, ∂W, ∂b) of a convolution in one to three dimensions, those that ``output_mask`` asks for."""
+    feedback = Feedback(weight, stored, stream, mode, bound, scale)
+    geometry = (list(stride), list(padding), list(dilation))
+    down, mask = None, list(output_mask)
+    images, channels, *size = input.shape
+    positions = max(math.prod(size), math.prod(grad.shape[2:]))
+    if mask[0] and feedback.made and weight.dim() == 4 and _countable(images * positions, positions, channels):
+        if groups == 1 and weight.shape[2:] == (1, 1) and not any(padding):
+            down = _pointwise(grad, input, feedback, stride)
+        elif groups == channels == weight.shape[0] <= GRID_LIMIT:
+            down = _depthwise(grad, input, feedback, *geometry)
+        mask[0] = down is None
+    if not any(mask):
+        return down, None, None
+    b = feedback_weight(*feedback) if mask[0] else weight
+    others = reference.conv_backward(grad, input, b, *geometry, groups, mask)
+    others = [gradient if wanted else None for gradient, wanted in zip(others, mask, strict=True)]
+    return (others[0] if mask[0] else down, *others[1:])
+
+
+def _countable(rows: int, *block_strides: int) -> bool:
+    return rows < ROW_LIMIT and max(block_strides) < BLOCK_STRIDE_LIMIT
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    """Channels last if the tensor lies in memory that way and in no other."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if last is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
+
+
+def _product(down: Tensor, up: Tensor, feedback: Feedback, images: int, positions: int) -> None:
+    """Fills ``down`` [images, inputs, positions] from ``up`` [images, outputs, positions], both dense."""
+    outputs, inputs = feedback.weight.shape[:2]
+    rows = images * positions
+    resident, streamed = TILES[down.dtype.itemsize]
+    tile = resident if outputs <= resident.outputs else streamed
+    columns = triton.cdiv(inputs, tile.inputs)
+    programs = max(1, RESIDENT_PROGRAMS // max(1, columns)) if tile.resident else GRID_LIMIT
+    grid = (columns, min(programs, triton.cdiv(rows, tile.rows)))
+    if down.numel():
+        with torch.cuda.device_of(down):
+            product_kernel[grid](
+                down, up, *feedback.operands(), rows, outputs, inputs, positions, feedback.bound, feedback.scale,
+                **product_options(feedback.mode, tile),
+            )  # fmt: skip
+
+
+def _pointwise(grad: Tensor, input: Tensor, feedback: Feedback, stride: Sequence[int]) -> Tensor:
+    """δ_in of a 1×1 convolution without padding or groups."""
+    layout = _layout(input)
+    images, positions = grad.shape[0], math.prod(grad.shape[2:])
+    down = torch.empty_like(input[:, :, :: stride[0], :: stride[1]], memory_format=layout)
+    split = (images * positions, 1) if layout == torch.channels_last else (images, positions)
+    _product(down, grad.contiguous(memory_format=layout), feedback, *split)
+    if down.shape == input.shape:
+        return down
+    full = torch.empty_like(input, memory_format=layout).zero_()
+    full[:, :, :: stride[0], :: stride[1]] = down
+    return full
+
+
+def _depthwise(
+    grad: Tensor, input: Tensor, feedback: Feedback, stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """δ_in of a convolution with one input and one output channel to a group."""
+    layout = _layout(input)
+    up, down = grad.contiguous(memory_format=layout), torch.empty_like(input, memory_format=layout)
+    images, channels, height, width = input.shape
+    rows = images * height * width
+    options = depthwise_options(feedback.mode, layout)
+    grid = (triton.cdiv(rows, options["BLOCK_R"]), triton.cdiv(channels, options["BLOCK_C"]))
+    if down.numel():
+        with torch.cuda.device_of(down):
+            depthwise_kernel[grid](
+                down, up, *feedback.operands(), rows, channels, height, width, *up.shape[2:], feedback.bound,
+                feedback.scale, *feedback.weight.shape[2:], *stride, *padding, *dilation, **options,
+            )  # fmt: skip
+    return down

@@ -1,0 +1,195 @@
+"""How the compiled kernels come to be: ahead of time, on first use, by several processes at once, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMPILER = shutil.which("c++")
+
+pytestmark = pytest.mark.skipif(COMPILER is None or sys.platform == "win32", reason="no C++ compiler")
+
+#: Loads the library of a checkout and prints what became of it.
+STATUS = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("native", sys.argv[1])
+native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+assert native.load() == native.load() == native.status().available
+print(json.dumps({**native.status()._asdict(), "path": str(native.status().path)}))
+"""
+
+#: A compiler that notes its calls and, with $STALL, stops half-way through writing the library.
+COMPILER_SCRIPT = f"""#!/bin/sh
+echo "$@" >> "$CALLS"
+case "$STALL $*" in
+  "yes "*-shared*)
+    for output; do :; done
+    printf half > "$output"
+    touch "$CALLS.stalled"
+    exec sleep 60 ;;
+esac
+exec {COMPILER} "$@"
+"""
+
+
+class Checkout:
+    """A copy of the sources, for speed with the smallest kernel only, and a cache and a compiler of its own."""
+
+    def __init__(self, folder: Path):
+        self.native = folder / "bionas_fast" / "native.py"
+        self.csrc = folder / "csrc"
+        self.cache = folder / "cache"
+        self.calls = folder / "calls"
+        self.compiler = folder / "compiler"
+        self.native.parent.mkdir()
+        shutil.copy(ROOT / "bionas_fast" / "native.py", self.native)
+        (self.csrc / "cpu").mkdir(parents=True)
+        shutil.copy(ROOT / "csrc" / "binding.cpp", self.csrc)
+        for file in [*(ROOT / "csrc" / "cpu").glob("dispatch.*"), *(ROOT / "csrc" / "cpu").glob("feedback.*")]:
+            shutil.copy(file, self.csrc / "cpu")
+        self.compiler.write_text(COMPILER_SCRIPT)
+        self.compiler.chmod(0o755)
+
+    def start(self, **environment: str) -> subprocess.Popen:
+        own = {"XDG_CACHE_HOME": str(self.cache), "CXX": str(self.compiler), "CALLS": str(self.calls)}
+        return subprocess.Popen(
+            [sys.executable, "-c", STATUS, str(self.native)],
+            env={**os.environ, **own, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def status(self, **environment: str) -> dict:
+        return self.finish(self.start(**environment))[0]
+
+    @staticmethod
+    def finish(process: subprocess.Popen) -> tuple[dict, str]:
+        output, messages = process.communicate(timeout=120)
+        assert process.returncode == 0, messages
+        return json.loads(output), messages
+
+    def builds(self) -> int:
+        return sum("-shared" in line.split() for line in self.calls.read_text().splitlines())
+
+    def libraries(self) -> list[Path]:
+        return list((self.cache / "bionas-fast").glob("*.so"))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout(tmp_path)
+
+
+def test_processes_that_start_at_once_share_one_build(checkout):
+    processes = [checkout.start(), checkout.start()]
+    results = [checkout.finish(process) for process in processes]
+    assert [status["available"] for status, _ in results] == [True, True]
+    assert [status["path"] for status, _ in results] == [str(path) for path in checkout.libraries() * 2]
+    assert checkout.builds() == 1
+    # The user hears of it once.
+    assert sum(messages.count("compiling CPU kernels") for _, messages in results) == 1
+    assert checkout.status()["available"] and checkout.builds() == 1
+
+
+def test_a_killed_build_leaves_nothing_behind(checkout):
+    process = checkout.start(STALL="yes")
+    try:
+        deadline = time.monotonic() + 60
+        while not checkout.calls.with_name("calls.stalled").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        assert checkout.libraries() == []
+        # The compiler of the dead process still runs, and must not be waited for.
+        assert checkout.status()["available"]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert {path.suffix for path in (checkout.cache / "bionas-fast").iterdir()} == {".so", ".lock"}
+    assert len(checkout.libraries()) == 1
+
+
+def test_a_library_compiled_ahead_of_time_is_used_while_it_fits_the_sources(checkout):
+    script = STATUS.replace("assert", "native.compile_library(native._AHEAD_OF_TIME)\nassert")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(checkout.cache)}
+    subprocess.run([sys.executable, "-c", script, checkout.native], env=environment, check=True)
+    assert checkout.status(CXX="/bin/false")["path"] == str(checkout.native.with_name("_C.abi3.so"))
+    with open(checkout.csrc / "cpu" / "feedback.h", "a") as file:
+        file.write("// changed\n")
+    assert "/bin/false" in checkout.status(CXX="/bin/false")["reason"]
+    assert not checkout.cache.exists()
+
+
+def test_a_broken_ahead_of_time_library_is_passed_over(checkout):
+    script = STATUS.split("assert")[0] + "print(native.source_hash(), end='')"
+    run = subprocess.run([sys.executable, "-c", script, checkout.native], capture_output=True, text=True, check=True)
+    checkout.native.with_name("_C.abi3.so").write_text(run.stdout)
+    assert "/bin/false" in checkout.status(CXX="/bin/false")["reason"]
+
+
+class TestNoLibrary:
+    def test_no_compiler(self, checkout):
+        status = checkout.status(CXX="/nowhere/c++")
+        assert not status["available"]
+        assert status["reason"] == "/nowhere/c++ does not run: No such file or directory"
+
+    def test_a_compiler_that_fails(self, checkout):
+        status = checkout.status(CXX="/bin/false")
+        assert not status["available"]
+        assert status["reason"] == "/bin/false failed: exit status 1"
+        assert checkout.libraries() == []
+
+    def test_sources_that_do_not_compile(self, checkout):
+        (checkout.csrc / "binding.cpp").write_text("int broken() { return nothing; }")
+        reason = checkout.status()["reason"]
+        assert "binding.cpp" in reason and "nothing" in reason
+        assert checkout.libraries() == []
+
+    def test_a_cache_that_is_not_a_folder(self, checkout):
+        checkout.cache.write_text("")
+        assert "Not a directory" in checkout.status()["reason"]
+
+
+def test_import_compiles_nothing(checkout):
+    own = {"XDG_CACHE_HOME": str(checkout.cache), "CXX": str(checkout.compiler), "CALLS": str(checkout.calls)}
+    script = "import bionas_fast, bionas_fast.native"
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **own}, cwd=ROOT, check=True)
+    assert not checkout.calls.exists()
+
+
+def test_a_wheel_is_made_without_a_compiler_and_holds_the_sources(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("bionas_fast", "kernels", "csrc"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    script = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "CXX": "/bin/false"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("bionas-fast:")]
+    assert lines == ["bionas-fast: CPU kernels not compiled ahead of time: /bin/false failed: exit status 1"]
+    (wheel,) = tmp_path.glob("*.whl")
+    shipped = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("bionas_fast/csrc/")}
+    sources = {path for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert shipped == {f"bionas_fast/csrc/{path.relative_to(ROOT / 'csrc').as_posix()}" for path in sources}

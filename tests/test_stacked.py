@@ -1,0 +1,411 @@
+"""The stacked supernet against the modular one, and its kernels against their references."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import bionas_fast as bf
+from bionas_fast import native
+from bionas_fast.kernels.mixed_sum import reference as mixed_sum
+from bionas_fast.kernels.separable_stage import reference as separable_stage
+from bionas_fast.search import Search, SearchConfig
+from bionas_fast.search.strategy import frozen
+from bionas_fast.space import Candidate, Space, get_space
+
+needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
+BACKENDS = [pytest.param("reference"), pytest.param("native", marks=needs_native)]
+
+
+def pair(dtype=torch.float32, **shape):
+    """The same supernet in both engines."""
+    shape = {"channels": 3, "cells": 3, "in_channels": 2, "seed": 3, **shape}
+    return tuple(bf.build_supernet(engine=engine, **shape).to(dtype) for engine in ("modular", "stacked"))
+
+
+def relative(actual, expected):
+    """The largest error over the largest entry."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+def reached(net):
+    """The parameters that a gradient reached: a network of few cells has no use for one of the two alphas."""
+    return [p for p in net.parameters() if p.grad is not None]
+
+
+def gradients(stacked):
+    """The stacked network's gradients under the modular names."""
+    holder = copy.deepcopy(stacked)
+    with torch.no_grad():
+        for p, q in zip(holder.parameters(), stacked.parameters(), strict=True):
+            p.copy_(torch.zeros_like(q) if q.grad is None else q.grad)
+    return dict(holder.to_modular().named_parameters())
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"channels": 3, "size": (7, 9)},
+        {"channels": 1, "size": (5, 4), "cells": 2},
+        {"channels": 16, "size": (8, 8), "cells": 2},
+        {"channels": 4, "size": (9, 9), "space": "darts-bp"},
+        {
+            "channels": 2,
+            "size": (6, 6),
+            "cells": 2,
+            "space": get_space("bionas").restricted((), ("dil_conv_3x3", "none")),
+        },
+        {
+            "channels": 2,
+            "size": (6, 6),
+            "cells": 2,
+            "space": get_space("bionas").restricted((), ("max_pool_3x3", "skip_connect")),
+        },
+        {
+            "channels": 2,
+            "size": (8, 6),
+            "cells": 2,
+            "skip_rules": False,
+            "fixed": {"stem": "usf", "preprocess": "brsf"},
+        },
+    ],
+    ids=["odd", "one_channel", "sixteen_channels", "darts", "one_stage", "no_convolution", "published_skips"],
+)
+def test_same_function_in_float64(shape):
+    """Outputs, every weight gradient, every alpha gradient, running statistics, streams: equal to rounding."""
+    shape = dict(shape)
+    size = shape.pop("size")
+    modular, stacked = pair(torch.float64, **shape)
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 2, *size, dtype=torch.float64), torch.arange(3)
+    for training in (True, False):
+        xs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = []
+        for net, image in zip((modular, stacked), xs, strict=True):
+            net.train(training).zero_grad()
+            outputs.append(net(image))
+            F.cross_entropy(outputs[-1], y).backward()
+        assert relative(outputs[1], outputs[0]) < 1e-12
+        assert relative(xs[1].grad, xs[0].grad) < 1e-9
+        expected = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in modular.named_parameters()}
+        largest = max(grad.abs().max() for grad in expected.values())
+        for name, grad in gradients(stacked).items():
+            # Behind a batch normalisation some gradients vanish but for rounding.
+            error = (grad - expected[name]).abs().max()
+            assert error < 1e-9 * expected[name].abs().max() + 1e-12 * largest, name
+    theirs = stacked.to_modular().state_dict()
+    for name, value in modular.state_dict().items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@needs_native
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [3, 16])
+def test_compiled_kernels_err_no_more_than_the_modular_network(channels, training):
+    """In float32 against float64: the batched network is as exact as the network of modules."""
+    modular, stacked = pair(channels=channels, cells=2)
+    exact = copy.deepcopy(modular).double()
+    x, y = torch.randn(8, 2, 8, 8), torch.arange(8)
+    for net in (modular, stacked, exact):
+        net.train(training)
+        F.cross_entropy(net(x.to(net.stem[0].weight)), y).backward()
+    own, theirs, true = gradients(stacked), dict(modular.named_parameters()), dict(exact.named_parameters())
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for name, p in true.items():
+        if p.grad is None or not p.grad.abs().max():
+            continue
+        errors = (relative(own[name].double(), p.grad), relative(theirs[name].grad.double(), p.grad))
+        groups.setdefault("alphas" if name.startswith("alphas") else "weights", []).append(errors)
+    for name, errors in groups.items():
+        ours, modules = (sorted(column)[len(column) // 2] for column in zip(*errors, strict=True))
+        assert ours <= 2 * modules + 1e-6, f"{name}: median error {ours:.2g}, of modules {modules:.2g}"
+
+
+def test_engines_convert_both_ways():
+    modular, _ = pair(cells=1)
+    other = bf.build_supernet(channels=3, cells=1, in_channels=2, seed=9, engine="stacked")
+    x = torch.randn(2, 2, 8, 8)
+    assert relative(other(x), modular(x)) > 1e-3
+    other.load_modular(modular)
+    assert relative(other(x), modular(x)) < 1e-5
+    back = other.to_modular().state_dict()
+    for name, value in modular.state_dict().items():
+        if "num_batches" not in name and "running" not in name:
+            assert torch.equal(back[name], value), name
+
+
+def test_state_dict_round_trip():
+    _, a = pair(cells=1)
+    b = bf.build_supernet(channels=3, cells=1, in_channels=2, seed=9, engine="stacked")
+    x = torch.randn(4, 2, 8, 8)
+    a(x).square().sum().backward()
+    b.load_state_dict(a.state_dict())
+    for net in (a, b):
+        net.zero_grad()
+        net(x).square().sum().backward()
+    for p, q in zip(reached(a), reached(b), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_architecture_step_makes_no_weight_gradients():
+    modular, stacked = pair(torch.float64, cells=2)
+    x, y = torch.randn(3, 2, 8, 8, dtype=torch.float64), torch.arange(3)
+    grads = []
+    for net in (modular, stacked):
+        with frozen(net.weight_parameters()):
+            grads.append(torch.autograd.grad(F.cross_entropy(net(x), y), [net.alphas["reduce"]]))
+        assert all(p.grad is None for p in net.parameters())
+    for ours, theirs in zip(grads[1], grads[0], strict=True):
+        assert relative(ours, theirs) < 1e-9
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_forwards_in_flight(backend):
+    """Two passes through one network and one through another, backward in another order, each as if alone."""
+    _, net = pair(cells=1)
+    _, other = pair(seed=4, cells=1)
+    xs = [torch.randn(2, 2, 8, 8) for _ in range(2)]
+
+    def alone(module, x):
+        module = copy.deepcopy(module)
+        with bf.use_backend(backend):
+            module(x).square().sum().backward()
+        return [p.grad for p in reached(module)]
+
+    expected = [alone(net, xs[0]), alone(net, xs[1]), alone(other, xs[0])]
+    with bf.use_backend(backend):
+        outputs = [net(xs[0]), net(xs[1]), other(xs[0])]
+    for i, module in ((1, net), (2, other), (0, net)):
+        module.zero_grad()
+        outputs[i].square().sum().backward()
+        for p, grad in zip(reached(module), expected[i], strict=True):
+            torch.testing.assert_close(p.grad, grad, rtol=1e-3, atol=1e-5 * grad.abs().max().item() + 1e-7)
+
+
+@needs_native
+def test_results_do_not_depend_on_threads():
+    _, net = pair(channels=16, cells=2)
+    x = torch.randn(5, 2, 8, 8)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            module = copy.deepcopy(net)
+            module(x).logsumexp(1).sum().backward()
+            results.append(torch.cat([p.grad.flatten() for p in reached(module)]))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert (other - results[0]).norm() / results[0].norm() < 1e-4
+
+
+@needs_native
+def test_a_run_repeats_bit_for_bit():
+    _, net = pair(channels=16, cells=2)
+    x = torch.randn(7, 2, 8, 8)
+    first, second = copy.deepcopy(net), copy.deepcopy(net)
+    for module in (first, second):
+        module(x).logsumexp(1).sum().backward()
+    for p, q in zip(reached(first), reached(second), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_autocast_bf16_is_close_to_float32():
+    _, net = pair(channels=4, cells=2)
+    x = torch.randn(8, 2, 8, 8)
+    expected = net(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(x)
+    assert relative(out.float(), expected) < 0.2
+    out.float().logsumexp(1).sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in net.weight_parameters() if p.grad is not None)
+
+
+def test_other_candidates_join_as_modules():
+    """A user's operation, a user's rule, and an operation without weights of a user's own."""
+    from bionas_fast import rules
+    from bionas_fast.space import candidates as registry
+
+    @bf.rules.register
+    class Halved(bf.rules.Rule):
+        """Half of W, blurred."""
+
+        name = "halved"
+        redraws = True
+
+        def feedback(self, weight, state):
+            return weight * (0.25 + 0.5 * state.uniform())
+
+    @bf.space.register_operation("pointwise")
+    def pointwise(channels, stride, rule, searching):
+        return torch.nn.Sequential(bf.nn.Conv2d(channels, channels, 1, stride=stride, rule=rule), torch.nn.Tanh())
+
+    @bf.space.register_operation("blur", takes_rule=False)
+    def blur(channels, stride, rule, searching):
+        return torch.nn.AvgPool2d(3, stride, padding=1)
+
+    try:
+        names = ["none", "blur", "pointwise@usf", "sep_conv_3x3@halved", "dil_conv_5x5@halved", "skip_connect@halved"]
+        space = Space("mine", tuple(Candidate.parse(name) for name in names))
+        modular, stacked = pair(torch.float64, space=space, cells=2)
+        x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+        for _ in range(2):
+            for net in (modular, stacked):
+                net.zero_grad()
+                net(x).logsumexp(1).sum().backward()
+            expected = {name: p.grad for name, p in modular.named_parameters() if p.grad is not None}
+            own = gradients(stacked)
+            for name, grad in expected.items():
+                assert relative(own[name], grad) < 1e-8, name
+    finally:
+        rules._registry.pop("halved")
+        registry._operations.pop("pointwise")
+        registry._operations.pop("blur")
+
+
+def _alpha_path(engine, dtype, backend, steps=20):
+    """The alphas after each of the first steps of a search, [steps, alphas], float64."""
+    config = SearchConfig(
+        channels=2, batch_size=8, rules=("usf", "brsf"), operations=("skip_connect", "sep_conv_3x3"), engine=engine
+    )
+    search = Search(config)
+    search.net.to(dtype)
+    train, valid = (((x.to(dtype), y) for x, y in iter(stream)) for stream in (search.train, search.valid))
+    path = []
+    with bf.use_backend(backend):
+        for _ in range(steps):
+            search.strategy.before_weight_step(valid)
+            search._weight_step(*next(train))
+            path.append(torch.cat([a.detach().flatten() for a in search.net.alpha_parameters()]).double())
+    return torch.stack(path)
+
+
+def test_alpha_trajectory_of_a_search():
+    """Twenty steps of search, weights and alphas: both engines take the same path."""
+    exact = _alpha_path("modular", torch.float64, "reference")
+    assert (exact[-1] - exact[0]).abs().max() > 1e-3
+    stacked = _alpha_path("stacked", torch.float64, "reference")
+    assert (stacked - exact).abs().max() < 1e-9
+
+
+@needs_native
+def test_first_steps_of_a_search_in_float32():
+    modular, stacked = (_alpha_path(engine, torch.float32, "native", steps=3) for engine in ("modular", "stacked"))
+    assert (modular[-1] - modular[0]).abs().max() > 1e-4
+    assert (stacked - modular).abs().median() < 1e-6
+
+
+def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    taps = sum(kernel * kernel for kernel in kernels)
+    x = randn(n, h, w, c) if draw_shared else randn(k, n, h, w, c)
+    weights = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
+    feedback = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
+    scale, shift = (None, None) if draw_shared else (randn(k, c), randn(k, c))
+    size = (n, -(-h // stride), -(-w // stride), c)
+    grad, own = randn(2, *size), randn(k, *size)
+    affine = (randn(k, c), randn(k, c), randn(k, c))
+    return x, weights, feedback, scale, shift, grad, own, affine
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(
+    shared=st.booleans(),
+    specs=st.lists(st.sampled_from([(3, 1), (5, 1), (3, 2), (5, 2)]), min_size=1, max_size=5),
+    n=st.integers(1, 3),
+    h=st.integers(1, 11),
+    w=st.integers(1, 11),
+    blocks=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    weights_wanted=st.booleans(),
+    isa=st.sampled_from(native.isas() or ("none",)),
+    seed=st.integers(0, 2**31),
+)
+def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, weights_wanted, isa, seed):
+    stride, c, k = stride if shared else 1, 16 * blocks, len(specs)
+    kernels, dilations = zip(*specs, strict=True)
+    x, weights, feedback, scale, shift, grad, own, affine = _stage(
+        shared, k, n, h, w, c, stride, kernels, dilations, seed
+    )
+    index = [i % 2 if i % 3 else 2 + i for i in range(k)]
+
+    def run(cast, forward, backward):
+        z, total, squares = forward(cast(x), *map(cast, weights), kernels, dilations, stride, cast(scale), cast(shift))
+        grads = backward(
+            cast(grad), cast(own), index, z, *map(cast, affine), cast(x), *map(cast, weights), *map(cast, feedback),
+            kernels, dilations, stride, cast(scale), cast(shift), weights_wanted,
+        )  # fmt: skip
+        return z, total, squares, *grads
+
+    expected = run(lambda t: t, separable_stage.forward, separable_stage.backward)
+    ops = torch.ops.bionas_fast_native
+    with native.use_isa(isa):
+        actual = run(lambda t: None if t is None else t.float(), ops.stage_forward, ops.stage_backward)
+    for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
+        assert ours.numel() == theirs.numel(), i
+        if theirs.numel():
+            assert relative(ours.double(), theirs) < 3e-5, i
+
+
+@needs_native
+@settings(max_examples=30, deadline=None)
+@given(
+    edges=st.lists(st.integers(0, 2), min_size=1, max_size=9),
+    positions=st.integers(1, 300),
+    blocks=st.integers(1, 3),
+    isa=st.sampled_from(native.isas() or ("none",)),
+    seed=st.integers(0, 2**31),
+)
+def test_mixed_sum_kernels_on_random_shapes(edges, positions, blocks, isa, seed):
+    edges, c = sorted(edges), 16 * blocks
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(len(edges), 1, 1, positions, c, generator=generator, dtype=torch.float64)
+    stacks = [maps[: len(edges) // 2 + 1], maps[len(edges) // 2 + 1 :]]
+    weight = torch.randn(len(edges), c, generator=generator, dtype=torch.float64)
+    offset = torch.randn(3, c, generator=generator, dtype=torch.float64)
+    grad = torch.randn(3, 1, 1, positions, c, generator=generator, dtype=torch.float64)
+    expected = (mixed_sum.forward(stacks, edges, weight, offset), *mixed_sum.backward(stacks, edges, grad))
+    ops = torch.ops.bionas_fast_native
+    with native.use_isa(isa):
+        floats = [stack.float().contiguous() for stack in stacks]
+        out = ops.mixed_sum(floats, edges, weight.float(), offset.float())
+        actual = (out, *ops.mixed_sum_backward(floats, edges, grad.float()))
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert relative(ours.double(), theirs) < 1e-5
+
+
+def test_stage_reference_is_autograd_when_feedback_is_the_weight():
+    """With B = W the specification itself is the gradient of the plain stage followed by batch normalisation."""
+    kernels, dilations, c = (3, 5, 3), (1, 1, 2), 4
+    x, weights, _, _, _, grad, _, _ = _stage(True, 3, 2, 6, 7, c, 1, kernels, dilations, 0)
+    leaves = [t.clone().requires_grad_() for t in (x, *weights)]
+    z, total, squares = separable_stage.forward(*leaves, kernels, dilations, 1)
+    positions = z[0].numel() // c
+    g = torch.stack([grad[0], grad[1], grad[0]])
+    normal = torch.stack([F.batch_norm(m.reshape(-1, c), None, None, training=True).view_as(m) for m in z])
+    normal.backward(g)
+    torch.testing.assert_close(total, z.sum(dim=(1, 2, 3)))
+    torch.testing.assert_close(squares, z.square().sum(dim=(1, 2, 3)))
+
+    mean, var = total / positions, squares / positions - (total / positions).square()
+    rstd = (var + 1e-5).rsqrt().detach()
+    slope = rstd.square() * (g * normal).sum(dim=(1, 2, 3)) / positions * rstd / rstd
+    affine = (rstd, -slope, slope * mean - rstd * g.sum(dim=(1, 2, 3)) / positions)
+    grads = separable_stage.backward(
+        grad, None, [0, 1, 0], z.detach(), *(t.detach() for t in affine), x, *weights, *weights, kernels, dilations, 1,
+        None, None, True,
+    )  # fmt: skip
+    torch.testing.assert_close(grads[0], leaves[0].grad)
+    torch.testing.assert_close(grads[3], leaves[1].grad)
+    torch.testing.assert_close(grads[4].view_as(leaves[2]), leaves[2].grad)
