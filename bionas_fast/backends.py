@@ -41,6 +41,17 @@ def declare(op: str, **implementations: Obstacle) -> None:
     _implementations[op] = implementations
 
 
+def triton_obstacle(device: str) -> str:
+    """Why Triton kernels cannot run on this device type; empty if they can."""
+    if device != "cuda":
+        return "runs on CUDA devices only"
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    return ""
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run every op called inside the block on this backend.

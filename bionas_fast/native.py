@@ -31,8 +31,8 @@ _HERE = Path(__file__).resolve().parent
 _SOURCES = next((folder for folder in (_HERE / "csrc", _HERE.parent / "csrc") if folder.is_dir()), _HERE / "csrc")
 _AHEAD_OF_TIME = _HERE / "_C.abi3.so"
 
-# The oldest torch whose stable ABI the library may use, 2.10: it runs on that one and on every later one.
-_DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)
+# The oldest torch whose stable ABI the library may use, 2.11: it runs on that one and on every later one.
+_DEFINES = ("-DTORCH_TARGET_VERSION=0x020b000000000000",)
 _COMPILE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
 
 _lock = threading.Lock()
@@ -114,6 +114,15 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         native.set_isa(before)
+
+
+def release_memory() -> int:
+    """Give the memory that the kernels keep for the next step back to the system; how many bytes that were."""
+    if not load():
+        return 0
+    import torch
+
+    return torch.ops.bionas_fast_native.release_memory()
 
 
 def compile_library(output: Path) -> None:

@@ -12,6 +12,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/feedback.h"
+#include "cpu/pool.h"
 
 // What this was compiled from; native.py looks for it in the file.
 extern "C" __attribute__((used, visibility("default"))) const char bionas_fast_source[] = BIONAS_SOURCE;
@@ -108,6 +109,8 @@ void set_isa(std::string name) {
   STD_TORCH_CHECK(false, "instruction set ", name, " cannot run here");
 }
 
+int64_t release_memory() { return int64_t(bionas::release()); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
@@ -116,6 +119,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def("isas() -> str[]");
   m.def("isa() -> str");
   m.def("set_isa(str name) -> ()");
+  m.def("release_memory() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {
@@ -127,4 +131,5 @@ STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CompositeExplicitAutograd, m) {
   m.impl("isas", TORCH_BOX(&isas));
   m.impl("isa", TORCH_BOX(&current_isa));
   m.impl("set_isa", TORCH_BOX(&set_isa));
+  m.impl("release_memory", TORCH_BOX(&release_memory));
 }

@@ -12,8 +12,11 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/dispatch.h"
 #include "cpu/feedback.h"
 #include "cpu/mixed_sum.h"
+#include "cpu/pool.h"
+#include "cpu/pools.h"
 #include "cpu/separable_stage.h"
 
 namespace {
@@ -31,6 +34,29 @@ const float* pointer(const char* name, const std::optional<Tensor>& tensor) {
   if (!tensor.has_value()) return nullptr;
   check(name, *tensor);
   return tensor->const_data_ptr<float>();
+}
+
+// An uninitialised float tensor on the CPU, out of the pool where it is large.
+Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::size_t bytes = sizeof(float);
+  for (int64_t size : sizes) bytes *= std::size_t(size);
+  if (bytes < bionas::pooled_from) return torch::stable::new_empty(like, sizes);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  return torch::stable::from_blob(
+      bionas::take(bytes), sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU),
+      ScalarType::Float, &bionas::give);
+}
+
+// The maps of several stacks [K_i, N, H, W, C], counted through in order.
+std::vector<const float*> each_map(const char* name, const std::vector<Tensor>& stacks, int64_t size) {
+  std::vector<const float*> maps;
+  for (const Tensor& stack : stacks) {
+    check(name, stack);
+    STD_TORCH_CHECK(stack.numel() == stack.size(0) * size, name, ": expected maps of the same shape");
+    for (int64_t k = 0; k < stack.size(0); k++) maps.push_back(stack.const_data_ptr<float>() + k * size);
+  }
+  return maps;
 }
 
 // The weights of K branches with C channels each, out of ones that have fewer.
@@ -120,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor> stage_forward(
     branches[k].pointwise = weights.pointwise(k);
   }
   s.branch = branches.data();
-  Tensor z = torch::stable::new_empty(x, {s.branches, s.n, s.ho, s.wo, s.c});
+  Tensor z = new_map(x, {s.branches, s.n, s.ho, s.wo, s.c});
   Tensor sum = torch::stable::new_empty(x, {s.branches, s.c}, ScalarType::Double);
   Tensor sum_sq = torch::stable::new_empty(x, {s.branches, s.c}, ScalarType::Double);
   bionas::stage_forward(
@@ -129,10 +155,9 @@ std::tuple<Tensor, Tensor, Tensor> stage_forward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
-    const Tensor& grad,                     // [E, N, H_out, W_out, C]
-    const std::optional<Tensor>& own_grad,  // [M, N, H_out, W_out, C]
-    Ints grad_index,                        // for each branch, counted through both
-    const Tensor& z,                        // [K, N, H_out, W_out, C]
+    std::vector<Tensor> grads,  // stacks [K_i, N, H_out, W_out, C]
+    Ints grad_index,            // for each branch, counted through the stacks
+    const Tensor& z,            // [K, N, H_out, W_out, C]
     const Tensor& a, const Tensor& b, const Tensor& d,  // [K, C]
     const Tensor& x, const Tensor& depthwise, const Tensor& pointwise, const Tensor& depthwise_feedback,
     const Tensor& pointwise_feedback, Ints kernels, Ints dilations, int64_t stride, const std::optional<Tensor>& scale,
@@ -141,19 +166,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
   const Weights weights(depthwise, pointwise, kernels, s.c);
   const Weights feedback(depthwise_feedback, pointwise_feedback, kernels, s.c);
   check("z", z);
-  check("grad", grad);
+  const std::vector<const float*> incoming = each_map("grads", grads, s.n * s.ho * s.wo * s.c);
   check("a", a);
   check("b", b);
   check("d", d);
-  const float* own = pointer("own_grad", own_grad);
-  const int64_t image = s.n * s.ho * s.wo * s.c, edges = grad.size(0), c = s.c, real = weights.own();
+  const int64_t c = s.c, real = weights.own();
   int64_t taps = 0;
   for (int64_t k : kernels) taps += k * k;
-  std::vector<float> depthwise_grads(weights_wanted ? taps * c : 0), pointwise_grads(weights_wanted ? s.branches * c * c : 0);
+  Tensor depthwise_grad = torch::stable::new_empty(x, {weights_wanted ? taps * real : 0});
+  Tensor pointwise_grad = torch::stable::new_empty(x, {weights_wanted ? s.branches : 0, real, real});
+  // With fewer channels than the kernels have, their gradients are cut out of larger ones.
+  const bool cut = weights_wanted && real < c;
+  std::vector<float> wide_depthwise(cut ? taps * c : 0), wide_pointwise(cut ? s.branches * c * c : 0);
+  float* depthwise_grads = cut ? wide_depthwise.data() : depthwise_grad.mutable_data_ptr<float>();
+  float* pointwise_grads = cut ? wide_pointwise.data() : pointwise_grad.mutable_data_ptr<float>();
   std::vector<bionas::Branch> branches(s.branches);
   for (int64_t k = 0, t = 0; k < s.branches; t += kernels[k] * kernels[k], k++) {
     const int64_t i = grad_index[k];
-    STD_TORCH_CHECK(i >= 0 && (i < edges || (own && i - edges < own_grad->size(0))), "grad_index: out of range");
+    STD_TORCH_CHECK(i >= 0 && i < int64_t(incoming.size()), "grad_index: out of range");
     branches[k] = {
         int(kernels[k]),
         int(dilations[k]),
@@ -161,12 +191,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
         weights.pointwise(k),
         feedback.depthwise(k),
         feedback.pointwise(k),
-        weights_wanted ? depthwise_grads.data() + t * c : nullptr,
-        weights_wanted ? pointwise_grads.data() + k * c * c : nullptr,
-        i < edges ? grad.const_data_ptr<float>() + i * image : own + (i - edges) * image};
+        weights_wanted ? depthwise_grads + t * c : nullptr,
+        weights_wanted ? pointwise_grads + k * c * c : nullptr,
+        incoming[i]};
   }
   s.branch = branches.data();
-  Tensor grad_x = torch::stable::empty_like(x);
+  Tensor grad_x = s.shared ? new_map(x, {s.n, s.h, s.w, s.c}) : new_map(x, {s.branches, s.n, s.h, s.w, s.c});
   const int64_t rows = s.shared ? 0 : s.branches;
   Tensor sum = torch::stable::new_empty(x, {rows, c}, ScalarType::Double);
   Tensor product = torch::stable::new_empty(x, {rows, c}, ScalarType::Double);
@@ -174,15 +204,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
       s, {z.const_data_ptr<float>(), a.const_data_ptr<float>(), b.const_data_ptr<float>(), d.const_data_ptr<float>(),
           grad_x.mutable_data_ptr<float>(), rows ? sum.mutable_data_ptr<double>() : nullptr,
           rows ? product.mutable_data_ptr<double>() : nullptr});
-  Tensor depthwise_grad = torch::stable::new_empty(x, {weights_wanted ? taps * real : 0});
-  Tensor pointwise_grad = torch::stable::new_empty(x, {weights_wanted ? s.branches : 0, real, real});
-  if (weights_wanted) {
+  if (cut) {
     float* to = depthwise_grad.mutable_data_ptr<float>();
     for (int64_t k = 0, t = 0; k < s.branches; t += kernels[k] * kernels[k], k++)
-      to = std::copy_n(depthwise_grads.data() + t * c, kernels[k] * kernels[k] * real, to);
+      to = std::copy_n(depthwise_grads + t * c, kernels[k] * kernels[k] * real, to);
     to = pointwise_grad.mutable_data_ptr<float>();
     for (int64_t k = 0; k < s.branches; k++)
-      for (int64_t i = 0; i < real; i++) to = std::copy_n(pointwise_grads.data() + (k * c + i) * c, real, to);
+      for (int64_t i = 0; i < real; i++) to = std::copy_n(pointwise_grads + (k * c + i) * c, real, to);
   }
   return {grad_x, sum, product, depthwise_grad, pointwise_grad};
 }
@@ -200,73 +228,145 @@ Tensor feedback_segments(
   Tensor output = torch::stable::empty_like(weight);
   const float* w = weight.const_data_ptr<float>();
   float* b = output.mutable_data_ptr<float>();
+  Ints firsts;
   int64_t first = 0;
-  for (size_t k = 0; k < lengths.size(); first += lengths[k], k++) {
+  for (size_t k = 0; k < lengths.size(); k++) {
+    STD_TORCH_CHECK(kept || modes[k].rfind("stored", 0) != 0, "stored: needed by mode ", modes[k]);
+    STD_TORCH_CHECK(words || modes[k] != "drawn_sign", "stream: needed by mode ", modes[k]);
+    firsts.push_back(first);
+    first += lengths[k];
+  }
+  STD_TORCH_CHECK(first == int64_t(weight.numel()), "lengths: expected to add up to the weights");
+  const auto fill = [&](int64_t k) {
     const std::string& mode = modes[k];
-    STD_TORCH_CHECK(kept || mode.rfind("stored", 0) != 0, "stored: needed by mode ", mode);
-    STD_TORCH_CHECK(words || mode != "drawn_sign", "stream: needed by mode ", mode);
-    if (mode == "weight") std::copy_n(w + first, lengths[k], b + first);
-    else if (mode == "stored") std::copy_n(kept + first, lengths[k], b + first);
-    else if (mode == "custom") std::fill_n(b + first, lengths[k], 0.0f);
+    const int64_t at = firsts[k], count = lengths[k];
+    if (mode == "weight") std::copy_n(w + at, count, b + at);
+    else if (mode == "stored") std::copy_n(kept + at, count, b + at);
+    else if (mode == "custom") std::fill_n(b + at, count, 0.0f);
     else {
       bionas::FeedbackWeight a{};
-      a.output = b + first;
-      a.weight = w + first;
-      a.count = lengths[k];
+      a.output = b + at;
+      a.weight = w + at;
+      a.count = count;
       a.bound = float(bounds[k]);
       a.scale = float(scales[k]);
       a.magnitude = mode == "sign" ? bionas::Magnitude::constant
                     : mode == "stored_sign" ? bionas::Magnitude::stored : bionas::Magnitude::drawn;
-      if (kept) a.stored = kept + first;
+      if (kept) a.stored = kept + at;
       if (words) a.stream = {uint64_t(words[2 * k]), uint32_t(words[2 * k + 1])};
       bionas::feedback_weight(a);
     }
-  }
+  };
+  // As many segments at a time as make some work for a thread.
+  const int64_t count = lengths.size(), grain = first ? 1 + (1 << 14) * count / first : 1;
+  bionas::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k++) fill(k);
+  });
   return output;
 }
 
-struct Maps {
-  Maps(const std::vector<Tensor>& stacks, const Ints& edges, int64_t count) {
-    for (const Tensor& stack : stacks) {
-      check("maps", stack);
-      const int64_t size = stack.size(0) ? stack.numel() / stack.size(0) : 0;
-      for (int64_t k = 0; k < stack.size(0); k++) pointers.push_back(stack.const_data_ptr<float>() + k * size);
-    }
-    const Tensor& first = stacks[0];
-    sum.c = first.size(4);
-    sum.p = first.size(1) * first.size(2) * first.size(3);
-    sum.edges = int(count);
-    sum.maps = int(pointers.size());
-    sum.map = pointers.data();
-    sum.edge = edges.data();
-    STD_TORCH_CHECK(edges.size() == pointers.size() && sum.c % 16 == 0, "edges: expected one for each map");
-    for (int64_t e : edges) STD_TORCH_CHECK(e >= 0 && e < count, "edges: out of range");
-  }
+bionas::MixedSum make_sum(
+    const Tensor& stack, std::vector<const float*>& terms, const std::vector<const float*>& maps, const Ints& index,
+    const Ints& edges, int64_t count) {
   bionas::MixedSum sum{};
-  std::vector<const float*> pointers;
-};
-
-Tensor mixed_sum(
-    std::vector<Tensor> maps,  // stacks [K_i, N, H, W, C]
-    Ints edges, const Tensor& weight, const Tensor& offset) {
-  const Maps m(maps, edges, offset.size(0));
-  check("weight", weight);
-  check("offset", offset);
-  Tensor out = torch::stable::new_empty(
-      maps[0], {offset.size(0), maps[0].size(1), maps[0].size(2), maps[0].size(3), maps[0].size(4)});
-  bionas::mixed_sum_forward(
-      m.sum, weight.const_data_ptr<float>(), offset.const_data_ptr<float>(), out.mutable_data_ptr<float>());
-  return out;
+  sum.c = stack.size(4);
+  sum.p = stack.size(1) * stack.size(2) * stack.size(3);
+  sum.edges = int(count);
+  sum.terms = int(edges.size());
+  STD_TORCH_CHECK(edges.size() == index.size() && sum.c % 16 == 0, "edges: expected one for each term");
+  for (int64_t e : edges) STD_TORCH_CHECK(e >= 0 && e < count, "edges: out of range");
+  for (int64_t i : index) {
+    STD_TORCH_CHECK(i >= 0 && i < int64_t(maps.size()), "index: out of range");
+    terms.push_back(maps[i]);
+  }
+  sum.map = terms.data();
+  sum.edge = edges.data();
+  return sum;
 }
 
-std::tuple<Tensor, Tensor> mixed_sum_backward(std::vector<Tensor> maps, Ints edges, const Tensor& grad) {
-  const Maps m(maps, edges, grad.size(0));
-  check("grad", grad);
-  Tensor grad_sum = torch::stable::new_empty(grad, {m.sum.edges, m.sum.c}, ScalarType::Double);
-  Tensor product_sum = torch::stable::new_empty(grad, {m.sum.maps, m.sum.c}, ScalarType::Double);
+std::vector<Tensor> mixed_sum(
+    std::vector<Tensor> maps,  // stacks [K_i, N, H, W, C]
+    Ints index, Ints edges, const Tensor& weight, const Tensor& offset, std::vector<Tensor> into) {
+  const Tensor& like = maps[0];
+  const int64_t count = offset.size(0), size = like.size(1) * like.size(2) * like.size(3) * like.size(4);
+  std::vector<const float*> terms;
+  const bionas::MixedSum sum = make_sum(like, terms, each_map("maps", maps, size), index, edges, count);
+  check("weight", weight);
+  check("offset", offset);
+  STD_TORCH_CHECK(into.empty() || int64_t(into.size()) == count, "into: expected a tensor for each sum, or none");
+  std::vector<Tensor> result;
+  std::vector<float*> out;
+  std::vector<const float*> base;
+  for (int64_t e = 0; e < count; e++) {
+    result.push_back(new_map(like, {like.size(1), like.size(2), like.size(3), like.size(4)}));
+    out.push_back(result[e].mutable_data_ptr<float>());
+    if (into.empty()) continue;
+    check("into", into[e]);
+    STD_TORCH_CHECK(int64_t(into[e].numel()) == size, "into: expected the shape of the maps");
+    base.push_back(into[e].const_data_ptr<float>());
+  }
+  bionas::mixed_sum_forward(
+      sum, weight.const_data_ptr<float>(), offset.const_data_ptr<float>(), into.empty() ? nullptr : base.data(),
+      out.data());
+  return result;
+}
+
+std::tuple<Tensor, Tensor> mixed_sum_backward(
+    std::vector<Tensor> maps, Ints index, Ints edges,
+    std::vector<Tensor> grads) {  // E times [N, H, W, C]
+  const Tensor& like = maps[0];
+  const int64_t size = like.size(1) * like.size(2) * like.size(3) * like.size(4);
+  std::vector<const float*> terms, grad;
+  const bionas::MixedSum sum = make_sum(like, terms, each_map("maps", maps, size), index, edges, grads.size());
+  for (const Tensor& one : grads) {
+    check("grads", one);
+    STD_TORCH_CHECK(int64_t(one.numel()) == size, "grads: expected the shape of the maps");
+    grad.push_back(one.const_data_ptr<float>());
+  }
+  Tensor grad_sum = torch::stable::new_empty(like, {sum.edges, sum.c}, ScalarType::Double);
+  Tensor product_sum = torch::stable::new_empty(like, {sum.terms, sum.c}, ScalarType::Double);
   bionas::mixed_sum_backward(
-      m.sum, grad.const_data_ptr<float>(), grad_sum.mutable_data_ptr<double>(), product_sum.mutable_data_ptr<double>());
+      sum, grad.data(), grad_sum.mutable_data_ptr<double>(), product_sum.mutable_data_ptr<double>());
   return {grad_sum, product_sum};
+}
+
+bionas::Pools make_pools(const Tensor& x, int64_t stride) {
+  check("x", x);
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(3) % 16 == 0, "x: expected [N, H, W, C] with a multiple of 16 channels");
+  STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: expected 1 or 2");
+  bionas::Pools p{};
+  p.n = x.size(0);
+  p.h = x.size(1);
+  p.w = x.size(2);
+  p.c = x.size(3);
+  p.stride = int(stride);
+  p.ho = (p.h + stride - 1) / stride;
+  p.wo = (p.w + stride - 1) / stride;
+  p.x = x.const_data_ptr<float>();
+  return p;
+}
+
+std::tuple<Tensor, Tensor, Tensor> pools(const Tensor& x, int64_t stride) {
+  const bionas::Pools p = make_pools(x, stride);
+  Tensor z = new_map(x, {2, p.n, p.ho, p.wo, p.c});
+  Tensor sum = torch::stable::new_empty(x, {2, p.c}, ScalarType::Double);
+  Tensor sum_sq = torch::stable::new_empty(x, {2, p.c}, ScalarType::Double);
+  bionas::pools_forward(
+      p, z.mutable_data_ptr<float>(), sum.mutable_data_ptr<double>(), sum_sq.mutable_data_ptr<double>());
+  return {z, sum, sum_sq};
+}
+
+Tensor pools_backward(std::vector<Tensor> grads, const Tensor& x, int64_t stride) {
+  const bionas::Pools p = make_pools(x, stride);
+  STD_TORCH_CHECK(grads.size() == 2, "grads: expected two");
+  for (const Tensor& grad : grads) {
+    check("grads", grad);
+    STD_TORCH_CHECK(int64_t(grad.numel()) == p.n * p.ho * p.wo * p.c, "grads: expected [N, H_out, W_out, C]");
+  }
+  Tensor out = new_map(x, {p.n, p.h, p.w, p.c});
+  bionas::pools_backward(
+      p, grads[0].const_data_ptr<float>(), grads[1].const_data_ptr<float>(), out.mutable_data_ptr<float>());
+  return out;
 }
 
 }  // namespace
@@ -276,15 +376,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
       "stage_forward(Tensor x, Tensor depthwise, Tensor pointwise, int[] kernels, int[] dilations, int stride, "
       "Tensor? scale, Tensor? shift) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "stage_backward(Tensor grad, Tensor? own_grad, int[] grad_index, Tensor z, Tensor a, Tensor b, Tensor d, "
+      "stage_backward(Tensor[] grads, int[] grad_index, Tensor z, Tensor a, Tensor b, Tensor d, "
       "Tensor x, Tensor depthwise, Tensor pointwise, Tensor depthwise_feedback, Tensor pointwise_feedback, "
       "int[] kernels, int[] dilations, int stride, Tensor? scale, Tensor? shift, bool weights) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, int[] lengths, str[] modes, float[] bounds, "
       "float[] scales) -> Tensor");
-  m.def("mixed_sum(Tensor[] maps, int[] edges, Tensor weight, Tensor offset) -> Tensor");
-  m.def("mixed_sum_backward(Tensor[] maps, int[] edges, Tensor grad) -> (Tensor, Tensor)");
+  m.def(
+      "mixed_sum(Tensor[] maps, int[] index, int[] edges, Tensor weight, Tensor offset, Tensor[] into) -> Tensor[]");
+  m.def("mixed_sum_backward(Tensor[] maps, int[] index, int[] edges, Tensor[] grads) -> (Tensor, Tensor)");
+  m.def("pools(Tensor x, int stride) -> (Tensor, Tensor, Tensor)");
+  m.def("pools_backward(Tensor[] grads, Tensor x, int stride) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {
@@ -293,4 +396,6 @@ STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {
   m.impl("feedback_segments", TORCH_BOX(&feedback_segments));
   m.impl("mixed_sum", TORCH_BOX(&mixed_sum));
   m.impl("mixed_sum_backward", TORCH_BOX(&mixed_sum_backward));
+  m.impl("pools", TORCH_BOX(&pools));
+  m.impl("pools_backward", TORCH_BOX(&pools_backward));
 }

@@ -56,8 +56,9 @@ class Checkout:
         shutil.copy(ROOT / "bionas_fast" / "native.py", self.native)
         (self.csrc / "cpu").mkdir(parents=True)
         shutil.copy(ROOT / "csrc" / "binding.cpp", self.csrc)
-        for file in [*(ROOT / "csrc" / "cpu").glob("dispatch.*"), *(ROOT / "csrc" / "cpu").glob("feedback.*")]:
-            shutil.copy(file, self.csrc / "cpu")
+        for name in ("dispatch", "feedback", "pool"):
+            for file in (ROOT / "csrc" / "cpu").glob(f"{name}.*"):
+                shutil.copy(file, self.csrc / "cpu")
         self.compiler.write_text(COMPILER_SCRIPT)
         self.compiler.chmod(0o755)
 

@@ -12,11 +12,14 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import native
+from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum
+from bionas_fast.kernels.pools import reference as pools
 from bionas_fast.kernels.separable_stage import reference as separable_stage
 from bionas_fast.search import Search, SearchConfig
 from bionas_fast.search.strategy import frozen
 from bionas_fast.space import Candidate, Space, get_space
+from bionas_fast.space.operations import FactorizedReduce
 
 needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
 BACKENDS = [pytest.param("reference"), pytest.param("native", marks=needs_native)]
@@ -287,18 +290,19 @@ def _alpha_path(engine, dtype, backend, steps=20):
 
 
 def test_alpha_trajectory_of_a_search():
-    """Twenty steps of search, weights and alphas: both engines take the same path."""
+    """Twenty steps of search, weights and alphas: both engines take the same path.
+
+    In float32 rounding grows with the steps, for Adam divides gradients by their size: there the batched engine must
+    stay as close to the exact path as the engine of modules does.
+    """
     exact = _alpha_path("modular", torch.float64, "reference")
     assert (exact[-1] - exact[0]).abs().max() > 1e-3
-    stacked = _alpha_path("stacked", torch.float64, "reference")
-    assert (stacked - exact).abs().max() < 1e-9
-
-
-@needs_native
-def test_first_steps_of_a_search_in_float32():
-    modular, stacked = (_alpha_path(engine, torch.float32, "native", steps=3) for engine in ("modular", "stacked"))
-    assert (modular[-1] - modular[0]).abs().max() > 1e-4
-    assert (stacked - modular).abs().median() < 1e-6
+    assert (_alpha_path("stacked", torch.float64, "reference") - exact).abs().max() < 1e-9
+    backend = "native" if native.load() else "reference"
+    modular, stacked = ((_alpha_path(e, torch.float32, backend) - exact).abs() for e in ("modular", "stacked"))
+    assert stacked[:5].max() < 1e-7
+    for ours, theirs in zip(stacked, modular, strict=True):
+        assert ours.median() <= 1.5 * theirs.median() + 1e-7
 
 
 def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
@@ -343,7 +347,7 @@ def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, 
     def run(cast, forward, backward):
         z, total, squares = forward(cast(x), *map(cast, weights), kernels, dilations, stride, cast(scale), cast(shift))
         grads = backward(
-            cast(grad), cast(own), index, z, *map(cast, affine), cast(x), *map(cast, weights), *map(cast, feedback),
+            [cast(grad), cast(own)], index, z, *map(cast, affine), cast(x), *map(cast, weights), *map(cast, feedback),
             kernels, dilations, stride, cast(scale), cast(shift), weights_wanted,
         )  # fmt: skip
         return z, total, squares, *grads
@@ -364,25 +368,105 @@ def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, 
     edges=st.lists(st.integers(0, 2), min_size=1, max_size=9),
     positions=st.integers(1, 300),
     blocks=st.integers(1, 3),
+    given_before=st.booleans(),
     isa=st.sampled_from(native.isas() or ("none",)),
     seed=st.integers(0, 2**31),
 )
-def test_mixed_sum_kernels_on_random_shapes(edges, positions, blocks, isa, seed):
+def test_mixed_sum_kernels_on_random_shapes(edges, positions, blocks, given_before, isa, seed):
     edges, c = sorted(edges), 16 * blocks
     generator = torch.Generator().manual_seed(seed)
-    maps = torch.randn(len(edges), 1, 1, positions, c, generator=generator, dtype=torch.float64)
-    stacks = [maps[: len(edges) // 2 + 1], maps[len(edges) // 2 + 1 :]]
-    weight = torch.randn(len(edges), c, generator=generator, dtype=torch.float64)
-    offset = torch.randn(3, c, generator=generator, dtype=torch.float64)
-    grad = torch.randn(3, 1, 1, positions, c, generator=generator, dtype=torch.float64)
-    expected = (mixed_sum.forward(stacks, edges, weight, offset), *mixed_sum.backward(stacks, edges, grad))
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    stacks = [randn(3, 1, 1, positions, c), randn(2, 1, 1, positions, c)]
+    index = torch.randint(5, (len(edges),), generator=generator).tolist()
+    weight, offset = randn(len(edges), c), randn(3, c)
+    grads = [randn(1, 1, positions, c) for _ in range(3)]
+    into = grads if given_before else []
+    expected = mixed_sum.forward(stacks, index, edges, weight, offset, into)
+    expected += mixed_sum.backward(stacks, index, edges, grads)
     ops = torch.ops.bionas_fast_native
     with native.use_isa(isa):
-        floats = [stack.float().contiguous() for stack in stacks]
-        out = ops.mixed_sum(floats, edges, weight.float(), offset.float())
-        actual = (out, *ops.mixed_sum_backward(floats, edges, grad.float()))
+        floats, float_grads, float_into = ([t.float() for t in group] for group in (stacks, grads, into))
+        actual = ops.mixed_sum(floats, index, edges, weight.float(), offset.float(), float_into)
+        actual += ops.mixed_sum_backward(floats, index, edges, float_grads)
     for ours, theirs in zip(actual, expected, strict=True):
         assert relative(ours.double(), theirs) < 1e-5
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    h=st.integers(1, 9),
+    w=st.integers(1, 9),
+    stride=st.integers(1, 2),
+    coarse=st.booleans(),
+    isa=st.sampled_from(native.isas() or ("none",)),
+    seed=st.integers(0, 2**31),
+)
+def test_pool_kernels_on_random_shapes(n, h, w, stride, coarse, isa, seed):
+    """Coarse inputs have equal maxima."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, h, w, 32, generator=generator)
+    x = x.round() if coarse else x
+    expected = pools.forward(x.double(), stride)
+    grads = [torch.randn(expected[0].shape[1:], generator=generator) for _ in range(2)]
+    down = pools.backward([grad.double() for grad in grads], x.double(), stride)
+    ops = torch.ops.bionas_fast_native
+    with native.use_isa(isa):
+        actual = (*ops.pools(x, stride), ops.pools_backward(grads, x, stride))
+    for ours, theirs in zip(actual, (*expected, down), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+def test_pools_let_nan_through():
+    x = torch.randn(1, 4, 4, 16)
+    x[0, 1, 2, 3] = float("nan")
+    ours, theirs = torch.ops.bionas_fast_native.pools(x, 1)[0], pools.forward(x, 1)[0]
+    assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 5), (1, 1)])
+def test_factorized_reductions_are_the_modules(size):
+    torch.manual_seed(0)
+    modules = [FactorizedReduce(5, 5, "bp", affine=False).double() for _ in range(3)]
+    first, second = (
+        torch.stack([getattr(m, name).weight[:, :, 0, 0] for m in modules]) for name in ("conv_1", "conv_2")
+    )
+    x = torch.randn(2, *size, 5, dtype=torch.float64, requires_grad=True)
+    z = factorized_reduce.forward(x, first, second)
+    for module, one in zip(modules, z, strict=True):
+        module.bn = torch.nn.Identity()
+        torch.testing.assert_close(module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), one)
+    grads = torch.randn_like(z).unbind()
+    expected = torch.autograd.grad(z.unbind(), (x, first, second), grads)
+    actual = factorized_reduce.backward(grads, x.detach(), first, second, (first, second), True)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@needs_native
+def test_memory_is_kept_for_the_next_step_and_given_back():
+    x = torch.randn(32, 16, 16, 16)
+    native.release_memory()
+    z = torch.ops.bionas_fast_native.pools(x, 1)[0]
+    assert z.numel() * z.element_size() >= 1 << 20
+    expected, where = z.clone(), z.data_ptr()
+    assert native.release_memory() == 0, "in use"
+    part = z[1]
+    del z
+    assert native.release_memory() == 0, "a view is still in use"
+    assert torch.equal(part, expected[1])
+    del part
+    z = torch.ops.bionas_fast_native.pools(x, 1)[0]
+    assert z.data_ptr() == where
+    assert torch.equal(z, expected)
+    del z
+    assert native.release_memory() >= 1 << 20
+    assert native.release_memory() == 0
 
 
 def test_stage_reference_is_autograd_when_feedback_is_the_weight():
@@ -403,7 +487,7 @@ def test_stage_reference_is_autograd_when_feedback_is_the_weight():
     slope = rstd.square() * (g * normal).sum(dim=(1, 2, 3)) / positions * rstd / rstd
     affine = (rstd, -slope, slope * mean - rstd * g.sum(dim=(1, 2, 3)) / positions)
     grads = separable_stage.backward(
-        grad, None, [0, 1, 0], z.detach(), *(t.detach() for t in affine), x, *weights, *weights, kernels, dilations, 1,
+        [grad], [0, 1, 0], z.detach(), *(t.detach() for t in affine), x, *weights, *weights, kernels, dilations, 1,
         None, None, True,
     )  # fmt: skip
     torch.testing.assert_close(grads[0], leaves[0].grad)

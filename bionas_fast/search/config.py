@@ -26,7 +26,7 @@ class SearchConfig(Config):
     #: The rules of stem, preprocess and head; bp unless said otherwise.
     fixed: dict[str, str] = Field(default_factory=dict)
     skip_rules: bool = True
-    engine: str = "modular"
+    engine: str = "stacked"
     channels: int = Field(4, ge=1)
     cells: int = Field(3, ge=1)
     epochs: int = Field(4, ge=1)

@@ -25,7 +25,7 @@ def build_supernet(
     cells: int = 8,
     num_classes: int = 10,
     in_channels: int = 3,
-    engine: str = "modular",
+    engine: str = "stacked",
     seed: int = 0,
     fixed: Mapping[str, str] | None = None,
     skip_rules: bool = True,

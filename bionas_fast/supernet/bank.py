@@ -41,6 +41,7 @@ class Bank(nn.Module):
             tuple(law.scale for law in laws),
         )
         self.laws = laws
+        self.custom = [k for k, mode in enumerate(self.segments.modes) if mode == "custom"]
         flat = torch.cat([torch.empty(0), *(layer.weight.detach().flatten() for layer in layers)])
         if layers and all(isinstance(layer.weight, nn.Parameter) for layer in layers):
             self.weight = nn.Parameter(flat)
@@ -99,11 +100,8 @@ class Bank(nn.Module):
         """Rules of a user's own make their B themselves."""
         from bionas_fast.kernels.feedback import reference
 
-        for k, part in enumerate(b.split(self.lengths)):
-            rule = rules.get(self.rules[k])
-            if rule.mode != "custom":
-                continue
-            shape = self.shapes[k]
+        for k in self.custom:
+            rule, shape, part = rules.get(self.rules[k]), self.shapes[k], b.split(self.lengths)[k]
             weight = self.weight.detach().split(self.lengths)[k].view(shape)
             stored = None if self.stored is None else self.stored.split(self.lengths)[k].view(shape)
             assert stream is not None

@@ -1,8 +1,7 @@
 """The supernet with its candidates batched: the same function as the modular one, many times faster.
 
-All edges that leave a state read the same tensor. So their separable candidates run as one op
-(``ops.separable_edges``), their weightless ones once for all of them, their identities as one scaled sum; whatever else
-there is runs as the module it is. Activations are [N, H, W, C].
+All edges that leave a state read the same tensor. So their candidates run as one op (``ops.mixed_edges``); whatever
+that op does not know runs as the module it is. Activations are [N, H, W, C].
 """
 
 from __future__ import annotations
@@ -13,63 +12,70 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.nn import FeedbackLayer
-from bionas_fast.ops.separable_edges import Branches, Statistics, separable_edges
-from bionas_fast.ops.skip_sum import skip_sum
+from bionas_fast.ops.mixed_edges import POOLS, Plan, Statistics, Term, Weights, mixed_edges
 from bionas_fast.space import Candidate, Space
 from bionas_fast.space.cells import PreprocessedCell
-from bionas_fast.space.operations import SeparableStage, Skip, Zero
+from bionas_fast.space.operations import FactorizedReduce, SeparableStage, Skip, Zero
 from bionas_fast.supernet.bank import Bank
 from bionas_fast.supernet.modular import MixedOp, ModularSupernet, SearchCell
 
+Column = tuple[int, int]  # edge, candidate
+
 
 class Normalisations(nn.Module):
-    """The running statistics of many batch normalisations without affine parameters, [K, C] each."""
+    """The running statistics of K batch normalisations without affine parameters, [K, C] each.
+
+    Args:
+        layers: for each the modules that it stands for: one, or the equal ones of several edges, or none.
+    """
 
     mean: Tensor
     var: Tensor
     batches: Tensor
 
-    def __init__(self, layers: Sequence[nn.BatchNorm2d], channels: int) -> None:
+    def __init__(self, layers: Sequence[Sequence[Any]], channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(len(layers), channels))
         self.register_buffer("var", torch.ones(len(layers), channels))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.read(layers)
 
-    def read(self, layers: Sequence[Any]) -> None:
-        for k, layer in enumerate(layers):
-            self.mean[k], self.var[k] = layer.running_mean, layer.running_var
-            self.batches.copy_(layer.num_batches_tracked)
+    def read(self, layers: Sequence[Sequence[Any]]) -> None:
+        for k, copies in enumerate(layers):
+            for layer in copies[:1]:
+                self.mean[k], self.var[k] = layer.running_mean, layer.running_var
+                self.batches.copy_(layer.num_batches_tracked)
 
-    def write(self, layers: Sequence[Any]) -> None:
-        for k, layer in enumerate(layers):
-            layer.running_mean.copy_(self.mean[k])
-            layer.running_var.copy_(self.var[k])
-            layer.num_batches_tracked.copy_(self.batches)
+    def write(self, layers: Sequence[Sequence[Any]]) -> None:
+        for k, copies in enumerate(layers):
+            for layer in copies:
+                layer.running_mean.copy_(self.mean[k])
+                layer.running_var.copy_(self.var[k])
+                layer.num_batches_tracked.copy_(self.batches)
 
 
 class StateEdges(nn.Module):
     """All edges that leave one state of a cell, made of their mixed ops."""
 
+    incidence: Tensor
+
     def __init__(self, edges: Sequence[MixedOp], channels: int, stride: int) -> None:
         super().__init__()
-        self.count, self.channels, self.stride = len(edges), channels, stride
+        self.count, self.channels = len(edges), channels
         found = _Sorted(edges)
-        self.columns = found.columns
-        self.branches = Branches(
-            kernels=tuple(stages[0][1].kernel_size[0] for stages in found.stages),
-            dilations=tuple(stages[0][1].dilation[0] for stages in found.stages),
-            edges=tuple(e for e, _ in found.columns.separable),
-            twice=len(found.second),
-            stride=stride,
-            count=self.count,
-        )
-        self.banks = nn.ModuleList(Bank(layers) for layers in found.weights) if found.stages else None
-        self.norms = nn.ModuleList(Normalisations(layers, channels) for layers in found.norms)
-        self.skips = Bank(found.skips) if found.skips else None
-        self.shared = nn.ModuleList(found.shared)
-        self.others = nn.ModuleList(found.others)
+        self.plan = found.plan(self.count, stride)
+        self.banks = nn.ModuleList(Bank(layers) for layers in found.weights)
+        self.normalisations = Normalisations(found.normalisations, channels)
+        self.identities = Bank(found.identities)
+        self.identity_columns = [column for column, _ in found.identity]
+        self.others = nn.ModuleList(module for _, module in found.others)
+        self.other_columns = [column for column, _ in found.others]
+        candidates = len(list(edges[0].candidates))
+        incidence = torch.zeros(len(self.plan.terms), self.count * candidates)
+        for t, columns in enumerate(found.columns):
+            for e, k in columns:
+                incidence[t, e * candidates + k] = 1
+        self.register_buffer("incidence", incidence, persistent=False)
 
     def read(self, edges: Sequence[MixedOp]) -> None:
         """Take everything from mixed ops like those this was made of."""
@@ -81,112 +87,152 @@ class StateEdges(nn.Module):
 
     def _exchange(self, edges: Sequence[MixedOp], action: str) -> None:
         found = _Sorted(edges)
-        for bank, layers in zip(self.banks or (), found.weights, strict=False):
+        banks: list[Any] = [*self.banks, self.identities]
+        for bank, layers in zip(banks, (*found.weights, found.identities), strict=True):
             getattr(bank, action)(layers)
-        for norm, layers in zip(self.norms, found.norms, strict=True):
-            getattr(norm, action)(layers)
-        if self.skips is not None:
-            getattr(self.skips, action)(found.skips)
-        for own, theirs in (*zip(self.shared, found.shared, strict=True), *zip(self.others, found.others, strict=True)):
+        getattr(self.normalisations, action)(found.normalisations)
+        for own, (_, theirs) in zip(self.others, found.others, strict=True):
             source, target = (theirs, own) if action == "read" else (own, theirs)
             target.load_state_dict(source.state_dict())
-        if action == "write":
-            for module, copies in zip(self.shared, found.copies, strict=True):
-                for copy in copies:
-                    copy.load_state_dict(module.state_dict())
 
-    def forward(self, x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        """The state [N, H, W, C] and mixing weights [E, candidates] → the sum of every edge, E × [N, H', W', C]."""
-        sums = []
-        if self.banks is not None:
-            banks: list[Any] = list(self.banks)
-            make = [bank.prepare() for bank in banks]
-            depthwise1, pointwise1, depthwise2, pointwise2 = (bank.weight for bank in banks)
-            norms: list[Any] = list(self.norms)
-            first, second = norms
-            square = (-1, self.channels, self.channels)
-            sums.append(
-                separable_edges(
-                    x,
-                    weights[self.columns.index("separable")],
-                    (depthwise1, pointwise1.view(square)),
-                    (depthwise2, pointwise2.view(square)),
-                    self.branches,
-                    Statistics(first.mean, first.var, second.mean, second.var),
-                    lambda: (make[0](), make[1]().view(square), make[2](), make[3]().view(square)),
-                    self.training,
-                )
-            )
-            if self.training:
-                first.batches += 1
-                second.batches += 1
-        if self.skips is not None:
-            p = weights[self.columns.index("skips")].view(self.count, -1)
-            sums.append(skip_sum(x, p, self.skips.prepare()))
-        image = x.permute(0, 3, 1, 2).contiguous()  # as the modules have it in the modular network
-        if self.shared:
-            maps = torch.stack([module(image).permute(0, 2, 3, 1) for module in self.shared])
-            p = weights[self.columns.index("shared")].view(self.count, -1)
-            sums.append(torch.tensordot(p.to(maps.dtype), maps, dims=1))
-        total: list[Any] = list(sum(sums[1:], sums[0]).unbind()) if sums else [None] * self.count
-        for (e, k), module in zip(self.columns.others, self.others, strict=True):
+    def forward(self, x: Tensor, weights: Tensor, into: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The state [N, H, W, C] and mixing weights [E, candidates] → the sum of every edge, E × [N, H', W', C].
+
+        Args:
+            into: what each edge's sum is added to, or nothing.
+        """
+        total: list[Any] = list(into) or [None] * self.count
+        image = x.permute(0, 3, 1, 2).contiguous() if self.others else x
+        for (e, k), module in zip(self.other_columns, self.others, strict=True):
             out = weights[e, k] * module(image).permute(0, 2, 3, 1)
             total[e] = out if total[e] is None else total[e] + out
-        return tuple(total)
+        if not self.plan.terms:
+            return tuple(total)
+        given = all(tensor is not None for tensor in total)
+        make = [bank.prepare() for bank in (*self.banks, self.identities)]
 
+        def make_feedback() -> tuple[Weights, Tensor | None]:
+            *flat, identities = (one() for one in make)
+            return self._shaped(flat), self._identity_feedback(weights.detach(), identities)
 
-class _Columns:
-    """Where each group of candidates stands in the mixing weights: (edge, candidate) pairs."""
+        normalisations = self.normalisations
+        sums = mixed_edges(
+            x,
+            self.incidence.to(weights.dtype) @ weights.flatten(),
+            total if given else (),
+            self._shaped([bank.weight for bank in self.banks]),
+            self.plan,
+            Statistics(normalisations.mean, normalisations.var),
+            make_feedback,
+            self.training,
+        )
+        if self.training:
+            normalisations.batches += 1
+        if given:
+            return sums
+        return tuple(own if other is None else own + other for own, other in zip(sums, total, strict=True))
 
-    def __init__(self) -> None:
-        self.separable: list[tuple[int, int]] = []
-        self.skips: list[tuple[int, int]] = []
-        self.shared: list[tuple[int, int]] = []
-        self.others: list[tuple[int, int]] = []
+    def _shaped(self, flat: Sequence[Any]) -> Weights:
+        channels, reductions = self.channels, self.plan.reductions
+        square = (-1, channels, channels)
+        depthwise1, pointwise1, depthwise2, pointwise2, reduce1, reduce2 = flat
+        return Weights(
+            depthwise1,
+            pointwise1.view(square),
+            depthwise2,
+            pointwise2.view(square),
+            reduce1.view(reductions, channels - channels // 2, channels),
+            reduce2.view(reductions, channels // 2 if reductions else 0, channels),
+        )
 
-    def index(self, group: str) -> tuple[list[int], list[int]]:
-        pairs = getattr(self, group)
-        return [e for e, _ in pairs], [k for _, k in pairs]
+    def _identity_feedback(self, weights: Tensor, b: Tensor) -> Tensor | None:
+        """The sum of what the identities of each edge send down, [E, C]."""
+        if not self.plan.identity:
+            return None
+        e, k = zip(*self.identity_columns, strict=True)
+        each = weights[list(e), list(k)].to(b.dtype)[:, None] * b.view(len(e), -1)
+        return b.new_zeros(self.count, each.shape[1]).index_add_(0, torch.tensor(e, device=b.device), each)
 
 
 class _Sorted:
-    """The candidates of several edges, sorted by how they run."""
+    """The candidates of several edges, sorted by how they run; each with its column."""
 
     def __init__(self, edges: Sequence[MixedOp]) -> None:
-        self.columns = _Columns()
-        self.shared: list[nn.Module] = []
-        self.copies: list[list[nn.Module]] = []
-        self.skips: list[FeedbackLayer] = []
-        self.others: list[nn.Module] = []
-        twice: list[tuple[tuple[int, int], list[Any]]] = []
-        once: list[tuple[tuple[int, int], list[Any]]] = []
+        self.twice: list[tuple[Column, list[Any]]] = []
+        self.once: list[tuple[Column, list[Any]]] = []
+        self.reductions: list[tuple[Column, Any]] = []
+        self.pools: list[list[tuple[Column, Any]]] = [[] for _ in range(POOLS)]
+        self.identity: list[tuple[Column, Any]] = []
+        self.others: list[tuple[Column, nn.Module]] = []
         for e, edge in enumerate(edges):
-            shared = 0
             for k, module in enumerate(edge.candidates):
-                stages = _stages(module)
-                if isinstance(module, Zero):
-                    continue
-                if stages:
-                    (twice if len(stages) == 2 else once).append(((e, k), stages))
-                elif isinstance(module, Skip):
-                    self.columns.skips.append((e, k))
-                    self.skips.append(module)
-                elif not list(module.parameters()):
-                    self.columns.shared.append((e, k))
-                    if e == 0:
-                        self.shared.append(module)
-                        self.copies.append([])
-                    self.copies[shared].append(module)
-                    shared += 1
-                else:
-                    self.columns.others.append((e, k))
-                    self.others.append(module)
-        self.columns.separable = [pair for pair, _ in (*twice, *once)]
-        self.stages = [stages for _, stages in (*twice, *once)]
-        self.second = [stages[1] for _, stages in twice]
-        first = [stages[0] for stages in self.stages]
-        self.weights = [[stage[i] for stage in group] for group in (first, self.second) for i in (1, 2)]
-        self.norms = [[stage[3] for stage in group] for group in (first, self.second)]
+                self._sort((e, k), module)
+
+    def _sort(self, column: Column, module: nn.Module) -> None:
+        stages = _stages(module)
+        if stages:
+            (self.twice if len(stages) == 2 else self.once).append((column, stages))
+        elif isinstance(module, FactorizedReduce) and _batches(module.conv_1, module.bn):
+            self.reductions.append((column, module))
+        elif isinstance(module, Skip) and module.rule != "dfa":
+            self.identity.append((column, module))
+        elif (pool := _pool(module)) is not None:
+            self.pools[pool].append((column, module))
+        elif not isinstance(module, Zero):
+            self.others.append((column, module))
+
+    @property
+    def separable(self) -> list[tuple[Column, list[Any]]]:
+        return [*self.twice, *self.once]
+
+    @property
+    def weights(self) -> list[list[Any]]:
+        """The layers of each bank, in the order of :class:`bionas_fast.ops.mixed_edges.Weights`."""
+        first = [stages[0] for _, stages in self.separable]
+        second = [stages[1] for _, stages in self.twice]
+        separable = [[stage[i] for stage in group] for group in (first, second) for i in (1, 2)]
+        modules = [module for _, module in self.reductions]
+        reduce2 = [module.conv_2 for module in modules if module.conv_2 is not None]
+        return [*separable, [module.conv_1 for module in modules], reduce2]
+
+    @property
+    def identities(self) -> list[Any]:
+        return [module for _, module in self.identity]
+
+    @property
+    def normalisations(self) -> list[list[Any]]:
+        """The modules behind each row of the running statistics."""
+        rows = [[stages[0][3]] for _, stages in self.twice]
+        rows += [[stages[-1][3]] for _, stages in self.separable]
+        rows += [[module.bn] for _, module in self.reductions]
+        if any(self.pools):
+            rows += [[module[1] for _, module in pool] for pool in self.pools]
+        return rows
+
+    def plan(self, edges: int, stride: int) -> Plan:
+        """What runs; and, as ``columns``, which columns of the mixing weights make each of its terms."""
+        maps: list[list[Column]] = [[column] for column, _ in (*self.separable, *self.reductions)]
+        if any(self.pools):
+            maps += [[column for column, _ in pool] for pool in self.pools]
+        if self.identity:
+            maps.append([column for column, _ in self.identity])
+        terms: dict[Term, list[Column]] = {}
+        for k, columns in enumerate(maps):
+            for column in columns:
+                terms.setdefault(Term(k, column[0]), []).append(column)
+        order = sorted(terms, key=lambda term: (term.edge, term.map))
+        self.columns = [terms[term] for term in order]
+        return Plan(
+            edges=edges,
+            stride=stride,
+            kernels=tuple(stages[0][1].kernel_size[0] for _, stages in self.separable),
+            dilations=tuple(stages[0][1].dilation[0] for _, stages in self.separable),
+            twice=len(self.twice),
+            reductions=len(self.reductions),
+            pools=any(self.pools),
+            identity=bool(self.identity),
+            terms=tuple(order),
+        )
 
 
 def _stages(module: nn.Module) -> list[Any]:
@@ -194,14 +240,28 @@ def _stages(module: nn.Module) -> list[Any]:
     stages: list[Any] = (
         [module] if isinstance(module, SeparableStage) else list(module) if type(module) is nn.Sequential else []
     )
-    fits = stages and len(stages) <= 2 and all(isinstance(s, SeparableStage) and _fits(s) for s in stages)
+    fits = stages and len(stages) <= 2 and all(isinstance(stage, SeparableStage) for stage in stages)
+    fits = fits and all(s[1].kernel_size[0] in (3, 5) and _batches(s[1], s[3]) for s in stages)
     if len(stages) == 2 and fits:
         fits = stages[0][1].kernel_size == stages[1][1].kernel_size and stages[1][1].dilation == (1, 1)
     return stages if fits else []
 
 
-def _fits(stage: Any) -> bool:
-    return stage[1].kernel_size[0] in (3, 5) and not stage[3].affine and stage[1].rule != "dfa"
+def _pool(module: nn.Module) -> int | None:
+    """Which of the two pools of a supernet this is, if any."""
+    if type(module) is not nn.Sequential or len(module) != 2:
+        return None
+    pool, norm = module
+    kinds = (nn.MaxPool2d, nn.AvgPool2d)
+    if type(pool) not in kinds or type(norm) is not nn.BatchNorm2d or norm.affine:
+        return None
+    if (pool.kernel_size, pool.padding, pool.ceil_mode) != (3, 1, False) or getattr(pool, "dilation", 1) != 1:
+        return None
+    return kinds.index(type(pool)) if not getattr(pool, "count_include_pad", False) else None
+
+
+def _batches(layer: Any, norm: nn.BatchNorm2d) -> bool:
+    return not norm.affine and layer.rule != "dfa"
 
 
 class StackedCell(PreprocessedCell):
@@ -232,10 +292,13 @@ class StackedCell(PreprocessedCell):
         states: list[Any] = [x.permute(0, 2, 3, 1) for x in inputs] + [None] * self.space.nodes
         # A node is complete when the edges of all states before it have been added.
         for source, (state, own) in enumerate(zip(self.states, rows, strict=True)):
-            for row, out in zip(own, state(states[source], weights[own]), strict=True):
-                node = 2 + self.space.edges[row][0]
-                states[node] = out if states[node] is None else states[node] + out
-        return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2).contiguous()
+            nodes = [2 + self.space.edges[row][0] for row in own]
+            into = [states[node] for node in nodes]
+            given = all(tensor is not None for tensor in into)
+            sums = state(states[source], weights[own], into if given else ())
+            for node, out in zip(nodes, sums, strict=True):
+                states[node] = out if given or states[node] is None else states[node] + out
+        return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2)
 
 
 def _rows_leaving(edges: Sequence[tuple[int, int]], nodes: int) -> list[list[int]]:

@@ -8,22 +8,23 @@ namespace bionas {
 
 struct MixedSum {
   int64_t p, c;             // positions, channels (a multiple of 16)
-  int edges, maps;
-  const float* const* map;  // [K] pointers to [P, C]
-  const int64_t* edge;      // [K], the edge that map k belongs to
+  int edges, terms;
+  const float* const* map;  // [T] pointers to [P, C]; terms may share a map
+  const int64_t* edge;      // [T], the sum that a term belongs to
 };
 
-// out[e] = Σ_{k of e} weight[k] · map[k] + offset[e]
+// out[e] = Σ_{t of e} weight[t] · map[t] + offset[e] + into[e]
 void mixed_sum_forward(
     const MixedSum& m,
-    const float* weight,  // [K, C]
-    const float* offset,  // [E, C]
-    float* out);          // [E, P, C]
+    const float* weight,       // [T, C]
+    const float* offset,       // [E, C]
+    const float* const* into,  // [E] pointers to [P, C], or null
+    float* const* out);        // [E]
 
 void mixed_sum_backward(
     const MixedSum& m,
-    const float* grad,     // [E, P, C]
-    double* grad_sum,      // [E, C], Σ_p grad[e]
-    double* product_sum);  // [K, C], Σ_p grad[edge of k] · map[k]
+    const float* const* grad,  // [E] pointers to [P, C]
+    double* grad_sum,          // [E, C], Σ_p grad[e]
+    double* product_sum);      // [T, C], Σ_p grad[edge of t] · map[t]
 
 }  // namespace bionas

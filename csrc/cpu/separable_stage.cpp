@@ -1,5 +1,7 @@
 #include "separable_stage.h"
 
+#include <type_traits>
+
 #include "buffer.h"
 #include "dispatch.h"
 #include "shares.h"
@@ -12,25 +14,32 @@ constexpr int64_t max_taps = 25;
 
 int64_t padding(const Branch& b) { return int64_t{b.dilation} * (b.kernel / 2); }
 
-// Rows at a time so that a block has at least 32 positions: less overhead on small images.
-int64_t rows_per_block(const Stage& s) { return s.wo >= 32 ? 1 : (31 + s.wo) / s.wo; }
+// Rows at a time so that a block has at least 64 positions: less overhead on small images.
+int64_t rows_per_block(const Stage& s) { return s.wo >= 64 ? 1 : (63 + s.wo) / s.wo; }
 
 int64_t grads_per_branch(int64_t c) { return (c + max_taps) * c; }
+
+// Moving the weights of so many branches about is worth waking a thread.
+int64_t branches_per_thread(int64_t c) { return 1 + (1 << 14) / grads_per_branch(c); }
 
 // Weights in the order in which the kernels read them.
 struct Packed {
   Packed(const Stage& s, bool backward) : c(s.c), data(s.branches * size()) {
-    for (int k = 0; k < s.branches; k++) {
-      const Branch& b = s.branch[k];
-      const int64_t taps = b.kernel * b.kernel;
-      pad = padding(b) > pad ? padding(b) : pad;
-      taps_first(b.depthwise, const_cast<float*>(depthwise(k)), taps, false);
-      // At stride 1 the error is correlated with the reversed kernel, at stride 2 it is scattered.
-      if (backward) taps_first(b.depthwise_feedback, const_cast<float*>(depthwise_feedback(k)), taps, s.stride == 1);
-      else
-        for (int64_t i = 0; i < c; i++)
-          for (int64_t j = 0; j < c; j++) const_cast<float*>(pointwise(k))[j * c + i] = b.pointwise[i * c + j];
-    }
+    for (int k = 0; k < s.branches; k++) pad = padding(s.branch[k]) > pad ? padding(s.branch[k]) : pad;
+    parallel_for(s.branches, branches_per_thread(c), [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; k++) pack(s, k, backward);
+    });
+  }
+
+  void pack(const Stage& s, int64_t k, bool backward) {
+    const Branch& b = s.branch[k];
+    const int64_t taps = b.kernel * b.kernel;
+    taps_first(b.depthwise, const_cast<float*>(depthwise(k)), taps, false);
+    // At stride 1 the error is correlated with the reversed kernel, at stride 2 it is scattered.
+    if (backward) taps_first(b.depthwise_feedback, const_cast<float*>(depthwise_feedback(k)), taps, s.stride == 1);
+    else
+      for (int64_t i = 0; i < c; i++)
+        for (int64_t j = 0; j < c; j++) const_cast<float*>(pointwise(k))[j * c + i] = b.pointwise[i * c + j];
   }
 
   int64_t size() const { return (2 * max_taps + c) * c; }
@@ -79,8 +88,7 @@ void stage_forward(const Stage& s, const StageForward& out) {
 void stage_backward(const Stage& s, const StageBackward& g) {
   const Packed packed(s, true);
   const auto kernel = BIONAS_CHOOSE(backward_images);
-  bool weights = false;
-  for (int k = 0; k < s.branches; k++) weights |= s.branch[k].pointwise_grad != nullptr;
+  const bool weights = s.branches > 0 && s.branch[0].pointwise_grad != nullptr;
   Shares<double> sums(g.grad_sum ? 2 * s.branches * s.c : 0);
   Shares<float> grads(weights ? s.branches * grads_per_branch(s.c) : 0);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
@@ -88,15 +96,22 @@ void stage_backward(const Stage& s, const StageBackward& g) {
   });
   if (g.grad_sum) add_sums(sums, s.branches, s.c, g.grad_sum, g.grad_x_sum);
   if (!weights) return;
-  grads.each([&](const float* share) {
-    for (int k = 0; k < s.branches; k++) {
+  const int64_t c = s.c;
+  parallel_for(s.branches, branches_per_thread(c), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k++) {
       const Branch& b = s.branch[k];
-      if (!b.pointwise_grad) continue;
-      const float* from = share + k * grads_per_branch(s.c);
       const int64_t taps = b.kernel * b.kernel;
-      for (int64_t i = 0; i < s.c * s.c; i++) b.pointwise_grad[i] += from[i];
-      for (int64_t i = 0; i < s.c; i++)
-        for (int64_t t = 0; t < taps; t++) b.depthwise_grad[i * taps + t] += from[(s.c + t) * s.c + i];
+      bool first = true;
+      grads.each([&](const float* share) {
+        const float* from = share + k * grads_per_branch(c);
+        for (int64_t i = 0; i < c * c; i++) b.pointwise_grad[i] = first ? from[i] : b.pointwise_grad[i] + from[i];
+        for (int64_t i = 0; i < c; i++)
+          for (int64_t t = 0; t < taps; t++) {
+            float& to = b.depthwise_grad[i * taps + t];
+            to = first ? from[(c + t) * c + i] : to + from[(c + t) * c + i];
+          }
+        first = false;
+      });
     }
   });
 }

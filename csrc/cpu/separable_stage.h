@@ -11,7 +11,8 @@ struct Branch {
   int dilation;
   const float* depthwise;     // [C, k, k]
   const float* pointwise;     // [C_out, C_in]
-  // Backward only: what carries the error down, the incoming gradient, and where the exact weight gradients are added (null: not wanted).
+  // Backward only: what carries the error down, the incoming gradient, and where
+  // the exact weight gradients go, in all branches or in none (null).
   const float* depthwise_feedback;  // [C, k, k]
   const float* pointwise_feedback;  // [C_out, C_in]
   float* depthwise_grad;            // [C, k, k]
@@ -39,7 +40,7 @@ struct StageForward {
 
 // The gradient of z is a · grad + b · z + d, channel by channel: batch normalisation's backward pass, folded in.
 struct StageBackward {
-  const float* z;           // [K, N, H_out, W_out, C]; may be null if b is 0
+  const float* z;           // [K, N, H_out, W_out, C]
   const float *a, *b, *d;   // [K, C]
   float* grad_x;            // shared: [N, H, W, C]; else [K, N, H, W, C], of what ReLU saw
   double* grad_sum;         // [K, C] Σ grad_x, and

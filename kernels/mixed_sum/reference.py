@@ -8,39 +8,46 @@ import torch
 from torch import Tensor
 
 
-def forward(maps: Sequence[Tensor], edges: Sequence[int], weight: Tensor, offset: Tensor) -> Tensor:
-    """out[e] = Σ_{k of e} weight[k] · map_k + offset[e], channel by channel.
+def forward(
+    maps: Sequence[Tensor],
+    index: Sequence[int],
+    edges: Sequence[int],
+    weight: Tensor,
+    offset: Tensor,
+    into: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    """out[e] = Σ_{terms t of e} weight[t] · map[index[t]] + offset[e] + into[e], channel by channel.
 
     Args:
         maps: stacks of maps [K_i, N, H, W, C], counted through in order.
-        edges: the edge that each map belongs to.
-        weight: [K, C].
+        index: the map that each of the T terms reads.
+        edges: the sum that each term belongs to, ascending.
+        weight: [T, C].
         offset: [E, C].
+        into: E tensors [N, H, W, C] to add, or none.
 
     Returns:
-        [E, N, H, W, C].
+        E tensors [N, H, W, C].
     """
-    shape = maps[0].shape[1:]
-    out = offset[:, None, None, None, :].expand(-1, *shape).clone()
-    index = torch.tensor(edges, device=weight.device)
-    first = 0
-    for stack in maps:
-        last = first + stack.shape[0]
-        out.index_add_(0, index[first:last], stack * weight[first:last, None, None, None, :])
-        first = last
+    each = [one for stack in maps for one in stack]
+    out = []
+    for e, value in enumerate(offset):
+        total = value.expand_as(each[0]) + (into[e] if into else 0)
+        for t, edge in enumerate(edges):
+            if edge == e:
+                total = total + weight[t] * each[index[t]]
+        out.append(total)
     return out
 
 
-def backward(maps: Sequence[Tensor], edges: Sequence[int], grad: Tensor) -> tuple[Tensor, Tensor]:
-    """(Σ grad[e], [E, C]; Σ grad[edge of k] · map_k, [K, C]) over positions, float64.
+def backward(
+    maps: Sequence[Tensor], index: Sequence[int], edges: Sequence[int], grads: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(Σ grad[e], [E, C]; Σ grad[edges[t]] · map[index[t]], [T, C]) over positions, float64.
 
     Args:
-        grad: [E, N, H, W, C].
+        grads: E tensors [N, H, W, C].
     """
-    index = torch.tensor(edges, device=grad.device)
-    products, first = [], 0
-    for stack in maps:
-        last = first + stack.shape[0]
-        products.append((grad[index[first:last]] * stack).double().sum(dim=(1, 2, 3)))
-        first = last
-    return grad.double().sum(dim=(1, 2, 3)), torch.cat(products)
+    each = [one for stack in maps for one in stack]
+    products = [(grads[e] * each[k]).double().sum(dim=(0, 1, 2)) for k, e in zip(index, edges, strict=True)]
+    return torch.stack([grad.double().sum(dim=(0, 1, 2)) for grad in grads]), torch.stack(products)

@@ -69,8 +69,7 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
-    own_grad: Tensor | None,
+    grads: Sequence[Tensor],
     grad_index: Sequence[int],
     z: Tensor,
     a: Tensor,
@@ -91,9 +90,8 @@ def backward(
     """The error and the weight gradients of all branches.
 
     Args:
-        grad: [E, N, H_out, W_out, C], gradients that several branches may share.
-        own_grad: [M, N, H_out, W_out, C], more gradients, or None.
-        grad_index: for each branch the gradient it reads, counted through ``grad`` and then ``own_grad``.
+        grads: stacks of gradients [K_i, N, H_out, W_out, C], counted through in order.
+        grad_index: for each branch the gradient it reads; several may share one.
         a, b, d: [K, C].
         weights: whether weight gradients are wanted.
 
@@ -102,7 +100,7 @@ def backward(
         is shared); the gradients of ``depthwise`` and ``pointwise`` (empty where not wanted).
     """
     channels = pointwise.shape[-1]
-    grads = list(grad) + (list(own_grad) if own_grad is not None else [])
+    each = [one for stack in grads for one in stack]
     blocks = split_depthwise(depthwise, kernels, channels)
     feedback = split_depthwise(depthwise_feedback, kernels, channels)
     errors, depthwise_grads, pointwise_grads = [], [], []
@@ -110,7 +108,7 @@ def backward(
         seen = _seen(x, k, scale, shift)
         relu = _nchw(F.relu(seen))
         geometry = ([stride, stride], [dilations[k] * (kernels[k] // 2)] * 2, [dilations[k]] * 2, False, [0, 0])
-        delta = _nchw(a[k] * grads[grad_index[k]] + b[k] * z[k] + d[k])
+        delta = _nchw(a[k] * each[grad_index[k]] + b[k] * z[k] + d[k])
         middle = F.conv2d(relu, blocks[k], None, *geometry[:3], channels) if weights else torch.empty_like(delta)
         error, pointwise_grad, _ = torch.ops.aten.convolution_backward(
             delta,

@@ -1,0 +1,241 @@
+"""Registration of the operators behind :mod:`.feedback`: schemas, implementations, fakes and gradients.
+
+One implementation serves every device: the choice of backend is an argument, made by the functions that users call.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bionas_fast import backends, native
+from bionas_fast.kernels.feedback import reference
+
+for _op in ("feedback_conv", "feedback_linear", "feedback_segments"):
+    backends.declare(_op, native=native.obstacle, triton=backends.triton_obstacle)
+for _op in ("direct_conv", "direct_linear"):
+    backends.declare(_op)
+
+_FEEDBACK = "Tensor? stored, Tensor? stream, str mode, float bound, float scale"
+_GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+_library = torch.library.Library("bionas_fast", "FRAGMENT")
+_library.define(
+    f"feedback_conv(Tensor input, Tensor weight, Tensor? bias, {_FEEDBACK}, bool advance, {_GEOMETRY}, "
+    "SymInt groups, str backend) -> Tensor"
+)
+_library.define(
+    f"feedback_conv_backward(Tensor grad, Tensor input, Tensor weight, {_FEEDBACK}, {_GEOMETRY}, SymInt groups, "
+    "bool[3] output_mask, str backend) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    f"feedback_linear(Tensor input, Tensor weight, Tensor? bias, {_FEEDBACK}, bool advance, str backend) -> Tensor"
+)
+_library.define(
+    f"feedback_linear_backward(Tensor grad, Tensor input, Tensor weight, {_FEEDBACK}, bool[3] output_mask, "
+    "str backend) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, int[] lengths, str[] modes, float[] bounds, "
+    "float[] scales, str backend) -> Tensor"
+)
+_library.define(f"direct_conv(Tensor input, Tensor feedback, SymInt[] output_size, {_GEOMETRY}) -> Tensor")
+_library.define(
+    f"direct_conv_backward(Tensor error, Tensor feedback, SymInt[] input_shape, SymInt[] output_size, {_GEOMETRY}) "
+    "-> Tensor"
+)
+_library.define("direct_linear(Tensor input, Tensor feedback) -> Tensor")
+_library.define("direct_linear_backward(Tensor error, Tensor feedback, SymInt[] input_shape) -> Tensor")
+
+_kernel = "CompositeExplicitAutograd"
+
+
+def _triton():
+    # Not on every system, and not quick to import.
+    from bionas_fast.kernels.feedback import triton
+
+    return triton
+
+
+def _make_b(backend, weight, stored, stream, mode, bound, scale):
+    # Modes that take a tensor as it is have nothing to compute.
+    if backend == "native" and weight.dtype == torch.float32 and mode.endswith("sign"):
+        stored = None if stored is None else stored.to(weight.dtype)
+        return torch.ops.bionas_fast_native.feedback_weight(weight, stored, stream, mode, bound, scale)
+    return reference.feedback_weight(weight, stored, stream, mode, bound, scale)
+
+
+def _layout(tensor):
+    """Channels last if the tensor lies in memory that way and in no other."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim(), torch.contiguous_format)
+    return torch.contiguous_format if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last) else last
+
+
+def _differentiated(input, weight):
+    # A gradient comes in the layout of its tensor, whichever backend makes it.
+    return input, weight, weight.new_empty(weight.shape[0])
+
+
+@torch.library.impl(_library, "feedback_conv", _kernel)
+def _conv(input, weight, bias, stored, stream, mode, bound, scale, advance, *geometry_and_backend):
+    *geometry, _backend = geometry_and_backend
+    return reference.conv(input, weight, bias, *geometry)
+
+
+@torch.library.register_fake("bionas_fast::feedback_conv", lib=_library)
+def _conv_fake(input, weight, bias, stored, stream, mode, bound, scale, advance, *geometry_and_backend):
+    *geometry, _backend = geometry_and_backend
+    return reference.conv(input, weight, bias, *geometry)
+
+
+@torch.library.impl(_library, "feedback_conv_backward", _kernel)
+def _conv_backward(grad, input, weight, stored, stream, mode, bound, scale, *rest):
+    *geometry, output_mask, backend = rest
+    # In the input's layout: a gradient of stride 0, as .sum() sends it, is copied, one in channels_last is not.
+    grad = grad.contiguous(memory_format=_layout(input))
+    if backend == "triton":
+        made = (weight, stored, stream, mode, bound, scale)
+        grads = _triton().conv_backward(grad, input, *made, *geometry, output_mask)
+    else:
+        # Without δ_in no feedback is needed; any tensor of the right shape does.
+        b = _make_b(backend, weight, stored, stream, mode, bound, scale) if output_mask[0] else weight
+        grads = reference.conv_backward(grad, input, b, *geometry, list(output_mask))
+    return tuple(
+        g.contiguous(memory_format=_layout(like)) if wanted else grad.new_empty(0)
+        for g, like, wanted in zip(grads, _differentiated(input, weight), output_mask, strict=True)
+    )
+
+
+@torch.library.register_fake("bionas_fast::feedback_conv_backward", lib=_library)
+def _conv_backward_fake(grad, input, weight, stored, stream, mode, bound, scale, *rest):
+    *_geometry, output_mask, _backend = rest
+    return tuple(
+        torch.empty_like(like, memory_format=_layout(like)) if wanted else grad.new_empty(0)
+        for like, wanted in zip(_differentiated(input, weight), output_mask, strict=True)
+    )
+
+
+@torch.library.impl(_library, "feedback_linear", _kernel)
+def _linear(input, weight, bias, stored, stream, mode, bound, scale, advance, backend):
+    return reference.linear(input, weight, bias)
+
+
+@torch.library.register_fake("bionas_fast::feedback_linear", lib=_library)
+def _linear_fake(input, weight, bias, stored, stream, mode, bound, scale, advance, backend):
+    return input.new_empty(*input.shape[:-1], weight.shape[0])
+
+
+@torch.library.impl(_library, "feedback_linear_backward", _kernel)
+def _linear_backward(grad, input, weight, stored, stream, mode, bound, scale, output_mask, backend):
+    if backend == "triton":
+        grads = _triton().linear_backward(grad, input, weight, stored, stream, mode, bound, scale, output_mask)
+    else:
+        b = _make_b(backend, weight, stored, stream, mode, bound, scale) if output_mask[0] else weight
+        grads = reference.linear_backward(grad, input, b, list(output_mask))
+    return tuple(grad.new_empty(0) if g is None else g for g in grads)
+
+
+@torch.library.register_fake("bionas_fast::feedback_linear_backward", lib=_library)
+def _linear_backward_fake(grad, input, weight, stored, stream, mode, bound, scale, output_mask, backend):
+    shapes = (input.shape, weight.shape, weight.shape[:1])
+    return tuple(grad.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, output_mask, strict=True))
+
+
+def _setup_context(ctx, inputs, output):
+    input, weight, bias, stored, stream, mode, bound, scale, advance, *rest = inputs
+    # The draw of this pass, whatever other passes do to the stream before its backward comes.
+    snapshot = stream.clone() if mode == "drawn_sign" else None
+    ctx.save_for_backward(input, weight, stored, snapshot)
+    ctx.stream = stream if advance else None
+    ctx.has_bias = bias is not None
+    ctx.feedback = (mode, bound, scale)
+    ctx.rest = rest
+
+
+def _backward(op):
+    def backward(ctx, grad):
+        input, weight, stored, snapshot = ctx.saved_tensors
+        *geometry, backend = ctx.rest
+        mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
+        grads = op(grad, input, weight, stored, snapshot, *ctx.feedback, *geometry, mask, backend)
+        if ctx.stream is not None:
+            ctx.stream[1].add_(1)
+        unused = [None] * (6 + len(ctx.rest))
+        return (*(g if wanted else None for g, wanted in zip(grads, mask, strict=True)), *unused)
+
+    return backward
+
+
+torch.library.register_autograd(
+    "bionas_fast::feedback_conv",
+    _backward(torch.ops.bionas_fast.feedback_conv_backward),
+    setup_context=_setup_context,
+    lib=_library,
+)
+torch.library.register_autograd(
+    "bionas_fast::feedback_linear",
+    _backward(torch.ops.bionas_fast.feedback_linear_backward),
+    setup_context=_setup_context,
+    lib=_library,
+)
+
+
+@torch.library.impl(_library, "feedback_segments", _kernel)
+def _segments(weight, stored, stream, lengths, modes, bounds, scales, backend):
+    segments = (lengths, modes, bounds, scales)
+    if backend == "triton":
+        return _triton().feedback_segments(weight, stored, stream, *segments)
+    if backend == "native" and weight.dtype == torch.float32:
+        return torch.ops.bionas_fast_native.feedback_segments(weight, stored, stream, *segments)
+    return reference.feedback_segments(weight, stored, stream, *segments)
+
+
+@torch.library.register_fake("bionas_fast::feedback_segments", lib=_library)
+def _segments_fake(weight, stored, stream, lengths, modes, bounds, scales, backend):
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+@torch.library.impl(_library, "direct_conv", _kernel)
+@torch.library.impl(_library, "direct_linear", _kernel)
+@torch.library.register_fake("bionas_fast::direct_conv", lib=_library)
+@torch.library.register_fake("bionas_fast::direct_linear", lib=_library)
+def _direct(input, feedback, *geometry):
+    return input.new_zeros(input.shape[0], feedback.shape[0])
+
+
+@torch.library.impl(_library, "direct_conv_backward", _kernel)
+def _direct_conv_backward(error, feedback, input_shape, output_size, *geometry):
+    return reference.direct_conv_backward(error, feedback, input_shape, output_size, *geometry)
+
+
+@torch.library.impl(_library, "direct_linear_backward", _kernel)
+def _direct_linear_backward(error, feedback, input_shape):
+    return reference.direct_linear_backward(error, feedback, input_shape)
+
+
+@torch.library.register_fake("bionas_fast::direct_conv_backward", lib=_library)
+@torch.library.register_fake("bionas_fast::direct_linear_backward", lib=_library)
+def _direct_backward_fake(error, feedback, input_shape, *geometry):
+    return error.new_empty(tuple(input_shape))
+
+
+def _direct_setup_context(ctx, inputs, output):
+    input, feedback, *ctx.geometry = inputs
+    ctx.save_for_backward(feedback)
+    ctx.input_shape = input.shape
+
+
+def _direct_backward(op):
+    def backward(ctx, error):
+        (feedback,) = ctx.saved_tensors
+        down = op(error, feedback, ctx.input_shape, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        return (down, None, *[None] * len(ctx.geometry))
+
+    return backward
+
+
+for _name in ("direct_conv", "direct_linear"):
+    torch.library.register_autograd(
+        f"bionas_fast::{_name}",
+        _direct_backward(getattr(torch.ops.bionas_fast, f"{_name}_backward")),
+        setup_context=_direct_setup_context,
+        lib=_library,
+    )

@@ -1,0 +1,24 @@
+// Memory for large tensors, kept when they are freed: the pages of a fresh block cost more than the kernels that fill
+// them. A training step asks for the same sizes again and again, so nearly all of them are found.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bionas {
+
+// What is smaller is left to the allocator of torch.
+constexpr std::size_t pooled_from = std::size_t{1} << 20;
+
+// A block of at least so many bytes, aligned to a cache line, uninitialised. The pool never holds more, in use or kept,
+// than has been in use at once. Throws std::bad_alloc.
+void* take(std::size_t bytes);
+
+// Gives a block back; any thread may.
+void give(void* block);
+
+// Frees all blocks that are not in use; how many bytes that were.
+std::size_t release();
+
+}  // namespace bionas

@@ -1,0 +1,1 @@
+"""Several strided identities of one input at once."""

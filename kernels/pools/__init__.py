@@ -1,0 +1,1 @@
+"""The two pools of a cell in one pass."""

@@ -1,0 +1,34 @@
+"""The specification of the 3×3 pools in plain PyTorch: maximum and average of what lies inside, padding 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def forward(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Both pools of x [N, H, W, C].
+
+    Returns:
+        z [2, N, ⌈H/stride⌉, ⌈W/stride⌉, C], the maximum and then the average, whose divisor leaves padding out; Σ z and
+        Σ z² over positions, float64 [2, C].
+    """
+    image = x.permute(0, 3, 1, 2).contiguous()
+    pools = (
+        F.max_pool2d(image, 3, stride, padding=1),
+        F.avg_pool2d(image, 3, stride, padding=1, count_include_pad=False),
+    )
+    z = torch.stack([pool.permute(0, 2, 3, 1) for pool in pools]).contiguous()
+    wide = z.double()
+    return z, wide.sum(dim=(1, 2, 3)), wide.square().sum(dim=(1, 2, 3))
+
+
+def backward(grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:
+    """The gradient of x from those of the two pools, [N, H_out, W_out, C]; of equal maxima the first gets it."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        z, _, _ = forward(leaf, stride)
+    return torch.autograd.grad(z, leaf, torch.stack(list(grads)))[0]
