@@ -1,5 +1,6 @@
 #include "separable_stage.h"
 
+#include <cstring>
 #include <type_traits>
 
 #include "buffer.h"
