@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -15,7 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from bionas_fast import InputError, use_backend
 from bionas_fast.backends import BACKENDS, explain, op_names
 from bionas_fast.kernels.feedback import reference
-from bionas_fast.ops.feedback import Feedback, feedback_conv, feedback_linear, feedback_weight
+from bionas_fast.ops import feedback_library
+from bionas_fast.ops.feedback import (
+    Feedback,
+    FeedbackSegments,
+    feedback_conv,
+    feedback_linear,
+    feedback_segments,
+    feedback_weight,
+)
 from tolerances import assert_close
 
 CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -61,6 +71,8 @@ CASES = {
     "linear-vector": Case((5,), (3, 5)),
     "linear-rank4": Case((2, 3, 4, 5), (3, 5)),
     "linear-one-output": Case((4, 5), (1, 5)),
+    "linear-no-inputs": Case((4, 0), (3, 0)),
+    "linear-no-outputs": Case((4, 5), (0, 5)),
 }
 MODES = ("weight", "stored", "sign", "stored_sign", "drawn_sign")
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -272,10 +284,21 @@ def test_opcheck(case, mode, advance):
         torch.library.opcheck(torch.ops.bionas_fast.feedback_conv.default, (*arguments, *geometry, "reference"))
 
 
+def in_memory(x: Tensor, w: Tensor, last: str) -> tuple[Tensor, Tensor]:
+    """Input and weight, those of them in channels_last that ``last`` names; of a linear map none."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(w.dim(), torch.contiguous_format)
+    return tuple(t.contiguous(memory_format=layout) if name in last else t for t, name in ((x, "input"), (w, "weight")))
+
+
+every_layout = pytest.mark.parametrize("last", ["", "input", "weight", "input-weight"], ids=lambda s: f"last={s}")
+
+
+@every_layout
 @pytest.mark.parametrize("mask", [[True] * 3, [True, False, False], [False, True, True]], ids=str)
 @one_of_each
-def test_opcheck_of_the_backward_ops(case, mask):
+def test_opcheck_of_the_backward_ops(case, mask, last):
     x, w, _, grad = (t.detach() for t in case.tensors(torch.float32))
+    x, w = in_memory(x, w, last)
     arguments = (grad, x, w, *feedback_of("stored_sign", w)[0][1:3], "stored_sign", 0.7, 0.3)
     tests = ("test_schema", "test_faketensor")
     if w.dim() == 2:
@@ -283,6 +306,77 @@ def test_opcheck_of_the_backward_ops(case, mask):
     else:
         op, geometry = torch.ops.bionas_fast.feedback_conv_backward.default, ([2, 2], [1, 1], [1, 1], 2)
     torch.library.opcheck(op, (*arguments, *geometry, mask, "reference"), test_utils=tests)
+
+
+@every_layout
+@every_case
+def test_fake_tensors_of_a_gpu(case, last, monkeypatch):
+    """Shape, dtype and layout of every result, and no kernel is looked for, let alone launched.
+
+    The backward op is called by itself: without a GPU, autograd does not start on fake tensors of one.
+    """
+    monkeypatch.delattr(feedback_library, "_triton")
+    gpu = {"device": "cuda", "dtype": torch.float16}
+    with FakeTensorMode():
+        x, w = in_memory(torch.empty(case.input, **gpu), torch.empty(case.weight, **gpu), last)
+        stored, stream = torch.empty_like(w), torch.empty(2, dtype=torch.int64, device="cuda")
+        y, plain = case.ours(x, w, None, Feedback("drawn_sign", stored, stream)), case.plain(x, w)
+        assert (y.shape, y.dtype, y.device, y.stride()) == (plain.shape, plain.dtype, plain.device, plain.stride())
+        op = torch.ops.bionas_fast.feedback_linear_backward
+        geometry: list = []
+        if w.dim() > 2:
+            op = torch.ops.bionas_fast.feedback_conv_backward
+            defaults = {"stride": 1, "padding": 0, "dilation": 1} | case.geometry
+            per_axis = [defaults[name] for name in ("stride", "padding", "dilation")]
+            geometry = [[n] * (w.dim() - 2) if isinstance(n, int) else list(n) for n in per_axis]
+            geometry.append(case.geometry.get("groups", 1))
+        backend = explain(f"feedback_{'conv' if geometry else 'linear'}", "cuda").backend
+        made = (stored, stream, "drawn_sign", 0.7, 0.3)
+        grads = op(torch.empty_like(y), x, w, *made, *geometry, [True] * 3, backend)
+        for gradient, source in zip(grads, (x, w, w.new_empty(w.shape[0])), strict=True):
+            assert (gradient.shape, gradient.dtype, gradient.device) == (source.shape, source.dtype, source.device)
+            assert gradient.stride() == source.stride()
+        segments = FeedbackSegments((w.numel(),), ("drawn_sign",), (0.7,), (0.3,))
+        b = feedback_segments(w.flatten(), None, stream[None], segments)
+        assert (b.shape, b.dtype, b.device) == ((w.numel(),), w.dtype, w.device)
+
+
+def test_triton_serves_gpus():
+    pytest.importorskip("triton", reason="Triton exists for Linux only")
+    for op in ("feedback_conv", "feedback_linear", "feedback_segments"):
+        assert explain(op, "cuda").backend == "triton"
+        assert explain(op, "cpu").reasons["triton"] == "runs on CUDA devices only"
+
+
+def test_without_triton_gpus_have_the_reference(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    choice = explain("feedback_conv", "cuda")
+    assert choice.backend == "reference"
+    assert choice.reasons["triton"].startswith("Triton cannot be imported: ")
+
+
+# Several layers at once
+
+LENGTHS = (7, 1, 12, 5, 3, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_segments_are_layers_side_by_side(dtype):
+    torch.manual_seed(0)
+    w, stored = torch.randn(2, sum(LENGTHS), dtype=dtype)
+    stream = torch.arange(12).view(6, 2)
+    segments = FeedbackSegments(LENGTHS, (*MODES, "custom"), (0.7,) * 6, (0.3,) * 6)
+    parts = zip(w.split(LENGTHS), stored.split(LENGTHS), stream, segments.modes, strict=True)
+    wanted = [
+        torch.zeros_like(part) if mode == "custom" else feedback_weight(part, Feedback(mode, kept, own, 0.7, 0.3))
+        for part, kept, own, mode in parts
+    ]
+    assert_close(feedback_segments(w, stored, stream, segments), torch.cat(wanted))
+    with use_backend("reference"):
+        assert torch.equal(feedback_segments(w, stored, stream, segments), torch.cat(wanted))
+    op = torch.ops.bionas_fast.feedback_segments.default
+    for backend in {"reference", explain("feedback_segments", "cpu").backend}:
+        torch.library.opcheck(op, (w, stored, stream, *map(list, segments), backend))
 
 
 def test_a_backend_that_cannot_run_says_why():

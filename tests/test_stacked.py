@@ -192,6 +192,7 @@ def test_several_forwards_in_flight(backend):
 
 @needs_native
 def test_results_do_not_depend_on_threads():
+    torch.manual_seed(0)  # another input may lie on the kink of a ReLU, where rounding decides
     _, net = pair(channels=16, cells=2)
     x = torch.randn(5, 2, 8, 8)
     results = []
@@ -205,7 +206,7 @@ def test_results_do_not_depend_on_threads():
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
-        assert (other - results[0]).norm() / results[0].norm() < 1e-4
+        assert (other - results[0]).norm() / results[0].norm() < 1e-5
 
 
 @needs_native

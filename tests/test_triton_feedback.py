@@ -1,47 +1,34 @@
-"""The Triton kernels of feedback weights against the specification, on the CPU under Triton's interpreter.
-
-The interpreter must be chosen before Triton is imported, so this file runs itself again in a process that has chosen
-it; what that process runs is named ``interpreted_*``. bfloat16 is left out: the interpreter does not round it as a
-card does.
-"""
+"""The Triton kernels of feedback weights against the specification, on the CPU under Triton's interpreter."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from bionas_fast.kernels.feedback import reference
-from tolerances import TOLERANCES
+from interpreter import (
+    INTERPRETED,
+    assert_near,
+    by_name,
+    every_dtype,
+    listed,
+    record_launches,
+    run_interpreted,
+    strided,
+)
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if INTERPRETED:
     from bionas_fast.kernels.feedback import triton as kernels
 
 Grads = tuple[Tensor, ...]
 
 
 def test_under_the_interpreter():
-    pytest.importorskip("triton", reason="Triton exists for Linux only")
-    options = ["-q", "-p", "no:cacheprovider", "-o", "python_functions=interpreted_*"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    print(result.stdout[-4000:], result.stderr[-4000:])
-    summary = result.stdout.strip().splitlines()[-1]
-    assert result.returncode == 0, summary
-    assert re.match(r"\d+ passed in", summary), summary
+    run_interpreted(__file__)
 
 
 @dataclass
@@ -88,6 +75,8 @@ LINEAR = {
     "many-rows": Case((300, 3), (5, 3)),
     "many-inputs": Case((3, 300), (2, 300)),
     "no-rows": Case((0, 5), (3, 5)),
+    "no-inputs": Case((4, 0), (3, 0)),
+    "no-outputs": Case((4, 3), (0, 3)),
 }
 POINTWISE = {
     "one": Case((1, 1, 1, 1), (1, 1, 1, 1)),
@@ -125,13 +114,8 @@ MADE = ("sign", "stored_sign", "drawn_sign")
 SEEDS = {"0": 0, "7": 7, "high-word": 5 << 32 | 9, "2**63": -(2**63), "2**64-1": -1}
 
 
-def by_name(name: str, cases: dict) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(name, cases.values(), ids=cases)
-
-
 every_mode = pytest.mark.parametrize("mode", MODES)
 every_made_mode = pytest.mark.parametrize("mode", MADE)
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 
 
 def made_of(mode: str, stored: Tensor, seed: int = 3, draw: int = 4) -> tuple:
@@ -141,12 +125,8 @@ def made_of(mode: str, stored: Tensor, seed: int = 3, draw: int = 4) -> tuple:
 
 
 def assert_grads(ours: Grads, wanted: Grads, dtype: torch.dtype) -> None:
-    """Within the tolerance of ``dtype``; what cancels in a sum is judged by the largest element beside it."""
-    tolerance = TOLERANCES[dtype]
-    for a, b in zip(ours, wanted, strict=True):
-        assert a.dtype == dtype
-        largest = max(1.0, b.abs().max().item()) if b.numel() else 1.0
-        torch.testing.assert_close(a.double(), b, rtol=tolerance["rtol"], atol=tolerance["atol"] * largest)
+    assert {gradient.dtype for gradient in ours} <= {dtype}
+    assert_near(ours, wanted, dtype)
 
 
 @every_dtype
@@ -167,13 +147,6 @@ def interpreted_channels_last(case: Case, mode: str):
     assert_grads(ours, case.wanted(grad, x, w, made), x.dtype)
     if x.numel():
         assert ours[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def strided(tensor: Tensor) -> Tensor:
-    """The same values with gaps between them, along every axis, full of NaN."""
-    gaps = torch.full([2 * size for size in tensor.shape], torch.nan, dtype=tensor.dtype)
-    view = gaps[tuple(slice(None, None, 2) for _ in tensor.shape)]
-    return view.copy_(tensor)
 
 
 @every_made_mode
@@ -276,6 +249,37 @@ def interpreted_weight(shape: tuple[int, ...], dtype: torch.dtype, mode: str):
         assert kernels.feedback_weight(w.to(memory_format=last), *made).is_contiguous(memory_format=last)
 
 
+SEGMENTS = {
+    "every-mode": ("drawn_sign", "weight", "custom", "stored", "sign", "stored_sign", "drawn_sign"),
+    "one": ("drawn_sign",),
+    "nothing-to-read": ("weight", "sign"),
+}
+
+
+@every_dtype
+@by_name("modes", SEGMENTS)
+def interpreted_segments(modes: tuple[str, ...], dtype: torch.dtype):
+    torch.manual_seed(0)
+    lengths = [300, 1, 7, 256, 33, 0, 600][: len(modes)]
+    w, stored = torch.randn(sum(lengths)).to(dtype), torch.randn(sum(lengths))
+    w[::5] = 0
+    stream = torch.arange(2 * len(modes)).view(-1, 2) - 3
+    reads = ("stored" in modes, "drawn_sign" in modes)
+    optional = tuple(t if read else None for t, read in zip((stored, stream), reads, strict=True))
+    numbers = ([0.1 * k + 0.1 for k in range(len(modes))], [0.3 * k + 0.1 for k in range(len(modes))])
+    b = reference.feedback_segments(w, *optional, lengths, modes, *numbers)
+    assert torch.equal(kernels.feedback_segments(w, *optional, lengths, modes, *numbers), b)
+    gaps = tuple(None if t is None else t.repeat_interleave(2, 0)[::2] for t in (w, *optional))
+    assert torch.equal(kernels.feedback_segments(*gaps, lengths, modes, *numbers), b)
+
+
+def interpreted_segments_of_nothing_and_of_float64():
+    nothing = torch.empty(0)
+    assert kernels.feedback_segments(nothing, None, None, [], [], [], []).shape == (0,)
+    w = torch.randn(3, dtype=torch.float64)
+    assert torch.equal(kernels.feedback_segments(w, None, None, [3], ["sign"], [0], [1 / 3]), w.sign() / 3)
+
+
 @every_made_mode
 @by_name("case", ODD)
 def interpreted_float64_as_the_reference(case: Case, mode: str):
@@ -300,25 +304,13 @@ def interpreted_signs_of_zero_and_not_a_number(mode: str):
 
 def interpreted_every_configuration_is_launched(monkeypatch):
     """What the cases above launch, and what is compiled ahead of time for real cards, is the same list."""
-    launched = set()
-
-    class Spy:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def launch(*arguments, **options):
-                launched.add((self.kernel, arguments[0].dtype, *sorted(options.items())))
-
-            return launch
-
-    for name in ("weight_kernel", "product_kernel", "depthwise_kernel"):
-        monkeypatch.setattr(kernels, name, Spy(getattr(kernels, name)))
+    launched = record_launches(kernels, monkeypatch)
     for case, mode, dtype in product(CASES.values(), MADE, kernels.DTYPES):
         grad, x, w, stored = case.tensors(dtype)
         for last in (False, True) if len(case.input) == 4 else (False,):
             layout = torch.channels_last if last else torch.contiguous_format
             case.ours(grad, x.contiguous(memory_format=layout), w, made_of(mode, stored), (True, False, False))
+    for dtype in kernels.DTYPES:
+        kernels.feedback_segments(torch.ones(2, dtype=dtype), None, None, [2], ["sign"], [0.0], [1.0])
     monkeypatch.undo()
-    listed = {(c.kernel, c.dtype, *sorted(c.options.items())) for c in kernels.configurations()}
-    assert launched == listed
+    assert launched == listed(kernels)

@@ -22,12 +22,26 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bionas_fast.kernels.feedback import triton as kernels
+from bionas_fast.kernels.feedback import triton as feedback
+from bionas_fast.kernels.mixed_sum import triton as mixed_sum
+from bionas_fast.kernels.pools import triton as pools
+from bionas_fast.kernels.separable_stage import triton as separable_stage
 
 ARCHITECTURES = (80, 90, 100)
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+#: Arguments that are neither tensors of the configuration's dtype nor whole numbers.
+TYPES = (
+    dict.fromkeys(("bound", "scale"), "fp32")
+    | dict.fromkeys(("p_stored", "p_sums", "p_scale", "p_shift", "p_a", "p_b", "p_d", "p_factor", "p_offset"), "*fp32")
+    | dict.fromkeys(("p_depthwise_grad", "p_pointwise_grad", "p_numbers"), "*fp32")
+    | dict.fromkeys(("p_segments", "p_stream", "p_branches", "p_grads", "p_edges", "p_terms", "p_pairs"), "*i64")
+)
+#: Tensors that only one mode of feedback reads.
+UNREAD = {"p_stored": "stored_sign", "p_stream": "drawn_sign"}
 OPTIONS = ("num_warps", "num_stages")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+OPS = (feedback, separable_stage, mixed_sum, pools)
+CONFIGURATIONS = [configuration for op in OPS for configuration in op.configurations()]
 
 
 def source(configuration: Any, sizes: str) -> ASTSource:
@@ -35,23 +49,23 @@ def source(configuration: Any, sizes: str) -> ASTSource:
     kernel, dtype, ones, options = configuration
     constants: dict[str, Any] = {name: value for name, value in options.items() if name not in OPTIONS}
     constants |= dict.fromkeys(ones, 1)
-    unread = {"p_stored": "stored_sign", "p_stream": "drawn_sign"}
-    constants |= {name: None for name, mode in unread.items() if options["MODE"] != mode}
-    types = {"p_stored": "*fp32", "p_stream": "*i64", "bound": "fp32", "scale": "fp32"}
+    constants |= {name: None for name, mode in UNREAD.items() if options.get("MODE", mode) != mode}
     signature, attributes = {}, {}
-    for position, name in enumerate(kernel.arg_names):
-        default = POINTERS[dtype] if name.startswith("p_") else "i32"
-        if sizes == "one" and types.get(name, default) == "i32":
+    for parameter in kernel.params:
+        name = parameter.name
+        kind = TYPES.get(name, POINTERS[dtype] if name.startswith("p_") else "i32")
+        specialised = kind == "i32" and not parameter.do_not_specialize
+        if sizes == "one" and specialised:
             constants.setdefault(name, 1)
-        signature[name] = "constexpr" if name in constants else types.get(name, default)
-        if signature[name].startswith("*") or (sizes == "multiples of 16" and signature[name] == "i32"):
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        signature[name] = "constexpr" if name in constants else kind
+        if signature[name].startswith("*") or (sizes == "multiples of 16" and specialised and name not in constants):
+            attributes[(parameter.num,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constants, attributes)
 
 
 def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
     """What the kernel of configuration ``index`` takes of the card."""
-    configuration = list(kernels.configurations())[index]
+    configuration = CONFIGURATIONS[index]
     options = {name: configuration.options[name] for name in OPTIONS}
     target = GPUTarget("cuda", architecture, 32)
     kernel = triton.compile(source(configuration, sizes), target=target, options=options)
@@ -73,7 +87,7 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
 
 
 def cases() -> Iterator[tuple[int, str, int]]:
-    for index, configuration in enumerate(kernels.configurations()):
+    for index, configuration in enumerate(CONFIGURATIONS):
         yield from itertools.product([index], ["any", "multiples of 16"], ARCHITECTURES)
         if not configuration.ones:
             yield index, "one", ARCHITECTURES[0]

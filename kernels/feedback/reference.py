@@ -84,6 +84,34 @@ def feedback_weight(
     return stored.to(weight.dtype)
 
 
+def feedback_segments(
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    lengths: Sequence[int],
+    modes: Sequence[str],
+    bounds: Sequence[float],
+    scales: Sequence[float],
+) -> Tensor:
+    """B of several layers whose weights lie one after the other, flat; zeros where the mode is ``custom``.
+
+    Args:
+        weight, stored: flat.
+        stream: int64 [segments, 2].
+        lengths, modes, bounds, scales: one a segment.
+    """
+    out = torch.zeros_like(weight)
+    first = 0
+    for k, (length, mode) in enumerate(zip(lengths, modes, strict=True)):
+        part = slice(first, first + length)
+        first += length
+        if mode != "custom":
+            kept = None if stored is None else stored[part]
+            numbers = None if stream is None else stream[k]
+            out[part] = feedback_weight(weight[part], kept, numbers, mode, bounds[k], scales[k])
+    return out
+
+
 def conv(
     input: Tensor,
     weight: Tensor,
@@ -135,10 +163,11 @@ def linear_backward(
     grad: Tensor, input: Tensor, feedback: Tensor, output_mask: list[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(δ_in, ∂W, ∂b) for δ_out of shape [..., out_features], those that ``output_mask`` asks for."""
-    rows = grad.reshape(-1, grad.shape[-1])
+    count = grad.shape[:-1].numel()
+    rows = grad.reshape(count, grad.shape[-1])
     return (
         (rows @ feedback).reshape(input.shape) if output_mask[0] else None,
-        rows.t() @ input.reshape(-1, input.shape[-1]) if output_mask[1] else None,
+        rows.t() @ input.reshape(count, input.shape[-1]) if output_mask[1] else None,
         rows.sum(0) if output_mask[2] else None,
     )
 

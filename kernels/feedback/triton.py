@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from ..launching import table
 from . import reference
 from .triton_kernels import (
     DTYPES,
     MODES,
+    SEGMENT_MODES,
+    SEGMENTS_OPTIONS,
     TILES,
     WEIGHT_BLOCK,
     configurations,
@@ -27,11 +31,20 @@ from .triton_kernels import (
     depthwise_options,
     product_kernel,
     product_options,
+    segments_kernel,
     weight_kernel,
     weight_options,
 )
 
-__all__ = ["DTYPES", "MODES", "configurations", "conv_backward", "feedback_weight", "linear_backward"]
+__all__ = [
+    "DTYPES",
+    "MODES",
+    "configurations",
+    "conv_backward",
+    "feedback_segments",
+    "feedback_weight",
+    "linear_backward",
+]
 
 #: Programs of a resident product: some for every multiprocessor, few enough to use each B again and again.
 RESIDENT_PROGRAMS = 512
@@ -79,6 +92,36 @@ def feedback_weight(
             weight_kernel[grid](
                 out, *feedback.operands(layout), out.numel(), channels, taps, bound, scale, **weight_options(mode)
             )
+    return out
+
+
+def feedback_segments(
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    lengths: Sequence[int],
+    modes: Sequence[str],
+    bounds: Sequence[float],
+    scales: Sequence[float],
+) -> Tensor:
+    """B of every segment, flat, in one launch; arguments as in :func:`.reference.feedback_segments`."""
+    if weight.dtype not in DTYPES or len(lengths) > GRID_LIMIT:
+        return reference.feedback_segments(weight, stored, stream, lengths, modes, bounds, scales)
+    out = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    if out.numel():
+        codes = [SEGMENT_MODES.index(mode) for mode in modes]
+        starts = accumulate(lengths[:-1], initial=0)
+        segments = table([*zip(starts, lengths, codes, strict=True)], weight.device)
+        numbers = table([*zip(bounds, scales, strict=True)], weight.device, torch.float32)
+        # In place of what no segment reads, any tensor of that dtype.
+        stored = numbers if stored is None else stored
+        stream = segments if stream is None else stream
+        grid = (triton.cdiv(max(lengths), SEGMENTS_OPTIONS["BLOCK"]), len(lengths))
+        with torch.cuda.device_of(out):
+            segments_kernel[grid](
+                out, weight.contiguous(), stored.contiguous(), stream.contiguous(), segments, numbers,
+                **SEGMENTS_OPTIONS,
+            )  # fmt: skip
     return out
 
 

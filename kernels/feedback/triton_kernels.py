@@ -12,10 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launching import Configuration
+
 #: What the kernels compute in. Stored magnitudes may be float32 beside a narrower weight, as under autocast.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: The modes that make B; in the others it is a tensor already.
 MODES = ("sign", "stored_sign", "drawn_sign")
+#: The modes of a segment; the kernel knows them by their place.
+SEGMENT_MODES = ("custom", "weight", "stored", *MODES)
 
 
 class Tile(NamedTuple):
@@ -38,6 +42,7 @@ TILES = {
 #: Rows and channels of a block of the depthwise kernel: neighbours in memory are neighbours in a block.
 DEPTHWISE_BLOCKS = {torch.contiguous_format: (512, 1), torch.channels_last: (16, 32)}
 WEIGHT_BLOCK = 1024
+SEGMENTS_OPTIONS: dict[str, Any] = {"BLOCK": 256, "num_warps": 4, "num_stages": 1}
 
 
 @triton.jit
@@ -68,6 +73,29 @@ def weight_kernel(
     o_element = (o_row * channels + o_rest % channels) * taps + o_rest // channels
     b_feedback = _feedback(p_weight, p_stored, p_stream, 0, o_memory, o_element, mask, bound, scale, MODE)
     tl.store(p_out + o_memory, b_feedback, mask=mask)
+
+
+@triton.jit
+def segments_kernel(p_out, p_weight, p_stored, p_stream, p_segments, p_numbers, BLOCK: tl.constexpr):
+    """B of the segments of a flat tensor, from their tables: start, length and mode; bound and scale."""
+    i_k = tl.program_id(1)
+    p_segment, p_own_stream = p_segments + 3 * i_k, p_stream + 2 * i_k
+    i_start, mode = tl.load(p_segment), tl.load(p_segment + 2)
+    bound, scale = tl.load(p_numbers + 2 * i_k), tl.load(p_numbers + 2 * i_k + 1)
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = o < tl.load(p_segment + 1)
+    b_feedback = tl.zeros((BLOCK,), dtype=p_weight.dtype.element_ty)
+    if mode == 1:
+        b_feedback = tl.load(p_weight + i_start + o, mask=mask, other=0)
+    elif mode == 2:
+        b_feedback = tl.load(p_stored + i_start + o, mask=mask, other=0).to(p_weight.dtype.element_ty)
+    elif mode == 3:
+        b_feedback = _feedback(p_weight, p_stored, p_own_stream, i_start, o, o, mask, bound, scale, "sign")
+    elif mode == 4:
+        b_feedback = _feedback(p_weight, p_stored, p_own_stream, i_start, o, o, mask, bound, scale, "stored_sign")
+    elif mode == 5:
+        b_feedback = _feedback(p_weight, p_stored, p_own_stream, i_start, o, o, mask, bound, scale, "drawn_sign")
+    tl.store(p_out + i_start + o, b_feedback, mask=mask)
 
 
 @triton.jit
@@ -148,18 +176,10 @@ def depthwise_kernel(
     tl.store(p_down + o_down[:, None] + (o_c * s_c)[None, :], b_down.to(p_down.dtype.element_ty), mask=mask)
 
 
-class Configuration(NamedTuple):
-    """A kernel as it can be launched: its options, and the sizes that are one in this configuration."""
-
-    kernel: Any
-    dtype: torch.dtype
-    ones: tuple[str, ...]
-    options: dict[str, Any]
-
-
 def configurations() -> Iterator[Configuration]:
     """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
+        yield Configuration(segments_kernel, dtype, (), SEGMENTS_OPTIONS)
         for mode in MODES:
             for ones in (("channels", "taps"), ()):
                 yield Configuration(weight_kernel, dtype, ones, weight_options(mode))
