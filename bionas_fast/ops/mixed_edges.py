@@ -8,6 +8,7 @@ normalisations; the mixed sum reads each once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -83,7 +84,7 @@ class Plan:
 
 
 class Weights(NamedTuple):
-    """The weights of the candidates, or the feedback that stands for them in the backward pass.
+    """The weights of all candidates, or the feedback that stands for them in the backward pass.
 
     Attributes:
         depthwise1, pointwise1, depthwise2, pointwise2: of the two stages, laid out as ``kernels.separable_stage`` says.
@@ -96,6 +97,21 @@ class Weights(NamedTuple):
     pointwise2: Tensor
     reduce1: Tensor
     reduce2: Tensor
+
+    @classmethod
+    def split(cls, flat: Tensor, plan: Plan, channels: int) -> Weights:
+        """Views of one tensor that holds them all, in this order."""
+        square = (channels, channels)
+        shapes = (
+            (channels * sum(k * k for k in plan.kernels),),
+            (len(plan.kernels), *square),
+            (channels * sum(k * k for k in plan.kernels[: plan.twice]),),
+            (plan.twice, *square),
+            (plan.reductions, channels - channels // 2, channels),
+            (plan.reductions, channels // 2, channels),
+        )
+        parts = flat.split([math.prod(shape) for shape in shapes])
+        return cls(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 @dataclass
@@ -131,17 +147,17 @@ class _Native:
     multiple = 16
 
 
-_KERNELS = {"reference": _Reference, "native": _Native}
+KERNELS = {"reference": _Reference, "native": _Native}
 
-#: Called in the backward pass: the feedback, and that of the identities, [edges, C].
-MakeFeedback = Callable[[], tuple[Weights, Tensor | None]]
+#: Called in the backward pass: the feedback, flat like the weights, and that of the identities, [edges, C].
+MakeFeedback = Callable[[], tuple[Tensor, Tensor | None]]
 
 
 def mixed_edges(
     x: Tensor,
     mixing: Tensor,
     into: Sequence[Tensor],
-    weights: Weights,
+    weights: Tensor,
     plan: Plan,
     statistics: Statistics,
     make_feedback: MakeFeedback,
@@ -154,6 +170,7 @@ def mixed_edges(
         x: the state, [N, H, W, C].
         mixing: [terms].
         into: a tensor [N, H_out, W_out, C] for each edge, or none.
+        weights: flat, as :meth:`Weights.split` takes them apart.
         statistics: updated in training, used otherwise.
         make_feedback: called once in the backward pass, and only where an error or a weight gradient needs it.
         training: whether batch normalisation uses the statistics of this batch.
@@ -163,12 +180,10 @@ def mixed_edges(
     """
     chosen = backends.choose("mixed_edges", x.device.type, backend)
     # Sums over whole batches are taken in the weights' precision: under autocast that is float32.
-    precise = x.to(weights.depthwise1.dtype)
-    kernel = _KERNELS[chosen if precise.dtype == torch.float32 else "reference"]
+    precise = x.to(weights.dtype)
+    kernel = KERNELS[chosen if precise.dtype == torch.float32 else "reference"]
     into = [tensor.to(precise.dtype) for tensor in into]
-    out = _MixedEdges.apply(
-        precise, mixing, plan, statistics, make_feedback, training, kernel, len(into), *weights, *into
-    )
+    out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernel, *into)
     return tuple(tensor.to(x.dtype) for tensor in out)
 
 
@@ -190,16 +205,16 @@ class _MixedEdges(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         mixing: Tensor,
+        weights: Tensor,
         plan: Plan,
         statistics: Statistics,
         make_feedback: MakeFeedback,
         training: bool,
         kernel: Any,
-        given: int,
-        *tensors: Tensor,
+        *into: Tensor,
     ) -> tuple[Tensor, ...]:
-        w, into = Weights(*tensors[: len(tensors) - given]), tensors[len(tensors) - given :]
         channels, m = x.shape[-1], plan.twice
+        w = Weights.split(weights, plan, channels)
         state = _pad(x.contiguous(), kernel)
         maps, sums = [], []
         first = scale = shift = z1 = None
@@ -243,18 +258,18 @@ class _MixedEdges(torch.autograd.Function):
         padded = [_pad(tensor.contiguous(), kernel) for tensor in into]
         out = kernel.mixed_forward(maps, plan.index, plan.sums, weight.to(x.dtype), offset.to(x.dtype), padded)
 
-        ctx.save_for_backward(state, mixing, z1, scale, shift, index, edges, mean, rstd, *(first or ()), *w, *maps)
-        ctx.static = plan, make_feedback, training, kernel, channels, given
+        ctx.save_for_backward(state, mixing, weights, z1, scale, shift, index, edges, mean, rstd, *(first or ()), *maps)
+        ctx.static = plan, make_feedback, training, kernel, channels, len(into)
         return tuple(tensor[..., :channels].contiguous() for tensor in out)
 
     @staticmethod
     @_without_autocast
     def backward(ctx: Any, *grads: Tensor) -> Any:
         plan, make_feedback, training, kernel, channels, given = ctx.static
-        state, mixing, z1, scale, shift, index, edges, mean, rstd, *rest = ctx.saved_tensors
-        first, rest = (_Normal(*rest[:2]), rest[2:]) if plan.twice else (None, rest)
-        w, maps = Weights(*rest[: len(Weights._fields)]), rest[len(Weights._fields) :]
-        want_x, want_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[8 : len(ctx.needs_input_grad) - given])
+        state, mixing, weights, z1, scale, shift, index, edges, mean, rstd, *rest = ctx.saved_tensors
+        first, maps = (_Normal(*rest[:2]), rest[2:]) if plan.twice else (None, rest)
+        w = Weights.split(weights, plan, channels)
+        want_x, _, want_weights, *_ = ctx.needs_input_grad
         passed = grads if given else ()
         grads = tuple(_pad(grad.contiguous(), kernel) for grad in grads)
         grad_sum, products = kernel.mixed_backward(maps, plan.index, plan.sums, grads)
@@ -262,11 +277,12 @@ class _MixedEdges(torch.autograd.Function):
         normalised = rstd[index] * (products - mean[index] * grad_sum)  # Σ grad · ẑ of every term
         grad_mixing = normalised.sum(dim=1).to(mixing.dtype)
         if not (want_x or want_weights):
-            return (None, grad_mixing, *[None] * (6 + len(w)), *passed)
+            return (None, grad_mixing, *[None] * 6, *passed)
 
         # The gradient of map k is Σ_t a_t · grad of its edge + b_k · z_k + d_k.
         m, dtype = plan.twice, state.dtype
-        feedback, identity_feedback = make_feedback()
+        flat_feedback, identity_feedback = make_feedback()
+        feedback = Weights.split(flat_feedback, plan, channels)
         precise = mixing.double()[:, None]
         term_a = (precise * rstd[index]).to(dtype)
         map_sum, map_normalised = (
@@ -374,8 +390,11 @@ class _MixedEdges(torch.autograd.Function):
         else:
             grad_x = _total(down, kernel, grads if plan.identity else (), identity_feedback)
             grad_x = grad_x[..., :channels].contiguous()
-        found = tuple(weight_grads.get(name) if want_weights else None for name in Weights._fields)
-        return (grad_x, grad_mixing, *[None] * 6, *found, *passed)
+        grad_weights = None
+        if want_weights:
+            found = (weight_grads[name].flatten() for name in Weights._fields if name in weight_grads)
+            grad_weights = torch.cat([weights.new_empty(0), *found])
+        return (grad_x, grad_mixing, grad_weights, *[None] * 5, *passed)
 
 
 def _pad(x: Tensor, kernel: Any) -> Tensor:

@@ -6,13 +6,13 @@ that op does not know runs as the module it is. Activations are [N, H, W, C].
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.ops.mixed_edges import POOLS, Plan, Statistics, Term, Weights, mixed_edges
+from bionas_fast.ops.mixed_edges import POOLS, Plan, Statistics, Term, mixed_edges
 from bionas_fast.space import Candidate, Space
 from bionas_fast.space.cells import PreprocessedCell
 from bionas_fast.space.operations import FactorizedReduce, SeparableStage, Skip, Zero
@@ -64,7 +64,7 @@ class StateEdges(nn.Module):
         self.count, self.channels = len(edges), channels
         found = _Sorted(edges)
         self.plan = found.plan(self.count, stride)
-        self.banks = nn.ModuleList(Bank(layers) for layers in found.weights)
+        self.bank = Bank(found.weights)
         self.normalisations = Normalisations(found.normalisations, channels)
         self.identities = Bank(found.identities)
         self.identity_columns = [column for column, _ in found.identity]
@@ -87,9 +87,8 @@ class StateEdges(nn.Module):
 
     def _exchange(self, edges: Sequence[MixedOp], action: str) -> None:
         found = _Sorted(edges)
-        banks: list[Any] = [*self.banks, self.identities]
-        for bank, layers in zip(banks, (*found.weights, found.identities), strict=True):
-            getattr(bank, action)(layers)
+        getattr(self.bank, action)(found.weights)
+        getattr(self.identities, action)(found.identities)
         getattr(self.normalisations, action)(found.normalisations)
         for own, (_, theirs) in zip(self.others, found.others, strict=True):
             source, target = (theirs, own) if action == "read" else (own, theirs)
@@ -109,18 +108,17 @@ class StateEdges(nn.Module):
         if not self.plan.terms:
             return tuple(total)
         given = all(tensor is not None for tensor in total)
-        make = [bank.prepare() for bank in (*self.banks, self.identities)]
+        make, make_identities = self.bank.prepare(), self.identities.prepare()
 
-        def make_feedback() -> tuple[Weights, Tensor | None]:
-            *flat, identities = (one() for one in make)
-            return self._shaped(flat), self._identity_feedback(weights.detach(), identities)
+        def make_feedback() -> tuple[Tensor, Tensor | None]:
+            return make(), self._identity_feedback(weights.detach(), make_identities)
 
         normalisations = self.normalisations
         sums = mixed_edges(
             x,
             self.incidence.to(weights.dtype) @ weights.flatten(),
             total if given else (),
-            self._shaped([bank.weight for bank in self.banks]),
+            self.bank.weight,
             self.plan,
             Statistics(normalisations.mean, normalisations.var),
             make_feedback,
@@ -132,24 +130,12 @@ class StateEdges(nn.Module):
             return sums
         return tuple(own if other is None else own + other for own, other in zip(sums, total, strict=True))
 
-    def _shaped(self, flat: Sequence[Any]) -> Weights:
-        channels, reductions = self.channels, self.plan.reductions
-        square = (-1, channels, channels)
-        depthwise1, pointwise1, depthwise2, pointwise2, reduce1, reduce2 = flat
-        return Weights(
-            depthwise1,
-            pointwise1.view(square),
-            depthwise2,
-            pointwise2.view(square),
-            reduce1.view(reductions, channels - channels // 2, channels),
-            reduce2.view(reductions, channels // 2 if reductions else 0, channels),
-        )
-
-    def _identity_feedback(self, weights: Tensor, b: Tensor) -> Tensor | None:
+    def _identity_feedback(self, weights: Tensor, make: Callable[[], Tensor]) -> Tensor | None:
         """The sum of what the identities of each edge send down, [E, C]."""
         if not self.plan.identity:
             return None
         e, k = zip(*self.identity_columns, strict=True)
+        b = make()
         each = weights[list(e), list(k)].to(b.dtype)[:, None] * b.view(len(e), -1)
         return b.new_zeros(self.count, each.shape[1]).index_add_(0, torch.tensor(e, device=b.device), each)
 
@@ -186,14 +172,14 @@ class _Sorted:
         return [*self.twice, *self.once]
 
     @property
-    def weights(self) -> list[list[Any]]:
-        """The layers of each bank, in the order of :class:`bionas_fast.ops.mixed_edges.Weights`."""
+    def weights(self) -> list[Any]:
+        """The layers with weights, in the order of :class:`bionas_fast.ops.mixed_edges.Weights`."""
         first = [stages[0] for _, stages in self.separable]
         second = [stages[1] for _, stages in self.twice]
-        separable = [[stage[i] for stage in group] for group in (first, second) for i in (1, 2)]
+        separable = [stage[i] for group in (first, second) for i in (1, 2) for stage in group]
         modules = [module for _, module in self.reductions]
         reduce2 = [module.conv_2 for module in modules if module.conv_2 is not None]
-        return [*separable, [module.conv_1 for module in modules], reduce2]
+        return [*separable, *(module.conv_1 for module in modules), *reduce2]
 
     @property
     def identities(self) -> list[Any]:

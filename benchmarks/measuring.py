@@ -1,0 +1,147 @@
+"""How times and memory are taken."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+import bionas_fast as bf
+
+Step = Callable[[], object]
+
+
+@dataclass
+class Report:
+    """The lines printed after all benchmarks."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, what: str, text: str) -> None:
+        self.lines.append(f"{what:58} {text}")
+
+    def ratios(self, what: str, times: Mapping[str, float], base: str, target: str = "") -> None:
+        """How many times faster than ``base`` each other variant is."""
+        for name, seconds in times.items():
+            if name == base:
+                continue
+            ratio = f"{times[base] / seconds:6.2f} times as fast as {base}"
+            self.add(
+                f"{what}, {name}", f"{ratio} ({1e3 * seconds:.1f} ms, {1e3 * times[base]:.1f} ms) {target}".rstrip()
+            )
+
+
+def interleaved(variants: Mapping[str, Step], rounds: int = 5) -> dict[str, float]:
+    """Median seconds of each variant, timed in turns; a first turn is dropped."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds + 1):
+        for name, step in variants.items():
+            synchronise()
+            start = time.perf_counter()
+            step()
+            synchronise()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def show(benchmark, step: Step, seconds: float) -> None:
+    """Put a variant into the table of pytest-benchmark as well, with about a second of rounds."""
+    benchmark.pedantic(step, rounds=max(1, min(20, int(1 / max(seconds, 1e-6)))), warmup_rounds=1)
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest error over the largest entry."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+def matmul_peak(device: str, size: int = 1024) -> tuple[Step, float]:
+    """A square matrix product in float32, and how many operations it takes."""
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+
+    def step() -> None:
+        for _ in range(4):
+            a @ b
+
+    return step, 4 * 2.0 * size**3
+
+
+class SearchStep:
+    """One step of a search in two halves: of the weights, and of the architecture."""
+
+    def __init__(self, engine: str, batch: int, size: int, device: str, compiled: bool = False, **settings) -> None:
+        self.net = bf.build_supernet(engine=engine, **settings).to(device)
+        self.run = torch.compile(self.net) if compiled else self.net
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(batch, 3, size, size, generator=generator).to(device)
+        self.y = torch.randint(10, (batch,), generator=generator).to(device)
+
+    def loss(self) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.run(self.x), self.y)
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            self.run(self.x)
+
+    def weights(self) -> None:
+        self._only(self.net.weight_parameters())
+        self.loss().backward()
+        for parameter in self.net.parameters():
+            parameter.grad = None
+
+    def architecture(self) -> tuple[torch.Tensor, ...]:
+        self._only(self.net.alpha_parameters())
+        return torch.autograd.grad(self.loss(), self.net.alpha_parameters())
+
+    def both(self) -> None:
+        self.architecture()
+        self.weights()
+
+    def _only(self, wanted) -> None:
+        chosen = {id(parameter) for parameter in wanted}
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(id(parameter) in chosen)
+
+
+def useful_operations(net: torch.nn.Module, x: torch.Tensor) -> float:
+    """Multiplications and additions of all convolutions in one forward pass of a network of modules."""
+    total = 0.0
+
+    def count(module, inputs, output) -> None:
+        nonlocal total
+        total += 2.0 * output.numel() * module.weight[0].numel()
+
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, bf.nn.Conv2d)]
+    with torch.no_grad():
+        net(x[:1])
+    for hook in hooks:
+        hook.remove()
+    return total * len(x)
+
+
+def peak_memory(statement: str) -> float:
+    """MiB that a fresh process needs at most for a statement, above what importing takes."""
+    program = f"""
+import resource, torch, bionas_fast as bf
+from bionas_fast import native
+native.load()
+from measuring import SearchStep
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{statement}
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=__file__.rsplit("/", 1)[0], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
