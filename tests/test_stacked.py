@@ -129,6 +129,24 @@ def test_compiled_kernels_err_no_more_than_the_modular_network(channels, trainin
         assert ours <= 2 * modules + 1e-6, f"{name}: median error {ours:.2g}, of modules {modules:.2g}"
 
 
+def test_true_gradients():
+    """Inside the block W stands for B: the same gradients as with every rule replaced by back-propagation."""
+    modular, stacked = pair(torch.float64, cells=2)
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    grads = []
+    for net in (modular, stacked):
+        image = x.clone().requires_grad_()
+        with bf.true_gradients(net):
+            out = net(image)
+        out.logsumexp(1).sum().backward()
+        grads.append(image.grad)
+    assert relative(grads[1], grads[0]) < 1e-9
+    plain = bf.convert(modular, rule="bp")
+    image = x.clone().requires_grad_()
+    plain(image).logsumexp(1).sum().backward()
+    assert relative(grads[1], image.grad) < 1e-9
+
+
 def test_engines_convert_both_ways():
     modular, _ = pair(cells=1)
     other = bf.build_supernet(channels=3, cells=1, in_channels=2, seed=9, engine="stacked")

@@ -219,7 +219,7 @@ def true_gradients(model: nn.Module) -> Iterator[None]:
 
     For attacks and analysis; several passes may be in flight, each keeps what it was made with.
     """
-    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer)]
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "_true_gradient")]
     before = [layer._true_gradient for layer in layers]
     for layer in layers:
         layer._true_gradient = True

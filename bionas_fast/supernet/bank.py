@@ -30,6 +30,7 @@ class Bank(nn.Module):
 
     def __init__(self, layers: Sequence[FeedbackLayer]) -> None:
         super().__init__()
+        self._true_gradient = False  # see bionas_fast.true_gradients
         self.shapes = [tuple(layer.weight.shape) for layer in layers]
         self.lengths = [layer.weight.numel() for layer in layers]
         self.rules = [layer.rule for layer in layers]
@@ -84,6 +85,8 @@ class Bank(nn.Module):
 
     def prepare(self) -> Callable[[], Tensor]:
         """Call in the forward pass; what it returns makes B for this pass, flat, when the backward pass needs it."""
+        if self._true_gradient:
+            return self.weight.detach
         snapshot = None if self.stream is None else self.stream.clone()
         training = self.training
 
