@@ -263,3 +263,43 @@ def _register_fakes() -> None:
     @torch.library.register_fake("bionas_fast_native::uniform")
     def _uniform(shape, stream):
         return stream.new_empty(shape, dtype=torch.float32)
+
+    @torch.library.register_fake("bionas_fast_native::stage_forward")
+    def _stage_forward(x, depthwise, pointwise, kernels, dilations, stride, scale, shift):
+        n, h, w, c = x.shape[-4:]
+        sums = (x.new_empty(len(kernels), c, dtype=torch.float64) for _ in range(2))
+        return x.new_empty(len(kernels), n, -(-h // stride), -(-w // stride), c), *sums
+
+    @torch.library.register_fake("bionas_fast_native::stage_backward")
+    def _stage_backward(
+        grads, index, z, a, b, d, x, depthwise, pointwise, b_depthwise, b_pointwise, kernels, dilations, stride, scale,
+        shift, weights,
+    ):  # fmt: skip
+        rows = len(kernels) if x.dim() == 5 else 0
+        sums = (x.new_empty(rows, x.shape[-1], dtype=torch.float64) for _ in range(2))
+        square = pointwise.shape if weights else (0, *pointwise.shape[1:])
+        grads = x.new_empty(depthwise.shape if weights else (0,)), x.new_empty(square)
+        return x.new_empty(x.shape), *sums, *grads
+
+    @torch.library.register_fake("bionas_fast_native::feedback_segments")
+    def _feedback_segments(weight, stored, stream, lengths, modes, bounds, scales):
+        return torch.empty_like(weight)
+
+    @torch.library.register_fake("bionas_fast_native::mixed_sum")
+    def _mixed_sum(maps, index, edges, weight, offset, into):
+        return [maps[0].new_empty(maps[0].shape[1:]) for _ in range(offset.shape[0])]
+
+    @torch.library.register_fake("bionas_fast_native::mixed_sum_backward")
+    def _mixed_sum_backward(maps, index, edges, grads):
+        c = maps[0].shape[-1]
+        return tuple(maps[0].new_empty(count, c, dtype=torch.float64) for count in (len(grads), len(index)))
+
+    @torch.library.register_fake("bionas_fast_native::pools")
+    def _pools(x, stride):
+        n, h, w, c = x.shape
+        sums = (x.new_empty(2, c, dtype=torch.float64) for _ in range(2))
+        return x.new_empty(2, n, -(-h // stride), -(-w // stride), c), *sums
+
+    @torch.library.register_fake("bionas_fast_native::pools_backward")
+    def _pools_backward(grads, x, stride):
+        return x.new_empty(x.shape)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import bionas_fast as bf
@@ -438,6 +439,48 @@ def test_pool_kernels_on_random_shapes(n, h, w, stride, coarse, isa, seed):
         actual = (*ops.pools(x, stride), ops.pools_backward(grads, x, stride))
     for ours, theirs in zip(actual, (*expected, down), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("weights_wanted", [True, False])
+def test_operators_pass_opcheck(shared, weights_wanted):
+    ops = torch.ops.bionas_fast_native
+    kernels, dilations, stride = [3, 5, 3], [1, 1, 2], 2 if shared else 1
+    x, weights, feedback, scale, shift, grad, own, affine = (
+        [t.float() for t in value] if isinstance(value, tuple) else None if value is None else value.float()
+        for value in _stage(shared, 3, 2, 5, 6, 16, stride, kernels, dilations, 0)
+    )
+    checks = ("test_schema", "test_faketensor")
+    stage = (x, *weights, kernels, dilations, stride, scale, shift)
+    torch.library.opcheck(ops.stage_forward.default, stage, test_utils=checks)
+    z = ops.stage_forward(*stage)[0]
+    backward = (
+        [grad, own], [0, 1, 2], z, *affine, x, *weights, *feedback, kernels, dilations, stride, scale, shift,
+        weights_wanted,
+    )  # fmt: skip
+    torch.library.opcheck(ops.stage_backward.default, backward, test_utils=checks)
+    sums = ([z], [0, 2, 1], [0, 0, 1], affine[0], affine[1][:2], [])
+    torch.library.opcheck(ops.mixed_sum.default, sums, test_utils=checks)
+    torch.library.opcheck(ops.mixed_sum_backward.default, ([z], [0, 2, 1], [0, 0, 1], list(grad)), test_utils=checks)
+    image = x if shared else x[0]
+    torch.library.opcheck(ops.pools.default, (image, 2), test_utils=checks)
+    pooled = ops.pools(image, 2)[0]
+    torch.library.opcheck(ops.pools_backward.default, ([pooled[0], pooled[1]], image, 2), test_utils=checks)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fake_tensors(device):
+    """Shapes, dtypes and devices without memory or a GPU; autograd on a GPU would need its driver."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+        net = bf.build_supernet(channels=2, cells=1, in_channels=2)
+        out = net(torch.randn(2, 2, 8, 8))
+        assert out.shape == (2, 10)
+        assert out.device.type == device
+        if device == "cpu":
+            out.sum().backward()
+            for parameter in net.weight_parameters():
+                assert parameter.grad.shape == parameter.shape
 
 
 @needs_native
