@@ -51,7 +51,7 @@ def search_command(
     channels: Annotated[int | None, typer.Option(help="C of the first cell.  [4]")] = None,
     cells: Annotated[int | None, typer.Option(help="[3]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="[64]")] = None,
-    engine: Annotated[str | None, typer.Option(help="stacked, or modular: one module per candidate, slower  [stacked]")] = None,
+    engine: Annotated[str | None, typer.Option(help="stacked, or modular: far slower  [stacked]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1  [auto]")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,

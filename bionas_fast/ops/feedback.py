@@ -11,7 +11,7 @@ from torch import Tensor
 from bionas_fast import backends
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.feedback import reference
-from bionas_fast.ops import feedback_library  # noqa: F401  (registers the operators that are called here)
+from bionas_fast.ops import feedback_library
 from bionas_fast.rules import MODES
 
 
@@ -75,8 +75,12 @@ def feedback_conv(
         )
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
+    geometry = (*(_per_dimension(*part, dims) for part in _named(stride, padding, dilation)), groups)
+    chosen = backends.choose("feedback_conv", input.device.type, backend)
+    if feedback.mode == "weight" and not feedback.advance:
+        return reference.conv(input, weight, bias, *geometry)
     input, weight, bias = _autocast(input, weight, bias)
-    return torch.ops.bionas_fast.feedback_conv(
+    return feedback_library.feedback_conv(
         input,
         weight,
         bias,
@@ -86,11 +90,8 @@ def feedback_conv(
         feedback.bound,
         feedback.scale,
         feedback.advance,
-        _per_dimension("stride", stride, dims),
-        _per_dimension("padding", padding, dims),
-        _per_dimension("dilation", dilation, dims),
-        groups,
-        backends.choose("feedback_conv", input.device.type, backend),
+        *geometry,
+        chosen,
     )
 
 
@@ -121,8 +122,11 @@ def feedback_linear(
         raise InputError(f"input: expected [..., {weight.shape[1]}], got shape {list(input.shape)}")
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
+    chosen = backends.choose("feedback_linear", input.device.type, backend)
+    if feedback.mode == "weight" and not feedback.advance:
+        return reference.linear(input, weight, bias)
     input, weight, bias = _autocast(input, weight, bias)
-    return torch.ops.bionas_fast.feedback_linear(
+    return feedback_library.feedback_linear(
         input,
         weight,
         bias,
@@ -132,7 +136,7 @@ def feedback_linear(
         feedback.bound,
         feedback.scale,
         feedback.advance,
-        backends.choose("feedback_linear", input.device.type, backend),
+        chosen,
     )
 
 
@@ -197,7 +201,7 @@ def feedback_segments(
         stream: int64 [segments, 2], or None where no segment reads it.
     """
     chosen = backends.choose("feedback_segments", weight.device.type)
-    return torch.ops.bionas_fast.feedback_segments(weight, stored, stream, *segments, chosen)
+    return feedback_library.feedback_segments(weight, stored, stream, *segments, chosen)
 
 
 def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
@@ -226,6 +230,10 @@ def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
             )
     if mode == "drawn_sign" and feedback.stream is None:
         raise InputError("feedback: mode 'drawn_sign' needs a stream (seed, draw)")
+
+
+def _named(*geometry: int | Sequence[int]) -> zip[tuple[str, int | Sequence[int]]]:
+    return zip(("stride", "padding", "dilation"), geometry, strict=True)
 
 
 def _per_dimension(name: str, value: int | Sequence[int], dims: int) -> list[int]:
