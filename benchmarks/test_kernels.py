@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bionas_fast.backends import explain
-from bionas_fast.ops.mixed_edges import KERNELS
+from bionas_fast.ops.mixed_edges import kernels as kernels_of
 from measuring import interleaved, matmul_peak, relative, show
 
 RULES = 4
@@ -48,7 +48,7 @@ def stage(device: str, shape: tuple[int, int, int], edges: int = 1, stride: int 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("direction", ["forward", "backward", "backward without weight gradients"])
 def test_separable_stage(benchmark, report, device, shape, stride, direction):
-    fast, plain = KERNELS[fastest(device)], KERNELS["reference"]
+    fast, plain = kernels_of(fastest(device)), kernels_of("reference")
     arguments, affine, index, grad, operations = stage(device, shape, stride=stride)
     x, *weights, kernels, dilations, _, _, _ = arguments
     z = fast.stage_forward(*arguments)[0]
@@ -80,7 +80,7 @@ def test_separable_stage(benchmark, report, device, shape, stride, direction):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_mixed_sum(benchmark, report, device, shape, direction):
-    fast, plain = KERNELS[fastest(device)], KERNELS["reference"]
+    fast, plain = kernels_of(fastest(device)), kernels_of("reference")
     n, size, c = shape
     maps = [torch.randn(64, n, size, size, c, device=device)]
     index, edges = list(range(64)), [e for e in range(4) for _ in range(16)]

@@ -7,6 +7,7 @@ that cannot be met is an error that says why.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,7 +44,7 @@ def declare(op: str, **implementations: Obstacle) -> None:
 
 def triton_obstacle(device: str) -> str:
     """Why Triton kernels cannot run on this device type; empty if they can."""
-    if device != "cuda":
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "runs on CUDA devices only"
     try:
         import triton  # noqa: F401

@@ -201,15 +201,22 @@ def _traced():
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def _forward(function):
+    def forward(ctx, *inputs):
+        output = function(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    return forward
+
+
 class _EagerConv(torch.autograd.Function):
-    forward = staticmethod(_conv)
-    setup_context = staticmethod(_setup_context)
+    forward = staticmethod(_forward(_conv))
     backward = staticmethod(_backward(_conv_backward))
 
 
 class _EagerLinear(torch.autograd.Function):
-    forward = staticmethod(_linear)
-    setup_context = staticmethod(_setup_context)
+    forward = staticmethod(_forward(_linear))
     backward = staticmethod(_backward(_linear_backward))
 
 

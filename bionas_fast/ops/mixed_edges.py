@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +20,11 @@ from torch import Tensor
 
 from bionas_fast import backends, native
 from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
-from bionas_fast.kernels.mixed_sum import reference as mixed_sum_reference
-from bionas_fast.kernels.pools import reference as pools_reference
-from bionas_fast.kernels.separable_stage import reference as stage_reference
 
 EPSILON = 1e-5
 POOLS = 2  # the maximum, then the average
 
-backends.declare("mixed_edges", native=native.obstacle)
+backends.declare("mixed_edges", native=native.obstacle, triton=backends.triton_obstacle)
 
 
 class Term(NamedTuple):
@@ -123,31 +121,39 @@ class Statistics:
     momentum: float = 0.1
 
 
-class _Reference:
-    """Plain PyTorch, any device and floating-point type."""
+class Kernels(NamedTuple):
+    """What a backend implements; each function as its reference says.
 
-    stage_forward = staticmethod(stage_reference.forward)
-    stage_backward = staticmethod(stage_reference.backward)
-    mixed_forward = staticmethod(mixed_sum_reference.forward)
-    mixed_backward = staticmethod(mixed_sum_reference.backward)
-    pools_forward = staticmethod(pools_reference.forward)
-    pools_backward = staticmethod(pools_reference.backward)
-    multiple = 1
+    Attributes:
+        multiple: what the number of channels must be a multiple of.
+    """
 
-
-class _Native:
-    """The compiled kernels: float32 on the CPU."""
-
-    stage_forward = staticmethod(lambda *args: torch.ops.bionas_fast_native.stage_forward(*args))
-    stage_backward = staticmethod(lambda *args: torch.ops.bionas_fast_native.stage_backward(*args))
-    mixed_forward = staticmethod(lambda *args: torch.ops.bionas_fast_native.mixed_sum(*args))
-    mixed_backward = staticmethod(lambda *args: torch.ops.bionas_fast_native.mixed_sum_backward(*args))
-    pools_forward = staticmethod(lambda *args: torch.ops.bionas_fast_native.pools(*args))
-    pools_backward = staticmethod(lambda *args: torch.ops.bionas_fast_native.pools_backward(*args))
-    multiple = 16
+    stage_forward: Callable[..., Any]
+    stage_backward: Callable[..., Any]
+    mixed_forward: Callable[..., Any]
+    mixed_backward: Callable[..., Any]
+    pools_forward: Callable[..., Any]
+    pools_backward: Callable[..., Any]
+    multiple: int = 1
 
 
-KERNELS = {"reference": _Reference, "native": _Native}
+@cache
+def kernels(backend: str) -> Kernels:
+    """The kernels of a backend: ``reference`` for any tensor, ``native`` for float32 on the CPU, ``triton`` for GPUs."""
+    if backend == "native":
+        ops = torch.ops.bionas_fast_native
+        return Kernels(
+            ops.stage_forward,
+            ops.stage_backward,
+            ops.mixed_sum,
+            ops.mixed_sum_backward,
+            ops.pools,
+            ops.pools_backward,
+            multiple=16,
+        )
+    modules = [import_module(f"bionas_fast.kernels.{op}.{backend}") for op in ("separable_stage", "mixed_sum", "pools")]
+    return Kernels(*(function for module in modules for function in (module.forward, module.backward)))
+
 
 #: Called in the backward pass: the feedback, flat like the weights, and that of the identities, [edges, C].
 MakeFeedback = Callable[[], tuple[Tensor, Tensor | None]]
@@ -181,9 +187,10 @@ def mixed_edges(
     chosen = backends.choose("mixed_edges", x.device.type, backend)
     # Sums over whole batches are taken in the weights' precision: under autocast that is float32.
     precise = x.to(weights.dtype)
-    kernel = KERNELS[chosen if precise.dtype == torch.float32 else "reference"]
+    if precise.dtype != torch.float32 or (chosen == "triton" and torch._C._len_torch_dispatch_stack()):
+        chosen = "reference"  # also where tensors are fake
     into = [tensor.to(precise.dtype) for tensor in into]
-    out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernel, *into)
+    out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernels(chosen), *into)
     return tuple(tensor.to(x.dtype) for tensor in out)
 
 

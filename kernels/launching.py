@@ -1,0 +1,49 @@
+"""What the launchers of Triton kernels share. Nothing here imports Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+#: What kernels count in 32 bits: rows, with room for the last block, and offsets inside a block.
+ROW_LIMIT, BLOCK_LIMIT = 2**30, 2**28
+
+
+class Configuration(NamedTuple):
+    """A kernel as it can be launched: its options, and the sizes that are one in this configuration."""
+
+    kernel: Any
+    dtype: torch.dtype
+    ones: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def table(rows: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Numbers that a kernel looks up, [rows, columns]. Nobody waits for the transfer to a card."""
+    return torch.tensor(rows, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def addresses(stacks: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
+    """The stacks made dense, and the address of every map in them, counted through in order.
+
+    Args:
+        stacks: [K_i, N, H, W, C]. What comes back must be kept until the kernel that reads the addresses is launched.
+    """
+    dense = [stack.to(dtype).contiguous() for stack in stacks]
+    return dense, [one.data_ptr() for stack in dense for one in stack]
+
+
+def fits(x: Tensor, dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether kernels can count the positions of activations [..., N, H, W, C], and compute in their dtype."""
+    images, height, width, channels = x.shape[-4:]
+    rows, block = images * height * width, max(height * width, channels) * channels
+    return x.dtype in dtypes and rows < ROW_LIMIT and block < BLOCK_LIMIT
+
+
+def grid(count: int, rows: int, channels: int, options: dict[str, Any]) -> tuple[int, int]:
+    """Programs for ``count`` maps [rows, channels]: all maps of a block of rows, for they may read the same, then those
+    of the next; second, blocks of channels."""
+    return count * -(-rows // options["BLOCK_R"]), -(-channels // options["BLOCK_C"])

@@ -1,0 +1,28 @@
+"""What Triton kernels of several ops share. A row is a position of one image, (n, h, w); activations are [rows, C]."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def block_rows(i_row, rows, height, width, BLOCK_R: tl.constexpr):
+    """The rows of a block: which exist, the first image, and each row's image (counted from it), line and column."""
+    o_row = i_row + tl.arange(0, BLOCK_R)
+    i_n = i_row // (height * width)
+    return o_row < rows, i_n.to(tl.int64), o_row // (height * width) - i_n, o_row // width % height, o_row % width
+
+
+@triton.jit
+def inside(o_h, o_w, height, width):
+    return (o_h >= 0) & (o_h < height) & (o_w >= 0) & (o_w < width)
+
+
+@triton.jit
+def store_sums(p_sums, b_one, b_other, i_k, count, i_r, blocks, o_c, channels):
+    """Σ one and Σ one · other over the rows of a block, to its place in [2, count, blocks, channels]."""
+    p_block, mask = p_sums + (i_k * blocks + i_r) * channels + o_c, o_c < channels
+    tl.store(p_block, tl.sum(b_one, axis=0), mask=mask)
+    s_products = tl.cast(count, tl.int64) * blocks * channels
+    tl.store(p_block + s_products, tl.sum(b_one * b_other, axis=0), mask=mask)
