@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import sys
@@ -129,16 +130,21 @@ def useful_operations(net: torch.nn.Module, x: torch.Tensor) -> float:
     return total * len(x)
 
 
+def highest() -> float:
+    """MiB that this process has had in memory at most; unlike ``ru_maxrss`` not inherited from its parent."""
+    with open("/proc/self/status") as status:
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read())[0]) / 1024
+
+
 def peak_memory(statement: str) -> float:
     """MiB that a fresh process needs at most for a statement, above what importing takes."""
     program = f"""
-import resource, torch, bionas_fast as bf
 from bionas_fast import native
 native.load()
-from measuring import SearchStep
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from measuring import SearchStep, highest
+before = highest()
 {statement}
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(highest() - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=__file__.rsplit("/", 1)[0], capture_output=True, text=True

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -215,12 +214,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
   return {grad_x, sum, product, depthwise_grad, pointwise_grad};
 }
 
+// As bionas_fast.rules.MODES counts them.
+enum Mode : int64_t { weight_itself, stored_tensor, constant_sign, stored_sign, drawn_sign, direct, custom };
+
 // B of many layers whose weights lie one after the other; 0 where the mode is custom.
 Tensor feedback_segments(
     const Tensor& weight,                 // flat
     const std::optional<Tensor>& stored,  // flat
     const std::optional<Tensor>& stream,  // int64 [segments, 2]
-    Ints lengths, std::vector<std::string> modes, std::vector<double> bounds, std::vector<double> scales) {
+    Ints lengths, Ints modes, std::vector<double> bounds, std::vector<double> scales) {
   check("weight", weight);
   const float* kept = pointer("stored", stored);
   if (stream.has_value()) check("stream", *stream, ScalarType::Long);
@@ -231,18 +233,17 @@ Tensor feedback_segments(
   Ints firsts;
   int64_t first = 0;
   for (size_t k = 0; k < lengths.size(); k++) {
-    STD_TORCH_CHECK(kept || modes[k].rfind("stored", 0) != 0, "stored: needed by mode ", modes[k]);
-    STD_TORCH_CHECK(words || modes[k] != "drawn_sign", "stream: needed by mode ", modes[k]);
+    STD_TORCH_CHECK(kept || (modes[k] != stored_tensor && modes[k] != stored_sign), "stored: needed by a mode");
+    STD_TORCH_CHECK(words || modes[k] != drawn_sign, "stream: needed by a mode");
     firsts.push_back(first);
     first += lengths[k];
   }
   STD_TORCH_CHECK(first == int64_t(weight.numel()), "lengths: expected to add up to the weights");
   const auto fill = [&](int64_t k) {
-    const std::string& mode = modes[k];
-    const int64_t at = firsts[k], count = lengths[k];
-    if (mode == "weight") std::copy_n(w + at, count, b + at);
-    else if (mode == "stored") std::copy_n(kept + at, count, b + at);
-    else if (mode == "custom") std::fill_n(b + at, count, 0.0f);
+    const int64_t at = firsts[k], count = lengths[k], mode = modes[k];
+    if (mode == weight_itself) std::copy_n(w + at, count, b + at);
+    else if (mode == stored_tensor) std::copy_n(kept + at, count, b + at);
+    else if (mode == custom) std::fill_n(b + at, count, 0.0f);
     else {
       bionas::FeedbackWeight a{};
       a.output = b + at;
@@ -250,8 +251,8 @@ Tensor feedback_segments(
       a.count = count;
       a.bound = float(bounds[k]);
       a.scale = float(scales[k]);
-      a.magnitude = mode == "sign" ? bionas::Magnitude::constant
-                    : mode == "stored_sign" ? bionas::Magnitude::stored : bionas::Magnitude::drawn;
+      a.magnitude = mode == constant_sign ? bionas::Magnitude::constant
+                    : mode == stored_sign ? bionas::Magnitude::stored : bionas::Magnitude::drawn;
       if (kept) a.stored = kept + at;
       if (words) a.stream = {uint64_t(words[2 * k]), uint32_t(words[2 * k + 1])};
       bionas::feedback_weight(a);
@@ -381,7 +382,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
       "int[] kernels, int[] dilations, int stride, Tensor? scale, Tensor? shift, bool weights) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, int[] lengths, str[] modes, float[] bounds, "
+      "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, int[] lengths, int[] modes, float[] bounds, "
       "float[] scales) -> Tensor");
   m.def(
       "mixed_sum(Tensor[] maps, int[] index, int[] edges, Tensor weight, Tensor offset, Tensor[] into) -> Tensor[]");

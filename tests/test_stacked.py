@@ -499,14 +499,18 @@ def test_factorized_reductions_are_the_modules(size):
         torch.stack([getattr(m, name).weight[:, :, 0, 0] for m in modules]) for name in ("conv_1", "conv_2")
     )
     x = torch.randn(2, *size, 5, dtype=torch.float64, requires_grad=True)
-    z = factorized_reduce.forward(x, first, second)
-    for module, one in zip(modules, z, strict=True):
+    for module in modules:
         module.bn = torch.nn.Identity()
-        torch.testing.assert_close(module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), one)
-    grads = torch.randn_like(z).unbind()
-    expected = torch.autograd.grad(z.unbind(), (x, first, second), grads)
-    actual = factorized_reduce.backward(grads, x.detach(), first, second, (first, second), True)
-    for ours, theirs in zip(actual, expected, strict=True):
+    expected = [module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for module in modules]
+    with torch.no_grad():
+        z = factorized_reduce.forward(x, first, second)
+        torch.testing.assert_close(z, torch.stack(expected))
+        grads = torch.randn_like(z).unbind()
+        actual = factorized_reduce.backward(grads, x, first, second, (first, second), True)
+    weights = [getattr(module, name).weight for name in ("conv_1", "conv_2") for module in modules]
+    down, *each = torch.autograd.grad(expected, (x, *weights), grads)
+    firsts, seconds = torch.stack(each[:3])[..., 0, 0], torch.stack(each[3:])[..., 0, 0]
+    for ours, theirs in zip(actual, (down, firsts, seconds), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

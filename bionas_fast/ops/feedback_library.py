@@ -9,6 +9,7 @@ import torch
 
 from bionas_fast import backends, native
 from bionas_fast.kernels.feedback import reference
+from bionas_fast.rules import MODES
 
 for _op in ("feedback_conv", "feedback_linear", "feedback_segments"):
     backends.declare(_op, native=native.obstacle, triton=backends.triton_obstacle)
@@ -46,6 +47,7 @@ _library.define("direct_linear(Tensor input, Tensor feedback) -> Tensor")
 _library.define("direct_linear_backward(Tensor error, Tensor feedback, SymInt[] input_shape) -> Tensor")
 
 _kernel = "CompositeExplicitAutograd"
+_CODES = {mode: code for code, mode in enumerate((*MODES, "custom"))}
 
 
 def _triton():
@@ -184,7 +186,8 @@ def _segments(weight, stored, stream, lengths, modes, bounds, scales, backend):
     if backend == "triton":
         return _triton().feedback_segments(weight, stored, stream, *segments)
     if backend == "native" and weight.dtype == torch.float32:
-        return torch.ops.bionas_fast_native.feedback_segments(weight, stored, stream, *segments)
+        codes = [_CODES[mode] for mode in modes]
+        return torch.ops.bionas_fast_native.feedback_segments(weight, stored, stream, lengths, codes, bounds, scales)
     return reference.feedback_segments(weight, stored, stream, *segments)
 
 

@@ -30,11 +30,11 @@ def forward(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """
     images, height, width, channels = x.shape
     grids = _grids(F.relu(x))
-    products = [
-        (grid @ weight.flatten(0, 1).T).view(-1, *weight.shape[:2])
-        for grid, weight in zip(grids, (first, second), strict=True)
-    ]
-    z = torch.cat(products, dim=-1).transpose(0, 1).contiguous()
+    z = x.new_empty(first.shape[0], grids[0].shape[0], channels)
+    for part, grid, weight in zip(
+        z.split([first.shape[1], second.shape[1]], dim=-1), grids, (first, second), strict=True
+    ):
+        torch.bmm(grid.expand(len(z), *grid.shape), weight.transpose(1, 2), out=part)
     return z.view(-1, images, -(-height // 2), -(-width // 2), channels)
 
 
@@ -54,13 +54,16 @@ def backward(
         weights: whether weight gradients are wanted; empty tensors otherwise.
     """
     grids = _grids(F.relu(x))
-    rows = torch.stack(list(grads), dim=3).view(-1, len(grads), x.shape[-1])  # [P, R, C]
     down = x.new_zeros(x.shape[0], x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2, x.shape[3])
     weight_grads = []
-    parts = rows.split([first.shape[1], second.shape[1]], dim=-1)
-    for offset, (part, grid, b) in enumerate(zip(parts, grids, feedback, strict=True)):
-        part = part.flatten(1)  # [P, R · C_part]
+    begin = 0
+    for offset, (grid, b) in enumerate(zip(grids, feedback, strict=True)):
+        parts = [grad.flatten(0, 2)[:, begin : begin + b.shape[1]] for grad in grads]
+        begin += b.shape[1]
+        below = torch.zeros_like(grid)
+        for part, matrix in zip(parts, b, strict=True):
+            below.addmm_(part, matrix)
         place = down[:, offset::2, offset::2]
-        place.copy_((part @ b.flatten(0, 1)).view(place.shape))
-        weight_grads.append((part.T @ grid).view(b.shape) if weights else x.new_empty(0))
+        place.copy_(below.view(place.shape))
+        weight_grads.append(torch.stack([part.T @ grid for part in parts]) if weights else x.new_empty(0))
     return down[:, : x.shape[1], : x.shape[2]] * (x > 0), *weight_grads
