@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import bionas_fast as bf
 from bionas_fast.kernels import launching
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum_reference
 from bionas_fast.kernels.pools import reference as pools_reference
@@ -360,6 +362,28 @@ def interpreted_pools_every_configuration_is_launched(monkeypatch):
         pools.backward([*grad.to(dtype)], x.to(dtype), stride)
     monkeypatch.undo()
     assert launched == listed(pools)
+
+
+# All together
+
+
+def interpreted_the_stacked_supernet():
+    """A search step through the op that calls these kernels errs no more than through the references."""
+    operations = ("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3", "dil_conv_5x5")
+    space = bf.space.get_space("bionas").restricted(("brsf",), operations)
+    net = bf.build_supernet(space=space, channels=2, cells=1, in_channels=1, seed=3)
+    x = torch.randn(4, 1, 8, 8)
+
+    def step(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        module = copy.deepcopy(net).to(dtype)
+        with bf.use_backend(backend):
+            logits = module(x.to(dtype))
+            logits.logsumexp(1).sum().backward()
+        return [logits.detach(), *(p.grad for p in module.parameters() if p.grad is not None)]
+
+    exact = step("reference", torch.float64)
+    for ours, plain, wanted in zip(step("triton", torch.float32), step("reference", torch.float32), exact, strict=True):
+        assert (ours - wanted).norm() <= 4 * (plain - wanted).norm() + 1e-5 * wanted.norm()
 
 
 # Limits

@@ -139,7 +139,7 @@ class Kernels(NamedTuple):
 
 @cache
 def kernels(backend: str) -> Kernels:
-    """The kernels of a backend: ``reference`` for any tensor, ``native`` for float32 on the CPU, ``triton`` for GPUs."""
+    """Of ``reference`` for any tensor, of ``native`` for float32 on the CPU, of ``triton`` for GPUs."""
     if backend == "native":
         ops = torch.ops.bionas_fast_native
         return Kernels(
