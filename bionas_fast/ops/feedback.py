@@ -32,6 +32,10 @@ class Feedback(NamedTuple):
 
 BACKPROPAGATION = Feedback()
 
+#: Channels from which back-propagation is left to torch's own convolution. With fewer, a gradient whose layout differs
+#: from the input's makes oneDNN write beyond its buffers (torch 2.14); our backward pass brings them to one layout.
+_PLAIN_FROM = 4
+
 
 def feedback_conv(
     input: Tensor,
@@ -77,7 +81,7 @@ def feedback_conv(
     _check_feedback(feedback, weight)
     geometry = (*(_per_dimension(*part, dims) for part in _named(stride, padding, dilation)), groups)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
-    if feedback.mode == "weight" and not feedback.advance:
+    if feedback.mode == "weight" and not feedback.advance and min(input.shape[1], weight.shape[0]) >= _PLAIN_FROM:
         return reference.conv(input, weight, bias, *geometry)
     input, weight, bias = _autocast(input, weight, bias)
     return feedback_library.feedback_conv(

@@ -284,7 +284,7 @@ class StackedCell(PreprocessedCell):
             sums = state(states[source], weights[own], into if given else ())
             for node, out in zip(nodes, sums, strict=True):
                 states[node] = out if given or states[node] is None else states[node] + out
-        return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2)
+        return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2).contiguous()
 
 
 def _rows_leaving(edges: Sequence[tuple[int, int]], nodes: int) -> list[list[int]]:
