@@ -317,8 +317,8 @@ def _alpha_path(engine, dtype, backend, seed, steps=20):
 def test_alpha_trajectory_of_a_search():
     """Twenty steps of search, weights and alphas: both engines take the same path.
 
-    In float32 the path may meet the kink of a ReLU, on whose side rounding decides, and Adam magnifies what differs from
-    there on, in either engine. So the first steps must agree to rounding, and all twenty for most seeds.
+    In float32 the path may meet the kink of a ReLU, where rounding decides, and Adam magnifies what differs from there
+    on, in either engine. So the first steps must agree to rounding, and all twenty for most seeds.
     """
     backend = "native" if native.load() else "reference"
     strayed = []
