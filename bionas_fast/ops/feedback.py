@@ -80,10 +80,10 @@ def feedback_conv(
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
     geometry = (*(_per_dimension(*part, dims) for part in _named(stride, padding, dilation)), groups)
+    input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     if feedback.mode == "weight" and not feedback.advance and min(input.shape[1], weight.shape[0]) >= _PLAIN_FROM:
         return reference.conv(input, weight, bias, *geometry)
-    input, weight, bias = _autocast(input, weight, bias)
     return feedback_library.feedback_conv(
         input,
         weight,
@@ -126,10 +126,10 @@ def feedback_linear(
         raise InputError(f"input: expected [..., {weight.shape[1]}], got shape {list(input.shape)}")
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
+    input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_linear", input.device.type, backend)
     if feedback.mode == "weight" and not feedback.advance:
         return reference.linear(input, weight, bias)
-    input, weight, bias = _autocast(input, weight, bias)
     return feedback_library.feedback_linear(
         input,
         weight,
