@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,21 +256,27 @@ def _register_fakes() -> None:
     """How the operators look to ``torch.compile`` and to ``FakeTensorMode``."""
     import torch
 
-    @torch.library.register_fake("bionas_fast_native::feedback_weight")
+    def fake(function: Callable) -> Callable:
+        # A library made from some of the kernels has some of the operators.
+        if hasattr(torch.ops.bionas_fast_native, name := function.__name__.lstrip("_")):
+            torch.library.register_fake(f"bionas_fast_native::{name}")(function)
+        return function
+
+    @fake
     def _feedback_weight(weight, stored, stream, mode, bound, scale):
         return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
-    @torch.library.register_fake("bionas_fast_native::uniform")
+    @fake
     def _uniform(shape, stream):
         return stream.new_empty(shape, dtype=torch.float32)
 
-    @torch.library.register_fake("bionas_fast_native::stage_forward")
+    @fake
     def _stage_forward(x, depthwise, pointwise, kernels, dilations, stride, scale, shift):
         n, h, w, c = x.shape[-4:]
         sums = (x.new_empty(len(kernels), c, dtype=torch.float64) for _ in range(2))
         return x.new_empty(len(kernels), n, -(-h // stride), -(-w // stride), c), *sums
 
-    @torch.library.register_fake("bionas_fast_native::stage_backward")
+    @fake
     def _stage_backward(
         grads, index, z, a, b, d, x, depthwise, pointwise, b_depthwise, b_pointwise, kernels, dilations, stride, scale,
         shift, weights,
@@ -281,25 +287,25 @@ def _register_fakes() -> None:
         grads = x.new_empty(depthwise.shape if weights else (0,)), x.new_empty(square)
         return x.new_empty(x.shape), *sums, *grads
 
-    @torch.library.register_fake("bionas_fast_native::feedback_segments")
+    @fake
     def _feedback_segments(weight, stored, stream, lengths, modes, bounds, scales):
         return torch.empty_like(weight)
 
-    @torch.library.register_fake("bionas_fast_native::mixed_sum")
+    @fake
     def _mixed_sum(maps, index, edges, weight, offset, into):
         return [maps[0].new_empty(maps[0].shape[1:]) for _ in range(offset.shape[0])]
 
-    @torch.library.register_fake("bionas_fast_native::mixed_sum_backward")
+    @fake
     def _mixed_sum_backward(maps, index, edges, grads):
         c = maps[0].shape[-1]
         return tuple(maps[0].new_empty(count, c, dtype=torch.float64) for count in (len(grads), len(index)))
 
-    @torch.library.register_fake("bionas_fast_native::pools")
+    @fake
     def _pools(x, stride):
         n, h, w, c = x.shape
         sums = (x.new_empty(2, c, dtype=torch.float64) for _ in range(2))
         return x.new_empty(2, n, -(-h // stride), -(-w // stride), c), *sums
 
-    @torch.library.register_fake("bionas_fast_native::pools_backward")
+    @fake
     def _pools_backward(grads, x, stride):
         return x.new_empty(x.shape)
