@@ -288,6 +288,23 @@ def _register_fakes() -> None:
         return x.new_empty(x.shape), *sums, *grads
 
     @fake
+    def _separable_edges(x, weights, kernels, dilations, stride, edges, count, mixing, mean, var, into):
+        n, h, w, c = x.shape
+        size = (n, -(-h // stride), -(-w // stride), c)
+        rows = len(kernels) + len(weights[3])
+        moments = (x.new_empty(rows, c, dtype=torch.float64) for _ in range(2))
+        return [x.new_empty(size) for _ in range(count)], x.new_empty(len(kernels), *size), *moments
+
+    @fake
+    def _separable_edges_backward(
+        grads, z, mean, var, training, x, weights, feedback, kernels, dilations, stride, edges, mixing, weights_wanted
+    ):  # fmt: skip
+        down = len(feedback) > 0
+        shapes = [tensor.shape if down and weights_wanted else (0, *tensor.shape[1:]) for tensor in weights]
+        grad_x = x.new_empty(x.shape if down else (0,))
+        return torch.empty_like(mixing), grad_x, *(x.new_empty(shape) for shape in shapes)
+
+    @fake
     def _feedback_segments(weight, stored, stream, lengths, modes, bounds, scales):
         return torch.empty_like(weight)
 

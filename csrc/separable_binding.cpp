@@ -1,110 +1,15 @@
 // The separable stage and the mixed sum as operators of torch; see binding.cpp. Activations are [N, H, W, C] with C a
 // multiple of 16; weights may have fewer channels and are padded with zeros here.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <algorithm>
-#include <optional>
-#include <tuple>
-#include <vector>
-
+#include "arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/feedback.h"
 #include "cpu/mixed_sum.h"
-#include "cpu/pool.h"
 #include "cpu/pools.h"
-#include "cpu/separable_stage.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
-void check(const char* name, const Tensor& tensor, ScalarType dtype = ScalarType::Float) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), name, ": expected a contiguous tensor on the CPU");
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype));
-}
-
-const float* pointer(const char* name, const std::optional<Tensor>& tensor) {
-  if (!tensor.has_value()) return nullptr;
-  check(name, *tensor);
-  return tensor->const_data_ptr<float>();
-}
-
-// An uninitialised float tensor on the CPU, out of the pool where it is large.
-Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::size_t bytes = sizeof(float);
-  for (int64_t size : sizes) bytes *= std::size_t(size);
-  if (bytes < bionas::pooled_from) return torch::stable::new_empty(like, sizes);
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
-  return torch::stable::from_blob(
-      bionas::take(bytes), sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU),
-      ScalarType::Float, &bionas::give);
-}
-
-// The maps of several stacks [K_i, N, H, W, C], counted through in order.
-std::vector<const float*> each_map(const char* name, const std::vector<Tensor>& stacks, int64_t size) {
-  std::vector<const float*> maps;
-  for (const Tensor& stack : stacks) {
-    check(name, stack);
-    STD_TORCH_CHECK(stack.numel() == stack.size(0) * size, name, ": expected maps of the same shape");
-    for (int64_t k = 0; k < stack.size(0); k++) maps.push_back(stack.const_data_ptr<float>() + k * size);
-  }
-  return maps;
-}
-
-// The weights of K branches with C channels each, out of ones that have fewer.
-class Weights {
- public:
-  Weights(
-      const Tensor& depthwise,  // [Σ c · k²]
-      const Tensor& pointwise,  // [K, c, c]
-      const Ints& kernels,
-      int64_t channels)
-      : kernels_(kernels), own_(pointwise.size(1)), c_(channels) {
-    check("depthwise", depthwise);
-    check("pointwise", pointwise);
-    STD_TORCH_CHECK(pointwise.size(0) == int64_t(kernels.size()), "pointwise: expected a matrix for each branch");
-    STD_TORCH_CHECK(pointwise.size(2) == own_ && own_ <= c_, "pointwise: expected square matrices");
-    depthwise_ = depthwise.const_data_ptr<float>();
-    pointwise_ = pointwise.const_data_ptr<float>();
-    int64_t taps = 0;
-    for (int64_t k : kernels) {
-      STD_TORCH_CHECK(k == 3 || k == 5, "kernels: expected 3 or 5");
-      offsets_.push_back(taps);
-      taps += k * k;
-    }
-    STD_TORCH_CHECK(depthwise.numel() == taps * own_, "depthwise: expected c · k² elements for each branch");
-    if (own_ == c_) return;
-    padded_depthwise_.resize(taps * c_);
-    padded_pointwise_.resize(kernels.size() * c_ * c_);
-    for (size_t k = 0; k < kernels.size(); k++) {
-      const int64_t n = kernels[k] * kernels[k];
-      std::copy(depthwise_ + offsets_[k] * own_, depthwise_ + (offsets_[k] + n) * own_,
-                padded_depthwise_.begin() + offsets_[k] * c_);
-      for (int64_t i = 0; i < own_; i++)
-        std::copy(pointwise_ + (k * own_ + i) * own_, pointwise_ + (k * own_ + i + 1) * own_,
-                  padded_pointwise_.begin() + (k * c_ + i) * c_);
-    }
-  }
-
-  const float* depthwise(int k) const {
-    return own_ == c_ ? depthwise_ + offsets_[k] * c_ : padded_depthwise_.data() + offsets_[k] * c_;
-  }
-  const float* pointwise(int k) const { return (own_ == c_ ? pointwise_ : padded_pointwise_.data()) + k * c_ * c_; }
-  int64_t own() const { return own_; }
-
- private:
-  Ints kernels_, offsets_;
-  int64_t own_, c_;
-  const float *depthwise_, *pointwise_;
-  std::vector<float> padded_depthwise_, padded_pointwise_;
-};
+using namespace bionas::arguments;
 
 bionas::Stage make_stage(
     const Tensor& x,  // [N, H, W, C] or [K, N, H, W, C]
@@ -169,31 +74,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
   check("a", a);
   check("b", b);
   check("d", d);
-  const int64_t c = s.c, real = weights.own();
-  int64_t taps = 0;
-  for (int64_t k : kernels) taps += k * k;
-  Tensor depthwise_grad = torch::stable::new_empty(x, {weights_wanted ? taps * real : 0});
-  Tensor pointwise_grad = torch::stable::new_empty(x, {weights_wanted ? s.branches : 0, real, real});
-  // With fewer channels than the kernels have, their gradients are cut out of larger ones.
-  const bool cut = weights_wanted && real < c;
-  std::vector<float> wide_depthwise(cut ? taps * c : 0), wide_pointwise(cut ? s.branches * c * c : 0);
-  float* depthwise_grads = cut ? wide_depthwise.data() : depthwise_grad.mutable_data_ptr<float>();
-  float* pointwise_grads = cut ? wide_pointwise.data() : pointwise_grad.mutable_data_ptr<float>();
+  const int64_t c = s.c;
+  WeightGrads weight_grads(x, weights, kernels, c, weights_wanted);
   std::vector<bionas::Branch> branches(s.branches);
-  for (int64_t k = 0, t = 0; k < s.branches; t += kernels[k] * kernels[k], k++) {
+  for (int64_t k = 0; k < s.branches; k++) {
     const int64_t i = grad_index[k];
     STD_TORCH_CHECK(i >= 0 && i < int64_t(incoming.size()), "grad_index: out of range");
-    branches[k] = {
-        int(kernels[k]),
-        int(dilations[k]),
-        weights.depthwise(k),
-        weights.pointwise(k),
-        feedback.depthwise(k),
-        feedback.pointwise(k),
-        weights_wanted ? depthwise_grads + t * c : nullptr,
-        weights_wanted ? pointwise_grads + k * c * c : nullptr,
-        incoming[i]};
+    branches[k].grad = incoming[i];
+    branches[k].kernel = int(kernels[k]);
+    branches[k].dilation = int(dilations[k]);
+    branches[k].depthwise = weights.depthwise(k);
+    branches[k].pointwise = weights.pointwise(k);
+    branches[k].depthwise_feedback = feedback.depthwise(k);
+    branches[k].pointwise_feedback = feedback.pointwise(k);
   }
+  weight_grads.give(branches);
   s.branch = branches.data();
   Tensor grad_x = s.shared ? new_map(x, {s.n, s.h, s.w, s.c}) : new_map(x, {s.branches, s.n, s.h, s.w, s.c});
   const int64_t rows = s.shared ? 0 : s.branches;
@@ -203,14 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
       s, {z.const_data_ptr<float>(), a.const_data_ptr<float>(), b.const_data_ptr<float>(), d.const_data_ptr<float>(),
           grad_x.mutable_data_ptr<float>(), rows ? sum.mutable_data_ptr<double>() : nullptr,
           rows ? product.mutable_data_ptr<double>() : nullptr});
-  if (cut) {
-    float* to = depthwise_grad.mutable_data_ptr<float>();
-    for (int64_t k = 0, t = 0; k < s.branches; t += kernels[k] * kernels[k], k++)
-      to = std::copy_n(depthwise_grads + t * c, kernels[k] * kernels[k] * real, to);
-    to = pointwise_grad.mutable_data_ptr<float>();
-    for (int64_t k = 0; k < s.branches; k++)
-      for (int64_t i = 0; i < real; i++) to = std::copy_n(pointwise_grads + (k * c + i) * c, real, to);
-  }
+  const auto [depthwise_grad, pointwise_grad] = weight_grads.take();
   return {grad_x, sum, product, depthwise_grad, pointwise_grad};
 }
 

@@ -80,6 +80,8 @@ def feedback_conv(
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
     geometry = (*(_per_dimension(*part, dims) for part in _named(stride, padding, dilation)), groups)
+    if _is_linear(input, weight, geometry[1], groups):
+        return _position_by_position(input, weight, bias, feedback, geometry[0], backend)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     if feedback.mode == "weight" and not feedback.advance and min(input.shape[1], weight.shape[0]) >= _PLAIN_FROM:
@@ -97,6 +99,29 @@ def feedback_conv(
         *geometry,
         chosen,
     )
+
+
+def _is_linear(input: Tensor, weight: Tensor, padding: Sequence[int], groups: int) -> bool:
+    """Whether a convolution is a linear map of the channels, which lie side by side in memory."""
+    if groups > 1 or any(padding) or weight.numel() != weight.shape[0] * weight.shape[1]:
+        return False
+    return input.movedim(1, -1).is_contiguous()
+
+
+def _position_by_position(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    feedback: Feedback,
+    stride: Sequence[int],
+    backend: str | None,
+) -> Tensor:
+    """A 1×1 convolution as a matrix product, which is several times faster where channels come last."""
+    taken = input[(slice(None), slice(None), *(slice(None, None, step) for step in stride))]
+    if feedback.stored is not None:
+        feedback = feedback._replace(stored=feedback.stored.flatten(1))
+    out = feedback_linear(taken.movedim(1, -1), weight.flatten(1), bias, feedback, backend=backend)
+    return out.movedim(-1, 1)
 
 
 def feedback_linear(

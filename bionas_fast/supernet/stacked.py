@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.ops.mixed_edges import POOLS, Plan, Statistics, Term, mixed_edges
+from bionas_fast.ops.edge_plan import POOLS, Plan, Separable, Term
+from bionas_fast.ops.mixed_edges import Statistics, mixed_edges
 from bionas_fast.space import Candidate, Space
 from bionas_fast.space.cells import PreprocessedCell
 from bionas_fast.space.operations import FactorizedReduce, SeparableStage, Skip, Zero
@@ -71,7 +72,7 @@ class StateEdges(nn.Module):
         self.others = nn.ModuleList(module for _, module in found.others)
         self.other_columns = [column for column, _ in found.others]
         candidates = len(list(edges[0].candidates))
-        incidence = torch.zeros(len(self.plan.terms), self.count * candidates)
+        incidence = torch.zeros(len(found.columns), self.count * candidates)
         for t, columns in enumerate(found.columns):
             for e, k in columns:
                 incidence[t, e * candidates + k] = 1
@@ -105,7 +106,7 @@ class StateEdges(nn.Module):
         for (e, k), module in zip(self.other_columns, self.others, strict=True):
             out = weights[e, k] * module(image).permute(0, 2, 3, 1)
             total[e] = out if total[e] is None else total[e] + out
-        if not self.plan.terms:
+        if self.plan.empty:
             return tuple(total)
         given = all(tensor is not None for tensor in total)
         make, make_identities = self.bank.prepare(), self.identities.prepare()
@@ -173,7 +174,7 @@ class _Sorted:
 
     @property
     def weights(self) -> list[Any]:
-        """The layers with weights, in the order of :class:`bionas_fast.ops.mixed_edges.Weights`."""
+        """The layers with weights, in the order of :class:`bionas_fast.ops.edge_plan.Weights`."""
         first = [stages[0] for _, stages in self.separable]
         second = [stages[1] for _, stages in self.twice]
         separable = [stage[i] for group in (first, second) for i in (1, 2) for stage in group]
@@ -196,8 +197,8 @@ class _Sorted:
         return rows
 
     def plan(self, edges: int, stride: int) -> Plan:
-        """What runs; and, as ``columns``, which columns of the mixing weights make each of its terms."""
-        maps: list[list[Column]] = [[column] for column, _ in (*self.separable, *self.reductions)]
+        """What runs; and, as ``columns``, which columns of the mixing weights make each of its own."""
+        maps: list[list[Column]] = [[column] for column, _ in self.reductions]
         if any(self.pools):
             maps += [[column for column, _ in pool] for pool in self.pools]
         if self.identity:
@@ -207,13 +208,17 @@ class _Sorted:
             for column in columns:
                 terms.setdefault(Term(k, column[0]), []).append(column)
         order = sorted(terms, key=lambda term: (term.edge, term.map))
-        self.columns = [terms[term] for term in order]
+        self.columns = [*([column] for column, _ in self.separable), *(terms[term] for term in order)]
+        separable = Separable(
+            kernels=tuple(stages[0][1].kernel_size[0] for _, stages in self.separable),
+            dilations=tuple(stages[0][1].dilation[0] for _, stages in self.separable),
+            edges=tuple(column[0] for column, _ in self.separable),
+            twice=len(self.twice),
+        )
         return Plan(
             edges=edges,
             stride=stride,
-            kernels=tuple(stages[0][1].kernel_size[0] for _, stages in self.separable),
-            dilations=tuple(stages[0][1].dilation[0] for _, stages in self.separable),
-            twice=len(self.twice),
+            separable=separable,
             reductions=len(self.reductions),
             pools=any(self.pools),
             identity=bool(self.identity),
@@ -272,8 +277,9 @@ class StackedCell(PreprocessedCell):
             getattr(state, action)(edges)
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        """As :class:`SearchCell`: images [N, C, H, W] in and out."""
+        """As :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
         rows = _rows_leaving(self.space.edges, self.space.nodes)
+        s0, s1 = (s.contiguous(memory_format=torch.channels_last) for s in (s0, s1))
         inputs = (self.preprocess0(s0), self.preprocess1(s1))
         states: list[Any] = [x.permute(0, 2, 3, 1) for x in inputs] + [None] * self.space.nodes
         # A node is complete when the edges of all states before it have been added.
@@ -284,7 +290,7 @@ class StackedCell(PreprocessedCell):
             sums = state(states[source], weights[own], into if given else ())
             for node, out in zip(nodes, sums, strict=True):
                 states[node] = out if given or states[node] is None else states[node] + out
-        return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2).contiguous()
+        return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2)
 
 
 def _rows_leaving(edges: Sequence[tuple[int, int]], nodes: int) -> list[list[int]]:

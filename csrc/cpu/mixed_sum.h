@@ -18,8 +18,8 @@ void mixed_sum_forward(
     const MixedSum& m,
     const float* weight,       // [T, C]
     const float* offset,       // [E, C]
-    const float* const* into,  // [E] pointers to [P, C], or null
-    float* const* out);        // [E]
+    const float* const* into,  // [E] pointers to [P, C], each may be null; or null
+    float* const* out);        // [E], may be the same as into
 
 void mixed_sum_backward(
     const MixedSum& m,

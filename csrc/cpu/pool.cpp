@@ -35,7 +35,7 @@ class Pool {
     used_bytes_ += found.data ? found.bytes : bytes;
     peak_ = used_bytes_ > peak_ ? used_bytes_ : peak_;
     if (!found.data) {
-      shrink(peak_);
+      shrink(peak_ + peak_ / 8);
       found = {std::aligned_alloc(page, bytes), bytes};
       if (!found.data) {
         shrink(0);

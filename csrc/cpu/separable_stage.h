@@ -36,6 +36,7 @@ struct StageForward {
   float* z;         // [K, N, H_out, W_out, C]
   double* sum;      // [K, C], Σ z, overwritten
   double* sum_sq;   // [K, C], Σ z²
+  bool past_caches = false;  // z is written to memory, which is quicker where nobody reads it soon
 };
 
 // The gradient of z is a · grad + b · z + d, channel by channel: batch normalisation's backward pass, folded in.
@@ -45,6 +46,7 @@ struct StageBackward {
   float* grad_x;            // shared: [N, H, W, C]; else [K, N, H, W, C], of what ReLU saw
   double* grad_sum;         // [K, C] Σ grad_x, and
   double* grad_x_sum;       // [K, C] Σ grad_x · x; only where x is not shared, else null
+  bool add = false;         // shared: grad_x is added to
 };
 
 void stage_forward(const Stage& stage, const StageForward& out);

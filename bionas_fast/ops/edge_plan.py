@@ -1,0 +1,119 @@
+"""What leaves a state of a cell: which candidates of which edges, and where their weights lie."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor
+
+POOLS = 2  # the maximum, then the average
+
+
+class Separable(NamedTuple):
+    """The separable candidates, first those of two stages and then those of one.
+
+    Attributes:
+        kernels, dilations: of the first stage.
+        edges: the edge of each.
+        twice: how many have a second stage (same kernel, stride 1, dilation 1).
+    """
+
+    kernels: tuple[int, ...]
+    dilations: tuple[int, ...]
+    edges: tuple[int, ...]
+    twice: int
+
+
+class Term(NamedTuple):
+    """A map in the sum of an edge."""
+
+    map: int
+    edge: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What leaves a state.
+
+    Every separable candidate has a mixing weight, and so has every term after them.
+
+    Attributes:
+        edges: how many there are.
+        stride: 1 or 2.
+        separable: the separable candidates.
+        reductions: how many factorized reductions there are.
+        pools, identity: whether there are any.
+        terms: what is added up beside the separable candidates, ascending by edge. Maps are counted through: the
+            reductions, the two pools, the state itself.
+    """
+
+    edges: int
+    stride: int
+    separable: Separable
+    reductions: int
+    pools: bool
+    identity: bool
+    terms: tuple[Term, ...]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing leaves the state."""
+        return not (self.separable.kernels or self.terms)
+
+    @cached_property
+    def index(self) -> list[int]:
+        """The map of each term."""
+        return [term.map for term in self.terms]
+
+    @cached_property
+    def sums(self) -> list[int]:
+        """The edge of each term."""
+        return [term.edge for term in self.terms]
+
+    @cached_property
+    def terms_of(self) -> list[list[int]]:
+        """The terms that read each map."""
+        found: list[list[int]] = [[] for _ in range(self.reductions + POOLS * self.pools + self.identity)]
+        for t, term in enumerate(self.terms):
+            found[term.map].append(t)
+        return found
+
+
+class Weights(NamedTuple):
+    """The weights of all candidates, or the feedback that stands for them in the backward pass.
+
+    Attributes:
+        depthwise1, pointwise1, depthwise2, pointwise2: of the two stages, laid out as ``kernels.separable_stage`` says.
+        reduce1, reduce2: of the reductions, laid out as ``kernels.factorized_reduce`` says.
+    """
+
+    depthwise1: Tensor
+    pointwise1: Tensor
+    depthwise2: Tensor
+    pointwise2: Tensor
+    reduce1: Tensor
+    reduce2: Tensor
+
+    @classmethod
+    def split(cls, flat: Tensor, plan: Plan, channels: int) -> Weights:
+        """Views of one tensor that holds them all, in this order."""
+        square = (channels, channels)
+        kernels, _, _, twice = plan.separable
+        shapes = (
+            (channels * sum(k * k for k in kernels),),
+            (len(kernels), *square),
+            (channels * sum(k * k for k in kernels[:twice]),),
+            (twice, *square),
+            (plan.reductions, channels - channels // 2, channels),
+            (plan.reductions, channels // 2, channels),
+        )
+        parts = flat.split([math.prod(shape) for shape in shapes])
+        return cls(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+
+    @property
+    def separable(self) -> list[Tensor]:
+        """Those of the two stages."""
+        return list(self[:4])

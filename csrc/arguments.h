@@ -1,0 +1,153 @@
+// What the operators make of their arguments. Activations are [N, H, W, C] with C a multiple of 16; weights may have
+// fewer channels and are padded with zeros here.
+
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/pool.h"
+#include "cpu/separable_stage.h"
+
+namespace bionas::arguments {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+inline void check(const char* name, const Tensor& tensor, ScalarType dtype = ScalarType::Float) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), name, ": expected a contiguous tensor on the CPU");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype));
+}
+
+inline const float* pointer(const char* name, const std::optional<Tensor>& tensor) {
+  if (!tensor.has_value()) return nullptr;
+  check(name, *tensor);
+  return tensor->const_data_ptr<float>();
+}
+
+// An uninitialised float tensor on the CPU, out of the pool where it is large.
+inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::size_t bytes = sizeof(float);
+  for (int64_t size : sizes) bytes *= std::size_t(size);
+  if (bytes < pooled_from) return torch::stable::new_empty(like, sizes);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  return torch::stable::from_blob(
+      take(bytes), sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU),
+      ScalarType::Float, &give);
+}
+
+// The maps of several stacks [K_i, N, H, W, C], counted through in order.
+inline std::vector<const float*> each_map(const char* name, const std::vector<Tensor>& stacks, int64_t size) {
+  std::vector<const float*> maps;
+  for (const Tensor& stack : stacks) {
+    check(name, stack);
+    STD_TORCH_CHECK(stack.numel() == stack.size(0) * size, name, ": expected maps of the same shape");
+    for (int64_t k = 0; k < stack.size(0); k++) maps.push_back(stack.const_data_ptr<float>() + k * size);
+  }
+  return maps;
+}
+
+// The weights of K branches with C channels each, out of ones that have fewer.
+class Weights {
+ public:
+  Weights(
+      const Tensor& depthwise,  // [Σ c · k²]
+      const Tensor& pointwise,  // [K, c, c]
+      const Ints& kernels,
+      int64_t channels)
+      : kernels_(kernels), own_(pointwise.size(1)), c_(channels) {
+    check("depthwise", depthwise);
+    check("pointwise", pointwise);
+    STD_TORCH_CHECK(pointwise.size(0) == int64_t(kernels.size()), "pointwise: expected a matrix for each branch");
+    STD_TORCH_CHECK(pointwise.size(2) == own_ && own_ <= c_, "pointwise: expected square matrices");
+    depthwise_ = depthwise.const_data_ptr<float>();
+    pointwise_ = pointwise.const_data_ptr<float>();
+    int64_t taps = 0;
+    for (int64_t k : kernels) {
+      STD_TORCH_CHECK(k == 3 || k == 5, "kernels: expected 3 or 5");
+      offsets_.push_back(taps);
+      taps += k * k;
+    }
+    STD_TORCH_CHECK(depthwise.numel() == taps * own_, "depthwise: expected c · k² elements for each branch");
+    if (own_ == c_) return;
+    padded_depthwise_.resize(taps * c_);
+    padded_pointwise_.resize(kernels.size() * c_ * c_);
+    for (size_t k = 0; k < kernels.size(); k++) {
+      const int64_t n = kernels[k] * kernels[k];
+      std::copy(depthwise_ + offsets_[k] * own_, depthwise_ + (offsets_[k] + n) * own_,
+                padded_depthwise_.begin() + offsets_[k] * c_);
+      for (int64_t i = 0; i < own_; i++)
+        std::copy(pointwise_ + (k * own_ + i) * own_, pointwise_ + (k * own_ + i + 1) * own_,
+                  padded_pointwise_.begin() + (k * c_ + i) * c_);
+    }
+  }
+
+  const float* depthwise(int k) const {
+    return own_ == c_ ? depthwise_ + offsets_[k] * c_ : padded_depthwise_.data() + offsets_[k] * c_;
+  }
+  const float* pointwise(int k) const { return (own_ == c_ ? pointwise_ : padded_pointwise_.data()) + k * c_ * c_; }
+  int64_t own() const { return own_; }
+
+ private:
+  Ints kernels_, offsets_;
+  int64_t own_, c_;
+  const float *depthwise_, *pointwise_;
+  std::vector<float> padded_depthwise_, padded_pointwise_;
+};
+
+// The gradients of the weights of K branches, for kernels with C channels to fill, or nothing.
+class WeightGrads {
+ public:
+  WeightGrads(const Tensor& like, const Weights& weights, const Ints& kernels, int64_t channels, bool wanted)
+      : kernels_(kernels), own_(weights.own()), c_(channels), wanted_(wanted) {
+    for (int64_t k : kernels) taps_ += k * k;
+    depthwise_ = torch::stable::new_empty(like, {wanted ? taps_ * own_ : 0});
+    pointwise_ = torch::stable::new_empty(like, {wanted ? int64_t(kernels.size()) : 0, own_, own_});
+    if (!wanted || own_ == c_) return;
+    wide_depthwise_.resize(taps_ * c_);
+    wide_pointwise_.resize(kernels.size() * c_ * c_);
+  }
+
+  // Where the branches' gradients go.
+  void give(std::vector<Branch>& branches) {
+    float* depthwise = wide() ? wide_depthwise_.data() : depthwise_.mutable_data_ptr<float>();
+    float* pointwise = wide() ? wide_pointwise_.data() : pointwise_.mutable_data_ptr<float>();
+    for (std::size_t k = 0, t = 0; k < branches.size(); t += kernels_[k] * kernels_[k], k++) {
+      branches[k].depthwise_grad = wanted_ ? depthwise + t * c_ : nullptr;
+      branches[k].pointwise_grad = wanted_ ? pointwise + k * c_ * c_ : nullptr;
+    }
+  }
+
+  // [Σ c · k²] and [K, c, c], empty where they are not wanted.
+  std::tuple<Tensor, Tensor> take() {
+    if (wide()) {
+      float* to = depthwise_.mutable_data_ptr<float>();
+      const float* from = wide_depthwise_.data();
+      for (int64_t k : kernels_) to = std::copy_n(from, k * k * own_, to), from += k * k * c_;
+      to = pointwise_.mutable_data_ptr<float>();
+      for (std::size_t k = 0; k < kernels_.size(); k++)
+        for (int64_t i = 0; i < own_; i++) to = std::copy_n(wide_pointwise_.data() + (k * c_ + i) * c_, own_, to);
+    }
+    return {depthwise_, pointwise_};
+  }
+
+ private:
+  bool wide() const { return wanted_ && own_ < c_; }
+
+  Ints kernels_;
+  int64_t own_, c_, taps_ = 0;
+  bool wanted_;
+  Tensor depthwise_, pointwise_;
+  std::vector<float> wide_depthwise_, wide_pointwise_;
+};
+
+}  // namespace bionas::arguments

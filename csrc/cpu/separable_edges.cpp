@@ -1,0 +1,231 @@
+#include "separable_edges.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <vector>
+
+#include "mixed_sum.h"
+#include "pool.h"
+
+namespace bionas {
+
+namespace {
+
+constexpr double epsilon = 1e-5;
+
+// Maps of so many bytes go through the stages together: enough to share their input, few enough to stay in a cache.
+static const int64_t together = int64_t(atof(getenv("TG")?getenv("TG"):"16")*(1 << 20));
+
+// A large array out of the pool.
+struct Scratch {
+  explicit Scratch(int64_t size) : data(size ? static_cast<float*>(take(size * sizeof(float))) : nullptr) {}
+  ~Scratch() {
+    if (data) give(data);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* data;
+};
+
+// The maps of branches [begin, end) as terms of a sum over the edges that they belong to.
+struct Terms {
+  Terms(const SeparableEdges& e, const float* z, int begin, int end) {
+    for (int k = begin; k < end; k++) {
+      const auto known = std::find(edges.begin(), edges.end(), e.edge[k]);
+      own.push_back(known - edges.begin());
+      if (known == edges.end()) edges.push_back(e.edge[k]);
+      maps.push_back(z + k * e.map());
+    }
+    sum = {e.map() / e.c, e.c, int(edges.size()), end - begin, maps.data(), own.data()};
+  }
+  std::vector<const float*> maps;
+  std::vector<int64_t> own, edges;
+  MixedSum sum;
+};
+
+// Branches [begin, end), all of two stages or all of one, and what belongs to them.
+class Group {
+ public:
+  Group(const SeparableEdges& e, int begin, int end)
+      : e(e), c(e.c), begin(begin), end(end), count(end - begin), two(begin < e.twice), scale(count * c), shift(count * c),
+        sum(count * c), second_sum(count * c) {}
+
+  // z: of the first stages.
+  Stage first(const Branch* branches) const {
+    return {e.n, e.h, e.w, c, e.ho(), e.wo(), e.stride, count, branches, e.x, true, nullptr, nullptr};
+  }
+  Stage second(const Branch* branches, const float* z) const {
+    return {e.n, e.ho(), e.wo(), c, e.ho(), e.wo(), 1, count, branches, z, false, scale.data(), shift.data()};
+  }
+
+  // Writes the maps behind the first stages, and their mean and variance where they are wanted.
+  void run_first(float* z, bool measure) {
+    stage_forward(first(e.first + begin), {z, sum.data(), second_sum.data(), !two});
+    if (measure && e.training) moments(two ? begin : e.twice + begin);
+    if (!two) return;
+    for (int64_t i = 0; i < count * c; i++) {
+      const int64_t at = begin * c + i;
+      scale[i] = float(rstd(at));
+      shift[i] = float(-e.mean[at] * rstd(at));
+    }
+  }
+  void run_second(const float* z1, float* z) {
+    stage_forward(second(e.second + begin, z1), {z, sum.data(), second_sum.data(), true});
+    if (e.training) moments(e.twice + begin);
+  }
+
+  void add_up(const SeparableEdgesForward& f, std::vector<bool>& started) {
+    const Terms terms(e, f.z, begin, end);
+    std::vector<float> weight(count * c), offset(terms.edges.size() * c);
+    for (int k = 0; k < count; k++)
+      for (int64_t j = 0; j < c; j++) {
+        const int64_t at = (e.twice + begin + k) * c + j;
+        const double factor = e.mixing[begin + k] * rstd(at);
+        weight[k * c + j] = float(factor);
+        offset[terms.own[k] * c + j] -= float(factor * e.mean[at]);
+      }
+    std::vector<const float*> into;
+    std::vector<float*> out;
+    for (int64_t edge : terms.edges) {
+      into.push_back(started[edge] ? f.out[edge] : f.into ? f.into[edge] : nullptr);
+      out.push_back(f.out[edge]);
+      started[edge] = true;
+    }
+    mixed_sum_forward(terms.sum, weight.data(), offset.data(), into.data(), out.data());
+  }
+
+  // The gradients of mixing; and a, b, d: the gradient of the last map is a · grad + b · z + d.
+  void differentiate(const SeparableEdgesBackward& g) {
+    const Terms terms(e, g.z, begin, end);
+    std::vector<const float*> grad;
+    for (int64_t edge : terms.edges) grad.push_back(g.grad[edge]);
+    std::vector<double> grad_sum(terms.edges.size() * c);
+    mixed_sum_backward(terms.sum, grad.data(), grad_sum.data(), second_sum.data());
+    a.resize(count * c), b.resize(count * c), d.resize(count * c);
+    for (int k = 0; k < count; k++) {
+      const double mixing = e.mixing[begin + k];
+      double& total = g.grad_mixing[begin + k] = 0;
+      for (int64_t j = 0; j < c; j++) {
+        const int64_t i = k * c + j, at = (e.twice + begin) * c + i;
+        const double own = grad_sum[terms.own[k] * c + j], normalised = rstd(at) * (second_sum[i] - e.mean[at] * own);
+        total += normalised;
+        affine(i, at, mixing, own, normalised);
+      }
+    }
+  }
+
+  // Through the second stages; grad: [count, N, H_out, W_out, C], what comes out, and a, b, d become those of z1.
+  void second_backward(const SeparableEdgesBackward& g, const float* z1, float* grad) {
+    const std::vector<Branch> branches = with_grads(e.second, [&](int k) { return g.grad[e.edge[k]]; });
+    stage_backward(
+        second(branches.data(), z1), {g.z + begin * e.map(), a.data(), b.data(), d.data(), grad, sum.data(),
+                                      second_sum.data()});
+    for (int64_t i = 0; i < count * c; i++) {
+      const int64_t at = begin * c + i;
+      affine(i, at, 1.0, sum[i], rstd(at) * (second_sum[i] - e.mean[at] * sum[i]));
+    }
+  }
+  // Through the first stages; own: what second_backward wrote.
+  void first_backward(const SeparableEdgesBackward& g, const float* z, const float* own, bool add) {
+    const std::vector<Branch> branches = with_grads(
+        e.first, [&](int k) { return own ? own + (k - begin) * e.map() : g.grad[e.edge[k]]; });
+    stage_backward(
+        first(branches.data()), {z, a.data(), b.data(), d.data(), g.grad_x, nullptr, nullptr, add});
+  }
+
+  const SeparableEdges& e;
+  const int64_t c;
+  const int begin, end, count;
+  const bool two;
+
+ private:
+  double rstd(int64_t at) const { return 1 / std::sqrt(e.var[at] + epsilon); }
+
+  void moments(int64_t row) const {
+    const double positions = double(e.map() / c);
+    for (int64_t i = 0; i < count * c; i++) {
+      const double mean = sum[i] / positions, var = second_sum[i] / positions - mean * mean;
+      e.mean[row * c + i] = mean;
+      e.var[row * c + i] = var > 0 ? var : 0;
+    }
+  }
+
+  // From Σ grad and Σ grad · ẑ; the gradient of ẑ is factor · grad.
+  void affine(int64_t i, int64_t at, double factor, double grad_sum, double normalised) {
+    const double positions = double(e.map() / c), slope = rstd(at) * rstd(at) * factor * normalised / positions;
+    a[i] = float(factor * rstd(at));
+    b[i] = e.training ? float(-slope) : 0.0f;
+    d[i] = e.training ? float(slope * e.mean[at] - rstd(at) * factor * grad_sum / positions) : 0.0f;
+  }
+
+  template <class Grad>
+  std::vector<Branch> with_grads(const Branch* branches, const Grad& grad) const {
+    std::vector<Branch> own(branches + begin, branches + end);
+    for (int k = 0; k < count; k++) own[k].grad = grad(begin + k);
+    return own;
+  }
+
+  std::vector<float> scale, shift, a, b, d;
+  std::vector<double> sum, second_sum;
+};
+
+// Calls body with one group after the other, those of two stages first.
+template <class Body>
+void each_group(const SeparableEdges& e, const Body& body) {
+  const int64_t most = std::max<int64_t>(1, together / int64_t(e.map() * sizeof(float)));
+  const auto divide = [&](int begin, int end) {
+    const int64_t groups = (end - begin + most - 1) / most;
+    for (int64_t i = 0; i < groups; i++) {
+      Group group(e, begin + int((end - begin) * i / groups), begin + int((end - begin) * (i + 1) / groups));
+      body(group);
+    }
+  };
+  divide(0, e.twice);
+  divide(e.twice, e.branches);
+}
+
+// Of the largest group of two stages.
+int64_t scratch_size(const SeparableEdges& e) {
+  int64_t largest = 0;
+  each_group(e, [&](const Group& group) { largest = std::max<int64_t>(largest, group.two ? group.count : 0); });
+  return largest * e.map();
+}
+
+}  // namespace
+
+void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForward& f) {
+  const Scratch between(scratch_size(e));
+  std::vector<bool> started(e.edges);
+  each_group(e, [&](Group& group) {
+    float* z = f.z + group.begin * e.map();
+    group.run_first(group.two ? between.data : z, true);
+    if (group.two) group.run_second(between.data, z);
+    group.add_up(f, started);
+  });
+  for (int edge = 0; edge < e.edges; edge++) {
+    if (started[edge]) continue;
+    if (f.into) std::copy_n(f.into[edge], e.map(), f.out[edge]);
+    else std::fill_n(f.out[edge], e.map(), 0.0f);
+  }
+}
+
+// The maps between two stages are not kept but computed again, which costs little where they then lie in a cache.
+void separable_edges_backward(const SeparableEdges& e, const SeparableEdgesBackward& g) {
+  const int64_t size = g.grad_x ? scratch_size(e) : 0;
+  const Scratch between(size), own(size);
+  bool add = false;
+  each_group(e, [&](Group& group) {
+    group.differentiate(g);
+    if (!g.grad_x) return;
+    if (group.two) {
+      group.run_first(between.data, false);
+      group.second_backward(g, between.data, own.data);
+      group.first_backward(g, between.data, own.data, add);
+    } else group.first_backward(g, g.z + group.begin * e.map(), nullptr, add);
+    add = true;
+  });
+  if (g.grad_x && !add) std::fill_n(g.grad_x, e.n * e.h * e.w * e.c, 0.0f);
+}
+
+}  // namespace bionas
