@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -199,16 +200,39 @@ class TestInstructionSets:
             pass
 
 
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    """For a sanitizer: the compiler's command line, and all kernels compiled with it, once."""
+
+    @functools.cache
+    def build(sanitizer):
+        flags = [
+            COMPILER,
+            "-std=c++17",
+            "-O1",
+            "-g",
+            f"-fsanitize={sanitizer}",
+            "-fno-sanitize-recover=all",
+            "-pthread",
+        ]
+        folder = tmp_path_factory.mktemp("sanitized")
+        (folder / "empty.cpp").write_text("int main() {}")
+        probe = subprocess.run([*flags, folder / "empty.cpp", "-o", folder / "empty"], capture_output=True)
+        if probe.returncode or subprocess.run([folder / "empty"], capture_output=True).returncode:
+            pytest.skip(f"{COMPILER} has no -fsanitize={sanitizer} that runs here")
+        kernels = sorted(KERNELS.glob("*.cpp"))
+        jobs = [subprocess.Popen([*flags, "-c", path, "-o", folder / f"{path.stem}.o"]) for path in kernels]
+        assert [job.wait() for job in jobs] == [0] * len(jobs)
+        return flags, [folder / f"{path.stem}.o" for path in kernels]
+
+    return build
+
+
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 @pytest.mark.parametrize("name", sorted(path.stem for path in CPP.glob("*.cpp")))
-def test_under_a_sanitizer(tmp_path, name, sanitizer):
-    flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-pthread"]
+def test_under_a_sanitizer(tmp_path, sanitized, name, sanitizer):
+    flags, kernels = sanitized(sanitizer)
     program = tmp_path / "program"
-    (tmp_path / "empty.cpp").write_text("int main() {}")
-    probe = subprocess.run([COMPILER, *flags, tmp_path / "empty.cpp", "-o", program], capture_output=True)
-    if probe.returncode or subprocess.run([program], capture_output=True).returncode:
-        pytest.skip(f"{COMPILER} has no -fsanitize={sanitizer} that runs here")
-    sources = [CPP / f"{name}.cpp", KERNELS / f"{name}.cpp", KERNELS / "dispatch.cpp"]
-    subprocess.run([COMPILER, *flags, f"-I{KERNELS}", *sources, "-o", program], check=True)
+    subprocess.run([*flags, f"-I{KERNELS}", CPP / f"{name}.cpp", *kernels, "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

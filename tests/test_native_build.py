@@ -56,7 +56,7 @@ class Checkout:
         shutil.copy(ROOT / "bionas_fast" / "native.py", self.native)
         (self.csrc / "cpu").mkdir(parents=True)
         shutil.copy(ROOT / "csrc" / "binding.cpp", self.csrc)
-        for name in ("dispatch", "feedback", "pool"):
+        for name in ("dispatch", "vector", "feedback", "pool"):
             for file in (ROOT / "csrc" / "cpu").glob(f"{name}.*"):
                 shutil.copy(file, self.csrc / "cpu")
         self.compiler.write_text(COMPILER_SCRIPT)

@@ -1,4 +1,4 @@
-"""The stacked supernet against the modular one, and its kernels against their references."""
+"""The stacked supernet against the modular one."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import native
-from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
-from bionas_fast.kernels.mixed_sum import reference as mixed_sum
-from bionas_fast.kernels.pools import reference as pools
-from bionas_fast.kernels.separable_stage import reference as separable_stage
 from bionas_fast.search import Search, SearchConfig
 from bionas_fast.search.strategy import frozen
 from bionas_fast.space import Candidate, Space, get_space
-from bionas_fast.space.operations import FactorizedReduce
 
 needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
 BACKENDS = [pytest.param("reference"), pytest.param("native", marks=needs_native)]
@@ -333,150 +326,6 @@ def test_alpha_trajectory_of_a_search():
     assert sorted(strayed)[1] < 1e-4
 
 
-def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    taps = sum(kernel * kernel for kernel in kernels)
-    x = randn(n, h, w, c) if draw_shared else randn(k, n, h, w, c)
-    weights = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
-    feedback = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
-    scale, shift = (None, None) if draw_shared else (randn(k, c), randn(k, c))
-    size = (n, -(-h // stride), -(-w // stride), c)
-    grad, own = randn(2, *size), randn(k, *size)
-    affine = (randn(k, c), randn(k, c), randn(k, c))
-    return x, weights, feedback, scale, shift, grad, own, affine
-
-
-@needs_native
-@settings(max_examples=40, deadline=None)
-@given(
-    shared=st.booleans(),
-    specs=st.lists(st.sampled_from([(3, 1), (5, 1), (3, 2), (5, 2)]), min_size=1, max_size=5),
-    n=st.integers(1, 3),
-    h=st.integers(1, 11),
-    w=st.integers(1, 11),
-    blocks=st.integers(1, 3),
-    stride=st.integers(1, 2),
-    weights_wanted=st.booleans(),
-    isa=st.sampled_from(native.isas() or ("none",)),
-    seed=st.integers(0, 2**31),
-)
-def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, weights_wanted, isa, seed):
-    stride, c, k = stride if shared else 1, 16 * blocks, len(specs)
-    kernels, dilations = zip(*specs, strict=True)
-    x, weights, feedback, scale, shift, grad, own, affine = _stage(
-        shared, k, n, h, w, c, stride, kernels, dilations, seed
-    )
-    index = [i % 2 if i % 3 else 2 + i for i in range(k)]
-
-    def run(cast, forward, backward):
-        z, total, squares = forward(cast(x), *map(cast, weights), kernels, dilations, stride, cast(scale), cast(shift))
-        grads = backward(
-            [cast(grad), cast(own)], index, z, *map(cast, affine), cast(x), *map(cast, weights), *map(cast, feedback),
-            kernels, dilations, stride, cast(scale), cast(shift), weights_wanted,
-        )  # fmt: skip
-        return z, total, squares, *grads
-
-    expected = run(lambda t: t, separable_stage.forward, separable_stage.backward)
-    ops = torch.ops.bionas_fast_native
-    with native.use_isa(isa):
-        actual = run(lambda t: None if t is None else t.float(), ops.stage_forward, ops.stage_backward)
-    for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
-        assert ours.numel() == theirs.numel(), i
-        if theirs.numel():
-            assert relative(ours.double(), theirs) < 3e-5, i
-
-
-@needs_native
-@settings(max_examples=30, deadline=None)
-@given(
-    edges=st.lists(st.integers(0, 2), min_size=1, max_size=9),
-    positions=st.integers(1, 300),
-    blocks=st.integers(1, 3),
-    given_before=st.booleans(),
-    isa=st.sampled_from(native.isas() or ("none",)),
-    seed=st.integers(0, 2**31),
-)
-def test_mixed_sum_kernels_on_random_shapes(edges, positions, blocks, given_before, isa, seed):
-    edges, c = sorted(edges), 16 * blocks
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    stacks = [randn(3, 1, 1, positions, c), randn(2, 1, 1, positions, c)]
-    index = torch.randint(5, (len(edges),), generator=generator).tolist()
-    weight, offset = randn(len(edges), c), randn(3, c)
-    grads = [randn(1, 1, positions, c) for _ in range(3)]
-    into = grads if given_before else []
-    expected = mixed_sum.forward(stacks, index, edges, weight, offset, into)
-    expected += mixed_sum.backward(stacks, index, edges, grads)
-    ops = torch.ops.bionas_fast_native
-    with native.use_isa(isa):
-        floats, float_grads, float_into = ([t.float() for t in group] for group in (stacks, grads, into))
-        actual = ops.mixed_sum(floats, index, edges, weight.float(), offset.float(), float_into)
-        actual += ops.mixed_sum_backward(floats, index, edges, float_grads)
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert relative(ours.double(), theirs) < 1e-5
-
-
-@needs_native
-@settings(max_examples=40, deadline=None)
-@given(
-    n=st.integers(1, 3),
-    h=st.integers(1, 9),
-    w=st.integers(1, 9),
-    stride=st.integers(1, 2),
-    coarse=st.booleans(),
-    isa=st.sampled_from(native.isas() or ("none",)),
-    seed=st.integers(0, 2**31),
-)
-def test_pool_kernels_on_random_shapes(n, h, w, stride, coarse, isa, seed):
-    """Coarse inputs have equal maxima."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, h, w, 32, generator=generator)
-    x = x.round() if coarse else x
-    expected = pools.forward(x.double(), stride)
-    grads = [torch.randn(expected[0].shape[1:], generator=generator) for _ in range(2)]
-    down = pools.backward([grad.double() for grad in grads], x.double(), stride)
-    ops = torch.ops.bionas_fast_native
-    with native.use_isa(isa):
-        actual = (*ops.pools(x, stride), ops.pools_backward(grads, x, stride))
-    for ours, theirs in zip(actual, (*expected, down), strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
-
-
-@needs_native
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("weights_wanted", [True, False])
-def test_operators_pass_opcheck(shared, weights_wanted):
-    ops = torch.ops.bionas_fast_native
-    kernels, dilations, stride = [3, 5, 3], [1, 1, 2], 2 if shared else 1
-    x, weights, feedback, scale, shift, grad, own, affine = (
-        [t.float() for t in value] if isinstance(value, tuple) else None if value is None else value.float()
-        for value in _stage(shared, 3, 2, 5, 6, 16, stride, kernels, dilations, 0)
-    )
-    checks = ("test_schema", "test_faketensor")
-    stage = (x, *weights, kernels, dilations, stride, scale, shift)
-    torch.library.opcheck(ops.stage_forward.default, stage, test_utils=checks)
-    z = ops.stage_forward(*stage)[0]
-    backward = (
-        [grad, own], [0, 1, 2], z, *affine, x, *weights, *feedback, kernels, dilations, stride, scale, shift,
-        weights_wanted,
-    )  # fmt: skip
-    torch.library.opcheck(ops.stage_backward.default, backward, test_utils=checks)
-    sums = ([z], [0, 2, 1], [0, 0, 1], affine[0], affine[1][:2], [])
-    torch.library.opcheck(ops.mixed_sum.default, sums, test_utils=checks)
-    torch.library.opcheck(ops.mixed_sum_backward.default, ([z], [0, 2, 1], [0, 0, 1], list(grad)), test_utils=checks)
-    image = x if shared else x[0]
-    torch.library.opcheck(ops.pools.default, (image, 2), test_utils=checks)
-    pooled = ops.pools(image, 2)[0]
-    torch.library.opcheck(ops.pools_backward.default, ([pooled[0], pooled[1]], image, 2), test_utils=checks)
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_fake_tensors(device):
     """Shapes, dtypes and devices without memory or a GPU; autograd on a GPU would need its driver."""
@@ -489,81 +338,3 @@ def test_fake_tensors(device):
             out.sum().backward()
             for parameter in net.weight_parameters():
                 assert parameter.grad.shape == parameter.shape
-
-
-@needs_native
-def test_pools_let_nan_through():
-    x = torch.randn(1, 4, 4, 16)
-    x[0, 1, 2, 3] = float("nan")
-    ours, theirs = torch.ops.bionas_fast_native.pools(x, 1)[0], pools.forward(x, 1)[0]
-    assert torch.equal(ours.isnan(), theirs.isnan())
-
-
-@pytest.mark.parametrize("size", [(4, 6), (5, 5), (1, 1)])
-def test_factorized_reductions_are_the_modules(size):
-    torch.manual_seed(0)
-    modules = [FactorizedReduce(5, 5, "bp", affine=False).double() for _ in range(3)]
-    first, second = (
-        torch.stack([getattr(m, name).weight[:, :, 0, 0] for m in modules]) for name in ("conv_1", "conv_2")
-    )
-    x = torch.randn(2, *size, 5, dtype=torch.float64, requires_grad=True)
-    for module in modules:
-        module.bn = torch.nn.Identity()
-    expected = [module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for module in modules]
-    with torch.no_grad():
-        z = factorized_reduce.forward(x, first, second)
-        torch.testing.assert_close(z, torch.stack(expected))
-        grads = torch.randn_like(z).unbind()
-        actual = factorized_reduce.backward(grads, x, first, second, (first, second), True)
-    weights = [getattr(module, name).weight for name in ("conv_1", "conv_2") for module in modules]
-    down, *each = torch.autograd.grad(expected, (x, *weights), grads)
-    firsts, seconds = torch.stack(each[:3])[..., 0, 0], torch.stack(each[3:])[..., 0, 0]
-    for ours, theirs in zip(actual, (down, firsts, seconds), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-@needs_native
-def test_memory_is_kept_for_the_next_step_and_given_back():
-    x = torch.randn(32, 16, 16, 16)
-    native.release_memory()
-    z = torch.ops.bionas_fast_native.pools(x, 1)[0]
-    assert z.numel() * z.element_size() >= 1 << 20
-    expected, where = z.clone(), z.data_ptr()
-    assert native.release_memory() == 0, "in use"
-    part = z[1]
-    del z
-    assert native.release_memory() == 0, "a view is still in use"
-    assert torch.equal(part, expected[1])
-    del part
-    z = torch.ops.bionas_fast_native.pools(x, 1)[0]
-    assert z.data_ptr() == where
-    assert torch.equal(z, expected)
-    del z
-    assert native.release_memory() >= 1 << 20
-    assert native.release_memory() == 0
-
-
-def test_stage_reference_is_autograd_when_feedback_is_the_weight():
-    """With B = W the specification itself is the gradient of the plain stage followed by batch normalisation."""
-    kernels, dilations, c = (3, 5, 3), (1, 1, 2), 4
-    x, weights, _, _, _, grad, _, _ = _stage(True, 3, 2, 6, 7, c, 1, kernels, dilations, 0)
-    leaves = [t.clone().requires_grad_() for t in (x, *weights)]
-    z, total, squares = separable_stage.forward(*leaves, kernels, dilations, 1)
-    positions = z[0].numel() // c
-    g = torch.stack([grad[0], grad[1], grad[0]])
-    normal = torch.stack([F.batch_norm(m.reshape(-1, c), None, None, training=True).view_as(m) for m in z])
-    normal.backward(g)
-    torch.testing.assert_close(total, z.sum(dim=(1, 2, 3)))
-    torch.testing.assert_close(squares, z.square().sum(dim=(1, 2, 3)))
-
-    mean, var = total / positions, squares / positions - (total / positions).square()
-    rstd = (var + 1e-5).rsqrt().detach()
-    slope = rstd.square() * (g * normal).sum(dim=(1, 2, 3)) / positions * rstd / rstd
-    affine = (rstd, -slope, slope * mean - rstd * g.sum(dim=(1, 2, 3)) / positions)
-    grads = separable_stage.backward(
-        [grad], [0, 1, 0], z.detach(), *(t.detach() for t in affine), x, *weights, *weights, kernels, dilations, 1,
-        None, None, True,
-    )  # fmt: skip
-    torch.testing.assert_close(grads[0], leaves[0].grad)
-    torch.testing.assert_close(grads[3], leaves[1].grad)
-    torch.testing.assert_close(grads[4].view_as(leaves[2]), leaves[2].grad)

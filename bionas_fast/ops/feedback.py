@@ -79,9 +79,10 @@ def feedback_conv(
         )
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
-    geometry = (*(_per_dimension(*part, dims) for part in _named(stride, padding, dilation)), groups)
-    if _is_linear(input, weight, geometry[1], groups):
-        return _position_by_position(input, weight, bias, feedback, geometry[0], backend)
+    steps, pads, spread = (_per_dimension(*part, dims) for part in _named(stride, padding, dilation))
+    if _is_linear(input, weight, pads, groups):
+        return _position_by_position(input, weight, bias, feedback, steps, backend)
+    geometry = (steps, pads, spread, groups)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     if feedback.mode == "weight" and not feedback.advance and min(input.shape[1], weight.shape[0]) >= _PLAIN_FROM:

@@ -2,20 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <vector>
 
 #include "mixed_sum.h"
 #include "pool.h"
+#include "separable_stage.h"
 
 namespace bionas {
 
 namespace {
 
 constexpr double epsilon = 1e-5;
-
-// Maps of so many bytes go through the stages together: enough to share their input, few enough to stay in a cache.
-static const int64_t together = int64_t(atof(getenv("TG")?getenv("TG"):"16")*(1 << 20));
 
 // A large array out of the pool.
 struct Scratch {
@@ -51,7 +48,6 @@ class Group {
       : e(e), c(e.c), begin(begin), end(end), count(end - begin), two(begin < e.twice), scale(count * c), shift(count * c),
         sum(count * c), second_sum(count * c) {}
 
-  // z: of the first stages.
   Stage first(const Branch* branches) const {
     return {e.n, e.h, e.w, c, e.ho(), e.wo(), e.stride, count, branches, e.x, true, nullptr, nullptr};
   }
@@ -173,7 +169,7 @@ class Group {
 // Calls body with one group after the other, those of two stages first.
 template <class Body>
 void each_group(const SeparableEdges& e, const Body& body) {
-  const int64_t most = std::max<int64_t>(1, together / int64_t(e.map() * sizeof(float)));
+  const int64_t most = std::max<int64_t>(1, e.together / int64_t(e.map() * sizeof(float)));
   const auto divide = [&](int begin, int end) {
     const int64_t groups = (end - begin + most - 1) / most;
     for (int64_t i = 0; i < groups; i++) {

@@ -15,8 +15,8 @@ constexpr int64_t max_taps = 25;
 
 int64_t padding(const Branch& b) { return int64_t{b.dilation} * (b.kernel / 2); }
 
-// Rows at a time so that a block has at least 64 positions: less overhead on small images.
-int64_t rows_per_block(const Stage& s) { return s.wo >= 64 ? 1 : (63 + s.wo) / s.wo; }
+// Rows at a time so that a block has at least 128 positions: less overhead on small images.
+int64_t rows_per_block(const Stage& s) { return s.wo >= 128 ? 1 : (127 + s.wo) / s.wo; }
 
 int64_t grads_per_branch(int64_t c) { return (c + max_taps) * c; }
 

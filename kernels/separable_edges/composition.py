@@ -124,10 +124,8 @@ class Composition(NamedTuple):
         stacks, sources = [grad[None] for grad in grads], list(edges)
         second = [x.new_empty(0), x.new_empty(0)]
         if twice:
-            z1, *_ = self.stage_forward(
-                x, _first(weights[0], kernels, twice, x), weights[1][:twice], kernels[:twice], dilations[:twice], stride,
-                None, None,
-            )  # fmt: skip
+            depthwise, pointwise = weights[0][: _taps(kernels[:twice]) * x.shape[-1]], weights[1][:twice]
+            z1, *_ = self.stage_forward(x, depthwise, pointwise, kernels[:twice], dilations[:twice], stride, None, None)
             m, r = mean[:twice], rstd[:twice]
             own, own_sum, own_products, *second = self.stage_backward(
                 stacks, sources[:twice], z[:twice], *(value[:twice] for value in affine), z1, *weights[2:],
@@ -154,7 +152,5 @@ class Composition(NamedTuple):
         return self.stage_forward(z1, depthwise, pointwise, kernels[:twice], (1,) * twice, 1, scale, shift)
 
 
-def _first(depthwise: Tensor, kernels: Sequence[int], twice: int, x: Tensor) -> Tensor:
-    """The depthwise weights of the first branches."""
-    taps = sum(k * k for k in kernels)
-    return depthwise[: depthwise.numel() // max(taps, 1) * sum(k * k for k in kernels[:twice])]
+def _taps(kernels: Sequence[int]) -> int:
+    return sum(k * k for k in kernels)

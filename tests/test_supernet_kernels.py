@@ -1,0 +1,390 @@
+"""The kernels of the stacked supernet against their references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from bionas_fast import native
+from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
+from bionas_fast.kernels.mixed_sum import reference as mixed_sum
+from bionas_fast.kernels.pools import reference as pools
+from bionas_fast.kernels.separable_edges.composition import Composition
+from bionas_fast.kernels.separable_stage import reference as separable_stage
+from bionas_fast.space.operations import FactorizedReduce
+
+needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
+composition = Composition(separable_stage.forward, separable_stage.backward, mixed_sum.forward, mixed_sum.backward)
+
+
+def relative(actual, expected):
+    """The largest error over the largest entry."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    taps = sum(kernel * kernel for kernel in kernels)
+    x = randn(n, h, w, c) if draw_shared else randn(k, n, h, w, c)
+    weights = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
+    feedback = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
+    scale, shift = (None, None) if draw_shared else (randn(k, c), randn(k, c))
+    size = (n, -(-h // stride), -(-w // stride), c)
+    grad, own = randn(2, *size), randn(k, *size)
+    affine = (randn(k, c), randn(k, c), randn(k, c))
+    return x, weights, feedback, scale, shift, grad, own, affine
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(
+    shared=st.booleans(),
+    specs=st.lists(st.sampled_from([(3, 1), (5, 1), (3, 2), (5, 2)]), min_size=1, max_size=5),
+    n=st.integers(1, 3),
+    h=st.integers(1, 11),
+    w=st.integers(1, 11),
+    blocks=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    weights_wanted=st.booleans(),
+    isa=st.sampled_from(native.isas() or ("none",)),
+    seed=st.integers(0, 2**31),
+)
+def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, weights_wanted, isa, seed):
+    stride, c, k = stride if shared else 1, 16 * blocks, len(specs)
+    kernels, dilations = zip(*specs, strict=True)
+    x, weights, feedback, scale, shift, grad, own, affine = _stage(
+        shared, k, n, h, w, c, stride, kernels, dilations, seed
+    )
+    index = [i % 2 if i % 3 else 2 + i for i in range(k)]
+
+    def run(cast, forward, backward):
+        z, total, squares = forward(cast(x), *map(cast, weights), kernels, dilations, stride, cast(scale), cast(shift))
+        grads = backward(
+            [cast(grad), cast(own)], index, z, *map(cast, affine), cast(x), *map(cast, weights), *map(cast, feedback),
+            kernels, dilations, stride, cast(scale), cast(shift), weights_wanted,
+        )  # fmt: skip
+        return z, total, squares, *grads
+
+    expected = run(lambda t: t, separable_stage.forward, separable_stage.backward)
+    ops = torch.ops.bionas_fast_native
+    with native.use_isa(isa):
+        actual = run(lambda t: None if t is None else t.float(), ops.stage_forward, ops.stage_backward)
+    for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
+        assert ours.numel() == theirs.numel(), i
+        if theirs.numel():
+            assert relative(ours.double(), theirs) < 3e-5, i
+
+
+@needs_native
+@settings(max_examples=30, deadline=None)
+@given(
+    edges=st.lists(st.integers(0, 2), min_size=1, max_size=9),
+    positions=st.integers(1, 300),
+    blocks=st.integers(1, 3),
+    given_before=st.booleans(),
+    isa=st.sampled_from(native.isas() or ("none",)),
+    seed=st.integers(0, 2**31),
+)
+def test_mixed_sum_kernels_on_random_shapes(edges, positions, blocks, given_before, isa, seed):
+    edges, c = sorted(edges), 16 * blocks
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    stacks = [randn(3, 1, 1, positions, c), randn(2, 1, 1, positions, c)]
+    index = torch.randint(5, (len(edges),), generator=generator).tolist()
+    weight, offset = randn(len(edges), c), randn(3, c)
+    grads = [randn(1, 1, positions, c) for _ in range(3)]
+    into = grads if given_before else []
+    expected = mixed_sum.forward(stacks, index, edges, weight, offset, into)
+    expected += mixed_sum.backward(stacks, index, edges, grads)
+    ops = torch.ops.bionas_fast_native
+    with native.use_isa(isa):
+        floats, float_grads, float_into = ([t.float() for t in group] for group in (stacks, grads, into))
+        actual = ops.mixed_sum(floats, index, edges, weight.float(), offset.float(), float_into)
+        actual += ops.mixed_sum_backward(floats, index, edges, float_grads)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert relative(ours.double(), theirs) < 1e-5
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    h=st.integers(1, 9),
+    w=st.integers(1, 9),
+    stride=st.integers(1, 2),
+    coarse=st.booleans(),
+    isa=st.sampled_from(native.isas() or ("none",)),
+    seed=st.integers(0, 2**31),
+)
+def test_pool_kernels_on_random_shapes(n, h, w, stride, coarse, isa, seed):
+    """Coarse inputs have equal maxima."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, h, w, 32, generator=generator)
+    x = x.round() if coarse else x
+    expected = pools.forward(x.double(), stride)
+    grads = [torch.randn(expected[0].shape[1:], generator=generator) for _ in range(2)]
+    down = pools.backward([grad.double() for grad in grads], x.double(), stride)
+    ops = torch.ops.bionas_fast_native
+    with native.use_isa(isa):
+        actual = (*ops.pools(x, stride), ops.pools_backward(grads, x, stride))
+    for ours, theirs in zip(actual, (*expected, down), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("weights_wanted", [True, False])
+def test_operators_pass_opcheck(shared, weights_wanted):
+    ops = torch.ops.bionas_fast_native
+    kernels, dilations, stride = [3, 5, 3], [1, 1, 2], 2 if shared else 1
+    x, weights, feedback, scale, shift, grad, own, affine = (
+        [t.float() for t in value] if isinstance(value, tuple) else None if value is None else value.float()
+        for value in _stage(shared, 3, 2, 5, 6, 16, stride, kernels, dilations, 0)
+    )
+    checks = ("test_schema", "test_faketensor")
+    stage = (x, *weights, kernels, dilations, stride, scale, shift)
+    torch.library.opcheck(ops.stage_forward.default, stage, test_utils=checks)
+    z = ops.stage_forward(*stage)[0]
+    backward = (
+        [grad, own], [0, 1, 2], z, *affine, x, *weights, *feedback, kernels, dilations, stride, scale, shift,
+        weights_wanted,
+    )  # fmt: skip
+    torch.library.opcheck(ops.stage_backward.default, backward, test_utils=checks)
+    sums = ([z], [0, 2, 1], [0, 0, 1], affine[0], affine[1][:2], [])
+    torch.library.opcheck(ops.mixed_sum.default, sums, test_utils=checks)
+    torch.library.opcheck(ops.mixed_sum_backward.default, ([z], [0, 2, 1], [0, 0, 1], list(grad)), test_utils=checks)
+    image = x if shared else x[0]
+    torch.library.opcheck(ops.pools.default, (image, 2), test_utils=checks)
+    pooled = ops.pools(image, 2)[0]
+    torch.library.opcheck(ops.pools_backward.default, ([pooled[0], pooled[1]], image, 2), test_utils=checks)
+
+
+@needs_native
+def test_pools_let_nan_through():
+    x = torch.randn(1, 4, 4, 16)
+    x[0, 1, 2, 3] = float("nan")
+    ours, theirs = torch.ops.bionas_fast_native.pools(x, 1)[0], pools.forward(x, 1)[0]
+    assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 5), (1, 1)])
+def test_factorized_reductions_are_the_modules(size):
+    torch.manual_seed(0)
+    modules = [FactorizedReduce(5, 5, "bp", affine=False).double() for _ in range(3)]
+    first, second = (
+        torch.stack([getattr(m, name).weight[:, :, 0, 0] for m in modules]) for name in ("conv_1", "conv_2")
+    )
+    x = torch.randn(2, *size, 5, dtype=torch.float64, requires_grad=True)
+    for module in modules:
+        module.bn = torch.nn.Identity()
+    expected = [module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for module in modules]
+    with torch.no_grad():
+        z = factorized_reduce.forward(x, first, second)
+        torch.testing.assert_close(z, torch.stack(expected))
+        grads = torch.randn_like(z).unbind()
+        actual = factorized_reduce.backward(grads, x, first, second, (first, second), True)
+    weights = [getattr(module, name).weight for name in ("conv_1", "conv_2") for module in modules]
+    down, *each = torch.autograd.grad(expected, (x, *weights), grads)
+    firsts, seconds = torch.stack(each[:3])[..., 0, 0], torch.stack(each[3:])[..., 0, 0]
+    for ours, theirs in zip(actual, (down, firsts, seconds), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@needs_native
+def test_memory_is_kept_for_the_next_step_and_given_back():
+    x = torch.randn(32, 16, 16, 16)
+    native.release_memory()
+    z = torch.ops.bionas_fast_native.pools(x, 1)[0]
+    assert z.numel() * z.element_size() >= 1 << 20
+    expected, where = z.clone(), z.data_ptr()
+    assert native.release_memory() == 0, "in use"
+    part = z[1]
+    del z
+    assert native.release_memory() == 0, "a view is still in use"
+    assert torch.equal(part, expected[1])
+    del part
+    z = torch.ops.bionas_fast_native.pools(x, 1)[0]
+    assert z.data_ptr() == where
+    assert torch.equal(z, expected)
+    del z
+    assert native.release_memory() >= 1 << 20
+    assert native.release_memory() == 0
+
+
+def test_stage_reference_is_autograd_when_feedback_is_the_weight():
+    """With B = W the specification itself is the gradient of the plain stage followed by batch normalisation."""
+    kernels, dilations, c = (3, 5, 3), (1, 1, 2), 4
+    x, weights, _, _, _, grad, _, _ = _stage(True, 3, 2, 6, 7, c, 1, kernels, dilations, 0)
+    leaves = [t.clone().requires_grad_() for t in (x, *weights)]
+    z, total, squares = separable_stage.forward(*leaves, kernels, dilations, 1)
+    positions = z[0].numel() // c
+    g = torch.stack([grad[0], grad[1], grad[0]])
+    normal = torch.stack([F.batch_norm(m.reshape(-1, c), None, None, training=True).view_as(m) for m in z])
+    normal.backward(g)
+    torch.testing.assert_close(total, z.sum(dim=(1, 2, 3)))
+    torch.testing.assert_close(squares, z.square().sum(dim=(1, 2, 3)))
+
+    mean, var = total / positions, squares / positions - (total / positions).square()
+    rstd = (var + 1e-5).rsqrt().detach()
+    slope = rstd.square() * (g * normal).sum(dim=(1, 2, 3)) / positions * rstd / rstd
+    affine = (rstd, -slope, slope * mean - rstd * g.sum(dim=(1, 2, 3)) / positions)
+    grads = separable_stage.backward(
+        [grad], [0, 1, 0], z.detach(), *(t.detach() for t in affine), x, *weights, *weights, kernels, dilations, 1,
+        None, None, True,
+    )  # fmt: skip
+    torch.testing.assert_close(grads[0], leaves[0].grad)
+    torch.testing.assert_close(grads[3], leaves[1].grad)
+    torch.testing.assert_close(grads[4].view_as(leaves[2]), leaves[2].grad)
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(
+    specs=st.lists(st.tuples(st.sampled_from([3, 5]), st.integers(1, 2), st.integers(0, 2)), min_size=1, max_size=5),
+    twice=st.integers(0, 5),
+    n=st.integers(2, 3),
+    h=st.integers(5, 9),
+    w=st.integers(5, 11),
+    channels=st.integers(2, 20),  # one: its weight gradients vanish, for normalisation undoes any scale
+    stride=st.integers(1, 2),
+    weights_wanted=st.booleans(),
+    into=st.booleans(),
+    isa=st.sampled_from(native.isas() or ("none",)),
+    seed=st.integers(0, 2**31),
+)
+def test_separable_edges_on_random_shapes(
+    specs, twice, n, h, w, channels, stride, weights_wanted, into, isa, seed
+):  # fmt: skip
+    """Fused and put together from its parts in float64, in training and with given statistics."""
+    arguments = separable_edges_arguments(specs, min(twice, len(specs)), n, h, w, channels, stride, into, seed)
+    expected = run_separable_edges(composition.forward, composition.backward, arguments, weights_wanted)
+    ops = torch.ops.bionas_fast_native
+    with native.use_isa(isa):
+        actual = run_separable_edges(
+            ops.separable_edges, ops.separable_edges_backward, arguments, weights_wanted, wide=16 * -(-channels // 16)
+        )
+    for name, theirs in expected.items():
+        ours = actual[name]
+        assert ours.numel() == theirs.numel(), name
+        if theirs.numel():
+            assert relative(ours.double(), theirs) < 3e-4, name
+
+
+def separable_edges_arguments(specs, twice, n, h, w, channels, stride, into, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    kernels, dilations, edges = (list(column) for column in zip(*specs, strict=True))
+    dilations[:twice] = [1] * twice
+
+    def weights():
+        shapes = []
+        for ks in (kernels, kernels[:twice]):
+            shapes += [(channels * sum(k * k for k in ks),), (len(ks), channels, channels)]
+        return [randn(*shape) / 3 for shape in shapes]
+
+    size = (n, -(-h // stride), -(-w // stride), channels)
+    return {
+        "x": randn(n, h, w, channels),
+        "weights": weights(),
+        "feedback": weights(),
+        "geometry": (kernels, dilations, stride, edges),
+        "mixing": randn(len(specs)),
+        "into": [randn(*size) for _ in range(3)] if into else [],
+        "grads": [randn(*size) for _ in range(3)],
+        "given": (randn(twice + len(specs), channels), randn(twice + len(specs), channels).square() + 0.1),
+    }
+
+
+def run_separable_edges(forward, backward, a, weights_wanted, wide=None):
+    """What comes out, by name; in float32 and with zeros for more channels if ``wide`` says how many."""
+    channels = a["x"].shape[-1]
+
+    def cast(tensor, value=0.0):
+        if wide is None:
+            return tensor
+        tensor = F.pad(tensor, (0, wide - channels), value=value)
+        return tensor if tensor.dim() == 2 else tensor.float()
+
+    def weights(name):
+        return [t if wide is None else t.float() for t in a[name]]
+
+    x, found = cast(a["x"]), {}
+    for training in (True, False):
+        given = (None, None) if training else (cast(a["given"][0]), cast(a["given"][1], 1.0))
+        out, z, mean, var = forward(
+            x, weights("weights"), *a["geometry"], 3, a["mixing"], *given, [cast(t) for t in a["into"]]
+        )
+        for feedback in ([], weights("feedback")):
+            grads = backward(
+                [cast(t) for t in a["grads"]], z, mean, var, training, x, weights("weights"), feedback,
+                *a["geometry"], a["mixing"], weights_wanted,
+            )  # fmt: skip
+            for i, grad in enumerate(grads):
+                cut = grad[..., :channels] if i == 1 and feedback else grad
+                found[f"grad {i}, {training=}, {bool(feedback)}"] = cut
+        found |= {f"out {e}, {training=}": t[..., :channels] for e, t in enumerate(out)}
+        found |= {f"{name}, {training=}": t[..., :channels] for name, t in (("z", z), ("mean", mean), ("var", var))}
+    return found
+
+
+@needs_native
+def test_separable_edges_pass_opcheck():
+    specs = [(3, 1, 0), (5, 1, 2), (5, 2, 0)]
+    a = separable_edges_arguments(specs, 1, 2, 5, 6, 16, 2, True, 0)
+    ops, checks = torch.ops.bionas_fast_native, ("test_schema", "test_faketensor")
+    weights, feedback, into, grads = ([t.float() for t in a[key]] for key in ("weights", "feedback", "into", "grads"))
+    x = a["x"].float()
+    forward = (x, weights, *a["geometry"], 3, a["mixing"])
+    for statistics in ((None, None), a["given"]):
+        torch.library.opcheck(ops.separable_edges.default, (*forward, *statistics, into), test_utils=checks)
+    _, z, mean, var = ops.separable_edges(*forward, None, None, into)
+    for way in (feedback, []):
+        back = (grads, z, mean, var, True, x, weights, way, *a["geometry"], a["mixing"], True)
+        torch.library.opcheck(ops.separable_edges_backward.default, back, test_utils=checks)
+
+
+def test_composition_is_autograd_when_feedback_is_the_weight():
+    """In float64, batch normalisation and all, against PyTorch's own layers."""
+    specs, twice, channels = [(3, 1, 0), (5, 1, 2), (5, 2, 0)], 2, 3
+    a = separable_edges_arguments(specs, twice, 2, 5, 6, channels, 2, False, 0)
+    kernels, dilations, stride, edges = a["geometry"]
+    leaves = [t.clone().requires_grad_() for t in (a["x"], a["mixing"], *a["weights"])]
+    x, mixing, *weights = leaves
+    first, second = (
+        [part.view(channels, 1, k, k) for part, k in zip(flat.split([channels * k * k for k in ks]), ks, strict=True)]
+        for flat, ks in ((weights[0], kernels), (weights[2], kernels[:twice]))
+    )
+    sums = [torch.zeros_like(grad.permute(0, 3, 1, 2)) for grad in a["grads"]]
+    for k, e in enumerate(edges):
+        stages = [(first[k], weights[1][k], stride, dilations[k])]
+        stages += [(second[k], weights[3][k], 1, 1)] if k < twice else []
+        y = x.permute(0, 3, 1, 2)
+        for depthwise, pointwise, step, dilation in stages:
+            pad = dilation * (depthwise.shape[-1] // 2)
+            y = F.conv2d(F.relu(y), depthwise, None, step, pad, dilation, channels)
+            y = F.batch_norm(F.conv2d(y, pointwise[:, :, None, None]), None, None, training=True)
+        sums[e] = sums[e] + mixing[k] * y
+    total = sum((own * grad.permute(0, 3, 1, 2)).sum() for own, grad in zip(sums, a["grads"], strict=True))
+    expected = torch.autograd.grad(total, leaves)
+    out, z, mean, var = composition.forward(a["x"], a["weights"], *a["geometry"], 3, a["mixing"], None, None, [])
+    actual = composition.backward(
+        a["grads"], z, mean, var, True, a["x"], a["weights"], a["weights"], *a["geometry"], a["mixing"], True
+    )
+    for ours, theirs in zip(out, sums, strict=True):
+        torch.testing.assert_close(ours, theirs.permute(0, 2, 3, 1))
+    grad_mixing, grad_x, *grad_weights = actual
+    for ours, theirs in zip((grad_x, grad_mixing, *grad_weights), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
