@@ -64,24 +64,26 @@ class Kernels(NamedTuple):
 
 
 @cache
-def kernels(backend: str) -> Kernels:
-    """Of ``reference`` for any tensor, of ``native`` for float32 on the CPU, of ``triton`` for GPUs."""
+def composition(backend: str) -> Composition:
+    """The stage and the mixed sum of a backend, and the separable edges put together from them."""
     if backend == "native":
         ops = torch.ops.bionas_fast_native
-        return Kernels(
-            ops.separable_edges,
-            ops.separable_edges_backward,
-            ops.mixed_sum,
-            ops.mixed_sum_backward,
-            ops.pools,
-            ops.pools_backward,
-            multiple=16,
-        )
-    stage, mixed, pools = (
-        import_module(f"bionas_fast.kernels.{op}.{backend}") for op in ("separable_stage", "mixed_sum", "pools")
-    )
-    edges = Composition(stage.forward, stage.backward, mixed.forward, mixed.backward)
-    return Kernels(edges.forward, edges.backward, mixed.forward, mixed.backward, pools.forward, pools.backward)
+        return Composition(ops.stage_forward, ops.stage_backward, ops.mixed_sum, ops.mixed_sum_backward)
+    stage, mixed = (import_module(f"bionas_fast.kernels.{op}.{backend}") for op in ("separable_stage", "mixed_sum"))
+    return Composition(stage.forward, stage.backward, mixed.forward, mixed.backward)
+
+
+@cache
+def kernels(backend: str) -> Kernels:
+    """Of ``reference`` for any tensor, of ``native`` for float32 on the CPU, of ``triton`` for GPUs."""
+    parts = composition(backend)
+    if backend == "native":
+        ops, multiple = torch.ops.bionas_fast_native, 16
+        edges, pools = (ops.separable_edges, ops.separable_edges_backward), (ops.pools, ops.pools_backward)
+    else:
+        module, multiple = import_module(f"bionas_fast.kernels.pools.{backend}"), 1
+        edges, pools = (parts.forward, parts.backward), (module.forward, module.backward)
+    return Kernels(*edges, parts.sum_forward, parts.sum_backward, *pools, multiple)
 
 
 #: Called in the backward pass: the feedback, flat like the weights, and that of the identities, [edges, C].

@@ -11,8 +11,8 @@ namespace bionas {
 // What is smaller is left to the allocator of torch.
 constexpr std::size_t pooled_from = std::size_t{1} << 20;
 
-// A block of at least so many bytes, aligned to a cache line, uninitialised. The pool never holds more, in use or kept,
-// than has been in use at once. Throws std::bad_alloc.
+// A block of at least so many bytes, aligned to a cache line, uninitialised. The pool never holds, in use or kept, more
+// than an eighth above what has been in use at once. Throws std::bad_alloc.
 void* take(std::size_t bytes);
 
 // Gives a block back; any thread may.

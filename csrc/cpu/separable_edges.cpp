@@ -73,13 +73,14 @@ class Group {
 
   void add_up(const SeparableEdgesForward& f, std::vector<bool>& started) {
     const Terms terms(e, f.z, begin, end);
-    std::vector<float> weight(count * c), offset(terms.edges.size() * c);
+    std::vector<float> weight(count * c);
+    std::vector<double> offset(terms.edges.size() * c);
     for (int k = 0; k < count; k++)
       for (int64_t j = 0; j < c; j++) {
         const int64_t at = (e.twice + begin + k) * c + j;
         const double factor = e.mixing[begin + k] * rstd(at);
         weight[k * c + j] = float(factor);
-        offset[terms.own[k] * c + j] -= float(factor * e.mean[at]);
+        offset[terms.own[k] * c + j] -= factor * e.mean[at];
       }
     std::vector<const float*> into;
     std::vector<float*> out;
@@ -88,7 +89,8 @@ class Group {
       out.push_back(f.out[edge]);
       started[edge] = true;
     }
-    mixed_sum_forward(terms.sum, weight.data(), offset.data(), into.data(), out.data());
+    const std::vector<float> rounded(offset.begin(), offset.end());
+    mixed_sum_forward(terms.sum, weight.data(), rounded.data(), into.data(), out.data());
   }
 
   // The gradients of mixing; and a, b, d: the gradient of the last map is a · grad + b · z + d.
