@@ -1,6 +1,6 @@
 """Search for a network architecture and the learning rule of every layer in it."""
 
-from bionas_fast import nn, rules, space
+from bionas_fast import functional, nn, rules, space
 from bionas_fast.backends import use_backend
 from bionas_fast.data import load_dataset
 from bionas_fast.errors import BionasWarning, InputError

@@ -3,6 +3,7 @@
 from bionas_fast.nn.convert import convert
 from bionas_fast.nn.direct import connect_direct_feedback
 from bionas_fast.nn.feedback import FeedbackLayer, true_gradients
+from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity
 from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 
 __all__ = [
@@ -10,8 +11,12 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "FeedbackLayer",
+    "HebbianConv2d",
+    "HebbianLinear",
     "Linear",
+    "Triangle",
     "connect_direct_feedback",
     "convert",
+    "frozen_plasticity",
     "true_gradients",
 ]

@@ -12,6 +12,7 @@ from bionas_fast import backends
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.ops import feedback_library
+from bionas_fast.ops.geometry import PerDimension, window
 from bionas_fast.rules import MODES
 
 
@@ -43,9 +44,9 @@ def feedback_conv(
     bias: Tensor | None = None,
     feedback: Feedback = BACKPROPAGATION,
     *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: PerDimension = 1,
+    padding: PerDimension = 0,
+    dilation: PerDimension = 1,
     groups: int = 1,
     backend: str | None = None,
 ) -> Tensor:
@@ -79,7 +80,7 @@ def feedback_conv(
         )
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
-    steps, pads, spread = (_per_dimension(*part, dims) for part in _named(stride, padding, dilation))
+    steps, pads, spread = window(stride, padding, dilation, dims)
     if _is_linear(input, weight, pads, groups):
         return _position_by_position(input, weight, bias, feedback, steps, backend)
     geometry = (steps, pads, spread, groups)
@@ -175,9 +176,9 @@ def direct_conv(
     feedback: Tensor,
     output_size: Sequence[int],
     *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: PerDimension = 1,
+    padding: PerDimension = 0,
+    dilation: PerDimension = 1,
 ) -> Tensor:
     """The path by which the error at the logits reaches the input of a convolution under direct feedback alignment.
 
@@ -195,9 +196,7 @@ def direct_conv(
         input,
         feedback.to(input.dtype),
         list(output_size),
-        _per_dimension("stride", stride, dims),
-        _per_dimension("padding", padding, dims),
-        _per_dimension("dilation", dilation, dims),
+        *window(stride, padding, dilation, dims),
     )
 
 
@@ -260,17 +259,6 @@ def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
             )
     if mode == "drawn_sign" and feedback.stream is None:
         raise InputError("feedback: mode 'drawn_sign' needs a stream (seed, draw)")
-
-
-def _named(*geometry: int | Sequence[int]) -> zip[tuple[str, int | Sequence[int]]]:
-    return zip(("stride", "padding", "dilation"), geometry, strict=True)
-
-
-def _per_dimension(name: str, value: int | Sequence[int], dims: int) -> list[int]:
-    values = [value] * dims if isinstance(value, int) else list(value)
-    if len(values) != dims:
-        raise InputError(f"{name}: expected one number or {dims}, got {values}")
-    return values
 
 
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,0 +1,257 @@
+"""HebbianConv2d and HebbianLinear: layers whose weights learn from what passes through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bionas_fast.errors import InputError, unknown
+from bionas_fast.ops import hebbian as ops
+
+MODES = ("hebbian", "mixed")
+
+_ARGUMENTS = """
+    The plastic weights H are a buffer. A forward pass in training mode moves them once, after it has used them; the
+    step does not depend on batch size or resolution. Nothing moves in eval mode, inside :func:`frozen_plasticity`, or
+    in between with ``every``. The error travels down through the weights that the pass used.
+
+    Args:
+        rule: see :func:`bionas_fast.functional.hebbian_activity`.
+        mode: ``"hebbian"``: H alone. ``"mixed"``: W + α ⊙ H with learned W and α (Miconi et al. 2018).
+        rate: η; or with ``adaptive`` η of :func:`bionas_fast.functional.adaptive_rate`.
+        adaptive: whether every neuron has a rate of its own, which falls as the norm of its weights nears 1.
+        temperature: of the soft competition.
+        normalisation: of H: ``none``, ``clamp`` to ±1, ``unit`` L2 norm of every neuron; or ``max``: of the update.
+        every: H moves at every n-th batch in training mode.
+        norm: of every neuron's initial weights; None for the initial law of torch.nn.
+
+    Raises:
+        InputError: an unknown rule, mode or normalisation; groups that do not divide the channels; a number out of
+            range. In a forward pass: H would no longer be finite; the message names layer and step, and H stays.
+
+    Attributes:
+        name: what messages call the layer; :func:`name_layers` sets it to the place in a model.
+        plasticity: H.
+        steps: int64, how many batches have been seen in training mode.
+    """
+
+
+class _Plastic(nn.Module):
+    """What both layers share; mixed into torch.nn's."""
+
+    weight: Any
+    bias: Any
+    plasticity: Tensor
+    steps: Tensor
+
+    def _set_up(
+        self,
+        rule: str,
+        mode: str,
+        rate: float,
+        adaptive: bool,
+        temperature: float,
+        normalisation: str,
+        every: int,
+        norm: float | None,
+    ) -> None:
+        for kind, value, known in (
+            ("rule", rule, ops.RULES),
+            ("mode", mode, MODES),
+            ("normalisation", normalisation, ops.NORMALISATIONS),
+        ):
+            if value not in known:
+                raise unknown(kind, value, known)
+        for name, number in (("rate", rate), ("temperature", temperature), ("norm", 1.0 if norm is None else norm)):
+            if not (math.isfinite(number) and number >= 0):
+                raise InputError(f"{name}: expected a finite number of at least 0, got {number}")
+        if every < 1:
+            raise InputError(f"every: expected at least 1, got {every}")
+        self.rule, self.mode, self.rate, self.adaptive = rule, mode, rate, adaptive
+        self.temperature, self.normalisation, self.every = temperature, normalisation, every
+        self._frozen = False
+        self.name = type(self).__name__
+        initial = self.weight.detach().clone()
+        if norm is not None:
+            initial = norm * F.normalize(initial.flatten(1), dim=1).view_as(initial)
+        if mode == "mixed":
+            self.plastic_scale = nn.Parameter(torch.full_like(initial, 0.01))
+            initial = torch.zeros_like(initial)
+        else:
+            self.register_parameter("weight", None)
+        self.register_buffer("plasticity", initial)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def effective_weight(self) -> Tensor:
+        """What a forward pass multiplies by: H, or W + α ⊙ H."""
+        # A copy: autograd keeps it, and the update changes H in place.
+        plasticity = self.plasticity.clone() if torch.is_grad_enabled() else self.plasticity
+        if self.mode == "hebbian":
+            return plasticity
+        return self.weight + self.plastic_scale * plasticity
+
+    @torch.no_grad()
+    def _learn(self, x: Tensor, u: Tensor, **geometry: Any) -> None:
+        """One update with the input and the output, without bias, of a pass."""
+        if not self.training or self._frozen:
+            return
+        self.steps += 1
+        if self.every > 1 and int(self.steps) % self.every:
+            return
+        moved = self.plasticity.clone()
+        rate = ops.adaptive_rate(moved, self.rate) if self.adaptive else self.rate
+        ops.hebbian_update(
+            moved,
+            x.detach().to(moved.dtype),
+            u.detach().to(moved.dtype),
+            rule=self.rule,
+            rate=rate,
+            temperature=self.temperature,
+            normalisation=self.normalisation,
+            **geometry,
+        )
+        if not torch.isfinite(moved).all():
+            raise InputError(
+                f"{self.name}: the Hebbian update of step {int(self.steps)} made weights that are not finite; "
+                f"lower its rate ({self.rate:g}) or bound the weights (normalisation='clamp' or 'unit')"
+            )
+        self.plasticity.copy_(moved)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        own, theirs = self.plasticity, state_dict.get(f"{prefix}plasticity")
+        if theirs is not None and theirs.shape != own.shape:
+            raise InputError(
+                f"{prefix}plasticity: the checkpoint holds shape {list(theirs.shape)}, this layer {list(own.shape)}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rule={self.rule!r}, mode={self.mode!r}, rate={self.rate:g}"
+
+
+class HebbianConv2d(_Plastic, nn.Conv2d):
+    __doc__ = (
+        "A convolution with plastic weights, [N, C, H, W] → [N, K, H', W']; takes the arguments of ``torch.nn.Conv2d`` "
+        "(without a bias by default), and\n" + _ARGUMENTS
+    )
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        *,
+        rule: str = "softhebb",
+        mode: str = "hebbian",
+        rate: float = 0.01,
+        adaptive: bool = False,
+        temperature: float = 1.0,
+        normalisation: str = "none",
+        every: int = 1,
+        norm: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if groups < 1 or channels % groups:
+                raise InputError(f"groups: {groups} does not divide {name}={channels}")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **kwargs
+        )
+        self._set_up(rule, mode, rate, adaptive, temperature, normalisation, every, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] → [N, K, H', W']."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise InputError(f"x: expected [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
+        pads = self._reversed_padding_repeated_twice  # (before, after) of every dimension, the last one first
+        padding = pads[-2::-2]
+        if self.padding_mode != "zeros" or padding != pads[-1::-2]:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, pads, mode=mode), [0, 0]
+        geometry: dict[str, Any] = {
+            "stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups
+        }  # fmt: skip
+        u = F.conv2d(x, self.effective_weight(), None, **geometry)
+        self._learn(x, u, **geometry)
+        return u if self.bias is None else u + self.bias.view(-1, 1, 1)
+
+
+class HebbianLinear(_Plastic, nn.Linear):
+    __doc__ = (
+        "A linear map with plastic weights, [..., D] → [..., K]; takes the arguments of ``torch.nn.Linear`` (without a "
+        "bias by default), and\n" + _ARGUMENTS
+    )
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        rule: str = "softhebb",
+        mode: str = "hebbian",
+        rate: float = 0.01,
+        adaptive: bool = False,
+        temperature: float = 1.0,
+        normalisation: str = "none",
+        every: int = 1,
+        norm: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, **kwargs)
+        self._set_up(rule, mode, rate, adaptive, temperature, normalisation, every, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., K]."""
+        if x.shape[-1:] != (self.in_features,):
+            raise InputError(f"x: expected [..., {self.in_features}], got shape {list(x.shape)}")
+        u = F.linear(x, self.effective_weight())
+        self._learn(x.flatten(0, -2), u.flatten(0, -2))
+        return u if self.bias is None else u + self.bias
+
+
+class Triangle(nn.Module):
+    """ReLU(u − mean of u over channels)^power, the activation of SoftHebb networks; [N, K, *positions]."""
+
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, u: Tensor) -> Tensor:
+        return ops.triangle(u, self.power)
+
+    def extra_repr(self) -> str:
+        return f"power={self.power:g}"
+
+
+def name_layers(model: nn.Module) -> None:
+    """Have messages call every plastic layer of ``model`` by its place in it."""
+    for name, module in model.named_modules():
+        if isinstance(module, _Plastic):
+            module.name = f"{name} ({type(module).__name__})"
+
+
+@contextmanager
+def frozen_plasticity(model: nn.Module) -> Iterator[None]:
+    """Inside the block no Hebbian weight of ``model`` moves, whatever mode it is in; for architecture steps."""
+    layers = [module for module in model.modules() if isinstance(module, _Plastic)]
+    before = [layer._frozen for layer in layers]
+    for layer in layers:
+        layer._frozen = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._frozen = value

@@ -1,0 +1,190 @@
+"""hebbian_update: a layer's weights learn from its input and its output, without an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bionas_fast import backends
+from bionas_fast.errors import InputError, unknown
+from bionas_fast.kernels.hebbian import reference
+from bionas_fast.ops.geometry import PerDimension, window
+
+RULES = tuple(reference.RULES)
+NORMALISATIONS = ("none", "clamp", "unit", "max")
+
+backends.declare("hebbian_update")
+
+_library = torch.library.Library("bionas_fast", "FRAGMENT")
+_library.define(
+    "hebbian_update(Tensor(a!) weight, Tensor x, Tensor u, Tensor? y, Tensor rate, str rule, float temperature, "
+    "str normalisation, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str backend) -> Tensor"
+)
+
+
+@torch.library.impl(_library, "hebbian_update", "CompositeExplicitAutograd")
+def _update(weight, x, u, y, rate, rule, temperature, normalisation, stride, padding, dilation, groups, _backend):
+    if y is None:
+        y = reference.activity(u, rule, temperature, groups)
+    delta = reference.delta(weight, x, u, y, rule, stride, padding, dilation, groups)
+    delta = reference.scaled(delta, normalisation, groups).contiguous()
+    moved = weight + rate.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)) * delta
+    weight.copy_(reference.normalise(moved, normalisation))
+    return delta
+
+
+@torch.library.register_fake("bionas_fast::hebbian_update", lib=_library)
+def _update_fake(weight, x, u, y, rate, rule, temperature, normalisation, *geometry):
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def hebbian_activity(u: Tensor, rule: str = "softhebb", *, temperature: float = 1.0, groups: int = 1) -> Tensor:
+    """The postsynaptic activity y that a rule makes of a layer's output.
+
+    Args:
+        u: [N, K, *positions] or [..., K] with two dimensions.
+        rule: one of ``plain``, ``hebb``, ``oja``, ``instar``, ``hard_wta``, ``soft_wta``, ``softhebb``, ``hpca``; their
+            formulas stand in ``bionas_fast.kernels.hebbian.reference``.
+        temperature: t in softmax(t·u).
+        groups: within which channels compete.
+
+    Returns:
+        y, shaped like u.
+
+    Raises:
+        InputError: an unknown rule; groups that do not divide K.
+    """
+    _check_rule(rule)
+    _check_groups("u", groups, u.shape[1])
+    return reference.activity(u, rule, temperature, groups)
+
+
+@torch.no_grad()
+def hebbian_update(
+    weight: Tensor,
+    x: Tensor,
+    u: Tensor,
+    y: Tensor | None = None,
+    *,
+    rule: str = "softhebb",
+    rate: float | Tensor = 1e-3,
+    temperature: float = 1.0,
+    normalisation: str = "none",
+    stride: PerDimension = 1,
+    padding: PerDimension = 0,
+    dilation: PerDimension = 1,
+    groups: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Move ``weight`` by rate · Δ, in place.
+
+    Δ is a mean over all positions of the batch: neither its size nor the resolution changes the step.
+
+    Args:
+        weight: W, [K, C/groups, *kernel] of a convolution or [K, D] of a linear layer.
+        x: the layer's input, [N, C, *positions] or [..., D].
+        u: its output before the update and without bias, [N, K, *positions] or [..., K].
+        y: the activity, shaped like u; by default what ``rule`` makes of u (:func:`hebbian_activity`). With an activity
+            of your own the rule says only what decays.
+        rule: as in :func:`hebbian_activity`.
+        rate: η, or η_k as a tensor [K].
+        temperature: t in softmax(t·u).
+        normalisation: ``none``; ``clamp`` W to ±1; ``unit`` L2 norm of every filter; ``max``: Δ is divided by its
+            largest magnitude, as SoftHebb does.
+
+    Returns:
+        Δ, shaped like ``weight``.
+
+    Raises:
+        InputError: shapes that do not fit, naming the argument; an unknown rule or normalisation.
+    """
+    _check_rule(rule)
+    if normalisation not in NORMALISATIONS:
+        raise unknown("normalisation", normalisation, NORMALISATIONS)
+    dims = weight.dim() - 2
+    if dims not in (0, 1, 2, 3):
+        raise InputError(f"weight: expected [K, D] or [K, C/groups, *kernel], got {list(weight.shape)}")
+    if dims == 0:
+        if x.shape[-1:] != weight.shape[1:]:
+            raise InputError(f"x: expected [..., {weight.shape[1]}], got shape {list(x.shape)}")
+        if u.shape != (*x.shape[:-1], weight.shape[0]):
+            raise InputError(f"u: expected {[*x.shape[:-1], weight.shape[0]]}, got {list(u.shape)}")
+        shaped = [None if t is None else t.reshape(-1, t.shape[-1], 1) for t in (x, u, y)]
+        geometry: tuple[list[int], ...] = ([1], [0], [1])
+        view = weight.unsqueeze(-1)
+    else:
+        geometry = window(stride, padding, dilation, dims)
+        _check_convolution(weight, x, u, groups, *geometry)
+        shaped, view = [x, u, y], weight
+    if y is not None and y.shape != u.shape:
+        raise InputError(f"y: expected the shape of u, {list(u.shape)}, got {list(y.shape)}")
+    rates = torch.as_tensor(rate, dtype=weight.dtype, device=weight.device)
+    if rates.dim() and rates.shape != (weight.shape[0],):
+        raise InputError(f"rate: expected a number or [{weight.shape[0]}], got shape {list(rates.shape)}")
+    chosen = backends.choose("hebbian_update", weight.device.type, backend)
+    made = torch.ops.bionas_fast.hebbian_update(
+        view, *shaped, rates, rule, float(temperature), normalisation, *geometry, groups, chosen
+    )
+    return made.view_as(weight)
+
+
+def adaptive_rate(weight: Tensor, rate: float, power: float = 0.5) -> Tensor:
+    """η_k = η · (|‖W_k‖ − 1| + 1e-10)^power, [K]: filters slow down as their norm nears 1 (SoftHebb, section 3)."""
+    norm = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)
+    return rate * ((norm - 1).abs() + 1e-10).pow(power)
+
+
+def triangle(u: Tensor, power: float = 1.0) -> Tensor:
+    """ReLU(u − mean of u over channels)^power, [N, K, *positions] (Coates et al. 2011; SoftHebb)."""
+    return torch.relu(u - u.mean(dim=1, keepdim=True)).pow(power)
+
+
+def raised_cosine(x: Tensor, weight: Tensor, u: Tensor, **geometry: PerDimension) -> Tensor:
+    """((cos(x_p, W_k) + 1) / 2)², a similarity in [0, 1] to take the place of u in a competition (FastHebb).
+
+    Args:
+        x, weight, u: as in :func:`hebbian_update`, of a convolution.
+        geometry: its stride, padding, dilation and groups.
+    """
+    groups = int(geometry.pop("groups", 1))  # type: ignore[arg-type]
+    dims = weight.dim() - 2
+    parts = (geometry.pop("stride", 1), geometry.pop("padding", 0), geometry.pop("dilation", 1))
+    shape = window(*parts, dims)
+    if geometry:
+        raise unknown("argument", next(iter(geometry)), ("stride", "padding", "dilation", "groups"))
+    _check_convolution(weight, x, u, groups, *shape)
+    norm = reference.patch_norm(x, weight.shape[2:], *shape, groups).repeat_interleave(u.shape[1] // groups, dim=1)
+    own = torch.linalg.vector_norm(weight.flatten(1), dim=1).view(-1, *[1] * dims)
+    return ((u / (norm * own).clamp_min(reference.NORM_EPSILON) + 1) / 2).square()
+
+
+def _check_rule(rule: str) -> None:
+    if rule not in RULES:
+        raise unknown("rule", rule, RULES)
+
+
+def _check_groups(name: str, groups: int, channels: int) -> None:
+    if groups < 1 or channels % groups:
+        raise InputError(f"groups: {groups} does not divide the {channels} channels of {name}")
+
+
+def _check_convolution(
+    weight: Tensor,
+    x: Tensor,
+    u: Tensor,
+    groups: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    _check_groups("weight", groups, weight.shape[0])
+    if x.dim() != weight.dim() or x.shape[1] != weight.shape[1] * groups:
+        raise InputError(f"x: expected [N, {weight.shape[1] * groups}, *positions], got shape {list(x.shape)}")
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    if list(u.shape) != [x.shape[0], weight.shape[0], *size]:
+        raise InputError(f"u: expected {[x.shape[0], weight.shape[0], *size]}, got {list(u.shape)}")

@@ -1,0 +1,1 @@
+"""Hebbian updates of a layer's weights."""

@@ -1,0 +1,162 @@
+"""The specification of Hebbian updates in plain PyTorch; no patch is ever unfolded.
+
+With u = W ⋆ x, patches x_p and an activity y made of u, position by position, every rule is
+
+    Δ_k = 1/P · (Σ_p y_pk x_p − decay_k),
+
+and the first term is the weight gradient of one convolution. P counts positions in the whole batch, so that neither its
+size nor the resolution changes the step. Channels compete within their group.
+
+=========  ==========================================  ============================  ==================================
+rule       activity y                                  decay_k                       source
+=========  ==========================================  ============================  ==================================
+plain      u                                           0                             Hebb 1949
+hebb       u_p/‖u_p‖, of patches x_p/‖x_p‖             0                             BioNAS, section 3.1
+oja        u                                           Σ y_k² W_k                    Oja 1982
+instar     u                                           Σ y_k W_k                     Grossberg 1976
+hard_wta   1 at the largest u, else 0                  Σ y_k W_k                     Rumelhart, Zipser 1985
+soft_wta   softmax(t·u)                                Σ y_k W_k                     Nowlan 1990; Lagani et al. 2022
+softhebb   softmax(t·u), negative but at the largest   Σ y_k u_k W_k                 Journé et al., ICLR 2023
+hpca       u                                           Σ_{j≤k} Σ_p y_pk y_pj W_j     Sanger 1989; Lagani et al. 2022
+=========  ==========================================  ============================  ==================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class HebbianRule(NamedTuple):
+    """How y is made of u, and what is taken away from the outer product.
+
+    Attributes:
+        activity: linear | normalised | hard | soft | signed.
+        decay: none | square | activity | output | lower.
+    """
+
+    activity: str
+    decay: str
+
+
+RULES = {
+    "plain": HebbianRule("linear", "none"),
+    "hebb": HebbianRule("normalised", "none"),
+    "oja": HebbianRule("linear", "square"),
+    "instar": HebbianRule("linear", "activity"),
+    "hard_wta": HebbianRule("hard", "activity"),
+    "soft_wta": HebbianRule("soft", "activity"),
+    "softhebb": HebbianRule("signed", "output"),
+    "hpca": HebbianRule("linear", "lower"),
+}
+
+NORM_EPSILON = 1e-12  # of patches and outputs
+MAX_EPSILON = 1e-30
+
+
+def activity(u: Tensor, rule: str, temperature: float, groups: int) -> Tensor:
+    """y of a rule.
+
+    Args:
+        u: [N, K, *positions].
+        temperature: t, the factor of u in a softmax.
+        groups: within which channels compete; divides K.
+
+    Returns:
+        y, shaped like u.
+    """
+    kind = RULES[rule].activity
+    if kind == "linear":
+        return u
+    grouped = u.unflatten(1, (groups, -1))
+    if kind == "normalised":
+        y = F.normalize(grouped, dim=2, eps=NORM_EPSILON)
+    else:
+        winner = torch.zeros_like(grouped).scatter_(2, grouped.argmax(dim=2, keepdim=True), 1.0)
+        y = winner
+        if kind != "hard":
+            y = torch.softmax(temperature * grouped, dim=2)
+        if kind == "signed":
+            y = y * (2 * winner - 1)
+    return y.flatten(1, 2)
+
+
+def patch_norm(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """‖x_p‖ of every patch of every group, [N, groups, *positions]; a box filter of x²."""
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
+    box = x.new_ones(groups, x.shape[1] // groups, *kernel)
+    squares = convolve(x.square(), box, None, list(stride), list(padding), list(dilation), groups)
+    return squares.clamp_min(0).sqrt()
+
+
+def delta(
+    weight: Tensor,
+    x: Tensor,
+    u: Tensor,
+    y: Tensor,
+    rule: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Δ.
+
+    Args:
+        weight: W, [K, C/groups, *kernel].
+        x: [N, C, *positions].
+        u: W ⋆ x, [N, K, *positions]; only softhebb reads it.
+        y: the activity, shaped like u.
+        rule: one of RULES, for its decay.
+
+    Returns:
+        Shaped like ``weight``.
+    """
+    decay = RULES[rule].decay
+    pushed = y
+    if rule == "hebb":
+        norm = patch_norm(x, weight.shape[2:], stride, padding, dilation, groups).clamp_min(NORM_EPSILON)
+        pushed = y / norm.repeat_interleave(y.shape[1] // groups, dim=1)
+    none = [0] * len(stride)
+    _, outer, _ = torch.ops.aten.convolution_backward(
+        pushed, x, weight, None, list(stride), list(padding), list(dilation), False, none, groups, [False, True, False]
+    )
+    positions = y.numel() // y.shape[1]
+    rows = y.transpose(0, 1).flatten(1)
+    if decay == "lower":
+        split = rows.unflatten(0, (groups, -1))
+        gram = (split @ split.mT).tril()
+        outer = outer - (gram @ weight.flatten(1).unflatten(0, (groups, -1))).view_as(weight)
+    elif decay != "none":
+        factor = {"square": rows, "activity": torch.ones_like(rows), "output": u.transpose(0, 1).flatten(1)}[decay]
+        total = (rows * factor).sum(dim=1)
+        outer = outer - total.view(-1, *[1] * (weight.dim() - 1)) * weight
+    return outer / positions
+
+
+def normalise(weight: Tensor, how: str) -> Tensor:
+    """W after an update: ``clamp`` to ±1, ``unit`` L2 norm of every filter, otherwise as it is."""
+    if how == "clamp":
+        return weight.clamp(-1, 1)
+    if how == "unit":
+        return F.normalize(weight.flatten(1), dim=1, eps=NORM_EPSILON).view_as(weight)
+    return weight
+
+
+def scaled(delta: Tensor, how: str, groups: int) -> Tensor:
+    """Δ before it is applied: with ``max``, divided by the largest magnitude in its group."""
+    if how != "max":
+        return delta
+    split = delta.flatten(1).unflatten(0, (groups, -1))
+    return (split / (split.abs().amax(dim=(1, 2), keepdim=True) + MAX_EPSILON)).view_as(delta)
