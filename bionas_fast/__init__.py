@@ -5,11 +5,12 @@ from bionas_fast.backends import use_backend
 from bionas_fast.data import load_dataset
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.evaluate import evaluate
-from bionas_fast.models import build_network
+from bionas_fast.models import build_network, build_softhebb
 from bionas_fast.nn import convert, true_gradients
 from bionas_fast.search import SearchConfig, search
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import build_supernet
 from bionas_fast.train import TrainConfig, compare_rules, load, train
+from bionas_fast.train_softhebb import SoftHebbConfig, train_softhebb
 
 __version__ = "0.1.0"

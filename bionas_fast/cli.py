@@ -21,7 +21,8 @@ from bionas_fast.config import read_settings
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.search import SearchConfig
 from bionas_fast.space import Genotype
-from bionas_fast.train import FOUND, TrainConfig, compare_rules, train
+from bionas_fast.train import FOUND, TrainConfig, TrainResult, compare_rules, train
+from bionas_fast.train_softhebb import SoftHebbConfig, SoftHebbResult, train_softhebb
 
 app = typer.Typer(
     help=bf.__doc__,
@@ -32,6 +33,9 @@ app = typer.Typer(
     epilog="--debug anywhere shows the traceback of an error.",
 )
 out, err = Console(), Console(stderr=True)
+
+#: What `train` takes in place of a genotype.
+SOFTHEBB = "softhebb"
 
 Names = Annotated[str | None, typer.Option(metavar="A,B,…")]
 
@@ -91,7 +95,8 @@ def search_command(
 @app.command("train")
 def train_command(
     source: Annotated[
-        str, typer.Argument(metavar="RUN|GENOTYPE", help="A run folder of a search, or a genotype file.")
+        str,
+        typer.Argument(metavar="RUN|GENOTYPE|softhebb", help="A search's run folder, a genotype, or a network."),
     ],
     preset: Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
@@ -111,9 +116,6 @@ def train_command(
     folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,
 ) -> None:
     """Train what a search found, from scratch, and test it."""
-    genotype, searched = _genotype(source)
-    if rule is not None:
-        genotype = genotype.with_rule(rule)
     given = {
         "dataset": dataset,
         "data_dir": data_dir,
@@ -125,6 +127,16 @@ def train_command(
         "seed": seed,
         "device": device,
     }
+    if source == SOFTHEBB:
+        if compare:
+            raise InputError("--compare is for found networks; train softhebb with one --rule after the other")
+        chosen = SoftHebbConfig(**_settings("softhebb", preset, config, given | {"rule": rule}))
+        folder = folder or runs.new_path(f"softhebb-{chosen.dataset}-{chosen.rule}")
+        _print_trained(train_softhebb(chosen, out=folder, progress=_Bars()), {"rule": chosen.rule})
+        return
+    genotype, searched = _genotype(source)
+    if rule is not None:
+        genotype = genotype.with_rule(rule)
     inherited = {name: searched[name] for name in ("dataset", "data_dir") if searched.get(name) is not None}
     settings = TrainConfig(**{**inherited, **_settings("train", preset, config, given)})
     if compare:
@@ -133,15 +145,7 @@ def train_command(
         _print_comparison(compare_rules(genotype, settings, progress=_Bars()))
         return
     folder = folder or runs.new_path(f"train-{settings.dataset}-{genotype.hash}")
-    result = train(genotype, settings, out=folder, progress=_Bars())
-    _lines(
-        {
-            "genotype": genotype.hash,
-            "parameters": f"{sum(p.numel() for p in result.network.parameters()):,}",
-            "test accuracy": f"{result.test_accuracy:.2f} %",
-            "run folder": str(result.run_dir),
-        }
-    )
+    _print_trained(train(genotype, settings, out=folder, progress=_Bars()), {"genotype": genotype.hash})
 
 
 @app.command("show")
@@ -209,11 +213,12 @@ class _Bars(progress.Progress):
         self._epochs, self._done = epochs, 0
         self._bars.start()
 
-    def step(self, loss: float) -> None:
+    def step(self, loss: float | None = None) -> None:
         self._bars.advance(self._all)
         speed = self._bars.tasks[0].speed
         rate = "" if not speed else f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.2f} s/step"
-        self._bars.update(self._all, rate=rate, note=f"epoch {self._done + 1}/{self._epochs}  loss {loss:.3f}")
+        note = "" if loss is None else f"epoch {self._done + 1}/{self._epochs}  loss {loss:.3f}"
+        self._bars.update(self._all, rate=rate, note=note)
 
     def epoch(self, row: Mapping[str, float]) -> None:
         self._done += 1
@@ -246,6 +251,20 @@ def _genotype(source: str) -> tuple[Genotype, dict[str, Any]]:
         return Genotype.load(source), {}
     folder = runs.RunFolder.open(source)
     return Genotype.load(folder.file(runs.GENOTYPE)), read_settings(folder.file(runs.CONFIG))
+
+
+def _print_trained(result: TrainResult | SoftHebbResult, head: Mapping[str, str]) -> None:
+    # Weights that learn without a gradient are buffers, but weights.
+    plastic = (own for name, own in result.network.named_buffers() if name.endswith("plasticity"))
+    weights = (*result.network.parameters(), *plastic)
+    _lines(
+        {
+            **head,
+            "parameters": f"{sum(p.numel() for p in weights):,}",
+            "test accuracy": f"{result.test_accuracy:.2f} %",
+            "run folder": str(result.run_dir),
+        }
+    )
 
 
 def _print_comparison(accuracies: Mapping[str, float]) -> None:

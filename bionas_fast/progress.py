@@ -11,8 +11,8 @@ class Progress:
     def start(self, description: str, epochs: int, steps: int) -> None:
         """A run of ``epochs`` epochs with ``steps`` steps each begins."""
 
-    def step(self, loss: float) -> None:
-        """A step is done; ``loss`` is that of its training batch."""
+    def step(self, loss: float | None = None) -> None:
+        """A step is done; ``loss`` is that of its training batch, if it has one."""
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """An epoch is done, with these figures."""

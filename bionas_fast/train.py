@@ -20,10 +20,11 @@ from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
-from bionas_fast.models import FoundNetwork, build_network
+from bionas_fast.models import FoundNetwork, SoftHebbNetwork, build_network
 from bionas_fast.progress import Progress
 from bionas_fast.runs import CONFIG, GENOTYPE, RunFolder
 from bionas_fast.space import Genotype
+from bionas_fast.train_softhebb import load_softhebb
 
 FOUND = "found"
 
@@ -160,7 +161,7 @@ def compare_rules(
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
 
 
-def load(run_dir: str | Path) -> FoundNetwork:
+def load(run_dir: str | Path) -> FoundNetwork | SoftHebbNetwork:
     """The trained network of a training run, in evaluation mode on the CPU.
 
     Raises:
@@ -169,11 +170,13 @@ def load(run_dir: str | Path) -> FoundNetwork:
     folder = RunFolder.open(run_dir)
     path = folder.file(CONFIG)
     notes = read_yaml(path)
-    if notes.get("kind") != "train":
+    if notes.get("kind") not in ("train", "softhebb"):
         raise InputError(f"{folder.path} holds no trained network; train one first: bionas-fast train {folder.path}")
     shape = notes.get("network")
     if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
         raise InputError(f"{path}: network: in_channels and num_classes are missing")
+    if notes["kind"] == "softhebb":
+        return load_softhebb(folder, read_settings(path), shape)
     config = TrainConfig(**read_settings(path))
     network = build_network(
         Genotype.load(folder.file(GENOTYPE)),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bionas_fast.errors import InputError
-from bionas_fast.nn import Linear, connect_direct_feedback
+from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import CellNetwork, PreprocessedCell
 from bionas_fast.space.operations import Skip, convolution
@@ -166,4 +166,5 @@ def build_network(
             drop_path=drop_path,
         )
     connect_direct_feedback(network, num_classes)
+    name_layers(network)
     return network

@@ -3,8 +3,9 @@
 from bionas_fast.nn.convert import convert
 from bionas_fast.nn.direct import connect_direct_feedback
 from bionas_fast.nn.feedback import FeedbackLayer, true_gradients
-from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity
+from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity, name_layers
 from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
+from bionas_fast.nn.predictive import PredictiveConv2d
 
 __all__ = [
     "Conv1d",
@@ -14,9 +15,11 @@ __all__ = [
     "HebbianConv2d",
     "HebbianLinear",
     "Linear",
+    "PredictiveConv2d",
     "Triangle",
     "connect_direct_feedback",
     "convert",
     "frozen_plasticity",
+    "name_layers",
     "true_gradients",
 ]

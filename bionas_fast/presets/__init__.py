@@ -16,7 +16,7 @@ class Preset:
     """Settings with a name.
 
     Attributes:
-        kind: what they configure, ``search`` or ``train``.
+        kind: what they configure, ``search``, ``train`` or ``softhebb``.
         source: where the figures come from.
         settings: those that differ from the defaults.
     """

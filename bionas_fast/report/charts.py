@@ -55,13 +55,13 @@ def rule_shares(alpha: np.ndarray, space: Space) -> dict[str | None, np.ndarray]
         alpha: [edges, candidates] before the softmax.
     """
     node = np.array([n for n, _ in space.edges])
-    by_rule = grouped(softmax(alpha), space, lambda candidate: candidate.rule)
+    by_rule = grouped(softmax(alpha), space, lambda candidate: candidate.learning)
     return {rule: np.array([w[node == n].mean() for n in range(space.nodes)]) for rule, w in by_rule.items()}
 
 
 def found_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
     """Rule → its share of the edges into every node of a found cell, [nodes]."""
-    nodes = [[edge.candidate.rule for edge in edges] for edges in genotype.cells[kind].nodes]
+    nodes = [[edge.candidate.learning for edge in edges] for edges in genotype.cells[kind].nodes]
     used = dict.fromkeys(rule for node in nodes for rule in node)
     return {rule: np.array([node.count(rule) / len(node) for node in nodes]) for rule in used}
 
@@ -94,7 +94,11 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
 
 def rules_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
     """A panel a rule: its share of the softmax weight in each cell over time."""
-    return _over_time(alphas, space, lambda candidate: candidate.rule, lambda rule: (rule or NO_RULE, rule_color(rule)))
+
+    def look(rule: str | None) -> tuple[str, str]:
+        return rule or NO_RULE, rule_color(rule)
+
+    return _over_time(alphas, space, lambda candidate: candidate.learning, look)
 
 
 def operations_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:

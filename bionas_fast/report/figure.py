@@ -89,7 +89,8 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 def _label_width(edge: Edge) -> float:
     # A tenth more, for viewers of an SVG that have another font.
-    return 1.1 * max(text_width(edge.candidate.operation, _SIZE), text_width(edge.candidate.rule or "", _SIZE)) + 0.16
+    lines = (edge.candidate.operation, edge.candidate.learning or "")
+    return 1.1 * max(text_width(line, _SIZE) for line in lines) + 0.16
 
 
 def _columns(layout: Layout, label: float) -> list[tuple[float, float]]:
@@ -113,7 +114,7 @@ def _draw_cell(axes: Axes, layout: Layout, columns: list[tuple[float, float]], d
         axes.text((left + right) / 2, item.y + dy, text, color=INK, size=10, ha="center", va="center", zorder=5)
 
     for route in layout.routes:
-        rule = route.edge.candidate.rule if route.edge else None
+        rule = route.edge.candidate.learning if route.edge else None
         color = rule_color(rule) if route.edge else MUTED
         points = []
         for item in route.items:
@@ -158,7 +159,7 @@ def _draw_line(axes: Axes, points: list[tuple[float, float]], color: str, width:
 
 
 def _draw_label(axes: Axes, edge: Edge, item: Item, column: tuple[float, float], dy: float) -> None:
-    (left, right), y, color = column, item.y + dy, rule_color(edge.candidate.rule)
+    (left, right), y, color = column, item.y + dy, rule_color(edge.candidate.learning)
     corner, style = (left, y - item.height / 2), "round,pad=0,rounding_size=0.06"
     for fill, alpha in ((PAPER, 1.0), (color, 0.14)):
         axes.add_patch(
@@ -167,16 +168,16 @@ def _draw_label(axes: Axes, edge: Edge, item: Item, column: tuple[float, float],
     axes.add_patch(
         FancyBboxPatch(corner, right - left, item.height, boxstyle=style, fc="none", ec=color, lw=1.2, zorder=4)
     )
-    center, shift = (left + right) / 2, 0.08 if edge.candidate.rule else 0.0
+    center, shift = (left + right) / 2, 0.08 if edge.candidate.learning else 0.0
     text: Any = {"ha": "center", "va": "center_baseline", "color": INK, "zorder": 5}
     axes.text(center, y + shift, edge.candidate.operation, size=_SIZE, **text)
-    if edge.candidate.rule:
-        axes.text(center, y - shift, edge.candidate.rule, size=_SIZE, weight="bold", **text)
+    if edge.candidate.learning:
+        axes.text(center, y - shift, edge.candidate.learning, size=_SIZE, weight="bold", **text)
 
 
 def _legend(genotype: Genotype, edges: list[Edge]) -> tuple[list[tuple[str | None, str]], str]:
     """The rules with how often each is used, and the line about the fixed layers."""
-    counts = sorted(Counter(e.candidate.rule for e in edges).items(), key=lambda pair: (pair[0] is None, -pair[1]))
+    counts = sorted(Counter(e.candidate.learning for e in edges).items(), key=lambda pair: (pair[0] is None, -pair[1]))
     fixed = "  ·  ".join(f"{layer} {rule}" for layer, rule in genotype.fixed.items())
     return [(rule, f"{rule or NO_RULE}  ×{count}") for rule, count in counts], fixed
 

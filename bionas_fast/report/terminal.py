@@ -51,7 +51,7 @@ def _cell(cell: Cell, column: int) -> list[Text]:
     remaining = Counter([*(edge.source for edge in cell.edges), *cell.concat])
     live: set[int] = set()
     width = _LANE * (len(cell.nodes) + 2) + 2
-    right = width + column + max(len(edge.candidate.rule or "") for edge in cell.edges) + 5
+    right = width + column + max(len(edge.candidate.learning or "") for edge in cell.edges) + 5
 
     def lanes(until: int) -> Text:
         row = [" "] * (_LANE * until)
@@ -82,7 +82,7 @@ def _cell(cell: Cell, column: int) -> list[Text]:
         open_lane(state)
     for node, edges in enumerate(cell.nodes):
         for k, edge in enumerate(edges):
-            name, rule = edge.candidate.operation, edge.candidate.rule
+            name, rule = edge.candidate.operation, edge.candidate.learning
             color = rule_color(rule)
             before = lanes(edge.source)
             line = Text.assemble(before, (run(edge.source), color), f" {name:{column if rule else 0}} ")
@@ -106,12 +106,12 @@ def _cell(cell: Cell, column: int) -> list[Text]:
 
 
 def _legend(edges: Iterable[Edge], width: int) -> list[Text]:
-    counts = Counter(edge.candidate.rule for edge in edges)
+    counts = Counter(edge.candidate.learning for edge in edges)
     name_width, count_width = max(len(rule or NO_RULE) for rule in counts), len(str(max(counts.values())))
     lines = []
     for rule, count in sorted(counts.items(), key=lambda pair: (pair[0] is None, -pair[1])):
         line = Text.assemble(("■", rule_color(rule)), f" {rule or NO_RULE:{name_width}}  ×{count:<{count_width}}")
-        if rule:
+        if rule in rules.names():
             line.append(f"  {rules.get(rule).summary.partition(':')[0].rstrip('.')}", "dim")
             line.truncate(width, overflow="ellipsis")
         lines.append(line)

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from bionas_fast.data import BatchStream
+from bionas_fast.nn import frozen_plasticity
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.strategy import Strategy, frozen
 from bionas_fast.supernet import Supernet
@@ -28,7 +29,7 @@ class Darts(Strategy):
     def before_weight_step(self, valid: BatchStream) -> None:
         x, y = next(valid)
         alphas = self.net.alpha_parameters()
-        with frozen(self.net.weight_parameters()):
+        with frozen(self.net.weight_parameters()), frozen_plasticity(self.net):
             loss = F.cross_entropy(self.net(x), y)
             grads = torch.autograd.grad(loss, alphas, allow_unused=True)
         for alpha, grad in zip(alphas, grads, strict=True):

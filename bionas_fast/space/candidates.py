@@ -21,21 +21,27 @@ class Operation:
         build: ``build(channels, stride, rule, searching) -> Module`` maps [N, C, H, W] to
             [N, C, ⌈H/stride⌉, ⌈W/stride⌉]. ``rule`` is None for operations without weights. ``searching`` is True
             in a supernet (no affine parameters in batch normalisation, pools followed by one).
-        takes_rule: whether the operation has weights and thus a learning rule.
+        takes_rule: whether one of the learning rules can be chosen for it.
+        own_rule: for an operation that learns in a way of its own, what to call that.
     """
 
     name: str
     build: Callable[[int, int, str | None, bool], nn.Module]
     takes_rule: bool = True
+    own_rule: str | None = None
 
 
 _operations: dict[str, Operation] = {}
 
 
 def register_operation(
-    name: str, *, takes_rule: bool = True
+    name: str, *, takes_rule: bool = True, own_rule: str | None = None
 ) -> Callable[[Callable[[int, int, str | None, bool], nn.Module]], Callable]:
-    """Make an operation known by its name. A decorator for its ``build`` function (see :class:`Operation`).
+    """Make an operation known by its name. A decorator for its ``build`` function.
+
+    Args:
+        name: how users write it.
+        takes_rule, own_rule: see :class:`Operation`.
 
     Raises:
         InputError: the name cannot be written in a genotype, or is taken.
@@ -47,7 +53,7 @@ def register_operation(
         known = _operations.get(name)
         if known is not None and known.build.__qualname__ != build.__qualname__:
             raise InputError(f"operation {name!r} is already registered by {known.build.__qualname__}")
-        _operations[name] = Operation(name, build, takes_rule)
+        _operations[name] = Operation(name, build, takes_rule and own_rule is None, own_rule)
         return build
 
     return decorator
@@ -86,7 +92,9 @@ class Candidate:
             raise InputError(f"operation {self.operation!r} needs a rule, such as '{self.operation}@usf'")
         if self.rule is not None:
             if not takes_rule:
-                raise InputError(f"operation {self.operation!r} has no weights and takes no rule; got {self.rule!r}")
+                why = get_operation(self.operation).own_rule
+                why = f"learns by {why} and" if why else "has no weights and"
+                raise InputError(f"operation {self.operation!r} {why} takes no rule; got {self.rule!r}")
             rules.get(self.rule)
 
     @classmethod
@@ -98,6 +106,11 @@ class Candidate:
     def build(self, channels: int, stride: int, *, searching: bool) -> nn.Module:
         """The module for this candidate; see :attr:`Operation.build`."""
         return get_operation(self.operation).build(channels, stride, self.rule, searching)
+
+    @property
+    def learning(self) -> str | None:
+        """How its weights learn: by its rule, in a way of the operation's own, or None without weights."""
+        return self.rule or get_operation(self.operation).own_rule
 
     def __str__(self) -> str:
         return self.operation if self.rule is None else f"{self.operation}@{self.rule}"
@@ -208,3 +221,10 @@ def darts_bp() -> Space:
         "darts-bp",
         tuple(Candidate(o) for o in _WEIGHTLESS) + _cross(("skip_connect", *_CONVOLUTIONS), ("bp",)),
     )
+
+
+@register_space("bionas-hl-pc")
+def bionas_hl_pc() -> Space:
+    """The paper's larger space: that of ``bionas``, and convolutions that learn by themselves; 24 candidates."""
+    own = Candidate("hebbian_conv_3x3"), Candidate("predictive_conv_3x3")
+    return Space("bionas-hl-pc", bionas().candidates + own)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.nn import Conv2d, FeedbackLayer
+from bionas_fast.nn import Conv2d, FeedbackLayer, HebbianConv2d, PredictiveConv2d
 from bionas_fast.rules import Law
 from bionas_fast.space.candidates import register_operation
 
@@ -154,6 +154,19 @@ def _avg_pool(channels: int, stride: int, rule: str | None, searching: bool) -> 
 def _skip_connect(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
     assert rule is not None
     return Skip(channels, rule) if stride == 1 else FactorizedReduce(channels, channels, rule, not searching)
+
+
+@register_operation("hebbian_conv_3x3", own_rule="hebbian")
+def _hebbian_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+    # Competition and decay, unlike the published rule, under which all filters become the same one.
+    layer = HebbianConv2d(channels, channels, 3, stride, 1, rule="softhebb", rate=0.05, normalisation="unit", norm=1.0)
+    return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(channels, affine=not searching))
+
+
+@register_operation("predictive_conv_3x3", own_rule="predictive coding")
+def _predictive_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+    layer = PredictiveConv2d(channels, channels, 3, stride, 1)
+    return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(channels, affine=not searching))
 
 
 for _kernel_size in (3, 5):

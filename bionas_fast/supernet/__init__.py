@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from bionas_fast.errors import unknown
-from bionas_fast.nn import connect_direct_feedback
+from bionas_fast.nn import connect_direct_feedback, name_layers
 from bionas_fast.space import Space, get_space
 from bionas_fast.space.genotype import fixed_rules
 from bionas_fast.supernet.modular import ModularSupernet
@@ -64,4 +64,5 @@ def build_supernet(
             skip_rules=skip_rules,
         )
     connect_direct_feedback(net, num_classes)
+    name_layers(net)
     return net

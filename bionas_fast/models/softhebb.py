@@ -1,0 +1,153 @@
+"""SoftHebb networks (Journé et al. 2023): convolutions that learn by soft competition, without labels; a linear head.
+
+A block is BN without affine parameters, a Hebbian convolution with reflected borders, the triangle activation, a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bionas_fast.errors import InputError, unknown
+from bionas_fast.nn import HebbianConv2d, Linear, Triangle, name_layers
+
+#: ‖W_k‖ of the initial filters, from which the adaptive rate lets them come down to 1.
+INITIAL_NORM = 25.0
+
+
+class Block(NamedTuple):
+    """A block of a SoftHebb network.
+
+    Attributes:
+        filters, kernel_size: of the convolution.
+        temperature: of the competition.
+        power: of the triangle activation.
+        rate: η.
+        pool: ``max`` of 4×4 or ``avg`` of 2×2 positions, stride 2.
+    """
+
+    filters: int
+    kernel_size: int
+    temperature: float
+    power: float
+    rate: float
+    pool: str
+
+
+ARCHITECTURES = {
+    # The published one for CIFAR-10.
+    "cifar10": (
+        Block(96, 5, 1.0, 0.7, 0.08, "max"),
+        Block(384, 3, 0.65, 1.4, 0.005, "max"),
+        Block(1536, 3, 0.25, 1.0, 0.01, "avg"),
+    ),
+    # A small one for images like those of MNIST.
+    "mnist": (
+        Block(32, 5, 1.0, 0.7, 0.08, "max"),
+        Block(128, 3, 0.65, 1.4, 0.005, "max"),
+    ),
+}
+
+
+class SoftHebbNetwork(nn.Module):
+    """Blocks and head; see :func:`build_softhebb`.
+
+    Attributes:
+        blocks: in training mode each learns from every batch that passes.
+        head: dropout and a linear layer.
+    """
+
+    def __init__(
+        self,
+        architecture: tuple[Block, ...],
+        *,
+        rule: str,
+        in_channels: int,
+        image_size: Sequence[int],
+        num_classes: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        channels = in_channels
+        for block in architecture:
+            pool = nn.MaxPool2d(4, 2, 1) if block.pool == "max" else nn.AvgPool2d(2, 2)
+            convolution = HebbianConv2d(
+                channels,
+                block.filters,
+                block.kernel_size,
+                padding=block.kernel_size // 2,
+                padding_mode="reflect",
+                rule=rule,
+                rate=block.rate,
+                adaptive=True,
+                temperature=block.temperature,
+                normalisation="max",
+                norm=INITIAL_NORM,
+            )
+            normalisation = nn.BatchNorm2d(channels, affine=False)
+            self.blocks.append(nn.Sequential(normalisation, convolution, Triangle(block.power), pool))
+            channels = block.filters
+        with torch.no_grad():
+            try:
+                shape = self.eval().features(torch.zeros(1, in_channels, *image_size)).shape
+            except RuntimeError:
+                raise InputError(
+                    f"image_size: {image_size[0]}×{image_size[1]} is too small for {len(architecture)} blocks"
+                ) from None
+        self.train()
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), Linear(shape[1:].numel(), num_classes))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] → what the head sees, before it is flattened."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] → logits [N, classes]."""
+        return self.head(self.features(x))
+
+
+def build_softhebb(
+    architecture: str = "cifar10",
+    *,
+    rule: str = "softhebb",
+    in_channels: int = 3,
+    image_size: Sequence[int] = (32, 32),
+    num_classes: int = 10,
+    dropout: float = 0.5,
+    seed: int = 0,
+) -> SoftHebbNetwork:
+    """A SoftHebb network with fresh weights.
+
+    Args:
+        architecture: ``cifar10`` (96, 384 and 1536 filters) or ``mnist`` (32 and 128).
+        rule: of the convolutions; see :func:`bionas_fast.functional.hebbian_activity`.
+        image_size: height and width, which decide the size of the head.
+        dropout: in front of the linear head.
+        seed: of all weights. PyTorch's own generator is left untouched.
+
+    Raises:
+        InputError: an unknown architecture or rule; a number out of range; images that are too small.
+    """
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
+        if value < 1:
+            raise InputError(f"{name}: expected at least 1, got {value}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = SoftHebbNetwork(
+            ARCHITECTURES[architecture],
+            rule=rule,
+            in_channels=in_channels,
+            image_size=image_size,
+            num_classes=num_classes,
+            dropout=dropout,
+        )
+    name_layers(network)
+    return network
