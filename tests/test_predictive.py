@@ -342,6 +342,8 @@ def test_the_bound_of_known_kernels():
     matrix = make((3, 2, 1))
     sigma = torch.linalg.matrix_norm(matrix.weight.detach()[:, :, 0, 0], 2).item()
     assert matrix.stability_bound() == pytest.approx(2 / sigma**2)
+    torch.nn.init.zeros_(matrix.weight)
+    assert matrix.stability_bound() == math.inf
     with pytest.raises(InputError, match="untied"):
         make((1, 1, 3), tied=False).stability_bound()
 

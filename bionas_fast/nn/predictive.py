@@ -224,7 +224,8 @@ class PredictiveConv2d(nn.Module):
         """
         if not self.tied:
             raise InputError("stability_bound: there is none for untied weights")
-        return 2 / (_norm_squared(self.weight, self._dense_stride, self.groups) + self.decay)
+        curvature = _norm_squared(self.weight, self._dense_stride, self.groups) + self.decay
+        return 2 / curvature if curvature else math.inf
 
     def extra_repr(self) -> str:
         return (
