@@ -10,7 +10,6 @@ from bionas_fast.nn import convert, true_gradients
 from bionas_fast.search import SearchConfig, search
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import build_supernet
-from bionas_fast.train import TrainConfig, compare_rules, load, train
-from bionas_fast.train_softhebb import SoftHebbConfig, train_softhebb
+from bionas_fast.train import SoftHebbConfig, TrainConfig, compare_rules, load, train, train_softhebb
 
 __version__ = "0.1.0"

@@ -21,8 +21,7 @@ from bionas_fast.config import read_settings
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.search import SearchConfig
 from bionas_fast.space import Genotype
-from bionas_fast.train import FOUND, TrainConfig, TrainResult, compare_rules, train
-from bionas_fast.train_softhebb import SoftHebbConfig, SoftHebbResult, train_softhebb
+from bionas_fast.train import FOUND, SoftHebbConfig, TrainConfig, TrainResult, compare_rules, train, train_softhebb
 
 app = typer.Typer(
     help=bf.__doc__,
@@ -253,7 +252,7 @@ def _genotype(source: str) -> tuple[Genotype, dict[str, Any]]:
     return Genotype.load(folder.file(runs.GENOTYPE)), read_settings(folder.file(runs.CONFIG))
 
 
-def _print_trained(result: TrainResult | SoftHebbResult, head: Mapping[str, str]) -> None:
+def _print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
     # Weights that learn without a gradient are buffers, but weights.
     plastic = (own for name, own in result.network.named_buffers() if name.endswith("plasticity"))
     weights = (*result.network.parameters(), *plastic)

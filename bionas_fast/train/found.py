@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.config import Config, read_settings, read_yaml
+from bionas_fast.config import Config
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
-from bionas_fast.models import FoundNetwork, SoftHebbNetwork, build_network
+from bionas_fast.models import FoundNetwork, build_network
 from bionas_fast.progress import Progress
-from bionas_fast.runs import CONFIG, GENOTYPE, RunFolder
+from bionas_fast.runs import GENOTYPE, RunFolder
 from bionas_fast.space import Genotype
-from bionas_fast.train_softhebb import load_softhebb
+from bionas_fast.train.result import TrainResult
 
 FOUND = "found"
 
@@ -64,30 +63,13 @@ class TrainConfig(Config):
         return self.model_dump(mode="json")
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """A trained network.
-
-    Attributes:
-        network: in evaluation mode.
-        test_accuracy: in percent.
-        metrics: one mapping for every epoch.
-        run_dir: the folder of the run, or None where nothing was to be written.
-    """
-
-    network: FoundNetwork
-    test_accuracy: float
-    metrics: list[dict[str, Any]]
-    run_dir: Path | None
-
-
 def train(
     genotype: Genotype,
     config: TrainConfig | None = None,
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
-) -> TrainResult:
+) -> TrainResult[FoundNetwork]:
     """Train the network of a genotype from scratch and test it.
 
     Args:
@@ -161,24 +143,10 @@ def compare_rules(
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
 
 
-def load(run_dir: str | Path) -> FoundNetwork | SoftHebbNetwork:
-    """The trained network of a training run, in evaluation mode on the CPU.
-
-    Raises:
-        InputError: no such run, a run of another kind, a damaged checkpoint.
-    """
-    folder = RunFolder.open(run_dir)
-    path = folder.file(CONFIG)
-    notes = read_yaml(path)
-    if notes.get("kind") not in ("train", "softhebb"):
-        raise InputError(f"{folder.path} holds no trained network; train one first: bionas-fast train {folder.path}")
-    shape = notes.get("network")
-    if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
-        raise InputError(f"{path}: network: in_channels and num_classes are missing")
-    if notes["kind"] == "softhebb":
-        return load_softhebb(folder, read_settings(path), shape)
-    config = TrainConfig(**read_settings(path))
-    network = build_network(
+def load_found(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> FoundNetwork:
+    """The network of a run; see :func:`bionas_fast.load`."""
+    config = TrainConfig(**settings)
+    return build_network(
         Genotype.load(folder.file(GENOTYPE)),
         channels=config.channels,
         cells=config.cells,
@@ -186,11 +154,6 @@ def load(run_dir: str | Path) -> FoundNetwork | SoftHebbNetwork:
         in_channels=shape["in_channels"],
         num_classes=shape["num_classes"],
     )
-    try:
-        network.load_state_dict(folder.read_checkpoint()["network"])
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder.path}: the checkpoint does not fit the genotype: {error}") from None
-    return network.eval()
 
 
 def _shape(data: Dataset) -> dict[str, int]:

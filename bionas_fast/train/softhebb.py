@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +15,12 @@ from torch.nn import functional as F
 from bionas_fast.config import Config
 from bionas_fast.data import BatchStream, Dataset, load_dataset
 from bionas_fast.device import resolve_device
-from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.progress import Progress
 from bionas_fast.runs import RunFolder
+from bionas_fast.train.result import TrainResult
 
 
 class SoftHebbConfig(Config):
@@ -49,26 +48,9 @@ class SoftHebbConfig(Config):
         return self.model_dump(mode="json")
 
 
-@dataclass(frozen=True)
-class SoftHebbResult:
-    """A trained network.
-
-    Attributes:
-        network: in evaluation mode.
-        test_accuracy: in percent.
-        metrics: one mapping for every epoch of the head.
-        run_dir: the folder of the run, or None where nothing was to be written.
-    """
-
-    network: SoftHebbNetwork
-    test_accuracy: float
-    metrics: list[dict[str, Any]]
-    run_dir: Path | None
-
-
 def train_softhebb(
     config: SoftHebbConfig | None = None, *, out: str | Path | None = None, progress: Progress | None = None
-) -> SoftHebbResult:
+) -> TrainResult[SoftHebbNetwork]:
     """Learn filters without labels and a head with them, and test the network.
 
     Args:
@@ -114,17 +96,12 @@ def train_softhebb(
     finally:
         progress.finish()
     run_dir = None if folder is None else folder.path
-    return SoftHebbResult(network.eval(), metrics[-1]["test_accuracy"], metrics, run_dir)
+    return TrainResult(network.eval(), metrics[-1]["test_accuracy"], metrics, run_dir)
 
 
 def load_softhebb(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> SoftHebbNetwork:
     """The network of a run; see :func:`bionas_fast.load`."""
-    network = _build(SoftHebbConfig(**settings), shape)
-    try:
-        network.load_state_dict(folder.read_checkpoint()["network"])
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder.path}: the checkpoint does not fit the settings: {error}") from None
-    return network.eval()
+    return _build(SoftHebbConfig(**settings), shape)
 
 
 def _shape(data: Dataset) -> dict[str, Any]:

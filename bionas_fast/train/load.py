@@ -1,0 +1,40 @@
+"""Trained networks from the folders of their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bionas_fast.config import read_settings, read_yaml
+from bionas_fast.errors import InputError
+from bionas_fast.models import FoundNetwork, SoftHebbNetwork
+from bionas_fast.runs import CONFIG, RunFolder
+from bionas_fast.train.found import load_found
+from bionas_fast.train.softhebb import load_softhebb
+
+Network = FoundNetwork | SoftHebbNetwork
+
+_KINDS: dict[str, Callable[..., Network]] = {"train": load_found, "softhebb": load_softhebb}
+
+
+def load(run_dir: str | Path) -> Network:
+    """The trained network of a training run, in evaluation mode on the CPU.
+
+    Raises:
+        InputError: no such run, a run of another kind, a damaged checkpoint.
+    """
+    folder = RunFolder.open(run_dir)
+    path = folder.file(CONFIG)
+    notes = read_yaml(path)
+    if notes.get("kind") not in _KINDS:
+        raise InputError(f"{folder.path} holds no trained network; train one first: bionas-fast train {folder.path}")
+    shape = notes.get("network")
+    if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
+        raise InputError(f"{path}: network: in_channels and num_classes are missing")
+    network = _KINDS[notes["kind"]](folder, read_settings(path), shape)
+    try:
+        network.load_state_dict(folder.read_checkpoint()["network"])
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder.path}: the checkpoint does not fit the run: {error}") from None
+    network.eval()
+    return network
