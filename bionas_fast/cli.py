@@ -164,7 +164,7 @@ def show_command(
 def presets_command() -> None:
     """List the presets and the sources they follow."""
     table = Table("preset", "for", "source", box=None, header_style="bold")
-    for kind in ("search", "train"):
+    for kind in presets.KINDS:
         for name in presets.names(kind):
             table.add_row(name, kind, presets.get(name, kind).source)
     out.print(table)

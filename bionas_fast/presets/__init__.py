@@ -11,12 +11,15 @@ import yaml
 from bionas_fast.errors import unknown
 
 
+KINDS = ("search", "train", "softhebb")
+
+
 @dataclass(frozen=True)
 class Preset:
     """Settings with a name.
 
     Attributes:
-        kind: what they configure, ``search``, ``train`` or ``softhebb``.
+        kind: what they configure, one of KINDS.
         source: where the figures come from.
         settings: those that differ from the defaults.
     """
