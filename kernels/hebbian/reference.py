@@ -128,21 +128,36 @@ def delta(
     if rule == "hebb":
         norm = patch_norm(x, weight.shape[2:], stride, padding, dilation, groups).clamp_min(NORM_EPSILON)
         pushed = y / norm.repeat_interleave(y.shape[1] // groups, dim=1)
-    none = [0] * len(stride)
-    _, outer, _ = torch.ops.aten.convolution_backward(
-        pushed, x, weight, None, list(stride), list(padding), list(dilation), False, none, groups, [False, True, False]
-    )
-    positions = y.numel() // y.shape[1]
-    rows = y.transpose(0, 1).flatten(1)
+    outer = outer_product(weight, x, pushed, stride, padding, dilation, groups)
     if decay == "lower":
-        split = rows.unflatten(0, (groups, -1))
-        gram = (split @ split.mT).tril()
-        outer = outer - (gram @ weight.flatten(1).unflatten(0, (groups, -1))).view_as(weight)
+        outer = outer - lower(weight, y, groups)
     elif decay != "none":
+        rows = y.transpose(0, 1).flatten(1)
         factor = {"square": rows, "activity": torch.ones_like(rows), "output": u.transpose(0, 1).flatten(1)}[decay]
         total = (rows * factor).sum(dim=1)
         outer = outer - total.view(-1, *[1] * (weight.dim() - 1)) * weight
-    return outer / positions
+    return outer / (y.numel() // y.shape[1])
+
+
+def outer_product(
+    weight: Tensor,
+    x: Tensor,
+    y: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Σ_p y_pk x_p, shaped like ``weight``, of which nothing else is read; the weight gradient of a convolution."""
+    geometry = list(stride), list(padding), list(dilation), False, [0] * len(stride), groups
+    return torch.ops.aten.convolution_backward(y, x, weight, None, *geometry, [False, True, False])[1]
+
+
+def lower(weight: Tensor, y: Tensor, groups: int) -> Tensor:
+    """Σ_{j≤k} Σ_p y_pk y_pj W_j, shaped like ``weight``."""
+    rows = y.transpose(0, 1).flatten(1).unflatten(0, (groups, -1))
+    gram = (rows @ rows.mT).tril()
+    return (gram @ weight.flatten(1).unflatten(0, (groups, -1))).view_as(weight)
 
 
 def normalise(weight: Tensor, how: str) -> Tensor:
