@@ -326,3 +326,12 @@ def _register_fakes() -> None:
     @fake
     def _pools_backward(grads, x, stride):
         return x.new_empty(x.shape)
+
+    @fake
+    def _hebbian_activity(u, given, norm, activity, decay, temperature, groups):
+        made = activity != "linear" or norm is not None
+        return u.new_empty(u.shape if made else (0,)), u.new_empty(u.shape[1] * (decay != "none"), dtype=torch.float64)
+
+    @fake
+    def _hebbian_move(weight, delta, total, rate, positions, normalisation, groups):
+        return None

@@ -11,10 +11,19 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import InputError
+from bionas_fast.backends import explain
 from bionas_fast.functional import adaptive_rate, hebbian_activity, hebbian_update
 from bionas_fast.nn.hebbian import name_layers
 from bionas_fast.ops.hebbian import RULES
 from tolerances import assert_close
+
+BACKENDS = ["reference", "native"]
+
+
+def skip_without(backend):
+    reason = explain("hebbian_update", "cpu").reasons.get(backend)
+    if reason:
+        pytest.skip(reason)
 
 
 def patches(x, kernel, stride, padding, dilation):
@@ -46,6 +55,7 @@ def written_out(weight, rows, u, rule, temperature):
     return delta / len(rows)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=60, deadline=None)
 @given(
     rule=st.sampled_from(RULES),
@@ -58,23 +68,27 @@ def written_out(weight, rows, u, rule, temperature):
     dilation=st.integers(1, 2),
     seed=st.integers(0, 2**31),
 )
-def test_updates_are_their_formulas(rule, n, groups, each, kernel, stride, padding, dilation, seed):
+def test_updates_are_their_formulas(backend, rule, n, groups, each, kernel, stride, padding, dilation, seed):
+    skip_without(backend)
+    # The compiled kernels know float32 only.
+    dtype, tolerance = (torch.float64, 1e-10) if backend == "reference" else (torch.float32, 1e-5)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 2 * groups, 5, 6, generator=generator, dtype=torch.float64)
-    weight = torch.randn(each * groups, 2, *kernel, generator=generator, dtype=torch.float64)
+    x = torch.randn(n, 2 * groups, 5, 6, generator=generator, dtype=dtype)
+    weight = torch.randn(each * groups, 2, *kernel, generator=generator, dtype=dtype)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     u = F.conv2d(x, weight, None, **geometry)
+    chunks = weight.double().chunk(groups), x.double().chunk(groups, 1), u.double().chunk(groups, 1)
     expected = torch.cat([
         written_out(
             own.flatten(1), patches(part, kernel, stride, padding, dilation), by_channel(out), rule, 1.5
         ).view_as(own)
-        for own, part, out in zip(weight.chunk(groups), x.chunk(groups, 1), u.chunk(groups, 1), strict=True)
+        for own, part, out in zip(*chunks, strict=True)
     ])  # fmt: skip
-    rate = torch.rand(len(weight), generator=generator, dtype=torch.float64)
+    rate = torch.rand(len(weight), generator=generator, dtype=dtype)
     moved = weight.clone()
-    delta = hebbian_update(moved, x, u, rule=rule, rate=rate, temperature=1.5, **geometry)
-    assert_close(delta, expected)
-    assert_close(moved, weight + rate.view(-1, 1, 1, 1) * expected)
+    delta = hebbian_update(moved, x, u, rule=rule, rate=rate, temperature=1.5, backend=backend, **geometry)
+    for actual, wanted in ((delta, expected), (moved, weight + rate.view(-1, 1, 1, 1) * expected)):
+        assert (actual - wanted).abs().max() <= tolerance * (1 + wanted.abs().max())
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -163,21 +177,25 @@ def test_hpca_finds_the_components_in_order():
 
 
 class TestOperator:
-    def arguments(self, rule="softhebb"):
+    def arguments(self, rule, backend):
         x, weight = torch.randn(2, 4, 5, 6), torch.randn(6, 2, 3, 3)
         u = F.conv2d(x, weight, None, 2, 1, 1, 2)
-        return weight, x, u, None, torch.tensor(0.1), rule, 1.0, "max", [2, 2], [1, 1], [1, 1], 2, "reference"
+        return weight, x, u, None, torch.tensor(0.1), rule, 1.0, "max", [2, 2], [1, 1], [1, 1], 2, backend
 
-    @pytest.mark.parametrize("rule", ["softhebb", "hpca"])
-    def test_opcheck(self, rule):
-        torch.library.opcheck(torch.ops.bionas_fast.hebbian_update.default, self.arguments(rule))
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("rule", ["softhebb", "hebb", "hpca"])
+    def test_opcheck(self, rule, backend):
+        skip_without(backend)
+        torch.library.opcheck(torch.ops.bionas_fast.hebbian_update.default, self.arguments(rule, backend))
 
-    def test_compiles_into_one_graph(self):
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_compiles_into_one_graph(self, backend):
+        skip_without(backend)
         x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
 
         def step(weight):
             u = F.conv2d(x, weight)
-            return u.sum() + hebbian_update(weight, x, u, rule="softhebb").sum()
+            return u.sum() + hebbian_update(weight, x, u, rule="softhebb", backend=backend).sum()
 
         expected, own = weight.clone(), weight.clone()
         result = step(expected)

@@ -7,11 +7,21 @@ import torch
 from torch.nn import functional as F
 
 import bionas_fast as bf
+from bionas_fast.backends import explain
 from bionas_fast.functional import adaptive_rate, hebbian_activity, hebbian_update, raised_cosine, triangle
 from oracles.data import assert_close, cases, load
 
 DTYPES = [torch.float32, torch.float64]
 TOLERANCE = 1e-5  # suggested by the recordings, relative to the largest entry
+
+
+@pytest.fixture(params=["reference", "native"], autouse=True)
+def _backend(request):
+    reason = explain("hebbian_update", "cpu").reasons.get(request.param)
+    if reason:
+        pytest.skip(reason)
+    with bf.use_backend(request.param):
+        yield
 
 
 def loaded(topic, case, dtype):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bionas_fast import backends
+from bionas_fast import backends, native
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.hebbian import reference
 from bionas_fast.ops.geometry import PerDimension, window
@@ -15,7 +15,7 @@ from bionas_fast.ops.geometry import PerDimension, window
 RULES = tuple(reference.RULES)
 NORMALISATIONS = ("none", "clamp", "unit", "max")
 
-backends.declare("hebbian_update")
+backends.declare("hebbian_update", native=native.obstacle)
 
 _library = torch.library.Library("bionas_fast", "FRAGMENT")
 _library.define(
@@ -25,14 +25,58 @@ _library.define(
 
 
 @torch.library.impl(_library, "hebbian_update", "CompositeExplicitAutograd")
-def _update(weight, x, u, y, rate, rule, temperature, normalisation, stride, padding, dilation, groups, _backend):
+def _update(weight, x, u, y, rate, rule, temperature, normalisation, stride, padding, dilation, groups, backend):
+    geometry = stride, padding, dilation, groups
+    if backend == "native" and all(t is None or t.dtype == torch.float32 for t in (weight, x, u, y)):
+        return _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geometry)
     if y is None:
         y = reference.activity(u, rule, temperature, groups)
-    delta = reference.delta(weight, x, u, y, rule, stride, padding, dilation, groups)
+    delta = reference.delta(weight, x, u, y, rule, *geometry)
     delta = reference.scaled(delta, normalisation, groups).contiguous()
     moved = weight + rate.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)) * delta
     weight.copy_(reference.normalise(moved, normalisation))
     return delta
+
+
+def _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geometry):
+    """The outer product is PyTorch's; what comes before it is one pass over u, and what comes after one over W."""
+    kernels, groups = torch.ops.bionas_fast_native, geometry[-1]
+    activity, decay = reference.RULES[rule]
+    activity = activity if y is None else "linear"
+    norm, total = None, weight.new_empty(0, dtype=torch.float64)
+    if rule == "hebb":
+        norm = reference.patch_norm(x, weight.shape[2:], *geometry)
+    pushed = u if y is None else y
+    if activity != "linear" or decay not in ("none", "lower") or norm is not None:
+        given = None if y is None else _rows(y)
+        norm = None if norm is None else _rows(norm)
+        made, total = kernels.hebbian_activity(_rows(u), given, norm, activity, decay, temperature, groups)
+        pushed = _maps(made, u) if made.numel() else pushed
+    delta = reference.outer_product(weight, x, pushed, *geometry).contiguous()
+    if decay == "lower":
+        delta -= reference.lower(weight, pushed, groups)
+    moved = weight.contiguous()
+    rates = rate.to(torch.float32).expand(len(weight)).contiguous()
+    kernels.hebbian_move(moved, delta, total, rates, u.numel() / max(u.shape[1], 1), normalisation, groups)
+    if not weight.is_contiguous():
+        weight.copy_(moved)
+    return delta
+
+
+# The kernel puts positions of one image into a vector. Where there are fewer, all images are taken for one.
+_FEW = 16
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[N, K, *positions] as [N, K, P] or [1, K, N · P]."""
+    rows = maps.flatten(2)
+    return (rows.transpose(0, 1).flatten(1).unsqueeze(0) if rows.shape[2] < _FEW else rows).contiguous()
+
+
+def _maps(rows: Tensor, like: Tensor) -> Tensor:
+    """[N, K, *positions] again."""
+    n, k = like.shape[:2]
+    return rows.view_as(like) if rows.shape[0] == n else rows.view(k, n, *like.shape[2:]).transpose(0, 1)
 
 
 @torch.library.register_fake("bionas_fast::hebbian_update", lib=_library)

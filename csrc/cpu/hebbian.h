@@ -1,0 +1,43 @@
+// What a Hebbian update does beside its outer product; the formulas stand in kernels/hebbian/reference.py.
+
+#pragma once
+
+#include <cstdint>
+
+namespace bionas {
+
+enum class Activity { linear, normalised, hard, soft, competing };  // competing: soft, negative but at the largest
+enum class Decay { none, square, activity, output };
+enum class Normalisation { none, clamp, unit, max };
+
+struct HebbianActivity {
+  int64_t n, k, p, groups;  // images, channels, positions of an image, groups of channels that compete
+  Activity activity;
+  Decay decay;
+  float temperature;
+  const float* u;      // [N, K, P]
+  const float* given;  // what a linear activity takes for y, [N, K, P]; null for u
+  const float* norm;   // what y is divided by, [N, groups, P]; or null
+  float* y;            // [N, K, P]; null where nobody asks for it, which is for a linear activity only
+};
+
+// y, and Σ y², Σ y or Σ y·u of every channel. Probabilities below 2^-100 are 0: products with subnormal numbers would
+// make the outer product that follows a hundred times as slow.
+void hebbian_activity(
+    const HebbianActivity& a,
+    double* total);  // [K]; null where nothing decays
+
+struct HebbianMove {
+  int64_t k, d, groups;  // filters, weights of a filter
+  Normalisation normalisation;
+  double positions;
+  const double* total;  // [K], what hebbian_activity gave; or null
+  const float* rate;    // [K]
+  float* delta;         // [K, D], the outer product; becomes the update
+  float* weight;        // [K, D]
+};
+
+// delta = (delta - total · weight) / positions, weight += rate · delta, each normalised.
+void hebbian_move(const HebbianMove& m);
+
+}  // namespace bionas
