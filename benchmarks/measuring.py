@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import statistics
 import subprocess
@@ -136,12 +137,20 @@ def highest() -> float:
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read())[0]) / 1024
 
 
-def peak_memory(statement: str) -> float:
-    """MiB that a fresh process needs at most for a statement, above what importing takes."""
+def forget_highest() -> None:
+    """From now on :func:`highest` counts anew, from what is in use."""
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def peak_memory(statement: str, setup: str = "") -> float:
+    """MiB that a fresh process needs at most for a statement, above what importing and the set-up take."""
     program = f"""
 from bionas_fast import native
 native.load()
 from measuring import SearchStep, highest
+{setup}
 before = highest()
 {statement}
 print(highest() - before)
