@@ -10,7 +10,6 @@ import yaml
 
 from bionas_fast.errors import unknown
 
-
 KINDS = ("search", "train", "softhebb")
 
 
