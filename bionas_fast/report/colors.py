@@ -11,7 +11,7 @@ FAINT = "#d5d9df"
 SURFACE = "#eef0f3"
 PAPER = "#ffffff"
 
-#: Okabe & Ito 2008, and two of Tol 2021: told apart under every common colour blindness, legible on white and on black.
+#: Okabe & Ito 2008: told apart under every common colour blindness, legible on white and on black.
 RULE_COLORS = MappingProxyType(
     {
         "usf": "#0072b2",
@@ -20,12 +20,12 @@ RULE_COLORS = MappingProxyType(
         "fa": "#cc79a7",
         "bp": "#56b4e9",
         "dfa": "#e69f00",
-        "hebbian": "#882255",
-        "predictive coding": "#999933",
     }
 )
+#: ColorBrewer's brown and purple: for operations that learn in a way of their own.
+OWN_RULE_COLORS = MappingProxyType({"hebbian": "#8c510a", "predictive coding": "#5e3c99"})
 #: Tol 2021, "muted": for rules that users bring.
-_OTHER_RULES = ("#aa4499", "#44aa99", "#332288", "#ddcc77", "#117733", "#cc6677")
+_OTHER_RULES = ("#882255", "#999933", "#aa4499", "#44aa99", "#332288", "#ddcc77", "#117733", "#cc6677")
 #: Operations that have no weights and thus no rule.
 NO_RULE_COLOR = "#8f97a3"
 NO_RULE = "no weights"
@@ -36,4 +36,8 @@ def rule_color(rule: str | None) -> str:
     if rule is None:
         return NO_RULE_COLOR
     # crc32, since hash() of a string differs from process to process.
-    return RULE_COLORS.get(rule) or _OTHER_RULES[zlib.crc32(rule.encode()) % len(_OTHER_RULES)]
+    return (
+        RULE_COLORS.get(rule)
+        or OWN_RULE_COLORS.get(rule)
+        or _OTHER_RULES[zlib.crc32(rule.encode()) % len(_OTHER_RULES)]
+    )
