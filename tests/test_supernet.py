@@ -28,7 +28,7 @@ def test_shapes_and_parameters():
     weights, alphas = set(net.weight_parameters()), set(net.alpha_parameters())
     assert not weights & alphas
     assert weights | alphas == set(net.parameters())
-    assert {"alphas.normal", "alphas.reduce"} <= set(net.state_dict())
+    assert {"architecture.alphas.normal", "architecture.alphas.reduce"} <= set(net.state_dict())
     assert all(alpha.abs().max() < 0.01 for alpha in alphas)
 
 

@@ -88,7 +88,7 @@ def test_cell(case):
 def _batched(net):
     """The same network, feedback of the recorded pass included, with its cells batched."""
     net = copy.deepcopy(net)
-    net.cells = nn.ModuleList(StackedCell(cell, cell.out_channels // SPACE.nodes) for cell in net.cells)
+    net.cells = nn.ModuleList(StackedCell(cell) for cell in net.cells)
     return net
 
 
@@ -100,7 +100,7 @@ def _with_gradients(modular, batched):
             p.copy_(torch.zeros_like(q) if q.grad is None else q.grad)
         for cell, theirs in zip(holder.cells, modular.cells, strict=True):
             cell.exchange(theirs, "write")
-        for name in ("stem", "classifier", "alphas"):
+        for name in ("stem", "classifier", "architecture"):
             getattr(modular, name).load_state_dict(getattr(holder, name).state_dict())
     for p in modular.parameters():
         p.grad = p.detach().clone()

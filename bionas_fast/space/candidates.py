@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from torch import nn
@@ -117,6 +117,7 @@ class Candidate:
 
 
 NONE = "none"
+CELL_KINDS = ("normal", "reduce")
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ class Space:
     name: str
     candidates: tuple[Candidate, ...]
     nodes: int = 4
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of cells that are searched, each with parameters of its own."""
+        return CELL_KINDS
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -161,7 +167,7 @@ class Space:
             raise InputError(
                 f"space {self.name!r} keeps {len(kept)} candidates under this restriction; nothing to search"
             )
-        return Space(self.name, kept, self.nodes)
+        return replace(self, candidates=kept)
 
 
 def _cross(operations: Sequence[str], rule_names: Sequence[str]) -> tuple[Candidate, ...]:

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError, unknown
-from bionas_fast.space.candidates import NONE, Candidate, Space
+from bionas_fast.space.candidates import CELL_KINDS, NONE, Candidate, Space
 
 FORMAT_VERSION = 1
 #: The layers around the searched edges, whose rule is part of the genotype.
 FIXED_LAYERS = ("stem", "preprocess", "head")
-CELL_KINDS = ("normal", "reduce")
 
 
 @dataclass(frozen=True)
@@ -244,6 +243,7 @@ def derive_genotype(
     space: Space,
     fixed: Mapping[str, str] | None = None,
     edges_per_node: int = 2,
+    shares: Mapping[str, Tensor] | None = None,
 ) -> Genotype:
     """The discrete cells that architecture parameters stand for (DARTS, section 2.4).
 
@@ -252,6 +252,7 @@ def derive_genotype(
 
     Args:
         alphas: ``normal`` and ``reduce``, each [edges, candidates] before the softmax.
+        shares: for each kind of cell what multiplies the weights of an edge, [edges] (PC-DARTS); 1 by default.
     """
     wanted = (len(space.edges), len(space.candidates))
     eligible = [k for k, c in enumerate(space.candidates) if c.operation != NONE]
@@ -264,6 +265,8 @@ def derive_genotype(
             raise InputError(f"alphas[{kind!r}] holds values that are not finite")
         weights = torch.softmax(alpha.detach().to("cpu", torch.float64), dim=-1)[:, eligible]
         best, choice = weights.max(dim=-1)  # max returns the first of equals
+        if shares:
+            best = best * shares[kind].detach().to(best)
         nodes = []
         for node in range(space.nodes):
             rows = [row for row, edge in enumerate(space.edges) if edge[0] == node]

@@ -10,6 +10,7 @@ from bionas_fast.errors import unknown
 from bionas_fast.nn import connect_direct_feedback, name_layers
 from bionas_fast.space import Space, get_space
 from bionas_fast.space.genotype import fixed_rules
+from bionas_fast.supernet.architecture import Architecture, Mixing, Mixture
 from bionas_fast.supernet.modular import ModularSupernet
 from bionas_fast.supernet.stacked import StackedSupernet
 
@@ -29,6 +30,7 @@ def build_supernet(
     seed: int = 0,
     fixed: Mapping[str, str] | None = None,
     skip_rules: bool = True,
+    mixture: Mixture | None = None,
 ) -> Supernet:
     """The supernet of a search space.
 
@@ -41,6 +43,7 @@ def build_supernet(
         fixed: the rules of ``stem``, ``preprocess`` and ``head``; ``bp`` unless said otherwise.
         skip_rules: whether skip connections learn by their rule. The code published with the paper trains strided ones
             by back-propagation and gives the others no rule; False reproduces that.
+        mixture: factorised alphas, normalised edges, partial channels; none of them by default.
 
     Returns:
         A network that maps images [N, in_channels, H, W] to logits [N, num_classes].
@@ -62,6 +65,7 @@ def build_supernet(
             in_channels=in_channels,
             fixed=rules,
             skip_rules=skip_rules,
+            mixture=mixture,
         )
     connect_direct_feedback(net, num_classes)
     name_layers(net)

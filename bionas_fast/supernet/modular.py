@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.space import Candidate, Genotype, Space, derive_genotype
+from bionas_fast.errors import InputError
+from bionas_fast.space import Candidate, Genotype, Space
 from bionas_fast.space.cells import CellNetwork, PreprocessedCell
-from bionas_fast.space.genotype import CELL_KINDS
 from bionas_fast.space.operations import Zero
-
-ALPHA_STD = 1e-3
+from bionas_fast.supernet.architecture import Architecture, Mixing, Mixture
 
 
 def without_skip_rules(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
@@ -23,19 +22,45 @@ def without_skip_rules(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ..
 
 
 class MixedOp(nn.Module):
-    """All candidates of one edge, each with weights of its own, and their weighted sum."""
+    """All candidates of one edge, each with weights of its own, and their weighted sum.
 
-    def __init__(self, candidates: tuple[Candidate, ...], channels: int, stride: int) -> None:
+    Args:
+        partial_channels: k; the candidates see the first 1/k of the channels. The others are weighted like the edge as a
+            whole, halved by max pooling, and shuffled together with those (PC-DARTS, section 3.1).
+    """
+
+    def __init__(
+        self, candidates: tuple[Candidate, ...], channels: int, stride: int, partial_channels: int = 1
+    ) -> None:
         super().__init__()
-        self.candidates = nn.ModuleList(c.build(channels, stride, searching=True) for c in candidates)
+        self.channels, self.partial_channels = channels // partial_channels, partial_channels
+        self.candidates = nn.ModuleList(c.build(self.channels, stride, searching=True) for c in candidates)
+        self.around = around(stride)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """[N, C, H, W] → Σ_k weights[k] · candidate_k(x), [N, C, ⌈H/stride⌉, ⌈W/stride⌉]; weights [K]."""
+        if self.partial_channels == 1:
+            return self._sum(x, weights)
+        passed = self._sum(x[:, : self.channels], weights)
+        other = weights.sum() * self.around(x[:, self.channels :])
+        return shuffle(torch.cat([passed, other], dim=1), self.partial_channels)
+
+    def _sum(self, x: Tensor, weights: Tensor) -> Tensor:
         live = [k for k, module in enumerate(self.candidates) if not isinstance(module, Zero)]
         total = weights[live[0]] * self.candidates[live[0]](x)
         for k in live[1:]:
             total = total + weights[k] * self.candidates[k](x)
         return total
+
+
+def around(stride: int) -> nn.Module:
+    """What channels that no candidate sees pass."""
+    return nn.Identity() if stride == 1 else nn.MaxPool2d(stride, ceil_mode=True)
+
+
+def shuffle(x: Tensor, groups: int, dim: int = 1) -> Tensor:
+    """The channels, along ``dim``, dealt out: one of each group, again and again (ShuffleNet, Zhang et al. 2018)."""
+    return x.unflatten(dim, (groups, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 class SearchCell(PreprocessedCell):
@@ -51,11 +76,13 @@ class SearchCell(PreprocessedCell):
         previous_reduction: bool,
         rule: str,
         affine: bool,
+        partial_channels: int = 1,
     ) -> None:
         super().__init__(in_channels, channels, reduction, previous_reduction, rule, affine)
         self.space = space
         self.edges = nn.ModuleList(
-            MixedOp(candidates, channels, 2 if reduction and source < 2 else 1) for _, source in space.edges
+            MixedOp(candidates, channels, 2 if reduction and source < 2 else 1, partial_channels)
+            for _, source in space.edges
         )
         self.out_channels = space.nodes * channels
 
@@ -77,8 +104,7 @@ class ModularSupernet(CellNetwork):
     """The supernet of a space; see :func:`bionas_fast.build_supernet`.
 
     Attributes:
-        alphas: ``{"normal", "reduce"}``, each [edges, candidates]; part of ``state_dict``, not of
-            :meth:`weight_parameters`.
+        architecture: its parameters, part of ``state_dict``, not of :meth:`weight_parameters`.
     """
 
     def __init__(
@@ -91,10 +117,16 @@ class ModularSupernet(CellNetwork):
         in_channels: int,
         fixed: Mapping[str, str],
         skip_rules: bool = True,
+        mixture: Mixture | None = None,
     ) -> None:
+        mixture = mixture or Mixture()
+        if channels % mixture.partial_channels:
+            raise InputError(
+                f"channels: expected a multiple of partial_channels {mixture.partial_channels}, got {channels}"
+            )
         candidates = space.candidates if skip_rules else without_skip_rules(space.candidates)
         super().__init__(
-            partial(self._make_cell, space, candidates),
+            partial(self._make_cell, space, candidates, mixture.partial_channels),
             channels=channels,
             cells=cells,
             num_classes=num_classes,
@@ -104,32 +136,42 @@ class ModularSupernet(CellNetwork):
         )
         self.space = space
         self.fixed = dict(fixed)
-        shape = (len(space.edges), len(space.candidates))
-        self.alphas = nn.ParameterDict({kind: nn.Parameter(ALPHA_STD * torch.randn(shape)) for kind in CELL_KINDS})
+        self.architecture = Architecture(space, mixture)
 
     @staticmethod
-    def _make_cell(space: Space, candidates: tuple[Candidate, ...], *shape: Any) -> PreprocessedCell:
-        return SearchCell(space, candidates, *shape)
+    def _make_cell(
+        space: Space, candidates: tuple[Candidate, ...], partial_channels: int, *shape: Any
+    ) -> PreprocessedCell:
+        return SearchCell(space, candidates, *shape, partial_channels=partial_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, in_channels, H, W] → logits [N, classes]."""
+    def forward(self, x: Tensor, mixing: Mixing | None = None) -> Tensor:
+        """Images [N, in_channels, H, W] → logits [N, classes].
+
+        Args:
+            mixing: the weights of the candidates; by default those that the architecture parameters stand for.
+        """
         self._check_input(x)
-        weights = {kind: torch.softmax(alpha, dim=-1) for kind, alpha in self.alphas.items()}
+        weights = self.architecture.mixing() if mixing is None else mixing
         s0 = s1 = self.stem(x)
         for cell in self.cells:
             assert isinstance(cell, PreprocessedCell)
             s0, s1 = s1, cell(s0, s1, weights[cell.kind])
         return self._classify(s1)
 
+    @property
+    def alphas(self) -> nn.ParameterDict:
+        """``{"normal", "reduce"}``, each [edges, candidates]; see :class:`Architecture` for factorised ones."""
+        return self.architecture.alphas
+
     def alpha_parameters(self) -> list[nn.Parameter]:
         """The architecture parameters."""
-        return list(self.alphas.values())
+        return list(self.architecture.parameters())
 
     def weight_parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter but the architecture's."""
-        own = {id(alpha) for alpha in self.alphas.values()}
+        own = {id(alpha) for alpha in self.architecture.parameters()}
         return (p for p in self.parameters() if id(p) not in own)
 
     def genotype(self) -> Genotype:
         """The discrete architecture that the present alphas stand for."""
-        return derive_genotype(dict(self.alphas.items()), self.space, self.fixed)
+        return self.architecture.genotype(self.fixed)

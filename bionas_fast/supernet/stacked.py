@@ -18,7 +18,7 @@ from bionas_fast.space import Candidate, Space
 from bionas_fast.space.cells import PreprocessedCell
 from bionas_fast.space.operations import FactorizedReduce, SeparableStage, Skip, Zero
 from bionas_fast.supernet.bank import Bank
-from bionas_fast.supernet.modular import MixedOp, ModularSupernet, SearchCell
+from bionas_fast.supernet.modular import MixedOp, ModularSupernet, SearchCell, shuffle
 
 Column = tuple[int, int]  # edge, candidate
 
@@ -60,13 +60,14 @@ class StateEdges(nn.Module):
 
     incidence: Tensor
 
-    def __init__(self, edges: Sequence[MixedOp], channels: int, stride: int) -> None:
+    def __init__(self, edges: Sequence[MixedOp], stride: int) -> None:
         super().__init__()
-        self.count, self.channels = len(edges), channels
+        self.count, self.channels = len(edges), edges[0].channels
+        self.around = edges[0].around
         found = _Sorted(edges)
         self.plan = found.plan(self.count, stride)
         self.bank = Bank(found.weights)
-        self.normalisations = Normalisations(found.normalisations, channels)
+        self.normalisations = Normalisations(found.normalisations, self.channels)
         self.identities = Bank(found.identities)
         self.identity_columns = [column for column, _ in found.identity]
         self.others = nn.ModuleList(module for _, module in found.others)
@@ -104,8 +105,7 @@ class StateEdges(nn.Module):
         total: list[Any] = list(into) or [None] * self.count
         image = x.permute(0, 3, 1, 2).contiguous() if self.others else x
         for (e, k), module in zip(self.other_columns, self.others, strict=True):
-            out = weights[e, k] * module(image).permute(0, 2, 3, 1)
-            total[e] = out if total[e] is None else total[e] + out
+            total[e] = _add(total[e], weights[e, k] * module(image).permute(0, 2, 3, 1))
         if self.plan.empty:
             return tuple(total)
         given = all(tensor is not None for tensor in total)
@@ -258,12 +258,13 @@ def _batches(layer: Any, norm: nn.BatchNorm2d) -> bool:
 class StackedCell(PreprocessedCell):
     """The batched form of a :class:`SearchCell`."""
 
-    def __init__(self, cell: SearchCell, channels: int) -> None:
+    def __init__(self, cell: SearchCell) -> None:
         nn.Module.__init__(self)
         self.kind, self.space, self.out_channels = cell.kind, cell.space, cell.out_channels
         self.preprocess0, self.preprocess1 = cell.preprocess0, cell.preprocess1
+        self.partial_channels = cell.edges[0].partial_channels
         self.states = nn.ModuleList(
-            StateEdges(edges, channels, 2 if self.kind == "reduce" and source < 2 else 1)
+            StateEdges(edges, 2 if self.kind == "reduce" and source < 2 else 1)
             for source, edges in enumerate(_leaving(cell))
         )
 
@@ -278,19 +279,35 @@ class StackedCell(PreprocessedCell):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """As :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
-        rows = _rows_leaving(self.space.edges, self.space.nodes)
         s0, s1 = (s.contiguous(memory_format=torch.channels_last) for s in (s0, s1))
         inputs = (self.preprocess0(s0), self.preprocess1(s1))
         states: list[Any] = [x.permute(0, 2, 3, 1) for x in inputs] + [None] * self.space.nodes
+        bypass: list[Any] = [None] * len(states)
         # A node is complete when the edges of all states before it have been added.
-        for source, (state, own) in enumerate(zip(self.states, rows, strict=True)):
+        for source, (state, own) in enumerate(
+            zip(self.states, _rows_leaving(self.space.edges, self.space.nodes), strict=True)
+        ):
             nodes = [2 + self.space.edges[row][0] for row in own]
+            x = states[source]
+            if self.partial_channels > 1:
+                x, other = x.split([state.channels, x.shape[-1] - state.channels], dim=-1)
+                other = state.around(other.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+                for node, row in zip(nodes, own, strict=True):
+                    bypass[node] = _add(bypass[node], weights[row].sum() * other)
             into = [states[node] for node in nodes]
             given = all(tensor is not None for tensor in into)
-            sums = state(states[source], weights[own], into if given else ())
+            sums = state(x, weights[own], into if given else ())
             for node, out in zip(nodes, sums, strict=True):
-                states[node] = out if given or states[node] is None else states[node] + out
+                states[node] = out if given else _add(states[node], out)
+            complete = source + 1
+            if bypass[complete] is not None:
+                both = torch.cat([states[complete], bypass[complete]], dim=-1)
+                states[complete] = shuffle(both, self.partial_channels, dim=3)
         return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2)
+
+
+def _add(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total + more
 
 
 def _rows_leaving(edges: Sequence[tuple[int, int]], nodes: int) -> list[list[int]]:
@@ -311,8 +328,10 @@ class StackedSupernet(ModularSupernet):
         self._build = (args, settings)
 
     @staticmethod
-    def _make_cell(space: Space, candidates: tuple[Candidate, ...], *shape: Any) -> PreprocessedCell:
-        return StackedCell(SearchCell(space, candidates, *shape), channels=shape[1])
+    def _make_cell(
+        space: Space, candidates: tuple[Candidate, ...], partial_channels: int, *shape: Any
+    ) -> PreprocessedCell:
+        return StackedCell(SearchCell(space, candidates, *shape, partial_channels=partial_channels))
 
     def load_modular(self, net: ModularSupernet) -> None:
         """Take all weights, alphas, feedback, streams and statistics from a modular supernet of the same shape."""
@@ -329,7 +348,7 @@ class StackedSupernet(ModularSupernet):
 
     @torch.no_grad()
     def _exchange(self, net: ModularSupernet, action: str) -> None:
-        for name in ("stem", "classifier", "alphas"):
+        for name in ("stem", "classifier", "architecture"):
             own, theirs = getattr(self, name), getattr(net, name)
             source, target = (theirs, own) if action == "read" else (own, theirs)
             target.load_state_dict(source.state_dict())
