@@ -115,14 +115,54 @@ def mixed_edges(
     Returns:
         As many tensors [N, H_out, W_out, C] as edges.
     """
-    chosen = backends.choose("mixed_edges", x.device.type, backend)
-    # Sums over whole batches are taken in the weights' precision: under autocast that is float32.
+    chosen = _backend(x, weights, backend)
     precise = x.to(weights.dtype)
-    if precise.dtype != torch.float32 or (chosen == "triton" and torch._C._len_torch_dispatch_stack()):
-        chosen = "reference"  # also where tensors are fake
     into = [tensor.to(precise.dtype) for tensor in into]
     out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernels(chosen), *into)
     return tuple(tensor.to(x.dtype) for tensor in out)
+
+
+def candidate_maps(
+    x: Tensor, weights: Tensor, plan: Plan, statistics: Statistics, backend: str | None = None
+) -> Tensor:
+    """What :func:`mixed_edges` mixes in evaluation, forward only: [separable candidates + terms, N, H', W', C]."""
+    kernel = kernels(_backend(x, weights, backend))
+    channels = x.shape[-1]
+    state = _pad(x.to(weights.dtype).contiguous(), kernel)
+    w = Weights.split(weights, plan, channels)
+    separable = len(plan.separable.kernels)
+    rows = separable + plan.separable.twice
+    means, variances = statistics.widened(state.shape[-1])
+    found: list[Tensor] = []
+
+    def normalised(z: Tensor, rows: slice) -> Tensor:
+        scale = batch_norm.rstd(variances[rows])
+        shift = -means[rows] * scale
+        scale, shift = (value.to(z.dtype)[:, None, None, None, :channels] for value in (scale, shift))
+        return torch.addcmul(shift, z[..., :channels], scale)
+
+    if separable:
+        none = state.new_zeros(separable, dtype=torch.float64)
+        _, z, *_ = kernel.edges_forward(
+            state, w.separable, *_geometry(plan), plan.edges, none, means[:rows], variances[:rows], ()
+        )
+        found.append(normalised(z, slice(plan.separable.twice, rows)))
+    maps, _ = _maps(state[..., :channels], state, w, plan, kernel) if plan.terms else ([], [])
+    stacks = maps[: len(maps) - plan.identity]
+    if stacks:
+        found.append(normalised(torch.cat(stacks), slice(rows, None)))
+    if plan.identity:
+        found.append(state[None, ..., :channels])
+    order = [*range(separable), *(separable + term.map for term in plan.terms)]
+    return torch.cat(found)[order].to(x.dtype)
+
+
+def _backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
+    """Sums over whole batches are taken in the weights' precision: under autocast that is float32."""
+    chosen = backends.choose("mixed_edges", x.device.type, backend)
+    if weights.dtype != torch.float32 or (chosen == "triton" and torch._C._len_torch_dispatch_stack()):
+        return "reference"  # also where tensors are fake
+    return chosen
 
 
 def _without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -76,7 +76,7 @@ class Architecture(nn.Module):
         if not self.mixture.factorised:
             return dict(self.alphas.items())
         return {
-            kind: sum(self.alphas[f"{kind}_{name}"][:, own] for name, own in self._factors.items())  # type: ignore[misc]
+            kind: torch.stack([self.alphas[f"{kind}_{name}"][:, own] for name, own in self._factors.items()]).sum(0)
             for kind in self.space.kinds
         }
 
@@ -123,7 +123,7 @@ def skip_share(space: Space) -> Tensor:
 
 def _factors(space: Space) -> dict[str, list[int]]:
     """For each candidate the index of its operation, and of how it learns (without weights: one of its own)."""
-    parts = {
+    parts: dict[str, list[str | None]] = {
         "operation": [candidate.operation for candidate in space.candidates],
         "rule": [candidate.learning for candidate in space.candidates],
     }

@@ -25,8 +25,8 @@ class MixedOp(nn.Module):
     """All candidates of one edge, each with weights of its own, and their weighted sum.
 
     Args:
-        partial_channels: k; the candidates see the first 1/k of the channels. The others are weighted like the edge as a
-            whole, halved by max pooling, and shuffled together with those (PC-DARTS, section 3.1).
+        partial_channels: k; the candidates see the first 1/k of the channels. The others are weighted like the edge as
+            a whole, halved by max pooling, and shuffled together with those (PC-DARTS, section 3.1).
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class ModularSupernet(CellNetwork):
     def _make_cell(
         space: Space, candidates: tuple[Candidate, ...], partial_channels: int, *shape: Any
     ) -> PreprocessedCell:
-        return SearchCell(space, candidates, *shape, partial_channels=partial_channels)
+        return SearchCell(space, candidates, *shape, partial_channels)
 
     def forward(self, x: Tensor, mixing: Mixing | None = None) -> Tensor:
         """Images [N, in_channels, H, W] → logits [N, classes].
@@ -157,6 +157,30 @@ class ModularSupernet(CellNetwork):
             assert isinstance(cell, PreprocessedCell)
             s0, s1 = s1, cell(s0, s1, weights[cell.kind])
         return self._classify(s1)
+
+    @torch.no_grad()
+    def population(self, x: Tensor, mixing: Mixing) -> Tensor:
+        """Logits [P, N, classes] of P individuals, each with mixing weights of its own: one forward pass each.
+
+        Args:
+            x: images [N, in_channels, H, W].
+            mixing: for each kind of cell [P, edges, candidates].
+
+        Raises:
+            InputError: in training mode, where an individual would move the statistics for the next.
+        """
+        self._check_population(mixing)
+        count = len(mixing[self.space.kinds[0]])
+        return torch.stack([self(x, {kind: own[i] for kind, own in mixing.items()}) for i in range(count)])
+
+    def _check_population(self, mixing: Mixing) -> None:
+        if self.training:
+            raise InputError("a population is evaluated with fixed weights and statistics: call eval() first")
+        wanted = [len(self.space.edges), len(self.space.candidates)]
+        for kind in self.space.kinds:
+            if kind not in mixing or mixing[kind].dim() != 3 or list(mixing[kind].shape[1:]) != wanted:
+                got = list(mixing[kind].shape) if kind in mixing else "nothing"
+                raise InputError(f"mixing[{kind!r}]: expected [individuals, {wanted[0]}, {wanted[1]}], got {got}")
 
     @property
     def alphas(self) -> nn.ParameterDict:

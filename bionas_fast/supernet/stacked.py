@@ -1,258 +1,19 @@
-"""The supernet with its candidates batched: the same function as the modular one, many times faster.
-
-All edges that leave a state read the same tensor. So their candidates run as one op (``ops.mixed_edges``); whatever
-that op does not know runs as the module it is. Activations are [N, H, W, C].
-"""
+"""The supernet with its candidates batched: the same function as the modular one, many times faster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.ops.edge_plan import POOLS, Plan, Separable, Term
-from bionas_fast.ops.mixed_edges import Statistics, mixed_edges
 from bionas_fast.space import Candidate, Space
 from bionas_fast.space.cells import PreprocessedCell
-from bionas_fast.space.operations import FactorizedReduce, SeparableStage, Skip, Zero
-from bionas_fast.supernet.bank import Bank
+from bionas_fast.supernet.architecture import Mixing
 from bionas_fast.supernet.modular import MixedOp, ModularSupernet, SearchCell, shuffle
-
-Column = tuple[int, int]  # edge, candidate
-
-
-class Normalisations(nn.Module):
-    """The running statistics of K batch normalisations without affine parameters, [K, C] each.
-
-    Args:
-        layers: for each the modules that it stands for: one, or the equal ones of several edges, or none.
-    """
-
-    mean: Tensor
-    var: Tensor
-    batches: Tensor
-
-    def __init__(self, layers: Sequence[Sequence[Any]], channels: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(len(layers), channels))
-        self.register_buffer("var", torch.ones(len(layers), channels))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.read(layers)
-
-    def read(self, layers: Sequence[Sequence[Any]]) -> None:
-        for k, copies in enumerate(layers):
-            for layer in copies[:1]:
-                self.mean[k], self.var[k] = layer.running_mean, layer.running_var
-                self.batches.copy_(layer.num_batches_tracked)
-
-    def write(self, layers: Sequence[Sequence[Any]]) -> None:
-        for k, copies in enumerate(layers):
-            for layer in copies:
-                layer.running_mean.copy_(self.mean[k])
-                layer.running_var.copy_(self.var[k])
-                layer.num_batches_tracked.copy_(self.batches)
-
-
-class StateEdges(nn.Module):
-    """All edges that leave one state of a cell, made of their mixed ops."""
-
-    incidence: Tensor
-
-    def __init__(self, edges: Sequence[MixedOp], stride: int) -> None:
-        super().__init__()
-        self.count, self.channels = len(edges), edges[0].channels
-        self.around = edges[0].around
-        found = _Sorted(edges)
-        self.plan = found.plan(self.count, stride)
-        self.bank = Bank(found.weights)
-        self.normalisations = Normalisations(found.normalisations, self.channels)
-        self.identities = Bank(found.identities)
-        self.identity_columns = [column for column, _ in found.identity]
-        self.others = nn.ModuleList(module for _, module in found.others)
-        self.other_columns = [column for column, _ in found.others]
-        candidates = len(list(edges[0].candidates))
-        incidence = torch.zeros(len(found.columns), self.count * candidates)
-        for t, columns in enumerate(found.columns):
-            for e, k in columns:
-                incidence[t, e * candidates + k] = 1
-        self.register_buffer("incidence", incidence, persistent=False)
-
-    def read(self, edges: Sequence[MixedOp]) -> None:
-        """Take everything from mixed ops like those this was made of."""
-        self._exchange(edges, "read")
-
-    def write(self, edges: Sequence[MixedOp]) -> None:
-        """Give everything back to such mixed ops."""
-        self._exchange(edges, "write")
-
-    def _exchange(self, edges: Sequence[MixedOp], action: str) -> None:
-        found = _Sorted(edges)
-        getattr(self.bank, action)(found.weights)
-        getattr(self.identities, action)(found.identities)
-        getattr(self.normalisations, action)(found.normalisations)
-        for own, (_, theirs) in zip(self.others, found.others, strict=True):
-            source, target = (theirs, own) if action == "read" else (own, theirs)
-            target.load_state_dict(source.state_dict())
-
-    def forward(self, x: Tensor, weights: Tensor, into: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The state [N, H, W, C] and mixing weights [E, candidates] → the sum of every edge, E × [N, H', W', C].
-
-        Args:
-            into: what each edge's sum is added to, or nothing.
-        """
-        total: list[Any] = list(into) or [None] * self.count
-        image = x.permute(0, 3, 1, 2).contiguous() if self.others else x
-        for (e, k), module in zip(self.other_columns, self.others, strict=True):
-            total[e] = _add(total[e], weights[e, k] * module(image).permute(0, 2, 3, 1))
-        if self.plan.empty:
-            return tuple(total)
-        given = all(tensor is not None for tensor in total)
-        make, make_identities = self.bank.prepare(), self.identities.prepare()
-
-        def make_feedback() -> tuple[Tensor, Tensor | None]:
-            return make(), self._identity_feedback(weights.detach(), make_identities)
-
-        normalisations = self.normalisations
-        sums = mixed_edges(
-            x,
-            self.incidence.to(weights.dtype) @ weights.flatten(),
-            total if given else (),
-            self.bank.weight,
-            self.plan,
-            Statistics(normalisations.mean, normalisations.var),
-            make_feedback,
-            self.training,
-        )
-        if self.training:
-            normalisations.batches += 1
-        if given:
-            return sums
-        return tuple(own if other is None else own + other for own, other in zip(sums, total, strict=True))
-
-    def _identity_feedback(self, weights: Tensor, make: Callable[[], Tensor]) -> Tensor | None:
-        """The sum of what the identities of each edge send down, [E, C]."""
-        if not self.plan.identity:
-            return None
-        e, k = zip(*self.identity_columns, strict=True)
-        b = make()
-        each = weights[list(e), list(k)].to(b.dtype)[:, None] * b.view(len(e), -1)
-        return b.new_zeros(self.count, each.shape[1]).index_add_(0, torch.tensor(e, device=b.device), each)
-
-
-class _Sorted:
-    """The candidates of several edges, sorted by how they run; each with its column."""
-
-    def __init__(self, edges: Sequence[MixedOp]) -> None:
-        self.twice: list[tuple[Column, list[Any]]] = []
-        self.once: list[tuple[Column, list[Any]]] = []
-        self.reductions: list[tuple[Column, Any]] = []
-        self.pools: list[list[tuple[Column, Any]]] = [[] for _ in range(POOLS)]
-        self.identity: list[tuple[Column, Any]] = []
-        self.others: list[tuple[Column, nn.Module]] = []
-        for e, edge in enumerate(edges):
-            for k, module in enumerate(edge.candidates):
-                self._sort((e, k), module)
-
-    def _sort(self, column: Column, module: nn.Module) -> None:
-        stages = _stages(module)
-        if stages:
-            (self.twice if len(stages) == 2 else self.once).append((column, stages))
-        elif isinstance(module, FactorizedReduce) and _batches(module.conv_1, module.bn):
-            self.reductions.append((column, module))
-        elif isinstance(module, Skip) and module.rule != "dfa":
-            self.identity.append((column, module))
-        elif (pool := _pool(module)) is not None:
-            self.pools[pool].append((column, module))
-        elif not isinstance(module, Zero):
-            self.others.append((column, module))
-
-    @property
-    def separable(self) -> list[tuple[Column, list[Any]]]:
-        return [*self.twice, *self.once]
-
-    @property
-    def weights(self) -> list[Any]:
-        """The layers with weights, in the order of :class:`bionas_fast.ops.edge_plan.Weights`."""
-        first = [stages[0] for _, stages in self.separable]
-        second = [stages[1] for _, stages in self.twice]
-        separable = [stage[i] for group in (first, second) for i in (1, 2) for stage in group]
-        modules = [module for _, module in self.reductions]
-        reduce2 = [module.conv_2 for module in modules if module.conv_2 is not None]
-        return [*separable, *(module.conv_1 for module in modules), *reduce2]
-
-    @property
-    def identities(self) -> list[Any]:
-        return [module for _, module in self.identity]
-
-    @property
-    def normalisations(self) -> list[list[Any]]:
-        """The modules behind each row of the running statistics."""
-        rows = [[stages[0][3]] for _, stages in self.twice]
-        rows += [[stages[-1][3]] for _, stages in self.separable]
-        rows += [[module.bn] for _, module in self.reductions]
-        if any(self.pools):
-            rows += [[module[1] for _, module in pool] for pool in self.pools]
-        return rows
-
-    def plan(self, edges: int, stride: int) -> Plan:
-        """What runs; and, as ``columns``, which columns of the mixing weights make each of its own."""
-        maps: list[list[Column]] = [[column] for column, _ in self.reductions]
-        if any(self.pools):
-            maps += [[column for column, _ in pool] for pool in self.pools]
-        if self.identity:
-            maps.append([column for column, _ in self.identity])
-        terms: dict[Term, list[Column]] = {}
-        for k, columns in enumerate(maps):
-            for column in columns:
-                terms.setdefault(Term(k, column[0]), []).append(column)
-        order = sorted(terms, key=lambda term: (term.edge, term.map))
-        self.columns = [*([column] for column, _ in self.separable), *(terms[term] for term in order)]
-        separable = Separable(
-            kernels=tuple(stages[0][1].kernel_size[0] for _, stages in self.separable),
-            dilations=tuple(stages[0][1].dilation[0] for _, stages in self.separable),
-            edges=tuple(column[0] for column, _ in self.separable),
-            twice=len(self.twice),
-        )
-        return Plan(
-            edges=edges,
-            stride=stride,
-            separable=separable,
-            reductions=len(self.reductions),
-            pools=any(self.pools),
-            identity=bool(self.identity),
-            terms=tuple(order),
-        )
-
-
-def _stages(module: nn.Module) -> list[Any]:
-    """The stages of a separable candidate that the batched op can run, or none."""
-    stages: list[Any] = (
-        [module] if isinstance(module, SeparableStage) else list(module) if type(module) is nn.Sequential else []
-    )
-    fits = stages and len(stages) <= 2 and all(isinstance(stage, SeparableStage) for stage in stages)
-    fits = fits and all(s[1].kernel_size[0] in (3, 5) and _batches(s[1], s[3]) for s in stages)
-    if len(stages) == 2 and fits:
-        fits = stages[0][1].kernel_size == stages[1][1].kernel_size and stages[1][1].dilation == (1, 1)
-    return stages if fits else []
-
-
-def _pool(module: nn.Module) -> int | None:
-    """Which of the two pools of a supernet this is, if any."""
-    if type(module) is not nn.Sequential or len(module) != 2:
-        return None
-    pool, norm = module
-    kinds = (nn.MaxPool2d, nn.AvgPool2d)
-    if type(pool) not in kinds or type(norm) is not nn.BatchNorm2d or norm.affine:
-        return None
-    if (pool.kernel_size, pool.padding, pool.ceil_mode) != (3, 1, False) or getattr(pool, "dilation", 1) != 1:
-        return None
-    return kinds.index(type(pool)) if not getattr(pool, "count_include_pad", False) else None
-
-
-def _batches(layer: Any, norm: nn.BatchNorm2d) -> bool:
-    return not norm.affine and layer.rule != "dfa"
+from bionas_fast.supernet.state_edges import StateEdges, add
 
 
 class StackedCell(PreprocessedCell):
@@ -262,7 +23,7 @@ class StackedCell(PreprocessedCell):
         nn.Module.__init__(self)
         self.kind, self.space, self.out_channels = cell.kind, cell.space, cell.out_channels
         self.preprocess0, self.preprocess1 = cell.preprocess0, cell.preprocess1
-        self.partial_channels = cell.edges[0].partial_channels
+        self.partial_channels: int = cell.edges[0].partial_channels  # type: ignore[assignment]
         self.states = nn.ModuleList(
             StateEdges(edges, 2 if self.kind == "reduce" and source < 2 else 1)
             for source, edges in enumerate(_leaving(cell))
@@ -279,26 +40,40 @@ class StackedCell(PreprocessedCell):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """As :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
+        return self._run(s0, s1, weights, None)
+
+    def population(self, s0: Tensor, s1: Tensor, weights: Tensor, shared: tuple[bool, bool]) -> Tensor:
+        """The same for P individuals with mixing weights [P, edges, candidates] → [P·N, nodes·C, H', W'].
+
+        Args:
+            s0, s1: images of every individual, one after the other; or those of all, where they are ``shared``.
+        """
+        return self._run(s0, s1, weights, shared)
+
+    def _run(self, s0: Tensor, s1: Tensor, weights: Tensor, shared: tuple[bool, bool] | None) -> Tensor:
         s0, s1 = (s.contiguous(memory_format=torch.channels_last) for s in (s0, s1))
         inputs = (self.preprocess0(s0), self.preprocess1(s1))
         states: list[Any] = [x.permute(0, 2, 3, 1) for x in inputs] + [None] * self.space.nodes
         bypass: list[Any] = [None] * len(states)
         # A node is complete when the edges of all states before it have been added.
-        for source, (state, own) in enumerate(
-            zip(self.states, _rows_leaving(self.space.edges, self.space.nodes), strict=True)
-        ):
+        rows = _rows_leaving(self.space.edges, self.space.nodes)
+        for source, own in enumerate(rows):
+            state: Any = self.states[source]
             nodes = [2 + self.space.edges[row][0] for row in own]
-            x = states[source]
+            x, common = states[source], bool(shared and source < 2 and shared[source])
             if self.partial_channels > 1:
                 x, other = x.split([state.channels, x.shape[-1] - state.channels], dim=-1)
                 other = state.around(other.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
                 for node, row in zip(nodes, own, strict=True):
-                    bypass[node] = _add(bypass[node], weights[row].sum() * other)
+                    bypass[node] = add(bypass[node], _scaled(other, weights[..., row, :].sum(dim=-1), common))
             into = [states[node] for node in nodes]
-            given = all(tensor is not None for tensor in into)
-            sums = state(x, weights[own], into if given else ())
+            given = shared is None and all(tensor is not None for tensor in into)
+            if shared is None:
+                sums = state(x, weights[own], into if given else ())
+            else:
+                sums = state.population(x, weights[:, own], common)
             for node, out in zip(nodes, sums, strict=True):
-                states[node] = out if given else _add(states[node], out)
+                states[node] = out if given else add(states[node], out)
             complete = source + 1
             if bypass[complete] is not None:
                 both = torch.cat([states[complete], bypass[complete]], dim=-1)
@@ -306,8 +81,12 @@ class StackedCell(PreprocessedCell):
         return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2)
 
 
-def _add(total: Tensor | None, more: Tensor) -> Tensor:
-    return more if total is None else total + more
+def _scaled(x: Tensor, scale: Tensor, shared: bool) -> Tensor:
+    """scale · x; with a scale for each of P individuals [P·N, …], of x [P·N, …] or, ``shared``, [N, …]."""
+    if not scale.dim():
+        return scale * x
+    each = x.unflatten(0, (1 if shared else len(scale), -1))
+    return (scale.view(-1, *[1] * x.dim()) * each).flatten(0, 1)
 
 
 def _rows_leaving(edges: Sequence[tuple[int, int]], nodes: int) -> list[list[int]]:
@@ -318,6 +97,10 @@ def _rows_leaving(edges: Sequence[tuple[int, int]], nodes: int) -> list[list[int
 def _leaving(cell: SearchCell) -> Iterable[list[MixedOp]]:
     edges: list[Any] = list(cell.edges)
     return [[edges[row] for row in rows] for rows in _rows_leaving(cell.space.edges, cell.space.nodes)]
+
+
+#: Of so many values may a map of a population consist.
+AT_ONCE = 2**26
 
 
 class StackedSupernet(ModularSupernet):
@@ -331,7 +114,28 @@ class StackedSupernet(ModularSupernet):
     def _make_cell(
         space: Space, candidates: tuple[Candidate, ...], partial_channels: int, *shape: Any
     ) -> PreprocessedCell:
-        return StackedCell(SearchCell(space, candidates, *shape, partial_channels=partial_channels))
+        return StackedCell(SearchCell(space, candidates, *shape, partial_channels))
+
+    @torch.no_grad()
+    def population(self, x: Tensor, mixing: Mixing) -> Tensor:
+        """As the modular one, with the individuals side by side on the batch axis.
+
+        What no individual changes, which is all in front of the first mixed sums, is computed once.
+        """
+        self._check_input(x)
+        self._check_population(mixing)
+        individuals = len(mixing[self.space.kinds[0]])
+        cells: list[Any] = list(self.cells)
+        largest = max(1, AT_ONCE // (x.shape[0] * math.prod(x.shape[2:]) * cells[0].out_channels))
+        if individuals > largest:
+            parts = zip(*(mixing[kind].split(largest) for kind in self.space.kinds), strict=True)
+            return torch.cat([self.population(x, dict(zip(self.space.kinds, part, strict=True))) for part in parts])
+        s0 = s1 = self.stem(x)
+        shared = (True, True)
+        for cell in cells:
+            s0, s1 = s1, cell.population(s0, s1, mixing[cell.kind], shared)
+            shared = (shared[1], False)
+        return self._classify(s1).unflatten(0, (individuals, -1))
 
     def load_modular(self, net: ModularSupernet) -> None:
         """Take all weights, alphas, feedback, streams and statistics from a modular supernet of the same shape."""
