@@ -66,6 +66,7 @@ def test_cell(case):
     cell = SearchCell(
         SPACE,
         CANDIDATES,
+        1,
         (arguments["C_prev_prev"], arguments["C_prev"]),
         arguments["C"],
         arguments["reduction"],

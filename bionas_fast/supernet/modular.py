@@ -70,13 +70,13 @@ class SearchCell(PreprocessedCell):
         self,
         space: Space,
         candidates: tuple[Candidate, ...],
+        partial_channels: int,
         in_channels: tuple[int, int],
         channels: int,
         reduction: bool,
         previous_reduction: bool,
         rule: str,
         affine: bool,
-        partial_channels: int = 1,
     ) -> None:
         super().__init__(in_channels, channels, reduction, previous_reduction, rule, affine)
         self.space = space
@@ -142,7 +142,7 @@ class ModularSupernet(CellNetwork):
     def _make_cell(
         space: Space, candidates: tuple[Candidate, ...], partial_channels: int, *shape: Any
     ) -> PreprocessedCell:
-        return SearchCell(space, candidates, *shape, partial_channels)
+        return SearchCell(space, candidates, partial_channels, *shape)
 
     def forward(self, x: Tensor, mixing: Mixing | None = None) -> Tensor:
         """Images [N, in_channels, H, W] → logits [N, classes].

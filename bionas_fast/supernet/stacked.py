@@ -114,7 +114,7 @@ class StackedSupernet(ModularSupernet):
     def _make_cell(
         space: Space, candidates: tuple[Candidate, ...], partial_channels: int, *shape: Any
     ) -> PreprocessedCell:
-        return StackedCell(SearchCell(space, candidates, *shape, partial_channels))
+        return StackedCell(SearchCell(space, candidates, partial_channels, *shape))
 
     @torch.no_grad()
     def population(self, x: Tensor, mixing: Mixing) -> Tensor:
