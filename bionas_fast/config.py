@@ -36,6 +36,8 @@ class Config(BaseModel):
 
 #: What a run notes in its configuration beside the settings.
 NOTES = ("kind", "network", "machine")
+#: The settings that say where and how a run works, not what comes out of it: a resumed run may change them.
+UNBINDING = ("data_dir", "download", "device", "checkpoint_every", "tensorboard")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -13,6 +13,13 @@ class InputError(ValueError):
     """
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run was told to stop, and has. The message says how to go on with it.
+
+    The command line prints the message as one line and exits with code 130.
+    """
+
+
 class BionasWarning(UserWarning):
     """Something works, but not as fast or not on as much as the caller may think."""
 

@@ -11,6 +11,9 @@ class Progress:
     def start(self, description: str, epochs: int, steps: int) -> None:
         """A run of ``epochs`` epochs with ``steps`` steps each begins."""
 
+    def resume(self, epochs: int, steps: int) -> None:
+        """Called after :meth:`start` of a run that goes on: so many epochs, and steps of the next, were done before."""
+
     def step(self, loss: float | None = None) -> None:
         """A step is done; ``loss`` is that of its training batch, if it has one."""
 

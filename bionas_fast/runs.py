@@ -1,4 +1,4 @@
-"""The folder of a run: every file written whole or not at all."""
+"""The folder of a run: every file written whole or not at all, by one process at a time."""
 
 from __future__ import annotations
 
@@ -6,48 +6,84 @@ import io
 import json
 import platform
 import sys
-import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import yaml
 
+from bionas_fast import checkpoints
 from bionas_fast.errors import InputError
-from bionas_fast.files import write_atomic
+from bionas_fast.files import hold, is_draft, write_atomic
 
 CONFIG, METRICS, ALPHAS = "config.yaml", "metrics.jsonl", "alphas.npz"
-CHECKPOINT, GENOTYPE, REPORT = "checkpoint.pt", "genotype.json", "report.html"
+CHECKPOINT, BEST, GENOTYPE, REPORT = "checkpoint.pt", "best.pt", "genotype.json", "report.html"
+#: Held by the process that works in the folder; what it says is for people.
+LOCK = ".lock"
 
 
 class RunFolder:
-    """An existing run folder. Use :meth:`create` for a new one and :meth:`open` for an old one."""
+    """An existing run folder. Use :meth:`create` for a new one and :meth:`open` for an old one.
+
+    Who writes into it holds it, from :meth:`create` or :meth:`hold` to the end of a ``with`` block or :meth:`close`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: BinaryIO | None = None
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """Make the folder.
+        """Make the folder and hold it.
 
         Raises:
-            InputError: it exists and holds something, is no folder, or cannot be written.
+            InputError: it exists and holds something, is no folder, is held by another process, or cannot be written.
         """
-        path = Path(path)
-        if path.is_dir() and any(path.iterdir()):
-            raise InputError(f"{path} is not empty; nothing in it was changed. Choose another folder")
+        folder = cls(Path(path))
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
+            folder._expect_empty()
+            folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror or error}") from None
-        return cls(path)
+        folder.hold()
+        folder._expect_empty()  # another process may have been here in between
+        return folder
+
+    def _expect_empty(self) -> None:
+        # What a process left that was killed before it wrote anything does not count.
+        if self.path.is_dir() and any(p.name != LOCK and not is_draft(p) for p in self.path.iterdir()):
+            self.close()
+            resume = ", or go on with the run in it: --resume" if (self.path / CONFIG).is_file() else ""
+            raise InputError(f"{self.path} is not empty; nothing in it was changed. Choose another folder{resume}")
+
+    def hold(self) -> RunFolder:
+        """Keep other processes from working in the folder, and remove what killed ones left half-written.
+
+        Raises:
+            InputError: another process works in it, or it cannot be written.
+        """
+        self._lock = hold(self.path / LOCK)
+        for path in self.path.iterdir():
+            if is_draft(path):
+                path.unlink(missing_ok=True)
+        return self
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -93,28 +129,33 @@ class RunFolder:
         np.savez_compressed(buffer, allow_pickle=False, candidates=np.array(candidates), **stacked)
         self.write(ALPHAS, buffer.getvalue())
 
-    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Everything needed to go on: tensors and plain values only, so that loading executes no code."""
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        self.write(CHECKPOINT, buffer.getvalue())
+    def write_checkpoint(self, state: Mapping[str, Any], *, best: bool = False) -> None:
+        """Everything needed to go on: tensors and plain values only; with ``best`` kept as the best one, too."""
+        data = checkpoints.pack(state)
+        if best:
+            self.write(BEST, data)
+        self.write(CHECKPOINT, data)
 
     def read_checkpoint(self) -> dict[str, Any]:
         """What :meth:`write_checkpoint` wrote, on the CPU.
 
         Raises:
-            InputError: there is none, or it is damaged or foreign.
+            InputError: there is none, or it is damaged or foreign. The message names the best one, if that is whole.
         """
         path = self.file(CHECKPOINT)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a damaged file torch warns before it raises
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises nearly anything for a damaged file
-            raise InputError(f"{path} is damaged or no checkpoint: {str(error).partition(chr(10))[0]}") from None
-        if not isinstance(state, dict):
-            raise InputError(f"{path} is no checkpoint of a run")
-        return state
+            return checkpoints.unpack(path)
+        except InputError as error:
+            raise InputError(f"{error}{self.way_out()}") from None
+
+    def way_out(self) -> str:
+        """What to do about a checkpoint that cannot be used, to be put behind a message that says so."""
+        kept = f"; nothing in {self.path} was changed"
+        try:
+            epoch = checkpoints.unpack(self.path / BEST)["epoch"]
+        except (InputError, KeyError):
+            return kept
+        return f"{kept}. {BEST}, of the end of epoch {epoch}, is whole: copied over {CHECKPOINT} it can be gone on from"
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One mapping for every epoch.

@@ -100,12 +100,13 @@ class TestStep:
 
 class TestRun:
     def test_folder(self, run):
-        names = {path.name for path in run.run_dir.iterdir()}
+        names = {path.name for path in run.run_dir.iterdir() if not path.name.startswith(".")}
         assert names == {
             "config.yaml",
             "metrics.jsonl",
             "alphas.npz",
             "checkpoint.pt",
+            "best.pt",
             "genotype.json",
             "report.html",
         }
@@ -151,11 +152,7 @@ class TestRun:
         state = RunFolder.open(run.run_dir).read_checkpoint()
         assert state["epoch"] == 2
         search = Search(TINY)
-        search.net.load_state_dict(state["net"])
-        search.optimizer.load_state_dict(state["optimizer"])
-        search.strategy.load_state_dict(state["strategy"])
-        search.train.load_state_dict(state["train"])
-        search.valid.load_state_dict(state["valid"])
+        search.load_state_dict(state)
         assert search.net.genotype() == run.genotype
         assert search.train.position == len(search.train) or search.train.position == 0
 

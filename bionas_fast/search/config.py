@@ -35,6 +35,10 @@ class SearchConfig(Config):
     train_fraction: float = Field(0.5, gt=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
+    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
+    checkpoint_every: float = Field(60.0, ge=0)
+    #: Whether to write the figures also for TensorBoard, whose package must be installed.
+    tensorboard: bool = False
 
     learning_rate: float = Field(0.025, gt=0)
     learning_rate_min: float = Field(0.001, ge=0)

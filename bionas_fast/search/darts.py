@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from bionas_fast.checkpoints import load_optimizer
 from bionas_fast.data import BatchStream
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.search.config import SearchConfig
@@ -41,4 +42,4 @@ class Darts(Strategy):
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"], "strategy.optimizer")

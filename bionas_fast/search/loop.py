@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 from torch.nn import functional as F
 
 from bionas_fast import report
+from bionas_fast.checkpoints import expect_form
 from bionas_fast.data import Augment, BatchStream, load_dataset, split
 from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.evaluate import evaluate
 from bionas_fast.progress import Progress
+from bionas_fast.running import Loop, Phase, begun, cosine, keep, resumed
 from bionas_fast.runs import GENOTYPE, REPORT, RunFolder, machine, new_path
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.darts import Darts
@@ -43,31 +45,48 @@ class SearchResult:
 
 
 def search(
-    config: SearchConfig | None = None, *, out: str | Path | None = None, progress: Progress | None = None
+    config: SearchConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> SearchResult:
     """Search for an architecture and the learning rule of every layer in it.
 
     Args:
         config: the settings; by default the embedded digits at a size for two processor cores.
         out: the run folder, new or empty; by default one under ``runs/``, named after dataset, method and time.
+        resume: the folder of a search that was stopped, to go on with. It ends as if it had not been stopped. A config
+            given with it may only say where and how to work.
         progress: hears how the search goes.
 
     Raises:
-        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty. Then nothing
-            has been written.
+        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty; a run that
+            cannot be gone on with. Then nothing has been written.
+        Interrupted: by Ctrl-C or SIGTERM. The search is saved.
     """
-    config = config or SearchConfig()
-    return Search(config).run(out, progress or Progress())
+    if resume is None:
+        search = Search(config or SearchConfig())
+        run = begun(search, new_path(search.default_name) if out is None else out)
+    elif out is None:
+        run = resumed(resume, Search.kind, SearchConfig, config, lambda config, folder: Search(config))
+    else:
+        raise InputError("a resumed run stays in its folder: give either out or resume")
+    with run as (search, folder):
+        keep(search, folder, progress or Progress())
+        return SearchResult(search.strategy.genotype(), folder.path, search.metrics)
 
 
-class Search:
+class Search(Loop):
     """A search in progress: the supernet, its data and optimisers."""
+
+    kind = "search"
+    figures = ("valid_loss", "valid_accuracy", "alpha_entropy")
 
     def __init__(self, config: SearchConfig) -> None:
         if config.method not in METHODS:
             raise unknown("method", config.method, METHODS)
-        self.config = config
-        self.device = resolve_device(config.device)
+        super().__init__(config, resolve_device(config.device))
         space = get_space(config.space).restricted(config.rules, config.operations)
         data = load_dataset(config.dataset, config.data_dir, download=config.download)
         (x, y), self.validation = split(data.images, data.labels, config.train_fraction, config.seed)
@@ -88,6 +107,7 @@ class Search:
 
         self.train = stream(x, y, config.seed)
         self.valid = stream(*self.validation, config.seed + 1)
+        self.phases = [Phase(f"searching {config.dataset}", config.epochs, self.train)]
         self.net: Supernet = build_supernet(
             space,
             channels=config.channels,
@@ -107,59 +127,26 @@ class Search:
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, config.epochs, config.learning_rate_min
-        )
-        self.epoch = 0
-        self.metrics: list[dict[str, Any]] = []
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in self.net.alphas}
         self._record_alphas()
 
-    def run(self, out: str | Path | None, progress: Progress) -> SearchResult:
-        """Search to the end."""
-        folder = RunFolder.create(
-            out if out is not None else new_path(f"search-{self.config.dataset}-{self.config.method}")
-        )
-        folder.write_config("search", self.config.settings())
-        progress.start(f"searching {self.config.dataset}", self.config.epochs, len(self.train))
-        try:
-            while self.epoch < self.config.epochs:
-                row = self._run_epoch(progress)
-                self.metrics.append(row)
-                self._record_alphas()
-                self.epoch += 1
-                self._save(folder)
-                progress.epoch(row)
-        finally:
-            progress.finish()
-        genotype = self.strategy.genotype()
-        self._write_report(folder, genotype)
-        return SearchResult(genotype, folder.path, self.metrics)
+    @property
+    def default_name(self) -> str:
+        """What the run is called when it is given no folder."""
+        return f"search-{self.config.dataset}-{self.config.method}"
 
-    def _run_epoch(self, progress: Progress) -> dict[str, Any]:
-        started = time.perf_counter()
+    def prepare(self) -> None:
         self.net.train()
+        config = self.config
+        rate = cosine(self.epoch, config.epochs, config.learning_rate, config.learning_rate_min)
+        self.optimizer.param_groups[0]["lr"] = rate
+
+    def begin(self) -> None:
         self.strategy.before_epoch(self.epoch, self.valid)
-        loss_sum, correct, seen = 0.0, 0, 0
-        for x, y in self.train.epoch():
-            self.strategy.before_weight_step(self.valid)
-            loss, hits = self._weight_step(x, y)
-            loss_sum, correct, seen = loss_sum + loss * len(y), correct + hits, seen + len(y)
-            progress.step(loss)
-        learning_rate = self.schedule.get_last_lr()[0]
-        self.schedule.step()
-        valid = evaluate(self.net, *self.validation, mean=self.data.mean, std=self.data.std)
-        return {
-            "epoch": self.epoch + 1,
-            "train_loss": loss_sum / seen,
-            "train_accuracy": 100 * correct / seen,
-            "valid_loss": valid["loss"],
-            "valid_accuracy": valid["accuracy"],
-            "alpha_entropy": self._alpha_entropy(),
-            "learning_rate": learning_rate,
-            "genotype": self.strategy.genotype().hash,
-            "seconds": time.perf_counter() - started,
-        }
+
+    def train_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+        self.strategy.before_weight_step(self.valid)
+        return self._weight_step(x, y)
 
     def _weight_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
         with frozen(self.net.alpha_parameters()):
@@ -177,6 +164,16 @@ class Search:
         self.optimizer.step()
         return loss.item(), int((logits.argmax(dim=1) == y).sum())
 
+    def conclude(self) -> dict[str, Any]:
+        valid = evaluate(self.net, *self.validation, mean=self.data.mean, std=self.data.std)
+        self._record_alphas()
+        return {
+            "valid_loss": valid["loss"],
+            "valid_accuracy": valid["accuracy"],
+            "alpha_entropy": self._alpha_entropy(),
+            "genotype": self.strategy.genotype().hash,
+        }
+
     def _alpha_entropy(self) -> float:
         """Mean over edges, in nats: ln(candidates) when nothing is decided, 0 when all is."""
         weights = torch.cat([torch.softmax(a.detach(), dim=-1) for a in self.net.alpha_parameters()])
@@ -186,30 +183,26 @@ class Search:
         for kind, alpha in self.net.alphas.items():
             self.alphas[kind].append(alpha.detach().cpu().numpy().copy())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on as if there had been no interruption."""
+    def extra_state(self) -> dict[str, Any]:
         return {
-            "config": self.config.settings(),
-            "epoch": self.epoch,
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "strategy": self.strategy.state_dict(),
-            "train": self.train.state_dict(),
             "valid": self.valid.state_dict(),
-            "metrics": self.metrics,
             "alphas": {kind: [torch.from_numpy(a) for a in rows] for kind, rows in self.alphas.items()},
-            "generator": torch.get_rng_state(),
         }
 
-    def _save(self, folder: RunFolder) -> None:
-        folder.write_metrics(self.metrics)
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        rows = {kind: [alpha.detach()] * (self.epoch + 1) for kind, alpha in self.net.alphas.items()}
+        expect_form(state["alphas"], rows, "alphas")
+        self.alphas = {kind: [a.numpy() for a in state["alphas"][kind]] for kind in rows}
+        self.valid.load_state_dict(state["valid"])
+        self.strategy.load_state_dict(state["strategy"])
+
+    def write_results(self, folder: RunFolder) -> None:
         folder.write_alphas(self.alphas, [str(c) for c in self.net.space.candidates])
         folder.write(GENOTYPE, self.strategy.genotype().to_json())
-        folder.write_checkpoint(self.state_dict())
 
-    def _write_report(self, folder: RunFolder, genotype: Genotype) -> None:
-        last = self.metrics[-1]
+    def write_report(self, folder: RunFolder) -> None:
+        genotype, last = self.strategy.genotype(), self.metrics[-1]
         report.write_report(
             folder.path / REPORT,
             genotype=genotype,

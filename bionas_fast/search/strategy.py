@@ -15,7 +15,11 @@ from bionas_fast.supernet import Supernet
 
 
 class Strategy:
-    """A search method. The loop trains the weights and calls these."""
+    """A search method. The loop trains the weights and calls these.
+
+    A search may be stopped after any weight step and go on in another process, in the middle of an epoch. So whatever a
+    method keeps from one call to a later one, what it does once an epoch included, belongs into :meth:`state_dict`.
+    """
 
     def __init__(self, net: Supernet, config: SearchConfig) -> None:
         self.net = net
@@ -35,7 +39,11 @@ class Strategy:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state again."""
+        """Take up the state again.
+
+        Raises:
+            InputError: it does not fit. KeyError, TypeError, ValueError and RuntimeError are understood as that, too.
+        """
 
 
 @contextmanager

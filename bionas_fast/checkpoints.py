@@ -1,0 +1,130 @@
+"""Checkpoints: what is in the file is whole, of a known format, and fits what it is loaded into.
+
+A checkpoint is what ``torch.save`` makes of plain values and tensors, so that ``torch.load(weights_only=True)`` reads
+it. Reading executes nothing that the file brings along.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bionas_fast.errors import InputError
+
+#: The format that is written, and the only one that is read.
+FORMAT = 1
+
+
+def pack(state: Mapping[str, Any]) -> bytes:
+    """The file for a state of plain values and tensors."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    return buffer.getvalue()
+
+
+def unpack(path: Path) -> dict[str, Any]:
+    """The state in a file, on the CPU.
+
+    Raises:
+        InputError: it cannot be read, is damaged, foreign, or of another format.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        _check_archive(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged file torch warns before it raises
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # for a damaged file zipfile and torch raise nearly anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is damaged or no checkpoint: {reason}") from None
+    number = state.get("format") if isinstance(state, dict) else None
+    if type(number) is not int or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path} is no checkpoint of a run")
+    if number != FORMAT:
+        advice = "a newer version of bionas-fast wrote it" if number > FORMAT else "nothing reads that any more"
+        raise InputError(f"{path} has format {number}, and this version of bionas-fast reads {FORMAT}: {advice}")
+    return state
+
+
+def _check_archive(data: bytes) -> None:
+    """Compare all checksums, which ``torch.load`` does not."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed")
+        if sum(entry.file_size for entry in entries) > len(data):
+            raise ValueError("it claims more than it holds")
+        wrong = archive.testzip()
+        if wrong is not None:
+            raise ValueError(f"the checksum of {wrong} does not fit")
+
+
+def expect_form(value: Any, sample: Any, place: str) -> None:
+    """Compare types, keys, lengths, shapes and dtypes of two nested values, not the numbers in them.
+
+    Raises:
+        InputError: the first difference, with its place.
+    """
+    if isinstance(sample, Tensor):
+        if not (type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu"):
+            raise InputError(f"{place}: expected a tensor, got {type(value).__name__}")
+        if value.dtype != sample.dtype or value.shape != sample.shape:
+            raise InputError(f"{place}: expected {_form(sample)}, got {_form(value)}")
+    elif isinstance(sample, Mapping):
+        if not isinstance(value, dict):
+            raise InputError(f"{place}: expected named values, got {type(value).__name__}")
+        for name in (*sample, *value):
+            if name not in value or name not in sample:
+                raise InputError(f"{place}: {name!r:.80} is {'missing' if name in sample else 'unexpected'}")
+            expect_form(value[name], sample[name], f"{place}.{name}")
+    elif isinstance(sample, (list, tuple)):
+        if type(value) is not type(sample) or len(value) != len(sample):
+            raise InputError(f"{place}: expected a {type(sample).__name__} of {len(sample)}")
+        for index, (own, like) in enumerate(zip(value, sample, strict=True)):
+            expect_form(own, like, f"{place}[{index}]")
+    elif type(value) is not type(sample):
+        raise InputError(f"{place}: expected {type(sample).__name__}, got {type(value).__name__}")
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, place: str = "optimizer") -> None:
+    """Give an optimiser what another kept for each parameter, from its ``state_dict()``.
+
+    Settings, the learning rate among them, stay those of ``optimizer``: they follow from a configuration.
+
+    Raises:
+        InputError: the state does not fit the parameters. The optimiser is then as it was.
+    """
+    kept = state.get("state") if isinstance(state, dict) else None
+    if not isinstance(kept, dict):
+        raise InputError(f"{place}: not the state of an optimiser")
+    sample = _state_after_a_step(optimizer)
+    for index, own in kept.items():
+        if index not in sample:
+            raise InputError(f"{place}: {index!r:.80} is none of its {len(sample)} parameters")
+        expect_form(own, sample[index], f"{place}.{index}")
+    optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
+    """The form of what an optimiser keeps, found by a step of a copy with gradients of zero."""
+    sample = copy.deepcopy(optimizer)
+    for group in sample.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    sample.step()
+    return sample.state_dict()["state"]

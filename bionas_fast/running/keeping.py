@@ -1,0 +1,212 @@
+"""Keeping a run: begin it, save it while it works, take it up again."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bionas_fast.config import Config, read_settings, read_yaml
+from bionas_fast.errors import BionasWarning, InputError, Interrupted
+from bionas_fast.progress import Progress
+from bionas_fast.running.interrupts import Interrupts
+from bionas_fast.running.loop import Loop, Phase, expect_run, expect_same
+from bionas_fast.running.scalars import Scalars, expect_tensorboard
+from bionas_fast.runs import CHECKPOINT, CONFIG, REPORT, RunFolder, machine
+
+L = TypeVar("L", bound=Loop)
+C = TypeVar("C", bound=Config)
+
+#: What of a machine may change the last bits of a result.
+_DECISIVE = ("bionas-fast", "torch", "system", "cpu", "threads", "accelerator")
+#: The command that goes on with a run of each kind.
+_COMMANDS = {"search": "search", "train": "train", "softhebb": "train"}
+
+
+@contextmanager
+def begun(loop: L, out: str | Path) -> Iterator[tuple[L, RunFolder]]:
+    """A new run in a new or empty folder, which this process holds inside the block.
+
+    Raises:
+        InputError: the folder is not empty, in use, or cannot be written. Then nothing has been written.
+    """
+    if loop.config.tensorboard:
+        expect_tensorboard()
+    with RunFolder.create(out) as folder:
+        loop.write_beginning(folder)
+        yield loop, folder
+
+
+@contextmanager
+def resumed(
+    path: str | Path, kind: str, settings: type[C], given: C | None, make: Callable[[C, RunFolder], L]
+) -> Iterator[tuple[L, RunFolder]]:
+    """A run from its folder, where it was last saved; the folder is held inside the block.
+
+    Args:
+        kind: of the run.
+        settings: what its settings are read into.
+        given: settings that the caller wants; those that decide what comes out must be those of the run.
+        make: builds the loop from the settings and the folder.
+
+    Raises:
+        InputError: no such run, one of another kind or other settings, in use, damaged. Then nothing has been changed.
+    """
+    with RunFolder.open(path).hold() as folder:
+        config_path = folder.file(CONFIG)
+        notes = read_yaml(config_path)
+        _expect_kind(notes.get("kind"), kind, folder)
+        try:
+            config = settings(**read_settings(config_path))
+        except InputError as error:
+            raise InputError(f"{config_path}: {error}") from None
+        if given is not None:
+            expect_same(config, given, f"the run {folder.path}")
+            config = given
+        if config.tensorboard:  # type: ignore[attr-defined]
+            expect_tensorboard()
+        state = folder.read_checkpoint() if (folder.path / CHECKPOINT).is_file() else None
+        if state is not None:
+            try:
+                expect_run(state, kind, config)
+            except InputError as error:
+                raise InputError(f"{folder.path / CHECKPOINT}: {error}; nothing was changed") from None
+        loop = make(config, folder)
+        if state is not None:
+            try:
+                loop.load_state_dict(state)
+            except InputError as error:
+                raise InputError(f"{folder.path / CHECKPOINT}: {error}{folder.way_out()}") from None
+        _note(folder, loop, notes, begins=state is None)
+        if state is None:
+            loop.write_beginning(folder)
+        yield loop, folder
+
+
+def keep(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
+    """Run a loop to its end, saving it on the way; without a folder nothing is saved.
+
+    Raises:
+        Interrupted: by Ctrl-C or SIGTERM, after the present step; the message says how to go on.
+        InputError: the loop cannot go on, or something cannot be written. What was saved before stays.
+    """
+    if folder is None:
+        with loop.own_randomness():
+            _run(loop, progress, lambda: None, lambda row: None)
+        return
+    complete = loop.finished
+    try:
+        if not complete:
+            with Interrupts() as interrupts, loop.own_randomness(), _Keeper(loop, folder, interrupts) as keeper:
+                _run(loop, progress, keeper.after_step, keeper.after_epoch)
+        if not (complete and (folder.path / REPORT).is_file()):
+            loop.write_report(folder)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; go on with: {_resume_command(loop.kind, folder)}") from None
+
+
+def _run(
+    loop: Loop,
+    progress: Progress,
+    after_step: Callable[[], None],
+    after_epoch: Callable[[Mapping[str, Any] | None], None],
+) -> None:
+    """Epoch by epoch; ``progress`` hears of every phase as of a thing of its own."""
+    phase: Phase | None = None
+    try:
+        while not loop.finished:
+            if loop.phase is not phase:
+                if phase is not None:
+                    progress.finish()
+                phase = loop.phase
+                progress.start(phase.description, phase.epochs, len(phase.batches))
+                if loop.phase_epoch or loop.steps_done:
+                    progress.resume(loop.phase_epoch, loop.steps_done)
+            loop.enter_epoch()
+            while loop.steps_done < len(phase.batches):
+                progress.step(loop.step())
+                after_step()
+            row = loop.end_epoch()
+            after_epoch(row)
+            if row is not None:
+                progress.epoch(row)
+    finally:
+        if phase is not None:
+            progress.finish()
+
+
+class _Keeper:
+    """Saves a loop after every epoch, every so many seconds, and when asked to stop."""
+
+    def __init__(self, loop: Loop, folder: RunFolder, interrupts: Interrupts) -> None:
+        self.loop, self.folder, self.interrupts = loop, folder, interrupts
+        self.saved = time.monotonic()
+        self.scalars = Scalars(folder, len(loop.metrics)) if loop.config.tensorboard else None
+
+    def __enter__(self) -> _Keeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.scalars is not None:
+            self.scalars.close()
+
+    def after_step(self) -> None:
+        asked = self.interrupts.asked
+        if asked or time.monotonic() - self.saved >= self.loop.config.checkpoint_every:
+            self._save()
+        if asked:
+            raise KeyboardInterrupt
+
+    def after_epoch(self, row: Mapping[str, Any] | None) -> None:
+        # The checkpoint comes last: whatever it counts as done stands in the other files.
+        self.folder.write_metrics(self.loop.metrics)
+        self.loop.write_results(self.folder)
+        if self.scalars is not None and row is not None:
+            self.scalars.write(row)
+        self._save(best=row is not None and self._is_best())
+        if self.interrupts.asked and not self.loop.finished:
+            raise KeyboardInterrupt
+
+    def _is_best(self) -> bool:
+        accuracies = [row["valid_accuracy"] for row in self.loop.metrics if "valid_accuracy" in row]
+        return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
+
+    def _save(self, best: bool = False) -> None:
+        self.folder.write_checkpoint(self.loop.state_dict(), best=best)
+        self.saved = time.monotonic()
+
+
+def _resume_command(kind: str, folder: RunFolder) -> str:
+    return f"bionas-fast {_COMMANDS[kind]} --resume {shlex.quote(str(folder.path))}"
+
+
+def _expect_kind(found: object, kind: str, folder: RunFolder) -> None:
+    if found == kind:
+        return
+    if isinstance(found, str) and found in _COMMANDS:
+        raise InputError(f"{folder.path} is a run of another kind; go on with: {_resume_command(found, folder)}")
+    raise InputError(f"{folder.path / CONFIG}: kind is {found!r:.40}, expected {kind!r}")
+
+
+def _note(folder: RunFolder, loop: Loop, notes: Mapping[str, Any], begins: bool) -> None:
+    """Warn of what the caller may not expect."""
+
+    def warn(message: str) -> None:
+        warnings.warn(f"{folder.path}: {message}", BionasWarning, stacklevel=2)
+
+    if begins:
+        warn("no checkpoint yet; starts from the beginning")
+    if loop.finished:
+        warn("this run is complete")
+        return
+    then, now = notes.get("machine"), machine()
+    if isinstance(then, dict):
+        changed = [
+            f"{name} {then.get(name)!s:.40} then, {now[name]} now" for name in _DECISIVE if then.get(name) != now[name]
+        ]
+        if changed:
+            warn(f"the last bits of the result may differ: {'; '.join(changed)}")
