@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import warnings
@@ -42,30 +43,38 @@ def is_draft(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == ".tmp"
 
 
-def hold(path: Path) -> BinaryIO:
-    """Open a file that no other process holds, and hold it until it is closed or this process ends, however it ends.
+class Held:
+    """A file that no other process holds. It is held until :meth:`release`, or this process ends, however it ends.
 
     Raises:
         InputError: another process holds it (the message names the process), or it cannot be written.
     """
-    try:
-        file = path.open("a+b")
-    except OSError as error:
-        raise InputError(f"cannot write to {path.parent}: {error.strerror or error}") from None
-    try:
-        _lock(file)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        file.flush()
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read(200).decode(errors="replace") or "another process"
-        file.close()
-        raise InputError(f"{path.parent} is in use by {holder}; nothing in it was changed") from None
-    except OSError as error:
-        file.close()
-        raise InputError(f"cannot write to {path.parent}: {error.strerror or error}") from None
-    return file
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("a+b")
+            _lock(self._file)
+            while not _is_same(self._file, path):  # released and removed between opening and locking it
+                self._file.close()
+                self._file = path.open("a+b")
+                _lock(self._file)
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            self._file.flush()
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read(200).decode(errors="replace") or "another process"
+            self._file.close()
+            raise InputError(f"{path.parent} is in use by {holder}; nothing in it was changed") from None
+        except OSError as error:
+            raise InputError(f"cannot write to {path.parent}: {error.strerror or error}") from None
+
+    def release(self) -> None:
+        """Remove the file and let others have it."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        self._file.close()
 
 
 def _lock(file: BinaryIO) -> None:
@@ -77,3 +86,10 @@ def _lock(file: BinaryIO) -> None:
         raise
     except OSError as error:  # a file system without locks is no reason not to work on it
         warnings.warn(f"{file.name} cannot be locked: {error.strerror or error}", BionasWarning, stacklevel=4)
+
+
+def _is_same(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ import yaml
 
 from bionas_fast import checkpoints
 from bionas_fast.errors import InputError
-from bionas_fast.files import hold, is_draft, write_atomic
+from bionas_fast.files import Held, is_draft, write_atomic
 
 CONFIG, METRICS, ALPHAS = "config.yaml", "metrics.jsonl", "alphas.npz"
 CHECKPOINT, BEST, GENOTYPE, REPORT = "checkpoint.pt", "best.pt", "genotype.json", "report.html"
@@ -35,7 +35,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: BinaryIO | None = None
+        self._lock: Held | None = None
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
@@ -67,7 +67,7 @@ class RunFolder:
         Raises:
             InputError: another process works in it, or it cannot be written.
         """
-        self._lock = hold(self.path / LOCK)
+        self._lock = Held(self.path / LOCK)
         for path in self.path.iterdir():
             if is_draft(path):
                 path.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes work in the folder."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> RunFolder:

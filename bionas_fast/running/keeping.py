@@ -6,7 +6,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,6 @@ from bionas_fast.running.scalars import Scalars, expect_tensorboard
 from bionas_fast.runs import CHECKPOINT, CONFIG, REPORT, RunFolder, machine
 
 L = TypeVar("L", bound=Loop)
-C = TypeVar("C", bound=Config)
 
 #: What of a machine may change the last bits of a result.
 _DECISIVE = ("bionas-fast", "torch", "system", "cpu", "threads", "accelerator")
@@ -28,12 +27,37 @@ _COMMANDS = {"search": "search", "train": "train", "softhebb": "train"}
 
 
 @contextmanager
-def begun(loop: L, out: str | Path) -> Iterator[tuple[L, RunFolder]]:
-    """A new run in a new or empty folder, which this process holds inside the block.
+def opened(
+    kind: type[L],
+    config: Config | None,
+    *,
+    out: str | Path | None,
+    resume: str | Path | None,
+    make: Callable[[Any, RunFolder | None], L],
+) -> Iterator[tuple[L, RunFolder | None]]:
+    """A loop, and the folder that it is kept in, which this process holds inside the block.
+
+    Args:
+        config: the settings; by default those of the run, or the defaults.
+        out: the folder of a new run, new or empty; without it and ``resume`` there is none.
+        resume: the folder of a run to go on with, where it was last saved. Settings given with it may differ from those
+            of the run only in where and how it works.
+        make: builds the loop from the settings and, for a resumed run, its folder.
 
     Raises:
-        InputError: the folder is not empty, in use, or cannot be written. Then nothing has been written.
+        InputError: the folder is not empty, in use, or cannot be written; there is no such run, it is of another kind,
+            has other settings, or is damaged. Then nothing has been changed.
     """
+    if resume is not None:
+        if out is not None:
+            raise InputError("a resumed run stays in its folder: give either out or resume")
+        with RunFolder.open(resume).hold() as folder:
+            yield _resumed(kind, config, folder, make), folder
+        return
+    loop = make(config or kind.settings(), None)
+    if out is None:
+        yield loop, None
+        return
     if loop.config.tensorboard:
         expect_tensorboard()
     with RunFolder.create(out) as folder:
@@ -41,50 +65,35 @@ def begun(loop: L, out: str | Path) -> Iterator[tuple[L, RunFolder]]:
         yield loop, folder
 
 
-@contextmanager
-def resumed(
-    path: str | Path, kind: str, settings: type[C], given: C | None, make: Callable[[C, RunFolder], L]
-) -> Iterator[tuple[L, RunFolder]]:
-    """A run from its folder, where it was last saved; the folder is held inside the block.
-
-    Args:
-        kind: of the run.
-        settings: what its settings are read into.
-        given: settings that the caller wants; those that decide what comes out must be those of the run.
-        make: builds the loop from the settings and the folder.
-
-    Raises:
-        InputError: no such run, one of another kind or other settings, in use, damaged. Then nothing has been changed.
-    """
-    with RunFolder.open(path).hold() as folder:
-        config_path = folder.file(CONFIG)
-        notes = read_yaml(config_path)
-        _expect_kind(notes.get("kind"), kind, folder)
+def _resumed(kind: type[L], given: Config | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], L]) -> L:
+    path = folder.file(CONFIG)
+    notes = read_yaml(path)
+    _expect_kind(notes.get("kind"), kind.kind, folder)
+    try:
+        config: Any = kind.settings(**read_settings(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if given is not None:
+        expect_same(config, given, f"the run {folder.path}")
+        config = given
+    if config.tensorboard:
+        expect_tensorboard()
+    state = folder.read_checkpoint() if (folder.path / CHECKPOINT).is_file() else None
+    if state is not None:
         try:
-            config = settings(**read_settings(config_path))
+            expect_run(state, kind.kind, config)
         except InputError as error:
-            raise InputError(f"{config_path}: {error}") from None
-        if given is not None:
-            expect_same(config, given, f"the run {folder.path}")
-            config = given
-        if config.tensorboard:  # type: ignore[attr-defined]
-            expect_tensorboard()
-        state = folder.read_checkpoint() if (folder.path / CHECKPOINT).is_file() else None
-        if state is not None:
-            try:
-                expect_run(state, kind, config)
-            except InputError as error:
-                raise InputError(f"{folder.path / CHECKPOINT}: {error}; nothing was changed") from None
-        loop = make(config, folder)
-        if state is not None:
-            try:
-                loop.load_state_dict(state)
-            except InputError as error:
-                raise InputError(f"{folder.path / CHECKPOINT}: {error}{folder.way_out()}") from None
-        _note(folder, loop, notes, begins=state is None)
-        if state is None:
-            loop.write_beginning(folder)
-        yield loop, folder
+            raise InputError(f"{folder.path / CHECKPOINT}: {error}; nothing was changed") from None
+    loop = make(config, folder)
+    if state is not None:
+        try:
+            loop.load_state_dict(state)
+        except InputError as error:
+            raise InputError(f"{folder.path / CHECKPOINT}: {error}{folder.way_out()}") from None
+    _note(folder, loop, notes, begins=state is None)
+    if state is None:
+        loop.write_beginning(folder)
+    return loop
 
 
 def keep(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
@@ -205,8 +214,7 @@ def _note(folder: RunFolder, loop: Loop, notes: Mapping[str, Any], begins: bool)
         return
     then, now = notes.get("machine"), machine()
     if isinstance(then, dict):
-        changed = [
-            f"{name} {then.get(name)!s:.40} then, {now[name]} now" for name in _DECISIVE if then.get(name) != now[name]
-        ]
+        changed = [name for name in _DECISIVE if then.get(name) != now[name]]
         if changed:
-            warn(f"the last bits of the result may differ: {'; '.join(changed)}")
+            listed = "; ".join(f"{name} {then.get(name)!s:.40} then, {now[name]} now" for name in changed)
+            warn(f"the last bits of the result may differ: {listed}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,20 +45,22 @@ class Tally:
     seconds: float = 0.0
 
 
-class Loop(ABC):
+class Loop:
     """What a run does: phases of epochs of steps, which can be left after any step and taken up again.
 
     A subclass sets ``net``, ``optimizer`` and ``phases`` and says what a step is. Whatever it keeps from step to step
     beside those belongs into :meth:`extra_state`. PyTorch's generator may be used: it is the run's own.
 
     Attributes:
-        kind: what the run is called in its configuration.
+        kind: what such a run is called in its configuration.
+        settings: the type of ``config``.
         figures: the numbers in every row of the metrics beside those of each loop.
         epoch: how many epochs are done, over all phases.
         metrics: a row for every epoch of a phase that counts.
     """
 
     kind: ClassVar[str]
+    settings: ClassVar[type[Config]]
     figures: ClassVar[tuple[str, ...]] = ()
 
     net: nn.Module
@@ -81,9 +82,9 @@ class Loop(ABC):
     def begin(self) -> None:
         """Called before the first step of an epoch; not when one is taken up again."""
 
-    @abstractmethod
     def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
         """One step on a batch: its mean loss, if there is one, and how many images were right."""
+        raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
 
     def conclude(self) -> dict[str, Any]:
         """Called after the last step of an epoch: further figures for its row."""

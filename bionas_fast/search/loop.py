@@ -18,7 +18,7 @@ from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.evaluate import evaluate
 from bionas_fast.progress import Progress
-from bionas_fast.running import Loop, Phase, begun, cosine, keep, resumed
+from bionas_fast.running import Loop, Phase, cosine, keep, opened
 from bionas_fast.runs import GENOTYPE, REPORT, RunFolder, machine, new_path
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.darts import Darts
@@ -56,7 +56,7 @@ def search(
     Args:
         config: the settings; by default the embedded digits at a size for two processor cores.
         out: the run folder, new or empty; by default one under ``runs/``, named after dataset, method and time.
-        resume: the folder of a search that was stopped, to go on with. It ends as if it had not been stopped. A config
+        resume: the folder of a search that was stopped, to go on with. It ends as if it had not been stopped. Settings
             given with it may only say where and how to work.
         progress: hears how the search goes.
 
@@ -66,13 +66,10 @@ def search(
         Interrupted: by Ctrl-C or SIGTERM. The search is saved.
     """
     if resume is None:
-        search = Search(config or SearchConfig())
-        run = begun(search, new_path(search.default_name) if out is None else out)
-    elif out is None:
-        run = resumed(resume, Search.kind, SearchConfig, config, lambda config, folder: Search(config))
-    else:
-        raise InputError("a resumed run stays in its folder: give either out or resume")
-    with run as (search, folder):
+        config = config or SearchConfig()
+        out = new_path(f"search-{config.dataset}-{config.method}") if out is None else out
+    with opened(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder):
+        assert folder is not None
         keep(search, folder, progress or Progress())
         return SearchResult(search.strategy.genotype(), folder.path, search.metrics)
 
@@ -81,6 +78,7 @@ class Search(Loop):
     """A search in progress: the supernet, its data and optimisers."""
 
     kind = "search"
+    settings = SearchConfig
     figures = ("valid_loss", "valid_accuracy", "alpha_entropy")
 
     def __init__(self, config: SearchConfig) -> None:
@@ -129,11 +127,6 @@ class Search(Loop):
         )
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in self.net.alphas}
         self._record_alphas()
-
-    @property
-    def default_name(self) -> str:
-        """What the run is called when it is given no folder."""
-        return f"search-{self.config.dataset}-{self.config.method}"
 
     def prepare(self) -> None:
         self.net.train()

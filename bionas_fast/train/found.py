@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models import FoundNetwork, build_network
 from bionas_fast.progress import Progress
+from bionas_fast.running import Loop, Phase, cosine, keep, opened
 from bionas_fast.runs import GENOTYPE, RunFolder
 from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
@@ -44,6 +44,10 @@ class TrainConfig(Config):
     batch_size: int = Field(64, ge=1)
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
+    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
+    checkpoint_every: float = Field(60.0, ge=0)
+    #: Whether to write the figures also for TensorBoard, whose package must be installed.
+    tensorboard: bool = False
 
     learning_rate: float = Field(0.025, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -64,63 +68,110 @@ class TrainConfig(Config):
 
 
 def train(
-    genotype: Genotype,
+    genotype: Genotype | None = None,
     config: TrainConfig | None = None,
     *,
     out: str | Path | None = None,
+    resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult[FoundNetwork]:
     """Train the network of a genotype from scratch and test it.
 
     Args:
-        genotype: what to train.
+        genotype: what to train; that of the run, if one is resumed.
         config: the settings; by default the embedded digits.
         out: a run folder, new or empty; by default nothing is written.
+        resume: the folder of a training that was stopped, to go on with. It ends as if it had not been stopped.
+            Settings given with it may only say where and how to work.
         progress: hears how the training goes.
 
     Raises:
         InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, a loss that
-            is no longer finite.
+            is no longer finite; a run that cannot be gone on with.
+        Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
     """
-    config, progress = config or TrainConfig(), progress or Progress()
-    device = resolve_device(config.device)
-    data = load_dataset(config.dataset, config.data_dir, download=config.download)
-    network = _build(genotype, config, data).to(device)
-    folder = None if out is None else RunFolder.create(out)
-    stream = BatchStream(
-        data.images,
-        data.labels,
-        config.batch_size,
-        seed=config.seed,
-        augment=Augment(config.flip, config.crop_padding, config.cutout),
-        mean=data.mean,
-        std=data.std,
-        device=device,
-    )
-    optimizer = torch.optim.SGD(
-        network.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
-    metrics: list[dict[str, Any]] = []
-    if folder is not None:
-        folder.write_config("train", config.settings(), network=_shape(data))
-        folder.write(GENOTYPE, genotype.to_json())
-    progress.start(f"training {genotype.hash}", config.epochs, len(stream))
-    try:
-        for epoch in range(config.epochs):
-            network.drop_path = config.drop_path * epoch / config.epochs
-            row = _run_epoch(network, stream, optimizer, config, epoch, progress)
-            schedule.step()
-            test = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
-            row |= {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
-            metrics.append(row)
-            if folder is not None:
-                folder.write_metrics(metrics)
-                folder.write_checkpoint({"network": network.state_dict(), "epoch": epoch + 1})
-            progress.epoch(row)
-    finally:
-        progress.finish()
-    return TrainResult(network.eval(), metrics[-1]["test_accuracy"], metrics, None if folder is None else folder.path)
+    if genotype is None and resume is None:
+        raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
+
+    def make(config: TrainConfig, folder: RunFolder | None) -> Training:
+        return Training(_own(genotype, folder), config)
+
+    with opened(Training, config, out=out, resume=resume, make=make) as (training, folder):
+        keep(training, folder, progress or Progress())
+        return training.result(folder)
+
+
+def _own(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
+    """What is to be trained: the genotype of a resumed run, if it was written before the run was killed."""
+    if folder is None or (genotype is not None and not (folder.path / GENOTYPE).exists()):
+        assert genotype is not None
+        return genotype
+    stored = Genotype.load(folder.file(GENOTYPE))
+    if genotype is not None and genotype != stored:
+        raise InputError(f"the run {folder.path} trains genotype {stored.hash}, not {genotype.hash}")
+    return stored
+
+
+class Training(Loop):
+    """The training of a found network: the network, its data and its optimiser."""
+
+    kind = "train"
+    settings = TrainConfig
+    figures = ("test_loss", "test_accuracy")
+    net: FoundNetwork
+
+    def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
+        super().__init__(config, resolve_device(config.device))
+        self.genotype = genotype
+        self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
+        self.net = _build(genotype, config, data).to(self.device)
+        batches = BatchStream(
+            data.images,
+            data.labels,
+            config.batch_size,
+            seed=config.seed,
+            augment=Augment(config.flip, config.crop_padding, config.cutout),
+            mean=data.mean,
+            std=data.std,
+            device=self.device,
+        )
+        self.phases = [Phase(f"training {genotype.hash}", config.epochs, batches)]
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+
+    def prepare(self) -> None:
+        config = self.config
+        self.net.train()
+        self.net.drop_path = config.drop_path * self.epoch / config.epochs
+        self.optimizer.param_groups[0]["lr"] = cosine(self.epoch, config.epochs, config.learning_rate)
+
+    def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
+        logits, loss = _loss(self.net(x), y, self.config)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
+        if not math.isfinite(loss.item()):
+            raise InputError(
+                f"the loss is {loss.item()} in epoch {self.epoch + 1}; "
+                f"a learning rate below {self.config.learning_rate:g} may help"
+            )
+        self.optimizer.step()
+        return loss.item(), int((logits.argmax(dim=1) == y).sum())
+
+    def conclude(self) -> dict[str, Any]:
+        data = self.data
+        test = evaluate(self.net, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+        return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
+
+    def write_beginning(self, folder: RunFolder) -> None:
+        folder.write_config(self.kind, self.config.settings(), network=_shape(self.data))
+        folder.write(GENOTYPE, self.genotype.to_json())
+
+    def result(self, folder: RunFolder | None) -> TrainResult[FoundNetwork]:
+        """What the training ends with."""
+        run_dir = None if folder is None else folder.path
+        return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
 
 
 def compare_rules(
@@ -169,41 +220,6 @@ def _build(genotype: Genotype, config: TrainConfig, data: Dataset) -> FoundNetwo
         seed=config.seed,
         **_shape(data),
     )
-
-
-def _run_epoch(
-    network: FoundNetwork,
-    stream: BatchStream,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    epoch: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    network.train()
-    loss_sum, correct, seen = 0.0, 0, 0
-    for x, y in stream.epoch():
-        output = network(x)
-        logits, loss = _loss(output, y, config)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-        if not math.isfinite(loss.item()):
-            raise InputError(
-                f"the loss is {loss.item()} in epoch {epoch + 1}; "
-                f"a learning rate below {config.learning_rate:g} may help"
-            )
-        optimizer.step()
-        loss_sum, seen = loss_sum + loss.item() * len(y), seen + len(y)
-        correct += int((logits.argmax(dim=1) == y).sum())
-        progress.step(loss.item())
-    return {
-        "epoch": epoch + 1,
-        "train_loss": loss_sum / seen,
-        "train_accuracy": 100 * correct / seen,
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "seconds": time.perf_counter() - started,
-    }
 
 
 def _loss(output: Tensor | tuple[Tensor, Tensor], y: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from bionas_fast.checkpoints import expect_form
 from bionas_fast.config import read_settings, read_yaml
 from bionas_fast.errors import InputError
 from bionas_fast.models import FoundNetwork, SoftHebbNetwork
@@ -32,9 +33,11 @@ def load(run_dir: str | Path) -> Network:
     if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
         raise InputError(f"{path}: network: in_channels and num_classes are missing")
     network = _KINDS[notes["kind"]](folder, read_settings(path), shape)
+    state = folder.read_checkpoint().get("net", {})
     try:
-        network.load_state_dict(folder.read_checkpoint()["network"])
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        expect_form(state, network.state_dict(), "net")
+    except InputError as error:
         raise InputError(f"{folder.path}: the checkpoint does not fit the run: {error}") from None
+    network.load_state_dict(state)
     network.eval()
     return network

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.progress import Progress
+from bionas_fast.running import Loop, Phase, keep, opened
 from bionas_fast.runs import RunFolder
 from bionas_fast.train.result import TrainResult
 
@@ -42,6 +43,10 @@ class SoftHebbConfig(Config):
     dropout: float = Field(0.5, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
+    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
+    checkpoint_every: float = Field(60.0, ge=0)
+    #: Whether to write the figures also for TensorBoard, whose package must be installed.
+    tensorboard: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Plain values, as they are written to a file."""
@@ -49,54 +54,107 @@ class SoftHebbConfig(Config):
 
 
 def train_softhebb(
-    config: SoftHebbConfig | None = None, *, out: str | Path | None = None, progress: Progress | None = None
+    config: SoftHebbConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> TrainResult[SoftHebbNetwork]:
     """Learn filters without labels and a head with them, and test the network.
 
     Args:
         config: the settings; by default the embedded digits.
         out: a run folder, new or empty; by default nothing is written.
+        resume: the folder of a training that was stopped, to go on with. It ends as if it had not been stopped.
+            Settings given with it may only say where and how to work.
         progress: hears how the training goes.
 
     Raises:
         InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, filters that
-            are no longer finite.
+            are no longer finite; a run that cannot be gone on with.
+        Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
     """
-    config, progress = config or SoftHebbConfig(), progress or Progress()
-    device = resolve_device(config.device)
-    data = load_dataset(config.dataset, config.data_dir, download=config.download)
-    network = _build(config, _shape(data)).to(device)
-    folder = None if out is None else RunFolder.create(out)
-    if folder is not None:
-        folder.write_config("softhebb", config.settings(), network=_shape(data))
 
-    def stream(batch_size: int) -> BatchStream:
-        return BatchStream(
-            data.images, data.labels, batch_size, seed=config.seed, mean=data.mean, std=data.std, device=device
-        )
+    def make(config: SoftHebbConfig, folder: RunFolder | None) -> SoftHebbTraining:
+        return SoftHebbTraining(config)
 
-    if config.rule == "random":
-        _settle(network, stream(config.feature_batch_size))
-    else:
-        _learn_filters(network, config, stream(config.feature_batch_size), progress)
-    metrics: list[dict[str, Any]] = []
-    optimizer = torch.optim.Adam(network.head.parameters(), config.learning_rate)
-    batches = stream(config.batch_size)
-    progress.start("linear head", config.epochs, len(batches))
-    try:
-        for epoch in range(config.epochs):
-            row = {"epoch": epoch + 1, **_head_epoch(network, batches, optimizer, progress)}
-            test = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
-            row |= {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
-            metrics.append(row)
-            if folder is not None:
-                folder.write_metrics(metrics)
-                folder.write_checkpoint({"network": network.state_dict(), "epoch": epoch + 1})
-            progress.epoch(row)
-    finally:
-        progress.finish()
-    run_dir = None if folder is None else folder.path
-    return TrainResult(network.eval(), metrics[-1]["test_accuracy"], metrics, run_dir)
+    with opened(SoftHebbTraining, config, out=out, resume=resume, make=make) as (training, folder):
+        keep(training, folder, progress or Progress())
+        return training.result(folder)
+
+
+class SoftHebbTraining(Loop):
+    """The training of a SoftHebb network, in two phases: the filters, then the head."""
+
+    kind = "softhebb"
+    settings = SoftHebbConfig
+    figures = ("test_loss", "test_accuracy")
+    net: SoftHebbNetwork
+
+    def __init__(self, config: SoftHebbConfig) -> None:
+        super().__init__(config, resolve_device(config.device))
+        self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
+        self.net = _build(config, _shape(data)).to(self.device)
+        blocks = list(self.net.blocks)
+        #: The blocks that learn together, one group after the other.
+        self.groups = [[block] for block in blocks] if config.layerwise and config.rule != "random" else [blocks]
+        filter_epochs = 1 if config.rule == "random" else config.feature_epochs * len(self.groups)
+
+        def stream(batch_size: int) -> BatchStream:
+            return BatchStream(
+                data.images, data.labels, batch_size, seed=config.seed, mean=data.mean, std=data.std, device=self.device
+            )
+
+        self.filters = Phase("filters, without labels", filter_epochs, stream(config.feature_batch_size), counted=False)
+        self.phases = [self.filters, Phase("linear head", config.epochs, stream(config.batch_size))]
+        self.optimizer = torch.optim.Adam(self.net.head.parameters(), config.learning_rate)
+
+    @property
+    def group(self) -> list[nn.Module]:
+        """The blocks that learn in this epoch."""
+        return self.groups[self.phase_epoch * len(self.groups) // self.filters.epochs]
+
+    def prepare(self) -> None:
+        self.net.eval()
+        for module in self.group if self.phase is self.filters else [self.net.head]:
+            module.train()
+
+    def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
+        if self.phase is self.filters:
+            self._filter_step(x)
+            return None, 0
+        with torch.no_grad():
+            features = self.net.features(x)
+        logits = self.net.head(features)
+        loss = F.cross_entropy(logits, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), int((logits.argmax(dim=1) == y).sum())
+
+    @torch.no_grad()
+    def _filter_step(self, x: Tensor) -> None:
+        """Through the blocks up to the last that learns. Of random filters only the normalisations learn."""
+        with frozen_plasticity(self.net) if self.config.rule == "random" else nullcontext():
+            for block in self.net.blocks:
+                x = block(x)
+                if block is self.group[-1]:
+                    return
+
+    def conclude(self) -> dict[str, Any]:
+        if self.phase is self.filters:
+            return {}
+        data = self.data
+        test = evaluate(self.net, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+        return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
+
+    def write_beginning(self, folder: RunFolder) -> None:
+        folder.write_config(self.kind, self.config.settings(), network=_shape(self.data))
+
+    def result(self, folder: RunFolder | None) -> TrainResult[SoftHebbNetwork]:
+        """What the training ends with."""
+        run_dir = None if folder is None else folder.path
+        return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
 
 
 def load_softhebb(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> SoftHebbNetwork:
@@ -115,70 +173,3 @@ def _shape(data: Dataset) -> dict[str, Any]:
 def _build(config: SoftHebbConfig, shape: Mapping[str, Any]) -> SoftHebbNetwork:
     rule = "softhebb" if config.rule == "random" else config.rule
     return build_softhebb(config.architecture, rule=rule, dropout=config.dropout, seed=config.seed, **shape)
-
-
-@torch.no_grad()
-def _learn_filters(network: SoftHebbNetwork, config: SoftHebbConfig, stream: BatchStream, progress: Progress) -> None:
-    phases = [[block] for block in network.blocks] if config.layerwise else [list(network.blocks)]
-    epochs = config.feature_epochs * len(phases)
-    progress.start("filters, without labels", epochs, len(stream))
-    network.eval()
-    try:
-        for phase in phases:
-            for block in phase:
-                block.train()
-            for _ in range(config.feature_epochs):
-                for x, _labels in stream.epoch():
-                    _pass(network, x, phase)
-                    progress.step()
-            for block in phase:
-                block.eval()
-    finally:
-        progress.finish()
-
-
-def _pass(network: SoftHebbNetwork, x: Tensor, phase: list[nn.Module]) -> None:
-    """Through the blocks up to the last that learns."""
-    for block in network.blocks:
-        x = block(x)
-        if block is phase[-1]:
-            return
-
-
-@torch.no_grad()
-def _settle(network: SoftHebbNetwork, stream: BatchStream) -> None:
-    """Give the normalisations their statistics and leave the filters as they are."""
-    network.train()
-    with frozen_plasticity(network):
-        for x, _labels in stream.epoch():
-            network.features(x)
-
-
-def _head_epoch(
-    network: SoftHebbNetwork, stream: BatchStream, optimizer: torch.optim.Optimizer, progress: Progress
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    network.eval()
-    network.head.train()
-    loss_sum, correct, seen = 0.0, 0, 0
-    for features, y in _features(network, stream):
-        logits = network.head(features)
-        loss = F.cross_entropy(logits, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss_sum, seen = loss_sum + loss.item() * len(y), seen + len(y)
-        correct += int((logits.argmax(dim=1) == y).sum())
-        progress.step(loss.item())
-    return {
-        "train_loss": loss_sum / seen,
-        "train_accuracy": 100 * correct / seen,
-        "seconds": time.perf_counter() - started,
-    }
-
-
-def _features(network: SoftHebbNetwork, stream: BatchStream) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in stream.epoch():
-        with torch.no_grad():
-            features = network.features(x)
-        yield features, y
