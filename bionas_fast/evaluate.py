@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ def evaluate(
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
     batch_size: int = 256,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """Accuracy in percent and mean cross-entropy in nats, in evaluation mode; the network's mode is restored.
 
@@ -28,6 +29,7 @@ def evaluate(
         images: [N, C, H, W], as a dataset holds them.
         labels: [N].
         mean, std: one value a channel.
+        forward: what maps them instead, where the network takes further arguments.
     """
     device = next(network.parameters()).device
     training = network.training
@@ -35,7 +37,7 @@ def evaluate(
     correct, loss = 0, 0.0
     try:
         for x, y in evaluation_batches(images, labels, batch_size, mean=mean, std=std, device=device):
-            logits = network(x)
+            logits = (forward or network)(x)
             correct += int((logits.argmax(dim=1) == y).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
     finally:

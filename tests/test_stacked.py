@@ -301,8 +301,9 @@ def _alpha_path(engine, dtype, backend, seed, steps=20):
     path = []
     with bf.use_backend(backend):
         for _ in range(steps):
-            search.strategy.before_weight_step(valid)
-            search._weight_step(*next(train))
+            x, y = next(train)
+            search.strategy.before_weight_step(x, y, valid)
+            search._weight_step(x, y)
             path.append(torch.cat([a.detach().flatten() for a in search.net.alpha_parameters()]).double())
     return torch.stack(path)
 

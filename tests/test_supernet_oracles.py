@@ -144,7 +144,8 @@ def test_network(case, engine):
     graded = net if engine == "modular" else _with_gradients(modular, net)
     _check_gradients(graded, arrays, info, primitives, TOLERANCE)
 
-    Darts(stepped, SearchConfig()).before_weight_step(iter([(arrays["x"], arrays["target"])]))
+    strategy = Darts(stepped, SearchConfig(), torch.optim.SGD(stepped.weight_parameters()))
+    strategy.before_weight_step(arrays["x"], arrays["target"], iter([(arrays["x"], arrays["target"])]))
     for kind in ("normal", "reduce"):
         # The step is what moved, at most about 3e-4; its size is compared, not the alpha's.
         moved = to_published(stepped.alphas[kind].detach(), primitives) - arrays[f"alphas_{kind}"]

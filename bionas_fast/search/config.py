@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from bionas_fast.config import Config
 
@@ -50,6 +50,40 @@ class SearchConfig(Config):
     alpha_learning_rate: float = Field(3e-4, gt=0)
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     alpha_weight_decay: float = Field(1e-3, ge=0)
+
+    #: So many epochs train the weights alone (PC-DARTS: 15 of 50).
+    warmup_epochs: int = Field(0, ge=0)
+    #: λ at the end of λ · mean logsumexp(alpha), which grows from 0 (β-DARTS, Ye et al. 2022: 25 after 50 epochs).
+    beta_decay: float = Field(0.0, ge=0)
+    #: A softmax over the edges into a node weights them, too (PC-DARTS, Xu et al. 2020).
+    edge_normalisation: bool = False
+    #: The candidates see 1/k of the channels (PC-DARTS: 4).
+    partial_channels: int = Field(1, ge=1)
+    #: A skip connection beside the candidates whose weight falls from 1 to 0 (DARTS-, Chu et al. 2021).
+    auxiliary_skip: bool = False
+    #: The search ends before the normal cell has more skip connections (DARTS+, Liang et al. 2019: 2).
+    skip_limit: int | None = Field(None, ge=0)
+    #: All candidates by their softmax, or one drawn for each edge (GDAS, Dong and Yang 2019).
+    sampling: Literal["softmax", "gdas"] = "softmax"
+    #: Of the Gumbel-softmax, in the first and in the last epoch.
+    gdas_temperature: tuple[PositiveFloat, PositiveFloat] = (10.0, 0.1)
+    #: Alphas of the operations and of the rules, whose sum is a candidate's, in place of one each.
+    factorised: bool = False
+
+    #: How many architectures are judged at once by eg, random and evolution, and how often in an epoch.
+    population: int = Field(50, ge=4)
+    generations: int = Field(4, ge=1)
+    #: One CMA-ES through the whole search, or what the code of EG-NAS does (see ``bionas_fast.search.published_eg``).
+    eg_mode: Literal["persistent", "published"] = "persistent"
+    #: The step size that the CMA-ES begins with, in units of alpha.
+    eg_sigma: float = Field(0.5, gt=0)
+    #: The coefficients of eq. 22: of the cross-entropy, and of the similarity with the present architecture.
+    fitness_cross_entropy: float = Field(1.0, ge=0)
+    fitness_similarity: float = Field(0.4, ge=0)
+    #: What the published mode adds of the best individual.
+    eg_step: float = Field(0.1, gt=0)
+    #: How many individuals of regularised evolution compete to be a parent (Real et al. 2019: 25 of 100).
+    tournament: int = Field(10, ge=1)
 
     #: Augmentation of the training images: mirror, random crop after padding by so many pixels, cutout's edge.
     flip: bool = False

@@ -2,44 +2,145 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.checkpoints import load_optimizer
+from bionas_fast.checkpoints import expect_form, load_optimizer
 from bionas_fast.data import BatchStream
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.strategy import Strategy, frozen
-from bionas_fast.supernet import Supernet
+from bionas_fast.search.strategy import MIXING, Strategy, frozen
+from bionas_fast.supernet import Mixing, Supernet
+
+Batch = tuple[Tensor, Tensor]
+#: The finite difference of the second order moves the weights by this much (Liu et al. 2019, footnote 2).
+RADIUS = 0.01
 
 
 class Darts(Strategy):
     """First order: before every weight step, one Adam step of the alphas on a validation batch."""
 
-    def __init__(self, net: Supernet, config: SearchConfig) -> None:
-        super().__init__(net, config)
-        self.optimizer = torch.optim.Adam(
+    options = (*MIXING, "beta_decay", "sampling", "gdas_temperature")
+
+    def __init__(self, net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(net, config, optimizer)
+        self.alpha_optimizer = torch.optim.Adam(
             net.alpha_parameters(),
             config.alpha_learning_rate,
             betas=config.alpha_betas,
             weight_decay=config.alpha_weight_decay,
         )
+        self.generator = torch.Generator().manual_seed(config.seed + 2)
+        self.temperature = 1.0
 
-    def before_weight_step(self, valid: BatchStream) -> None:
-        x, y = next(valid)
+    def prepare(self, epoch: int) -> None:
+        super().prepare(epoch)
+        first, last = self.config.gdas_temperature
+        self.temperature = first + (last - first) * epoch / max(self.config.epochs - 1, 1)
+
+    def before_weight_step(self, x: Tensor, y: Tensor, valid: BatchStream) -> None:
+        if self.warming_up:
+            return
         alphas = self.net.alpha_parameters()
-        with frozen(self.net.weight_parameters()), frozen_plasticity(self.net):
-            loss = F.cross_entropy(self.net(x), y)
-            grads = torch.autograd.grad(loss, alphas, allow_unused=True)
-        for alpha, grad in zip(alphas, grads, strict=True):
-            alpha.grad = grad
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with frozen_plasticity(self.net):
+            grads = self.gradients((x, y), next(valid))
+        for alpha, grad, decay in zip(alphas, grads, self._beta_decay(alphas), strict=True):
+            alpha.grad = grad if decay is None else decay if grad is None else grad + decay
+        self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad()
+
+    def gradients(self, train: Batch, valid: Batch) -> Sequence[Tensor | None]:
+        """Of the loss on a validation batch; for each architecture parameter, None where it is not used."""
+        with frozen(self.net.weight_parameters()):
+            return torch.autograd.grad(self._loss(*valid), self.net.alpha_parameters(), allow_unused=True)
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.net(x, self.mixing()), y)
+
+    def _beta_decay(self, alphas: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradient of λ · mean logsumexp(alpha), λ growing from 0 (β-DARTS, Ye et al. 2022)."""
+        strength = self.config.beta_decay * self.epoch / self.config.epochs
+        if not strength:
+            return [None] * len(alphas)
+        decay = torch.cat(list(self.net.architecture.logits().values())).logsumexp(dim=-1).mean()
+        return torch.autograd.grad(strength * decay, alphas, allow_unused=True)
+
+    def mixing(self) -> Mixing:
+        return self.net.architecture.mixing(self._sampled if self.config.sampling == "gdas" else None)
+
+    def _sampled(self, logits: Tensor) -> Tensor:
+        """One candidate an edge, drawn by its softmax; the gradient is that of the Gumbel-softmax (GDAS, Dong 2019)."""
+        uniform = torch.rand(logits.shape, generator=self.generator, dtype=torch.float64).clamp_min(1e-300)
+        gumbel = -(-uniform.log()).log()
+        soft = torch.softmax((torch.log_softmax(logits, dim=-1) + gumbel.to(logits)) / self.temperature, dim=-1)
+        hard = F.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft)
+        return hard - soft.detach() + soft
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict()}
+        return {"optimizer": self.alpha_optimizer.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_optimizer(self.optimizer, state["optimizer"], "strategy.optimizer")
+        load_optimizer(self.alpha_optimizer, state["optimizer"], "strategy.optimizer")
+        expect_form(state["generator"], self.generator.get_state(), "strategy.generator")
+        self.generator.set_state(state["generator"])
+
+
+class SecondOrderDarts(Darts):
+    """The validation loss after a weight step on the train batch, by a finite difference (Liu et al. 2019, eq. 6-8).
+
+    Under learning rules other than back-propagation each gradient of a weight in these formulas is what the rule makes
+    of it, the one that the weights do follow.
+    """
+
+    def gradients(self, train: Batch, valid: Batch) -> Sequence[Tensor | None]:
+        alphas, weights = self.net.alpha_parameters(), list(self.net.weight_parameters())
+        group = self.optimizer.param_groups[0]
+        rate, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        with unchanged(self.net):
+            start = [w.detach().clone() for w in weights]
+            with frozen(alphas):
+                descent = _filled(torch.autograd.grad(self._loss(*train), weights, allow_unused=True), weights)
+            with torch.no_grad():
+                for w, grad in zip(weights, descent, strict=True):
+                    moment = self.optimizer.state.get(w, {}).get("momentum_buffer")
+                    grad = grad + decay * w
+                    w.sub_(rate * (grad if moment is None else momentum * moment + grad))
+            both = torch.autograd.grad(self._loss(*valid), [*alphas, *weights], allow_unused=True)
+            first, vector = both[: len(alphas)], _filled(both[len(alphas) :], weights)
+            radius = RADIUS / torch.linalg.vector_norm(torch.stack([v.norm() for v in vector]))
+            sides = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    for w, w0, v in zip(weights, start, vector, strict=True):
+                        w.copy_(w0 + sign * radius * v)
+                with frozen(weights):
+                    sides.append(torch.autograd.grad(self._loss(*train), alphas, allow_unused=True))
+        return [
+            None
+            if own is None
+            else own
+            if plus is None or minus is None
+            else own - rate * (plus - minus) / (2 * radius)
+            for own, plus, minus in zip(first, *sides, strict=True)
+        ]
+
+
+def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(p) if grad is None else grad for grad, p in zip(grads, like, strict=True)]
+
+
+@contextmanager
+def unchanged(net: nn.Module) -> Iterator[None]:
+    """Whatever happens to parameters and buffers inside the block, afterwards they are what they were."""
+    kept = [(own, own.detach().clone()) for own in (*net.parameters(), *net.buffers())]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for own, before in kept:
+                own.copy_(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,29 @@ from bionas_fast.progress import Progress
 from bionas_fast.running import Loop, Phase, cosine, keep, opened
 from bionas_fast.runs import GENOTYPE, REPORT, RunFolder, machine, new_path
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.darts import Darts
+from bionas_fast.search.darts import Darts, SecondOrderDarts
+from bionas_fast.search.eg import PersistentEvolution, PublishedEvolution, evolution_strategy
+from bionas_fast.search.genotypes import RandomSearch, RegularisedEvolution
+from bionas_fast.search.limit import SkipLimit
 from bionas_fast.search.strategy import Strategy, frozen
 from bionas_fast.space import Genotype, get_space
-from bionas_fast.supernet import Supernet, build_supernet
+from bionas_fast.supernet import Mixture, Supernet, build_supernet
 
-METHODS: dict[str, type[Strategy]] = {"darts": Darts}
+METHODS: dict[str, Callable[[Supernet, SearchConfig, torch.optim.Optimizer], Strategy]] = {
+    "darts": Darts,
+    "darts2": SecondOrderDarts,
+    "eg": evolution_strategy,
+    "random": RandomSearch,
+    "evolution": RegularisedEvolution,
+}
+#: The settings that some methods use and others do not.
+OPTIONS = sorted(
+    {
+        name
+        for kind in (Darts, PersistentEvolution, PublishedEvolution, RandomSearch, RegularisedEvolution)
+        for name in kind.options
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ def search(
     with opened(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder):
         assert folder is not None
         keep(search, folder, progress or Progress())
-        return SearchResult(search.strategy.genotype(), folder.path, search.metrics)
+        return SearchResult(search.genotype, folder.path, search.metrics)
 
 
 class Search(Loop):
@@ -116,8 +133,8 @@ class Search(Loop):
             seed=config.seed,
             fixed=config.fixed,
             skip_rules=config.skip_rules,
+            mixture=Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
         ).to(self.device)
-        self.strategy = METHODS[config.method](self.net, config)
         self.optimizer = torch.optim.SGD(
             self.net.weight_parameters(),
             config.learning_rate,
@@ -125,25 +142,45 @@ class Search(Loop):
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
-        self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in self.net.alphas}
+        self.strategy = METHODS[config.method](self.net, config, self.optimizer)
+        self._refuse_unused()
+        self.limit = SkipLimit(config.skip_limit)
+        self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in space.kinds}
         self._record_alphas()
+
+    def _refuse_unused(self) -> None:
+        for name in OPTIONS:
+            value, default = getattr(self.config, name), SearchConfig.model_fields[name].default
+            if value != default and name not in self.strategy.options:
+                mode = f" in mode {self.config.eg_mode}" if self.config.method == "eg" else ""
+                raise InputError(f"{name}: method {self.config.method}{mode} has no use for it; got {value!r}")
 
     def prepare(self) -> None:
         self.net.train()
         config = self.config
         rate = cosine(self.epoch, config.epochs, config.learning_rate, config.learning_rate_min)
         self.optimizer.param_groups[0]["lr"] = rate
+        self.strategy.prepare(self.epoch)
 
     def begin(self) -> None:
-        self.strategy.before_epoch(self.epoch, self.valid)
+        self.strategy.before_epoch(self.valid)
+
+    @property
+    def finished(self) -> bool:
+        return super().finished or self.limit.exceeded
+
+    @property
+    def genotype(self) -> Genotype:
+        """The architecture that the search would end with now."""
+        return self.limit.kept or self.strategy.genotype()
 
     def train_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
-        self.strategy.before_weight_step(self.valid)
+        self.strategy.before_weight_step(x, y, self.valid)
         return self._weight_step(x, y)
 
     def _weight_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
         with frozen(self.net.alpha_parameters()):
-            logits = self.net(x)
+            logits = self.net(x, self.strategy.mixing())
             loss = F.cross_entropy(logits, y)
             self.optimizer.zero_grad()
             loss.backward()
@@ -158,44 +195,52 @@ class Search(Loop):
         return loss.item(), int((logits.argmax(dim=1) == y).sum())
 
     def conclude(self) -> dict[str, Any]:
-        valid = evaluate(self.net, *self.validation, mean=self.data.mean, std=self.data.std)
+        found = self.strategy.found()
+        valid = evaluate(
+            self.net, *self.validation, mean=self.data.mean, std=self.data.std, forward=lambda x: self.net(x, found)
+        )
         self._record_alphas()
+        self.limit.judge(self.strategy.genotype())
         return {
             "valid_loss": valid["loss"],
             "valid_accuracy": valid["accuracy"],
             "alpha_entropy": self._alpha_entropy(),
-            "genotype": self.strategy.genotype().hash,
+            "genotype": self.genotype.hash,
         }
 
     def _alpha_entropy(self) -> float:
         """Mean over edges, in nats: ln(candidates) when nothing is decided, 0 when all is."""
-        weights = torch.cat([torch.softmax(a.detach(), dim=-1) for a in self.net.alpha_parameters()])
+        logits = self.net.architecture.logits().values()
+        weights = torch.cat([torch.softmax(own.detach(), dim=-1) for own in logits])
         return float(torch.special.entr(weights).sum(dim=-1).mean())
 
     def _record_alphas(self) -> None:
-        for kind, alpha in self.net.alphas.items():
+        for kind, alpha in self.net.architecture.logits().items():
             self.alphas[kind].append(alpha.detach().cpu().numpy().copy())
 
     def extra_state(self) -> dict[str, Any]:
         return {
             "strategy": self.strategy.state_dict(),
+            "limit": self.limit.state_dict(),
             "valid": self.valid.state_dict(),
             "alphas": {kind: [torch.from_numpy(a) for a in rows] for kind, rows in self.alphas.items()},
         }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        rows = {kind: [alpha.detach()] * (self.epoch + 1) for kind, alpha in self.net.alphas.items()}
+        logits = self.net.architecture.logits()
+        rows = {kind: [alpha.detach()] * (self.epoch + 1) for kind, alpha in logits.items()}
         expect_form(state["alphas"], rows, "alphas")
         self.alphas = {kind: [a.numpy() for a in state["alphas"][kind]] for kind in rows}
         self.valid.load_state_dict(state["valid"])
         self.strategy.load_state_dict(state["strategy"])
+        self.limit.load_state_dict(state["limit"])
 
     def write_results(self, folder: RunFolder) -> None:
         folder.write_alphas(self.alphas, [str(c) for c in self.net.space.candidates])
-        folder.write(GENOTYPE, self.strategy.genotype().to_json())
+        folder.write(GENOTYPE, self.genotype.to_json())
 
     def write_report(self, folder: RunFolder) -> None:
-        genotype, last = self.strategy.genotype(), self.metrics[-1]
+        genotype, last = self.genotype, self.metrics[-1]
         report.write_report(
             folder.path / REPORT,
             genotype=genotype,

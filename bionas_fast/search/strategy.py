@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bionas_fast.data import BatchStream
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.space import Genotype
-from bionas_fast.supernet import Supernet
+from bionas_fast.supernet import Mixing, Supernet
+
+#: Settings of how candidates are mixed.
+MIXING = ("factorised", "edge_normalisation", "auxiliary_skip")
 
 
 class Strategy:
@@ -19,16 +23,44 @@ class Strategy:
 
     A search may be stopped after any weight step and go on in another process, in the middle of an epoch. So whatever a
     method keeps from one call to a later one, what it does once an epoch included, belongs into :meth:`state_dict`.
+
+    Args:
+        optimizer: that of the weights.
+
+    Attributes:
+        options: those settings of single methods that this one uses; any other must be left at its default.
     """
 
-    def __init__(self, net: Supernet, config: SearchConfig) -> None:
-        self.net = net
+    options: ClassVar[tuple[str, ...]] = ()
 
-    def before_epoch(self, epoch: int, valid: BatchStream) -> None:
+    def __init__(self, net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> None:
+        self.net, self.config, self.optimizer = net, config, optimizer
+        self.epoch = 0
+
+    def prepare(self, epoch: int) -> None:
+        """Called whenever an epoch begins or is taken up again: sets what follows from its number."""
+        self.epoch = epoch
+        if self.config.auxiliary_skip:  # DARTS- (Chu et al. 2021): falls from 1 to 0
+            self.net.architecture.auxiliary = 1 - epoch / self.config.epochs
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the weights are still trained alone."""
+        return self.epoch < self.config.warmup_epochs
+
+    def before_epoch(self, valid: BatchStream) -> None:
         """Called before the first weight step of an epoch."""
 
-    def before_weight_step(self, valid: BatchStream) -> None:
-        """Called before every weight step; takes what batches it needs from ``valid``."""
+    def before_weight_step(self, x: Tensor, y: Tensor, valid: BatchStream) -> None:
+        """Called before the weight step on the batch x, y; takes what other batches it needs from ``valid``."""
+
+    def mixing(self) -> Mixing:
+        """What the candidates are mixed by in the next pass in training."""
+        return self.net.architecture.mixing()
+
+    def found(self) -> Mixing:
+        """What they are mixed by when the supernet is judged after an epoch."""
+        return self.net.architecture.mixing()
 
     def genotype(self) -> Genotype:
         """The architecture that the search would end with now."""

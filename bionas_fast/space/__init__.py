@@ -13,3 +13,4 @@ from bionas_fast.space.candidates import (
     space_names,
 )
 from bionas_fast.space.genotype import Cell, Edge, Genotype, derive_genotype
+from bionas_fast.space.sampling import mutated, one_hot, random_genotype

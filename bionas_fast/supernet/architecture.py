@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 from bionas_fast.errors import InputError
 from bionas_fast.space import Genotype, Space, derive_genotype
@@ -103,6 +105,19 @@ class Architecture(nn.Module):
             extra = self.auxiliary * skip_share(self.space)
             weights = {kind: own + extra.to(own) for kind, own in weights.items()}
         return {**weights, **{kind: weights[kind] * share[:, None] for kind, share in self.shares().items()}}
+
+    def mixings(self, vectors: Tensor) -> dict[str, Tensor]:
+        """What :meth:`mixing` would be for other parameters, [P, edges, candidates] for each kind of cell.
+
+        Args:
+            vectors: [P, D], each all parameters one after the other.
+        """
+        probe = copy.deepcopy(self)
+        found = []
+        for vector in vectors:
+            vector_to_parameters(vector, probe.parameters())
+            found.append(probe.mixing())
+        return {kind: torch.stack([each[kind] for each in found]).detach() for kind in self.space.kinds}
 
     def genotype(self, fixed: Mapping[str, str]) -> Genotype:
         """The discrete architecture that the parameters stand for."""

@@ -18,8 +18,10 @@ _DILATED = {"op.1": "1", "op.2": "2"}
 
 def candidate_order(primitives: list[str]) -> list[int]:
     """For every published operation its index among the candidates of our space."""
-    ours = get_space("bionas").candidates
-    return [ours.index(parse_published_name(name)) for name in primitives]
+    candidates = [parse_published_name(name) for name in primitives]
+    plain = all(candidate.rule in (None, "bp") for candidate in candidates)
+    ours = get_space("darts-bp" if plain else "bionas").candidates
+    return [ours.index(candidate) for candidate in candidates]
 
 
 def to_published(rows: torch.Tensor, primitives: list[str]) -> torch.Tensor:
@@ -68,7 +70,9 @@ def entries(
 
 def inject(module: nn.Module, arrays: dict[str, torch.Tensor], info: dict, primitives: list[str]) -> None:
     """Give ``module`` the published weights and the feedback of the very pass that was recorded."""
-    feedback = entries(info["weights_index"], arrays["feedback_flat"], only_rules=True)
+    feedback = {}
+    if "feedback_flat" in arrays:
+        feedback = entries(info["weights_index"], arrays["feedback_flat"], only_rules=True)
     modules = dict(module.named_modules())
     for name, (value, rule) in entries(info["weights_index"], arrays["weights_flat"]).items():
         layer = modules[our_name(name, primitives)]

@@ -1,0 +1,145 @@
+"""BioNAS-EG: architecture parameters by an evolution strategy (BioNAS, appendix; EG-NAS, Cai et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cma
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from bionas_fast.data import BatchStream
+from bionas_fast.errors import InputError
+from bionas_fast.search.config import SearchConfig
+from bionas_fast.search.fitness import cross_entropies, logits_of, similarity
+from bionas_fast.search.published_eg import PublishedEvolution
+from bionas_fast.search.strategy import MIXING, Strategy
+from bionas_fast.supernet import Supernet
+
+
+def evolution_strategy(net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> Strategy:
+    """The one that ``config.eg_mode`` asks for."""
+    mode = PublishedEvolution if config.eg_mode == "published" else PersistentEvolution
+    return mode(net, config, optimizer)
+
+
+class PersistentEvolution(Strategy):
+    """One CMA-ES over all architecture parameters from the first epoch to the last.
+
+    In every epoch come several generations, each judged on a validation batch of its own. The weights are trained under
+    the mean of the distribution, which is what the search ends with, too. The covariance matrix is a diagonal one:
+    with some six hundred parameters and some hundred generations a full one has no time to adapt (Ros and Hansen 2008).
+    """
+
+    options = (
+        *MIXING,
+        "population",
+        "generations",
+        "eg_mode",
+        "eg_sigma",
+        "fitness_cross_entropy",
+        "fitness_similarity",
+    )
+
+    def __init__(self, net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(net, config, optimizer)
+        start = parameters_to_vector(net.alpha_parameters()).detach().cpu().double().numpy()
+        self.distribution = Distribution(start, config.eg_sigma, config.population, config.seed + 2)
+
+    def before_epoch(self, valid: BatchStream) -> None:
+        if self.warming_up:
+            return
+        for _ in range(self.config.generations):
+            individuals = torch.from_numpy(self.distribution.ask())
+            self.distribution.tell(self.fitness(individuals, *next(valid)).numpy())
+        self._take(self.distribution.mean)
+
+    def fitness(self, individuals: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Eq. 22, the lower the better: cross-entropy, and similarity with the present architecture; float64 [P]."""
+        architecture = self.net.architecture
+        like = next(architecture.parameters())
+        with torch.no_grad():
+            mixing, present = architecture.mixings(individuals.to(like)), architecture.mixing()
+            loss = cross_entropies(logits_of(self.net, x, mixing), y)
+            alike = similarity(mixing, present)
+        return (self.config.fitness_cross_entropy * loss + self.config.fitness_similarity * alike).cpu()
+
+    def _take(self, mean: np.ndarray) -> None:
+        parameters = self.net.alpha_parameters()
+        vector_to_parameters(torch.from_numpy(mean).to(parameters[0]), parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.distribution.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.distribution.load_state_dict(state, self.config.epochs * self.config.generations)
+
+
+class Distribution:
+    """A CMA-ES that can be saved: it follows from its start, its seed and the fitness of every individual so far.
+
+    Args:
+        start: the first mean, float64 [D].
+        sigma: the first step size.
+        population: P.
+        seed: of its own generator.
+    """
+
+    def __init__(self, start: np.ndarray, sigma: float, population: int, seed: int) -> None:
+        self._arguments = sigma, population, seed
+        self._begin(start)
+
+    def _begin(self, start: np.ndarray) -> None:
+        sigma, population, seed = self._arguments
+        generator = np.random.default_rng(seed)
+        options = {
+            "popsize": population,
+            "CMA_diagonal": True,
+            "randn": lambda *shape: generator.standard_normal(shape),
+            "verbose": -9,
+        }
+        self._start, self._fitness = start, np.empty((0, population))
+        self._strategy = cma.CMAEvolutionStrategy(start.copy(), sigma, options)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Float64 [D]."""
+        return np.array(self._strategy.mean)
+
+    @property
+    def sigma(self) -> float:
+        """The present step size."""
+        return float(self._strategy.sigma)
+
+    def ask(self) -> np.ndarray:
+        """New individuals, float64 [P, D]."""
+        self._asked = self._strategy.ask()
+        return np.stack(self._asked)
+
+    def tell(self, fitness: np.ndarray) -> None:
+        """The fitness of those, float64 [P], the lower the better."""
+        self._strategy.tell(self._asked, fitness.tolist())
+        self._fitness = np.concatenate([self._fitness, fitness[None]])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Two tensors: the start, and the fitness of all generations [G, P]."""
+        return {"start": torch.from_numpy(self._start), "fitness": torch.from_numpy(self._fitness)}
+
+    def load_state_dict(self, state: dict[str, Any], most: int) -> None:
+        """Take up the state again by drawing and judging all generations, ``most`` at the most, once more.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        start, fitness = (state[name].numpy() for name in ("start", "fitness"))
+        fits = start.shape == self._start.shape and fitness.shape[1:] == self._fitness.shape[1:] and fitness.ndim == 2
+        if not (fits and start.dtype == fitness.dtype == np.float64 and len(fitness) <= most):
+            raise InputError("strategy: not the state of such an evolution strategy")
+        if not (np.isfinite(start).all() and np.isfinite(fitness).all()):
+            raise InputError("strategy: values that are not finite")
+        self._begin(start)
+        for row in fitness:
+            self.ask()
+            self.tell(row)

@@ -1,0 +1,58 @@
+"""An end before skip connections take over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bionas_fast.errors import InputError
+from bionas_fast.space import Genotype
+from bionas_fast.supernet.architecture import SKIP
+
+
+class SkipLimit:
+    """Ends a search when the first kind of cell gets more skip connections than allowed (DARTS+, Liang et al. 2019).
+
+    Until an epoch ends within the limit, nothing is exceeded: the first architectures are chance.
+
+    Args:
+        limit: how many are allowed; None for no limit.
+
+    Attributes:
+        kept: the last genotype within the limit, once the next was not.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.kept: Genotype | None = None
+        self._last: Genotype | None = None
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the search is to end."""
+        return self.kept is not None
+
+    def judge(self, genotype: Genotype) -> None:
+        """Take note of what an epoch ended with."""
+        if self.limit is None or self.exceeded:
+            return
+        cell = next(iter(genotype.cells.values()))
+        if sum(edge.candidate.operation == SKIP for edge in cell.edges) <= self.limit:
+            self._last = genotype
+        else:
+            self.kept = self._last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"last": self._last and self._last.to_json(), "exceeded": self.exceeded}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state again.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        last, exceeded = state["last"], state["exceeded"]
+        if not isinstance(last, str | None) or type(exceeded) is not bool or (exceeded and last is None):
+            raise InputError("limit: damaged")
+        self._last = None if last is None else Genotype.from_json(last)
+        self.kept = self._last if exceeded else None

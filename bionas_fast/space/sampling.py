@@ -1,0 +1,53 @@
+"""Genotypes by chance, and as weights of the candidates of a supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bionas_fast.space.candidates import NONE, Candidate, Space
+from bionas_fast.space.genotype import Cell, Edge, Genotype, derive_genotype
+
+
+def random_genotype(space: Space, generator: torch.Generator, fixed: Mapping[str, str] | None = None) -> Genotype:
+    """Every architecture of the space with the same probability: that of alphas which are equally distributed."""
+    shape = len(space.edges), len(space.candidates)
+    return derive_genotype({kind: torch.randn(shape, generator=generator) for kind in space.kinds}, space, fixed)
+
+
+def mutated(genotype: Genotype, space: Space, generator: torch.Generator) -> Genotype:
+    """The same architecture with one edge changed (Real et al. 2019): another candidate, or another source.
+
+    Either comes with probability 1/2; where a node has no further source, or its edge no further candidate, the other.
+    """
+
+    def pick(options):
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    kind = pick(list(genotype.cells))
+    cell = genotype.cells[kind]
+    place = pick([(i, k) for i, edges in enumerate(cell.nodes) for k in range(len(edges))])
+    edge, used = cell.nodes[place[0]][place[1]], {e.source for e in cell.nodes[place[0]]}
+    sources = [source for node, source in space.edges if node == place[0] and source not in used]
+    others = [c for c in space.candidates if c.operation != NONE and c != edge.candidate]
+    by_source = sources and (not others or pick([True, False]))
+    new = Edge(edge.candidate, pick(sources)) if by_source else Edge(pick(others), edge.source)
+    nodes = tuple(
+        tuple(new if (i, k) == place else e for k, e in enumerate(edges)) for i, edges in enumerate(cell.nodes)
+    )
+    cells = {**genotype.cells, kind: Cell(nodes, cell.concat)}
+    return Genotype(**cells, fixed=genotype.fixed)
+
+
+def one_hot(genotype: Genotype, space: Space) -> dict[str, Tensor]:
+    """1 for every candidate of the genotype, 0 for the others: for each kind of cell [edges, candidates]."""
+    candidates: list[Candidate] = list(space.candidates)
+    weights = {}
+    for kind, cell in genotype.cells.items():
+        weights[kind] = torch.zeros(len(space.edges), len(candidates))
+        for node, edges in enumerate(cell.nodes):
+            for edge in edges:
+                weights[kind][space.edges.index((node, edge.source)), candidates.index(edge.candidate)] = 1
+    return weights
