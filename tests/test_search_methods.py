@@ -191,7 +191,8 @@ def test_skip_limit_ends_the_search(tmp_path):
     class Steered(type(search.strategy)):
         def before_weight_step(self, x, y, valid):
             with torch.no_grad():
-                self.net.alphas["normal"][: 2 + 3 * self.epoch, skip] = 5.0
+                self.net.alphas["normal"].zero_()[:, pool] = 5.0
+                self.net.alphas["normal"][: 2 + 3 * self.epoch, skip] = 9.0
 
     search.strategy.__class__ = Steered
     conclude = search.conclude
