@@ -18,18 +18,23 @@
 
 namespace bionas::arguments {
 
+using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
+using torch::stable::Device;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-inline void check(const char* name, const Tensor& tensor, ScalarType dtype = ScalarType::Float) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.is_contiguous(), name, ": expected a contiguous tensor on the CPU");
+inline void check(const char* name, const Tensor& tensor, ScalarType dtype = ScalarType::Float,
+                  Device device = Device(DeviceType::CPU)) {
+  STD_TORCH_CHECK(tensor.device() == device && tensor.is_contiguous(), name, ": expected a contiguous tensor on the ",
+                  device.is_cpu() ? "CPU" : "GPU of the others");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype));
 }
 
-inline const float* pointer(const char* name, const std::optional<Tensor>& tensor) {
+inline const float* pointer(const char* name, const std::optional<Tensor>& tensor,
+                            Device device = Device(DeviceType::CPU)) {
   if (!tensor.has_value()) return nullptr;
-  check(name, *tensor);
+  check(name, *tensor, ScalarType::Float, device);
   return tensor->const_data_ptr<float>();
 }
 
@@ -41,8 +46,7 @@ inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
   return torch::stable::from_blob(
-      take(bytes), sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU),
-      ScalarType::Float, &give);
+      take(bytes), sizes, strides, Device(DeviceType::CPU), ScalarType::Float, &give);
 }
 
 // The maps of several stacks [K_i, N, H, W, C], counted through in order.
