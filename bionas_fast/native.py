@@ -1,45 +1,27 @@
-"""The compiled CPU kernels: those that came with the package, or else compiled once, on first use.
+"""The compiled kernels: those that came with the package, or else compiled once, on first use.
 
 Nothing happens at import. :func:`load` takes the library that was compiled ahead of time if it belongs to the sources
-beside it, and otherwise compiles them into the user's cache (``$XDG_CACHE_HOME``, by default ``~/.cache``), which
-takes a few seconds and a C++ compiler (``$CXX``, by default ``c++``). A failure leaves the reference implementation
-and a reason, never an exception.
-
-``setup.py`` runs this file by itself, so its head imports nothing but the standard library.
+beside it, and otherwise compiles them into the user's cache (:mod:`.native_build`), which takes a few seconds and a
+C++ compiler. A failure leaves the reference implementation and a reason, never an exception. The same goes for the
+kernels for CUDA, a library of their own, with ``nvcc`` and only where there is a CUDA device.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.util
-import os
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-_HERE = Path(__file__).resolve().parent
-#: Inside an installed package, or beside the package in a checkout.
-_SOURCES = next((folder for folder in (_HERE / "csrc", _HERE.parent / "csrc") if folder.is_dir()), _HERE / "csrc")
-_AHEAD_OF_TIME = _HERE / "_C.abi3.so"
+from bionas_fast import native_build
 
-# The oldest torch whose stable ABI the library may use, 2.11: it runs on that one and on every later one.
-_DEFINES = ("-DTORCH_TARGET_VERSION=0x020b000000000000",)
-_COMPILE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+_HERE = Path(__file__).resolve().parent
+_AHEAD_OF_TIME = _HERE / "_C.abi3.so"
+_CUDA_AHEAD_OF_TIME = _HERE / "_C_cuda.abi3.so"
 
 _lock = threading.Lock()
-
-
-class BuildError(Exception):
-    """The kernels could not be compiled; the message says why, in one line."""
 
 
 class Status(NamedTuple):
@@ -72,7 +54,7 @@ def load() -> bool:
 def status() -> Status:
     """What :func:`load` came to; loads if nobody has yet."""
     with _lock:
-        path, reason = _load()
+        path, reason = _load_cpu()
     if path is None:
         return Status(False, reason, "", None)
     import torch
@@ -80,9 +62,21 @@ def status() -> Status:
     return Status(True, "", torch.ops.bionas_fast_native.isa(), path)
 
 
+def cuda_status() -> Status:
+    """What became of the kernels for CUDA; loads them if nobody has yet."""
+    with _lock:
+        path, reason = _load_cuda()
+    return Status(not reason, reason, "", path)
+
+
 def obstacle(device: str) -> str:
     """Why the compiled kernels cannot run on this device type; empty if they can."""
     return "runs on the CPU only" if device != "cpu" else status().reason
+
+
+def obstacle_with_cuda(device: str) -> str:
+    """As :func:`obstacle`, of kernels that there are for CUDA too."""
+    return cuda_status().reason if device == "cuda" else obstacle(device)
 
 
 def isas() -> tuple[str, ...]:
@@ -125,62 +119,40 @@ def release_memory() -> int:
     return torch.ops.bionas_fast_native.release_memory()
 
 
-def compile_library(output: Path) -> None:
-    """Compile all of ``csrc/*.cpp`` and ``csrc/cpu/*.cpp`` into one library, for every instruction set.
-
-    Needs torch's headers and libraries at hand, not torch itself.
-
-    Raises:
-        BuildError: with what the compiler said.
-    """
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise BuildError("torch is not installed")
-    torch_folder = Path(spec.origin).parent
-    compiler = _compiler()
-    bindings, kernels = sorted(_SOURCES.glob("*.cpp")), sorted((_SOURCES / "cpu").glob("*.cpp"))
-    if not bindings:
-        raise BuildError(f"no sources in {_SOURCES}")
-    for_torch = [*_DEFINES, f'-DBIONAS_SOURCE="{source_hash()}"', f"-I{torch_folder / 'include'}"]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".objects-") as folder:
-        objects: list[str] = []
-        commands: list[list[str]] = []
-        for file in bindings + kernels:
-            objects.append(f"{folder}/{len(objects)}.o")
-            # Kernels see no torch header, which keeps them quick to compile and easy to test alone.
-            flags = for_torch if file in bindings else []
-            commands.append([*compiler, *_COMPILE, *flags, "-c", str(file), "-o", objects[-1]])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
-        libraries = (f"-L{torch_folder / 'lib'}", "-ltorch_cpu")
-        _run([*compiler, "-shared", *objects, *libraries, "-o", str(output)])
-
-
 @functools.cache
-def source_hash() -> str:
-    """Of the C++ in ``csrc`` and of how it is compiled; every library holds the one that it was made from."""
-    digest = hashlib.sha256(repr((_COMPILE, _DEFINES)).encode())
-    for file in sorted(_SOURCES.rglob("*")):
-        if file.suffix in {".cpp", ".h", ".inc"}:
-            digest.update(f"\0{file.relative_to(_SOURCES).as_posix()}\0".encode() + file.read_bytes())
-    return digest.hexdigest()[:32]
-
-
-@functools.cache
-def _load() -> tuple[Path | None, str]:
+def _load_cpu() -> tuple[Path | None, str]:
     """The library that was loaded, or None and the reason."""
     import torch
 
-    path = _AHEAD_OF_TIME
+    path, reason = _open(_AHEAD_OF_TIME, lambda: native_build.built_on_first_use(torch.__version__))
+    if path is not None:
+        _register_fakes()
+    return path, reason
+
+
+@functools.cache
+def _load_cuda() -> tuple[Path | None, str]:
+    """As :func:`_load_cpu`; also with a reason if the library was loaded and no device can run it."""
+    import torch
+
+    path, reason = _load_cpu()  # which defines the operators
+    if path is not None:
+        path, reason = _open(_CUDA_AHEAD_OF_TIME, _cuda_on_first_use)
+    return path, reason if path is None else torch.ops.bionas_fast_native.cuda_obstacle()
+
+
+def _open(ahead_of_time: Path, build: Callable[[], Path]) -> tuple[Path | None, str]:
+    """The library that was compiled ahead of time, if it will do, or else one that is built."""
+    import torch
+
+    path = ahead_of_time
     try:
-        if not (_is_current(path) and _loads(path)):
-            path = _built_on_first_use(torch.__version__)
+        if not (native_build.is_current(path) and _loads(path)):
+            path = build()
             torch.ops.load_library(path)
     # No compiler, no folder to write in, no home, no file locks, a $CXX that is no command line.
-    except (BuildError, OSError, RuntimeError, ImportError, ValueError) as error:
+    except (native_build.BuildError, OSError, RuntimeError, ImportError, ValueError) as error:
         return None, " ".join(str(error).split()) or type(error).__name__
-    _register_fakes()
     return path, ""
 
 
@@ -194,62 +166,14 @@ def _loads(path: Path) -> bool:
     return True
 
 
-def _is_current(path: Path) -> bool:
-    """Whether a library was made from the sources as they are; one left over from others must not run."""
-    return path.is_file() and source_hash().encode() in path.read_bytes()
+def _cuda_on_first_use() -> Path:
+    import torch
 
-
-def _built_on_first_use(torch_version: str) -> Path:
-    """The library in the user's cache, compiled if it is not there. Processes that come meanwhile wait for it."""
-    import fcntl
-
-    compiler = _compiler()
-    key = hashlib.sha256(repr((source_hash(), torch_version, compiler, _version(compiler))).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bionas-fast"
-    path = cache / f"_C-{key}.so"
-    if path.exists():
-        return path
-    cache.mkdir(parents=True, exist_ok=True)
-    # The lock goes with the process that holds it, however that ends.
-    with open(cache / f"{key}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            return path
-        for left_behind in cache.glob(f".{key}-*"):
-            shutil.rmtree(left_behind, ignore_errors=True)
-        print("bionas-fast: compiling CPU kernels, once; this takes some seconds", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{key}-", ignore_cleanup_errors=True) as folder:
-            draft = Path(folder, path.name)
-            compile_library(draft)
-            with open(draft, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-    return path
-
-
-def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
-
-
-def _version(compiler: list[str]) -> str:
-    return _run([*compiler, "--version"])
-
-
-def _run(command: list[str]) -> str:
-    """What a command prints.
-
-    Raises:
-        BuildError: it cannot be run or fails.
-    """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise BuildError(f"{command[0]} does not run: {error.strerror}") from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        first = next((line for line in said if "error" in line), said[-1] if said else f"exit status {done.returncode}")
-        raise BuildError(f"{command[0]} failed: {first.strip()}")
-    return done.stdout
+    if not torch.cuda.is_available():
+        raise native_build.BuildError("there is no CUDA device")
+    capabilities = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    architectures = [f"{major}{minor}" for major, minor in sorted(capabilities)]
+    return native_build.built_cuda_on_first_use(torch.__version__, architectures)
 
 
 def _register_fakes() -> None:

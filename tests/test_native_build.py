@@ -21,10 +21,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None or sys.platform == "win32", rea
 
 #: Loads the library of a checkout and prints what became of it.
 STATUS = """
-import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("native", sys.argv[1])
-native = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(native)
+import json
+from bionas_fast import native, native_build
 assert native.load() == native.load() == native.status().available
 print(json.dumps({**native.status()._asdict(), "path": str(native.status().path)}))
 """
@@ -53,7 +51,9 @@ class Checkout:
         self.calls = folder / "calls"
         self.compiler = folder / "compiler"
         self.native.parent.mkdir()
-        shutil.copy(ROOT / "bionas_fast" / "native.py", self.native)
+        self.native.with_name("__init__.py").touch()
+        for name in ("native.py", "native_build.py"):
+            shutil.copy(ROOT / "bionas_fast" / name, self.native.parent)
         (self.csrc / "cpu").mkdir(parents=True)
         shutil.copy(ROOT / "csrc" / "binding.cpp", self.csrc)
         for name in ("dispatch", "vector", "feedback", "pool"):
@@ -61,12 +61,15 @@ class Checkout:
                 shutil.copy(file, self.csrc / "cpu")
         self.compiler.write_text(COMPILER_SCRIPT)
         self.compiler.chmod(0o755)
+        own = {"XDG_CACHE_HOME": self.cache, "CXX": self.compiler, "CALLS": self.calls, "PYTHONPATH": folder}
+        self.environment = os.environ | {name: str(path) for name, path in own.items()}
+        self.folder = folder
 
     def start(self, **environment: str) -> subprocess.Popen:
-        own = {"XDG_CACHE_HOME": str(self.cache), "CXX": str(self.compiler), "CALLS": str(self.calls)}
         return subprocess.Popen(
-            [sys.executable, "-c", STATUS, str(self.native)],
-            env={**os.environ, **own, **environment},
+            [sys.executable, "-c", STATUS],
+            env={**self.environment, **environment},
+            cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -125,9 +128,8 @@ def test_a_killed_build_leaves_nothing_behind(checkout):
 
 
 def test_a_library_compiled_ahead_of_time_is_used_while_it_fits_the_sources(checkout):
-    script = STATUS.replace("assert", "native.compile_library(native._AHEAD_OF_TIME)\nassert")
-    environment = {**os.environ, "XDG_CACHE_HOME": str(checkout.cache)}
-    subprocess.run([sys.executable, "-c", script, checkout.native], env=environment, check=True)
+    script = STATUS.replace("assert", "native_build.compile_library(native._AHEAD_OF_TIME)\nassert")
+    subprocess.run([sys.executable, "-c", script], env=checkout.environment, cwd=checkout.folder, check=True)
     assert checkout.status(CXX="/bin/false")["path"] == str(checkout.native.with_name("_C.abi3.so"))
     with open(checkout.csrc / "cpu" / "feedback.h", "a") as file:
         file.write("// changed\n")
@@ -136,8 +138,9 @@ def test_a_library_compiled_ahead_of_time_is_used_while_it_fits_the_sources(chec
 
 
 def test_a_broken_ahead_of_time_library_is_passed_over(checkout):
-    script = STATUS.split("assert")[0] + "print(native.source_hash(), end='')"
-    run = subprocess.run([sys.executable, "-c", script, checkout.native], capture_output=True, text=True, check=True)
+    script = "from bionas_fast import native_build\nprint(native_build.source_hash(), end='')"
+    own = {"env": checkout.environment, "cwd": checkout.folder}
+    run = subprocess.run([sys.executable, "-c", script], **own, capture_output=True, text=True, check=True)
     checkout.native.with_name("_C.abi3.so").write_text(run.stdout)
     assert "/bin/false" in checkout.status(CXX="/bin/false")["reason"]
 
@@ -182,14 +185,18 @@ def test_a_wheel_is_made_without_a_compiler_and_holds_the_sources(tmp_path):
     script = "from setuptools import build_meta; build_meta.build_wheel('.')"
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, "CXX": "/bin/false"},
+        env={**os.environ, "CXX": "/bin/false", "BIONAS_CUDA_ARCHITECTURES": "80 hopper"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("bionas-fast:")]
-    assert lines == ["bionas-fast: CPU kernels not compiled ahead of time: /bin/false failed: exit status 1"]
+    reasons = [line.removeprefix("bionas-fast: ").replace(" kernels not compiled ahead of time", "") for line in lines]
+    assert reasons == [
+        "CPU: /bin/false failed: exit status 1",
+        "CUDA: architectures: expected some such as 80 or 90, got hopper",
+    ]
     (wheel,) = tmp_path.glob("*.whl")
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("bionas_fast/csrc/")}
     sources = {path for path in (ROOT / "csrc").rglob("*") if path.is_file()}

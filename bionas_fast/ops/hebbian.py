@@ -15,7 +15,7 @@ from bionas_fast.ops.geometry import PerDimension, window
 RULES = tuple(reference.RULES)
 NORMALISATIONS = ("none", "clamp", "unit", "max")
 
-backends.declare("hebbian_update", native=native.obstacle)
+backends.declare("hebbian_update", native=native.obstacle_with_cuda)
 
 _library = torch.library.Library("bionas_fast", "FRAGMENT")
 _library.define(
