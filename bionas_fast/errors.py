@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -11,6 +12,14 @@ class InputError(ValueError):
 
     The command line prints the message as one line and exits with code 2.
     """
+
+    def at(self, place: str) -> InputError:
+        """The same complaint with the place in front."""
+        return type(self)(f"{place}: {self}")
+
+
+class Unregistered(InputError):
+    """A name that nothing is registered under; a plugin may bring it."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,7 +33,9 @@ class BionasWarning(UserWarning):
     """Something works, but not as fast or not on as much as the caller may think."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> InputError:
+def unknown(
+    kind: str, name: object, known: Iterable[str], where: str = "", error: type[InputError] = InputError
+) -> InputError:
     """An :class:`InputError` for a name that is not in a list, with the nearest ones that are.
 
     Args:
@@ -32,9 +43,29 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> I
         name: what was given.
         known: every name that would have been accepted.
         where: the place it was found, put in front of the message.
+        error: what to make of it.
     """
     known = list(known)
     near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     place = f"{where}: " if where else ""
-    return InputError(f"{place}unknown {kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+    return error(f"{place}unknown {kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+
+
+def unregistered(kind: str, name: object, registry: Iterable[str], where: str = "") -> InputError:
+    """The same for a name that a plugin may bring."""
+    return unknown(kind, name, registry, where, Unregistered)
+
+
+def refuse_another(kind: str, name: str, registered: Any, new: Any) -> None:
+    """Let a class or function take a name that is free, or its own already, as when a notebook's cell runs again.
+
+    Raises:
+        InputError: the name belongs to another one.
+    """
+    if registered is None:
+        return
+    if (registered.__module__, registered.__qualname__) != (new.__module__, new.__qualname__):
+        raise InputError(
+            f"{kind} {name!r} is already registered by {registered.__qualname__} of {registered.__module__}"
+        )

@@ -32,7 +32,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, refuse_another, unknown, unregistered
 
 #: How B is made where it is used. These are the constructions that the kernels implement:
 #:
@@ -149,8 +149,7 @@ def register(rule: R) -> R:
     name = instance.name
     if not name.isidentifier() or name != name.lower():
         raise InputError(f"a rule's name must be a lower-case word, such as 'usf'; {rule.__name__} has {name!r}")
-    if name in _registry and type(_registry[name]).__qualname__ != rule.__qualname__:
-        raise InputError(f"rule {name!r} is already registered by {type(_registry[name]).__qualname__}")
+    refuse_another("rule", name, type(_registry[name]) if name in _registry else None, rule)
     if rule.mode not in (*MODES, "custom"):
         raise unknown("mode", rule.mode, MODES, f"rule {name!r}")
     if rule.stores not in (None, "signed", "magnitude", "direct"):
@@ -177,7 +176,7 @@ def get(rule: str | Rule) -> Rule:
             )
         return rule
     if rule not in _registry:
-        raise unknown("rule", rule, _registry)
+        raise unregistered("rule", rule, _registry)
     return _registry[rule]
 
 

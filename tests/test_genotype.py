@@ -208,6 +208,22 @@ def test_derivation_refuses_what_does_not_fit():
         derive_genotype(dict.fromkeys(("normal", "reduce"), torch.full((14, 22), float("nan"))), space)
 
 
+def test_what_a_space_does_not_have_joins_it():
+    darts = get_space("darts-bp")
+    names = ["max_pool_3x3", "skip_connect", "dil_conv_3x3", "hebbian_conv_3x3"]
+    assert [str(c) for c in darts.restricted(["bp", "usf"], names).candidates] == [
+        "none",
+        "max_pool_3x3",
+        "skip_connect@bp",
+        "dil_conv_3x3@bp",
+        "skip_connect@usf",
+        "dil_conv_3x3@usf",
+        "hebbian_conv_3x3",
+    ]
+    assert {c.rule for c in darts.restricted(["dfa"]).candidates} == {None, "dfa"}
+    assert {c.operation for c in darts.restricted(["dfa"]).candidates} == {c.operation for c in darts.candidates}
+
+
 def test_restriction():
     space = get_space("bionas")
     small = space.restricted(["usf"], ["sep_conv_3x3", "skip_connect"])
@@ -215,6 +231,9 @@ def test_restriction():
     assert {c.rule for c in space.restricted(["usf", "fa"]).candidates} == {None, "usf", "fa"}
     assert isinstance(space.restricted(), Space)
     assert space.restricted() == space
+    assert space.restricted(["usf", "usf"], ["skip_connect", "dil_conv_3x3"]).candidates == tuple(
+        Candidate.parse(text) for text in ("none", "skip_connect@usf", "dil_conv_3x3@usf")
+    )
     with pytest.raises(InputError, match=r"'ufs'.*'usf'"):
         space.restricted(["ufs"])
     with pytest.raises(InputError, match="nothing to search"):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bionas_fast.data.batches import split
 from bionas_fast.data.idx import read_idx
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, refuse_another, unregistered
 
 #: Where data sets are kept and looked for when no folder is given.
 CACHE = "~/.cache/bionas-fast"
@@ -108,7 +108,8 @@ class Dataset:
         return self.images.shape[2], self.images.shape[3]
 
 
-#: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None when the user gave none.
+#: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None when the user gave none. That of a
+#: scheme takes what follows the colon in front of it.
 Loader = Callable[..., Dataset]
 L = TypeVar("L", bound=Loader)
 
@@ -118,17 +119,17 @@ _registry: dict[str, Loader] = {}
 def register_dataset(name: str) -> Callable[[L], L]:
     """A decorator that makes ``loader(data_dir: Path | None, *, download: bool, seed: int)`` known by a name.
 
-    The loader returns a :class:`Dataset`.
+    The loader returns a :class:`Dataset`. A name that ends in a colon is a scheme: ``folder:photos`` calls the loader
+    of ``folder:`` as ``loader("photos", data_dir, download=..., seed=...)``.
 
     Raises:
         InputError: the name is not lower-case letters, digits and hyphens, or is taken by another loader.
     """
-    if not name.replace("-", "").isalnum() or name != name.lower():
+    if not name.removesuffix(":").replace("-", "").isalnum() or name != name.lower():
         raise InputError(f"a dataset's name must be lower-case, such as 'fashion-mnist', not {name!r}")
 
     def register(loader: L) -> L:
-        if name in _registry and _registry[name].__qualname__ != loader.__qualname__:
-            raise InputError(f"dataset {name!r} is already registered by {_registry[name].__qualname__}")
+        refuse_another("dataset", name, _registry.get(name), loader)
         _registry[name] = loader
         return loader
 
@@ -144,9 +145,11 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
     """The data set of that name.
 
     Args:
-        name: one of :func:`dataset_names`.
+        name: one of :func:`dataset_names`; one that ends in a colon is followed by an argument, as in
+            ``folder:photos`` or ``npz:digits.npz``.
         data_dir: the only folder that is looked in, in the layouts of torchvision and of plain files. By
-            default ``~/.cache/bionas-fast``, and for fashion-mnist Debian's package before it.
+            default ``~/.cache/bionas-fast``, and for fashion-mnist Debian's package before it. Of ``folder:`` and
+            ``npz:`` the folder that a relative path starts from.
         download: fetch it through torchvision into that folder if it is not there.
         seed: for data sets that are drawn at random. Those of this package are not: their test images are
             always the same ones.
@@ -155,10 +158,14 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
         InputError: no such name, nothing found (the message says where it was looked for and where to get
             it), or damaged files.
     """
-    if name not in _registry:
-        raise unknown("dataset", name, _registry)
+    plain, colon, argument = name.partition(":")
+    if plain + colon not in _registry:
+        raise unregistered("dataset", plain + colon, _registry)
+    if colon and not argument:
+        raise InputError(f"dataset {name!r}: something must follow the colon, such as {name}PATH")
     folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
-    dataset = _registry[name](folder, download=download, seed=seed)
+    arguments = (argument, folder) if colon else (folder,)
+    dataset = _registry[plain + colon](*arguments, download=download, seed=seed)
     if not isinstance(dataset, Dataset):
         raise InputError(f"dataset {name!r}: its loader returned {type(dataset).__name__}, not a Dataset")
     return dataset

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 from torch import nn
 
 from bionas_fast import rules
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, refuse_another, unregistered
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,7 @@ def register_operation(
         raise InputError(f"an operation's name must be a plain word, such as 'sep_conv_3x3'; got {name!r}")
 
     def decorator(build):
-        known = _operations.get(name)
-        if known is not None and known.build.__qualname__ != build.__qualname__:
-            raise InputError(f"operation {name!r} is already registered by {known.build.__qualname__}")
+        refuse_another("operation", name, _operations[name].build if name in _operations else None, build)
         _operations[name] = Operation(name, build, takes_rule and own_rule is None, own_rule)
         return build
 
@@ -71,7 +68,7 @@ def get_operation(name: str) -> Operation:
         InputError: no such operation; the message names the nearest.
     """
     if name not in _operations:
-        raise unknown("operation", name, _operations)
+        raise unregistered("operation", name, _operations)
     return _operations[name]
 
 
@@ -139,21 +136,19 @@ class Space:
         return tuple((node, source) for node in range(self.nodes) for source in range(node + 2))
 
     def restricted(self, rule_names: Sequence[str] = (), operation_names: Sequence[str] = ()) -> Space:
-        """The same space with only these rules and only these operations (empty: all of them).
+        """The same space with only these rules and only these operations (empty: its own).
 
-        Operations without weights are kept when only rules are restricted; ``none`` always is.
+        Operations without weights are kept when only rules are restricted; ``none`` always is. A rule that the space
+        does not have joins all of the operations, and an operation that it does not have takes all of the rules.
 
         Raises:
-            InputError: a name the space does not have, or fewer than two candidates left.
+            InputError: an unknown name, or fewer than two candidates left.
         """
+        for name in rule_names:
+            rules.get(name)
         own_rules = dict.fromkeys(c.rule for c in self.candidates if c.rule)
         own_operations = dict.fromkeys(c.operation for c in self.candidates)
-        for name in rule_names:
-            if name not in own_rules:
-                raise unknown("rule", name, own_rules, f"space {self.name!r}")
-        for name in operation_names:
-            if name not in own_operations:
-                raise unknown("operation", name, own_operations, f"space {self.name!r}")
+        possible = _cross(dict.fromkeys(operation_names) or own_operations, dict.fromkeys(rule_names) or own_rules)
         kept = tuple(
             c
             for c in self.candidates
@@ -163,6 +158,7 @@ class Space:
                 and (not rule_names or c.rule in (None, *rule_names))
             )
         )
+        kept += tuple(c for c in possible if c.operation not in own_operations or c.rule not in (None, *own_rules))
         if sum(c.operation != NONE for c in kept) < 2:
             raise InputError(
                 f"space {self.name!r} keeps {len(kept)} candidates under this restriction; nothing to search"
@@ -170,17 +166,24 @@ class Space:
         return replace(self, candidates=kept)
 
 
-def _cross(operations: Sequence[str], rule_names: Sequence[str]) -> tuple[Candidate, ...]:
-    return tuple(Candidate(o, r) for o, r in product(operations, rule_names))
+def _cross(operations: Iterable[str], rule_names: Iterable[str]) -> tuple[Candidate, ...]:
+    """Every operation under every rule, and once if it takes none."""
+    takes_rule = {o: get_operation(o).takes_rule for o in operations}
+    return tuple(Candidate(o, r) for o in takes_rule for r in (rule_names if takes_rule[o] else (None,)))
 
 
 _spaces: dict[str, Callable[[], Space]] = {}
 
 
 def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Space]]:
-    """Make a space known by its name. A decorator for a function that returns the :class:`Space`."""
+    """Make a space known by its name. A decorator for a function that returns the :class:`Space`.
+
+    Raises:
+        InputError: the name is taken.
+    """
 
     def decorator(make):
+        refuse_another("space", name, _spaces.get(name), make)
         _spaces[name] = make
         return make
 
@@ -201,7 +204,7 @@ def get_space(space: str | Space) -> Space:
     if isinstance(space, Space):
         return space
     if space not in _spaces:
-        raise unknown("space", space, _spaces)
+        raise unregistered("space", space, _spaces)
     return _spaces[space]()
 
 

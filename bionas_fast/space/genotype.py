@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bionas_fast import rules
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, unknown, unregistered
 from bionas_fast.space.candidates import CELL_KINDS, NONE, Candidate, Space
 
 FORMAT_VERSION = 1
@@ -100,7 +100,7 @@ def fixed_rules(given: Mapping[str, str] | None = None) -> dict[str, str]:
         if layer not in FIXED_LAYERS:
             raise unknown("layer", layer, FIXED_LAYERS, "fixed")
         if rule not in rules.names():
-            raise unknown("rule", rule, rules.names(), f"fixed.{layer}")
+            raise unregistered("rule", rule, rules.names(), f"fixed.{layer}")
     return {**dict.fromkeys(FIXED_LAYERS, "bp"), **given}
 
 
@@ -235,7 +235,7 @@ class Genotype:
         try:
             return cls.from_darts(text) if text.lstrip().startswith("Genotype") else cls.from_json(text)
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise error.at(str(path)) from None
 
 
 def derive_genotype(
@@ -335,4 +335,4 @@ def located(where: str, parse: Callable[[str], Any], text: str) -> Any:
     try:
         return parse(text)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise error.at(where) from None
