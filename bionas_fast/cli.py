@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shlex
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +20,11 @@ from rich.text import Text
 import bionas_fast as bf
 from bionas_fast import backends, presets, progress, report, rules, runs
 from bionas_fast.config import read_settings
+from bionas_fast.data import dataset_names
 from bionas_fast.errors import BionasWarning, InputError
+from bionas_fast.plugins import import_plugins, plugin_options, plugins_explained
 from bionas_fast.search import SearchConfig
-from bionas_fast.space import Genotype
+from bionas_fast.space import Genotype, operation_names, space_names
 from bionas_fast.train import FOUND, SoftHebbConfig, TrainConfig, TrainResult, compare_rules, train, train_softhebb
 
 app = typer.Typer(
@@ -36,14 +40,31 @@ out, err = Console(), Console(stderr=True)
 #: What `train` takes in place of a genotype.
 SOFTHEBB = "softhebb"
 
-Names = Annotated[str | None, typer.Option(metavar="A,B,…")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="MODULE|FILE.py", help="Import it first: own rules, operations, spaces, data."),
+]
+
+
+def _with_plugins(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that imports its plugins first, and that names those of a run where they are missing."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        given = arguments["plugin"] or []
+        import_plugins(given)
+        with plugins_explained(arguments.get("source"), arguments.get("config"), given=given):
+            command(**arguments)
+
+    return run
 
 
 @app.command("search")
+@_with_plugins
 def search_command(
     preset: Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="digits, fashion-mnist, mnist, cifar10, …  [digits]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="digits, cifar10, …, folder:PATH, npz:FILE  [digits]")] = None,
     data_dir: Annotated[str | None, typer.Option(help="The folder that holds the data set.")] = None,
     download: Annotated[bool | None, typer.Option("--download", help="Fetch the data set if it is missing.")] = None,
     space: Annotated[str | None, typer.Option(help="bionas, darts-bp  [bionas]")] = None,
@@ -57,6 +78,7 @@ def search_command(
     engine: Annotated[str | None, typer.Option(help="stacked, or modular: far slower  [stacked]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1  [auto]")] = None,
+    plugin: Plugins = None,
     folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,
 ) -> None:
     """Search for an architecture and the learning rule of every layer in it."""
@@ -75,6 +97,7 @@ def search_command(
         "engine": engine,
         "seed": seed,
         "device": device,
+        "plugins": plugin,
     }
     settings = SearchConfig(**_settings("search", preset, config, given))
     result = bf.search(settings, out=folder, progress=_Bars())
@@ -86,12 +109,13 @@ def search_command(
             "validation accuracy": f"{last['valid_accuracy']:.2f} % (supernet)",
             "time": f"{sum(row['seconds'] for row in result.metrics):.0f} s",
             "run folder": str(result.run_dir),
-            "next": f"bionas-fast train {result.run_dir}",
+            "next": shlex.join(["bionas-fast", "train", str(result.run_dir), *plugin_options(settings.plugins)]),
         }
     )
 
 
 @app.command("train")
+@_with_plugins
 def train_command(
     source: Annotated[
         str,
@@ -108,6 +132,7 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option(help="[64]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="[auto]")] = None,
+    plugin: Plugins = None,
     rule: Annotated[str | None, typer.Option(help="This rule on every searched edge instead of those found.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Train the architecture also under every single rule and print a table.")
@@ -125,6 +150,7 @@ def train_command(
         "batch_size": batch_size,
         "seed": seed,
         "device": device,
+        "plugins": plugin,
     }
     if source == SOFTHEBB:
         if compare:
@@ -148,9 +174,11 @@ def train_command(
 
 
 @app.command("show")
+@_with_plugins
 def show_command(
     source: Annotated[str, typer.Argument(metavar="RUN|GENOTYPE", help="A run folder or a genotype file.")],
     save: Annotated[Path | None, typer.Option(help="Also draw it into this file, .svg or .png.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Draw a genotype."""
     genotype, _ = _genotype(source)
@@ -171,15 +199,25 @@ def presets_command() -> None:
 
 
 @app.command("doctor")
-def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+@_with_plugins
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    plugin: Plugins = None,
+) -> None:
     """Say what is installed, and what every op runs on here and why."""
     import torch
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     choices = [backends.explain(op, device) for op in backends.op_names() for device in devices]
+    known = {
+        "rules": rules.names(),
+        "operations": operation_names(),
+        "spaces": space_names(),
+        "datasets": dataset_names(),
+    }
     if as_json:
         ops = [{"op": c.op, "device": c.device, "backend": c.backend, "reasons": dict(c.reasons)} for c in choices]
-        print(json.dumps({"machine": runs.machine(), "rules": list(rules.names()), "ops": ops}, indent=2))
+        print(json.dumps({"machine": runs.machine(), **known, "ops": ops}, indent=2))
         return
     _lines(runs.machine())
     out.print()
@@ -190,6 +228,8 @@ def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="For pro
     out.print(table)
     out.print()
     _lines({name: rules.get(name).summary for name in rules.names()})
+    out.print()
+    _lines({kind: ", ".join(names) for kind, names in known.items() if kind != "rules"})
 
 
 class _Bars(progress.Progress):

@@ -18,6 +18,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    #: Modules to import first, so that what they register can be named; see :mod:`bionas_fast.plugins`.
+    plugins: tuple[str, ...] = ()
+
     def __init__(self, **settings: Any) -> None:
         for name in settings:
             if name not in type(self).model_fields:
@@ -33,11 +36,15 @@ class Config(BaseModel):
         """A copy with some settings replaced, validated like new ones."""
         return type(self)(**{**self.model_dump(), **settings})
 
+    def settings(self) -> dict[str, Any]:
+        """Plain values, as they are written to a file. The plugins are not among them: no file may have code run."""
+        return self.model_dump(mode="json", exclude={"plugins"})
+
 
 #: What a run notes in its configuration beside the settings.
-NOTES = ("kind", "network", "machine")
+NOTES = ("kind", "plugins", "network", "machine")
 #: The settings that say where and how a run works, not what comes out of it: a resumed run may change them.
-UNBINDING = ("data_dir", "download", "device", "checkpoint_every", "tensorboard")
+UNBINDING = ("data_dir", "download", "device", "checkpoint_every", "tensorboard", "plugins")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

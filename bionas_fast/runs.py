@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -174,7 +175,8 @@ class RunFolder:
 
 def new_path(name: str) -> Path:
     """A path under ``runs/`` that does not exist yet: the name and the time."""
-    stamped = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    word = re.sub(r"[^\w.-]+", "-", name)[:150]  # a data set's name may hold a path
+    stamped = Path("runs") / f"{word}-{datetime.now():%Y%m%d-%H%M%S}"
     path, count = stamped, 1
     while path.exists():
         count += 1

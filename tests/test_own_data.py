@@ -331,7 +331,7 @@ def test_searched_and_trained(tmp_path, monkeypatch):
     config = bf.SearchConfig(**small, rules=("usf", "bp"), operations=("dil_conv_3x3", "skip_connect"))
     found = bf.search(config)
     assert found.run_dir.parent == Path("runs") and "npz-own.npz" in found.run_dir.name
-    trained = bf.train(found.genotype, bf.TrainConfig(**small | {"epochs": 15}, batch_size=16), out="net")
+    trained = bf.train(found.genotype, bf.TrainConfig(**small | {"epochs": 4}, batch_size=8), out="net")
     assert trained.test_accuracy == 100
     network = bf.load("net")
     data = bf.load_dataset(bf.TrainConfig(**small).dataset)

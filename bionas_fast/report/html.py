@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bionas_fast.files import write_atomic
+from bionas_fast.plugins import plugin_options
 from bionas_fast.report import charts
 from bionas_fast.report.colors import FAINT, INK, MUTED, PAPER, SURFACE
 from bionas_fast.report.figure import genotype_figure, render
@@ -135,7 +136,7 @@ def _page(
     yield f"<section><h2>Configuration</h2>{_pairs(_flat(config))}</section>"
     yield f"<section><h2>Machine</h2>{_pairs(machine)}</section>"
     yield "</div>"
-    run = escape(shlex.quote(str(path.parent)))
+    run = escape(shlex.join([str(path.parent), *plugin_options(config.get("plugins", ()))]))
     yield "<h2>How to go on</h2>"
     yield f"<p>Look at the cells in a terminal:</p><pre>bionas-fast show {run}</pre>"
     yield f"<p>Train the network that was found:</p><pre>bionas-fast train {run}</pre>"

@@ -16,6 +16,7 @@ from bionas_fast.checkpoints import expect_form, load_optimizer
 from bionas_fast.config import UNBINDING, Config
 from bionas_fast.data import BatchStream
 from bionas_fast.errors import InputError
+from bionas_fast.plugins import import_plugins
 from bionas_fast.runs import RunFolder
 
 
@@ -68,6 +69,7 @@ class Loop:
     phases: Sequence[Phase]
 
     def __init__(self, config: Any, device: torch.device) -> None:
+        import_plugins(config.plugins)
         self.config = config
         self.device = device
         self.epoch = 0
@@ -99,7 +101,12 @@ class Loop:
 
     def write_beginning(self, folder: RunFolder) -> None:
         """Write what has to stand in the folder before the first step: the settings, at the least."""
-        folder.write_config(self.kind, self.config.settings())
+        self.write_settings(folder)
+
+    def write_settings(self, folder: RunFolder, **notes: Any) -> None:
+        """Write the settings and the names of the plugins; ``notes`` are what else the run is known by."""
+        plugins = list(self.config.plugins)
+        folder.write_config(self.kind, self.config.settings(), plugins=plugins, **notes)
 
     def write_results(self, folder: RunFolder) -> None:
         """Called after every epoch, before its checkpoint."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat
 
@@ -20,7 +20,7 @@ class SearchConfig(Config):
     download: bool = False
     space: str = "bionas"
     method: str = "darts"
-    #: Only these rules and operations of the space; empty for all.
+    #: Only these rules and operations; empty for all of the space. What the space does not have joins it.
     rules: tuple[str, ...] = ()
     operations: tuple[str, ...] = ()
     #: The rules of stem, preprocess and head; bp unless said otherwise.
@@ -89,7 +89,3 @@ class SearchConfig(Config):
     flip: bool = False
     crop_padding: int = Field(0, ge=0)
     cutout: int = Field(0, ge=0)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values, as they are written to a file."""
-        return self.model_dump(mode="json")

@@ -244,7 +244,7 @@ class Search(Loop):
         report.write_report(
             folder.path / REPORT,
             genotype=genotype,
-            config=self.config.settings(),
+            config={**self.config.settings(), "plugins": self.config.plugins},
             metrics=self.metrics,
             alphas={kind: np.stack(rows) for kind, rows in self.alphas.items()},
             space=self.net.space,

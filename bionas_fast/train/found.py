@@ -19,6 +19,7 @@ from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models import FoundNetwork, build_network
+from bionas_fast.plugins import import_plugins
 from bionas_fast.progress import Progress
 from bionas_fast.running import Loop, Phase, cosine, keep, opened
 from bionas_fast.runs import GENOTYPE, RunFolder
@@ -61,10 +62,6 @@ class TrainConfig(Config):
     flip: bool = False
     crop_padding: int = Field(0, ge=0)
     cutout: int = Field(0, ge=0)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values, as they are written to a file."""
-        return self.model_dump(mode="json")
 
 
 def train(
@@ -165,7 +162,7 @@ class Training(Loop):
         return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
 
     def write_beginning(self, folder: RunFolder) -> None:
-        folder.write_config(self.kind, self.config.settings(), network=_shape(self.data))
+        self.write_settings(folder, network=_shape(self.data))
         folder.write(GENOTYPE, self.genotype.to_json())
 
     def result(self, folder: RunFolder | None) -> TrainResult[FoundNetwork]:
@@ -189,6 +186,8 @@ def compare_rules(
     Returns:
         ``{"found": …, "bp": …, "fa": …, …}``, each trained alike from the same seed.
     """
+    config = config or TrainConfig()
+    import_plugins(config.plugins)  # whose rules are compared, too
     variants = {FOUND: genotype}
     variants |= {rule: genotype.with_rule(rule) for rule in (single_rules or rules.names())}
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bionas_fast.checkpoints import expect_form
 from bionas_fast.config import read_settings, read_yaml
 from bionas_fast.errors import InputError
 from bionas_fast.models import FoundNetwork, SoftHebbNetwork
+from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs import CONFIG, RunFolder
 from bionas_fast.train.found import load_found
 from bionas_fast.train.softhebb import load_softhebb
@@ -18,8 +19,12 @@ Network = FoundNetwork | SoftHebbNetwork
 _KINDS: dict[str, Callable[..., Network]] = {"train": load_found, "softhebb": load_softhebb}
 
 
-def load(run_dir: str | Path) -> Network:
+def load(run_dir: str | Path, *, plugins: Sequence[str] = ()) -> Network:
     """The trained network of a training run, in evaluation mode on the CPU.
+
+    Args:
+        run_dir: its folder.
+        plugins: modules to import first; those that the run names are imported only if they stand here.
 
     Raises:
         InputError: no such run, a run of another kind, a damaged checkpoint.
@@ -32,7 +37,9 @@ def load(run_dir: str | Path) -> Network:
     shape = notes.get("network")
     if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
         raise InputError(f"{path}: network: in_channels and num_classes are missing")
-    network = _KINDS[notes["kind"]](folder, read_settings(path), shape)
+    import_plugins(plugins)
+    with plugins_explained(folder.path, given=plugins):
+        network = _KINDS[notes["kind"]](folder, read_settings(path), shape)
     state = folder.read_checkpoint().get("net", {})
     try:
         expect_form(state, network.state_dict(), "net")

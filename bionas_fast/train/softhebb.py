@@ -48,10 +48,6 @@ class SoftHebbConfig(Config):
     #: Whether to write the figures also for TensorBoard, whose package must be installed.
     tensorboard: bool = False
 
-    def settings(self) -> dict[str, Any]:
-        """Plain values, as they are written to a file."""
-        return self.model_dump(mode="json")
-
 
 def train_softhebb(
     config: SoftHebbConfig | None = None,
@@ -149,7 +145,7 @@ class SoftHebbTraining(Loop):
         return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
 
     def write_beginning(self, folder: RunFolder) -> None:
-        folder.write_config(self.kind, self.config.settings(), network=_shape(self.data))
+        self.write_settings(folder, network=_shape(self.data))
 
     def result(self, folder: RunFolder | None) -> TrainResult[SoftHebbNetwork]:
         """What the training ends with."""

@@ -1,0 +1,119 @@
+"""Plugins: a user's modules, whose rules, operations, spaces and data sets register themselves when imported.
+
+Importing runs code, so only a name that somebody typed is imported. What a run's folder or a settings file names is
+never; an unknown name in it is explained instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bionas_fast.config import read_yaml
+from bionas_fast.errors import InputError, Unregistered
+from bionas_fast.runs import CONFIG
+
+
+def import_plugins(names: Sequence[str]) -> None:
+    """Import modules by dotted name, or by the path of a file, ``mine.py``; one that is imported stays as it is.
+
+    Raises:
+        InputError: no such module or file, or what it raised, in one line.
+    """
+    for name in names:
+        if name.endswith(".py"):
+            _import_file(name)
+        elif all(word.isidentifier() for word in name.split(".")):
+            _import_module(name)
+        else:
+            raise InputError(f"plugin {name!r}: give a module's name or a path that ends in .py")
+
+
+def plugin_options(names: Sequence[str]) -> list[str]:
+    """The words that name them on the command line."""
+    return [word for name in names for word in ("--plugin", name)]
+
+
+@contextmanager
+def plugins_explained(*places: str | Path | None, given: Sequence[str] = ()) -> Iterator[None]:
+    """Let an unknown name say which plugins the run had that it comes from.
+
+    Args:
+        places: the run folders or settings files that are read.
+        given: the plugins that have been imported.
+
+    Raises:
+        Unregistered: as raised inside, completed.
+    """
+    try:
+        yield
+    except Unregistered as error:
+        lacking = [name for place in places if place for name in _recorded(Path(place)) if name not in given]
+        if not lacking:
+            raise
+        raise Unregistered(
+            f"{error}; this run used the plugin {', '.join(lacking)}, and none is imported unasked: "
+            f"give {shlex.join(plugin_options(lacking))}, in Python plugins={tuple(lacking)!r}"
+        ) from error
+
+
+def _recorded(place: Path) -> list[str]:
+    """The plugins that a run folder or a settings file names; none if it cannot be read."""
+    try:
+        names = read_yaml(place / CONFIG if place.is_dir() else place).get("plugins")
+    except InputError:
+        return []
+    return [name for name in names if isinstance(name, str) and name.isprintable()] if isinstance(names, list) else []
+
+
+def _import_module(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _failed(name, error) from error
+        hint = f"; the file is given as {name}.py" if Path(f"{name}.py").is_file() else ""
+        raise InputError(f"plugin {name!r}: no module of that name is installed{hint}") from None
+    except (Exception, SystemExit) as error:
+        raise _failed(name, error) from error
+
+
+def _import_file(name: str) -> None:
+    path = Path(os.path.expanduser(name)).resolve()
+    if not path.is_file():
+        raise InputError(f"plugin {name!r}: no file {path}")
+    if any(_is_of(module, path) for module in list(sys.modules.values())):
+        return
+    # A name that no other module can have, whatever the file is called.
+    spec = importlib.util.spec_from_file_location(f"plugin {path}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[spec.name]
+        if isinstance(error, (Exception, SystemExit)):
+            raise _failed(name, error) from error
+        raise
+
+
+def _is_of(module: object, path: Path) -> bool:
+    # Through __dict__, since attributes of lazy modules would import them.
+    file = getattr(module, "__dict__", {}).get("__file__")
+    return isinstance(file, str) and os.path.basename(file) == path.name and Path(file).resolve() == path
+
+
+def _failed(name: str, error: BaseException) -> InputError:
+    """What a plugin raised, with the line of the plugin that it came from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in f.filename]
+    place = f" ({Path(frames[0].filename).name}, line {frames[0].lineno})" if frames else ""
+    message = str(error).partition("\n")[0]
+    return InputError(f"plugin {name!r} raised {type(error).__name__}{place}: {message}")
