@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,7 @@ import yaml
 from PIL import Image
 
 import bionas_fast as bf
-from bionas_fast import cli, rules
+from bionas_fast import cli, report, rules
 from bionas_fast.data import datasets
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
@@ -283,3 +284,24 @@ def test_doctor_lists_what_a_plugin_brings(plugin, run):
     assert code == 0
     for name in ("own_rule", "own_conv", "own-space", "own-data", "Half of the weights"):
         assert name in stdout
+
+
+def test_the_guides_searches_run(run, monkeypatch):
+    """Every search of these pages, on the plugins and data that they show, at the smallest size."""
+    monkeypatch.setattr(report, "write_report", lambda *_, **__: None)  # which takes longer than such a search
+    docs = Path(__file__).parents[1] / "docs"
+    pages = [(docs / name).read_text() for name in ("own-operation.md", "own-data.md", "rules-and-layers.md")]
+    (mine,), (arrays, stripes, _), (noisy,) = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages)
+    for name, code in (("mine.py", mine), ("stripes.py", stripes), ("noisy.py", noisy)):
+        Path(name).write_text(code)
+    exec(arrays, {})
+    for i in range(20):
+        Path("photos", "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), i).save(Path("photos", "ab"[i % 2], f"{i}.png"))
+
+    commands = [line for page in pages for line in re.findall("^bionas-fast search (.*)$", page, re.MULTILINE)]
+    assert len(commands) == 7
+    for i, words in enumerate(commands):
+        data = () if "--dataset" in words else ("--dataset", "npz:noise.npz")
+        code, _, stderr = run("search", *words.split(), *data, *SMALL, "--cells", 1, "--out", f"run{i}")
+        assert code == 0, f"{words}: {stderr}"
