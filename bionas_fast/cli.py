@@ -7,9 +7,10 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.text import Text
 
 import bionas_fast as bf
 from bionas_fast import backends, presets, progress, report, rules, runs
-from bionas_fast.config import read_settings
+from bionas_fast.config import Config, read_settings, read_yaml
 from bionas_fast.data import dataset_names
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.plugins import import_plugins, plugin_options, plugins_explained
@@ -40,6 +41,7 @@ out, err = Console(), Console(stderr=True)
 #: What `train` takes in place of a genotype.
 SOFTHEBB = "softhebb"
 
+C = TypeVar("C", bound=Config)
 Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="MODULE|FILE.py", help="Import it first: own rules, operations, spaces, data."),
@@ -78,8 +80,10 @@ def search_command(
     engine: Annotated[str | None, typer.Option(help="stacked, or modular: far slower  [stacked]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1  [auto]")] = None,
+C = TypeVar("C", bound=Config)
     plugin: Plugins = None,
     folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the search in this folder.")] = None,
 ) -> None:
     """Search for an architecture and the learning rule of every layer in it."""
     given = {
@@ -98,9 +102,13 @@ def search_command(
         "seed": seed,
         "device": device,
         "plugins": plugin,
+        "tensorboard": tensorboard,
+        "checkpoint_every": checkpoint_every,
     }
-    settings = SearchConfig(**_settings("search", preset, config, given))
-    result = bf.search(settings, out=folder, progress=_Bars())
+    typed = _settings("search", preset, config, given)
+    settings = SearchConfig(**typed) if resume is None else _resumed(SearchConfig, resume, typed)
+    with _interruptible():
+        result = bf.search(settings, out=folder, resume=resume, progress=_Bars())
     last = result.metrics[-1]
     report.draw_genotype(result.genotype, out)
     out.print()
@@ -118,9 +126,9 @@ def search_command(
 @_with_plugins
 def train_command(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(metavar="RUN|GENOTYPE|softhebb", help="A search's run folder, a genotype, or a network."),
-    ],
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
     dataset: Annotated[str | None, typer.Option(help="That of the search, if a run is given, else digits.")] = None,
@@ -132,12 +140,14 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option(help="[64]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="[auto]")] = None,
+C = TypeVar("C", bound=Config)
     plugin: Plugins = None,
     rule: Annotated[str | None, typer.Option(help="This rule on every searched edge instead of those found.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Train the architecture also under every single rule and print a table.")
     ] = False,
     folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the training in this folder.")] = None,
 ) -> None:
     """Train what a search found, from scratch, and test it."""
     given = {
@@ -151,13 +161,24 @@ def train_command(
         "seed": seed,
         "device": device,
         "plugins": plugin,
+        "tensorboard": tensorboard,
+        "checkpoint_every": checkpoint_every,
     }
+    if resume is not None:
+        if compare:
+            raise InputError("--compare trains many networks and keeps none of them; leave out --resume")
+        _resume_training(source, resume, folder, rule, preset, config, given)
+        return
+    if source is None:
+        raise InputError("what is to be trained? Give a run folder, a genotype or softhebb, or go on with --resume RUN")
     if source == SOFTHEBB:
         if compare:
             raise InputError("--compare is for found networks; train softhebb with one --rule after the other")
         chosen = SoftHebbConfig(**_settings("softhebb", preset, config, given | {"rule": rule}))
         folder = folder or runs.new_path(f"softhebb-{chosen.dataset}-{chosen.rule}")
-        _print_trained(train_softhebb(chosen, out=folder, progress=_Bars()), {"rule": chosen.rule})
+        with _interruptible():
+            learned = train_softhebb(chosen, out=folder, progress=_Bars())
+        _print_trained(learned, {"rule": chosen.rule})
         return
     genotype, searched = _genotype(source)
     if rule is not None:
@@ -170,7 +191,35 @@ def train_command(
         _print_comparison(compare_rules(genotype, settings, progress=_Bars()))
         return
     folder = folder or runs.new_path(f"train-{settings.dataset}-{genotype.hash}")
-    _print_trained(train(genotype, settings, out=folder, progress=_Bars()), {"genotype": genotype.hash})
+    with _interruptible():
+        trained = train(genotype, settings, out=folder, progress=_Bars())
+    _print_trained(trained, {"genotype": genotype.hash})
+
+
+def _resume_training(
+    source: str | None,
+    run: Path,
+    folder: Path | None,
+    rule: str | None,
+    preset: str | None,
+    config: Path | None,
+    given: Mapping[str, Any],
+) -> None:
+    if read_yaml(runs.RunFolder.open(run).file(runs.CONFIG)).get("kind") == SOFTHEBB:
+        if source not in (None, SOFTHEBB):
+            raise InputError(f"{run} trains {SOFTHEBB}, not {source}")
+        typed = _settings("softhebb", preset, config, {**given, "rule": rule})
+        with _interruptible():
+            learned = train_softhebb(_resumed(SoftHebbConfig, run, typed), out=folder, resume=run, progress=_Bars())
+        _print_trained(learned, {"rule": str(read_settings(run / runs.CONFIG)["rule"])})
+        return
+    genotype = None if source is None else _genotype(source)[0]
+    if rule is not None:
+        genotype = (genotype or _genotype(str(run))[0]).with_rule(rule)
+    settings = _resumed(TrainConfig, run, _settings("train", preset, config, given))
+    with _interruptible():
+        trained = train(genotype, settings, out=folder, resume=run, progress=_Bars())
+    _print_trained(trained, {"genotype": trained.network.genotype.hash})
 
 
 @app.command("show")
@@ -252,6 +301,10 @@ class _Bars(progress.Progress):
         self._epochs, self._done = epochs, 0
         self._bars.start()
 
+    def resume(self, epochs: int, steps: int) -> None:
+        self._done = epochs
+        self._bars.reset(self._all, completed=epochs * self._steps + steps, note="", rate="")
+
     def step(self, loss: float | None = None) -> None:
         self._bars.advance(self._all)
         speed = self._bars.tasks[0].speed
@@ -290,6 +343,21 @@ def _genotype(source: str) -> tuple[Genotype, dict[str, Any]]:
         return Genotype.load(source), {}
     folder = runs.RunFolder.open(source)
     return Genotype.load(folder.file(runs.GENOTYPE)), read_settings(folder.file(runs.CONFIG))
+
+
+def _resumed(kind: type[C], run: Path, typed: Mapping[str, Any]) -> C | None:
+    """The settings of a run with what was typed in their place; None, which means the run's own, if nothing was."""
+    return kind(**{**read_settings(runs.RunFolder.open(run).file(runs.CONFIG)), **typed}) if typed else None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say how to go on with a run that was stopped, on one line."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        err.print(str(stop) or "interrupted", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def _print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
