@@ -80,7 +80,12 @@ def search_command(
     engine: Annotated[str | None, typer.Option(help="stacked, or modular: far slower  [stacked]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1  [auto]")] = None,
-C = TypeVar("C", bound=Config)
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Write the figures for TensorBoard, too.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float | None, typer.Option(help="Seconds between checkpoints within an epoch.  [60]")
+    ] = None,
     plugin: Plugins = None,
     folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the search in this folder.")] = None,
@@ -117,7 +122,7 @@ C = TypeVar("C", bound=Config)
             "validation accuracy": f"{last['valid_accuracy']:.2f} % (supernet)",
             "time": f"{sum(row['seconds'] for row in result.metrics):.0f} s",
             "run folder": str(result.run_dir),
-            "next": shlex.join(["bionas-fast", "train", str(result.run_dir), *plugin_options(settings.plugins)]),
+            "next": shlex.join(["bionas-fast", "train", str(result.run_dir), *plugin_options(plugin or [])]),
         }
     )
 
@@ -140,7 +145,12 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option(help="[64]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="[auto]")] = None,
-C = TypeVar("C", bound=Config)
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Write the figures for TensorBoard, too.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float | None, typer.Option(help="Seconds between checkpoints within an epoch.  [60]")
+    ] = None,
     plugin: Plugins = None,
     rule: Annotated[str | None, typer.Option(help="This rule on every searched edge instead of those found.")] = None,
     compare: Annotated[

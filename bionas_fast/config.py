@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, shown, unknown
 
 C = TypeVar("C", bound="Config")
+
+_LARGE = 2**63
 
 
 class Config(BaseModel):
@@ -25,12 +27,14 @@ class Config(BaseModel):
         for name in settings:
             if name not in type(self).model_fields:
                 raise unknown("setting", name, type(self).model_fields, type(self).__name__)
+            if isinstance(settings[name], int) and abs(settings[name]) >= _LARGE:
+                raise InputError(f"{name}: the number is too large")
         try:
             super().__init__(**settings)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{place}: {first['msg'].lower()}; got {first['input']!r:.80}") from None
+            raise InputError(f"{place}: {first['msg'].lower()}; got {shown(first['input'])}") from None
 
     def with_settings(self: C, **settings: Any) -> C:
         """A copy with some settings replaced, validated like new ones."""
@@ -56,6 +60,16 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return {name: value for name, value in read_yaml(path).items() if name not in NOTES}
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no aliases: with them a few lines can stand for more than fits into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, f"aliases (*{event.anchor}) are not read", event.start_mark)
+        return super().compose_node(parent, index)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -63,13 +77,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         InputError: no such file, not YAML, not a mapping.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # of damaged text the parser raises nearly anything
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{path}{place}: not YAML: {reason or type(error).__name__}") from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):

@@ -69,3 +69,11 @@ def refuse_another(kind: str, name: str, registered: Any, new: Any) -> None:
         raise InputError(
             f"{kind} {name!r} is already registered by {registered.__qualname__} of {registered.__module__}"
         )
+
+
+def shown(value: object, length: int = 80) -> str:
+    """A value as a message shows it, cut off where it is long."""
+    try:
+        return f"{value!r:.{length}}"
+    except ValueError:  # an integer within has more digits than Python writes
+        return f"a {type(value).__name__} with a number of too many digits"

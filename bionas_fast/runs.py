@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import re
 import sys
@@ -94,9 +95,10 @@ class RunFolder:
             InputError: there is no such folder, or it holds no run.
         """
         path = Path(path)
-        if not path.is_dir():
+        # os.path, because Path raises where a folder may not be read.
+        if not os.path.isdir(path):
             raise InputError(f"no run folder {path}")
-        if not (path / CONFIG).is_file():
+        if not os.path.isfile(path / CONFIG):
             raise InputError(f"{path} holds no run: it has no {CONFIG}")
         return cls(path)
 
@@ -107,7 +109,7 @@ class RunFolder:
             InputError: the run does not have it.
         """
         path = self.path / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"run {self.path} has no {name}")
         return path
 

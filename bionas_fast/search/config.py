@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
 
 from bionas_fast.config import Config
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SearchConfig(Config):
@@ -48,7 +50,7 @@ class SearchConfig(Config):
     #: The largest norm of the weights' gradient.
     gradient_clip: float = Field(5.0, gt=0)
     alpha_learning_rate: float = Field(3e-4, gt=0)
-    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    alpha_betas: tuple[Beta, Beta] = (0.5, 0.999)
     alpha_weight_decay: float = Field(1e-3, ge=0)
 
     #: So many epochs train the weights alone (PC-DARTS: 15 of 50).

@@ -101,6 +101,8 @@ class Search(Loop):
     def __init__(self, config: SearchConfig) -> None:
         if config.method not in METHODS:
             raise unknown("method", config.method, METHODS)
+        if config.nesterov and not config.momentum:
+            raise InputError("nesterov: needs a momentum above 0")
         super().__init__(config, resolve_device(config.device))
         space = get_space(config.space).restricted(config.rules, config.operations)
         data = load_dataset(config.dataset, config.data_dir, download=config.download)

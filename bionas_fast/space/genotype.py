@@ -191,6 +191,10 @@ class Genotype:
             raise InputError(f"genotype: line {error.lineno}, column {error.colno}: {error.msg}") from None
         except RecursionError:
             raise InputError("genotype: nested too deeply") from None
+        except InputError:
+            raise
+        except ValueError:
+            raise InputError("genotype: a number has too many digits") from None
         return cls._from_data(data)
 
     @classmethod
@@ -278,11 +282,12 @@ def derive_genotype(
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
             raise InputError(f"genotype: {key!r} is given twice")
-    return dict(pairs)
+        found[key] = value
+    return found
 
 
 _JSON_NAMES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, shown
 from bionas_fast.space.candidates import Candidate
 from bionas_fast.space.genotype import CELL_KINDS, Cell, Edge, Genotype, located
 
@@ -49,23 +49,27 @@ def parse_genotype(text: str) -> Genotype:
         for i, pair in enumerate(pairs):
             where = f"{kind}[{i}]"
             match pair:
-                case (str(name), int(source)) if not isinstance(source, bool) and source >= 0:
+                case (str(name), int(source)) if _is_state(source):
                     edges.append(Edge(located(where, parse_published_name, name), source))
                 case _:
-                    raise InputError(f"{where}: expected ('operation', source), got {pair!r:.60}")
+                    raise InputError(f"{where}: expected ('operation', source), got {shown(pair, 60)}")
         nodes = tuple(zip(edges[::2], edges[1::2], strict=True))
         concat = (
             _literal(fields[f"{kind}_concat"], f"{kind}_concat")
             if f"{kind}_concat" in fields
             else range(2, 2 + len(nodes))
         )
-        if not isinstance(concat, (list, tuple, range)) or not all(type(state) is int for state in concat):
+        if not isinstance(concat, (list, tuple, range)) or not all(map(_is_state, concat)):
             raise InputError(f"{kind}_concat: expected states, such as range(2, 6)")
         try:
             cells[kind] = Cell(nodes, tuple(concat))
         except InputError as error:
             raise InputError(f"{kind}: {error}") from None
     return Genotype(cells["normal"], cells["reduce"])
+
+
+def _is_state(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1000
 
 
 def _literal(node: ast.AST, where: str) -> Any:
