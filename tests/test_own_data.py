@@ -104,7 +104,7 @@ def test_relative_paths_start_at_the_data_folder(tmp_path, monkeypatch):
 
 def test_one_colour_image_makes_all_colour(tmp_path):
     grey = fill(tmp_path, {"a": 6, "b": 5}, (3, 3))
-    colour = save(tmp_path / "b" / "99.png", picture(3, 3, 3))
+    colour = save(tmp_path / "a" / "99.png", picture(3, 3, 3))
     data = bf.load_dataset(f"folder:{tmp_path}")
     images = torch.cat([data.images, data.test_images]).permute(0, 2, 3, 1).numpy()
     expected = [*(np.stack([pixels] * 3, axis=-1) for pixels in grey.values()), np.array(Image.open(colour))]
