@@ -7,19 +7,20 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 import bionas_fast as bf
-from bionas_fast import backends, presets, progress, report, rules, runs
+from bionas_fast import backends, distributed, presets, progress, report, rules, runs
 from bionas_fast.config import Config, read_settings, read_yaml
 from bionas_fast.data import dataset_names
 from bionas_fast.errors import BionasWarning, InputError
@@ -36,12 +37,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="--debug anywhere shows the traceback of an error.",
 )
-out, err = Console(), Console(stderr=True)
+_quiet = not distributed.is_first()
+out, err = Console(quiet=_quiet), Console(stderr=True, quiet=_quiet)
 
 #: What `train` takes in place of a genotype.
 SOFTHEBB = "softhebb"
 
 C = TypeVar("C", bound=Config)
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as beta_decay=25; more than once."),
+]
 Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="MODULE|FILE.py", help="Import it first: own rules, operations, spaces, data."),
@@ -70,7 +76,7 @@ def search_command(
     data_dir: Annotated[str | None, typer.Option(help="The folder that holds the data set.")] = None,
     download: Annotated[bool | None, typer.Option("--download", help="Fetch the data set if it is missing.")] = None,
     space: Annotated[str | None, typer.Option(help="bionas, darts-bp  [bionas]")] = None,
-    method: Annotated[str | None, typer.Option(help="darts  [darts]")] = None,
+    method: Annotated[str | None, typer.Option(help="darts, darts2, eg, random, evolution  [darts]")] = None,
     rule_names: Annotated[str | None, typer.Option("--rules", metavar="A,B", help="Only these rules.")] = None,
     operations: Annotated[str | None, typer.Option("--ops", metavar="A,B", help="Only these operations.")] = None,
     epochs: Annotated[int | None, typer.Option(help="[4]")] = None,
@@ -80,6 +86,9 @@ def search_command(
     engine: Annotated[str | None, typer.Option(help="stacked, or modular: far slower  [stacked]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1  [auto]")] = None,
+    amp: Annotated[str | None, typer.Option(help="Mixed precision: off, bf16, fp16  [off]")] = None,
+    eg_mode: Annotated[str | None, typer.Option(help="For eg: persistent, published  [persistent]")] = None,
+    sets: Sets = None,
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard", help="Write the figures for TensorBoard, too.")
     ] = None,
@@ -106,6 +115,9 @@ def search_command(
         "engine": engine,
         "seed": seed,
         "device": device,
+        "amp": amp,
+        "eg_mode": eg_mode,
+        **_parsed(sets),
         "plugins": plugin,
         "tensorboard": tensorboard,
         "checkpoint_every": checkpoint_every,
@@ -145,6 +157,7 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option(help="[64]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="[auto]")] = None,
+    sets: Sets = None,
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard", help="Write the figures for TensorBoard, too.")
     ] = None,
@@ -170,6 +183,7 @@ def train_command(
         "batch_size": batch_size,
         "seed": seed,
         "device": device,
+        **_parsed(sets),
         "plugins": plugin,
         "tensorboard": tensorboard,
         "checkpoint_every": checkpoint_every,
@@ -339,6 +353,20 @@ def _split(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def _parsed(sets: Sequence[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE``, the value read as YAML."""
+    found = {}
+    for text in sets or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: expected NAME=VALUE")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise InputError(f"--set {text}: {value!r} is no value") from None
+    return found
+
+
 def _settings(kind: str, preset: str | None, config: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Preset, then file, then what was typed; the later wins."""
     settings = dict(presets.get(preset, kind).settings) if preset else {}
@@ -416,7 +444,9 @@ def main(arguments: list[str] | None = None) -> None:
         say = getattr(error, "format_message", None)
         if debug or not (say or isinstance(error, InputError)):
             raise
-        err.print(f"error: {say() if say else error}", markup=False, highlight=False, soft_wrap=True)
+        # What is wrong with the input, the first of several processes says for all.
+        own = Console(stderr=True, quiet=_quiet and not isinstance(error, distributed.Deserted))
+        own.print(f"error: {say() if say else error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

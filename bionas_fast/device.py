@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from bionas_fast.errors import InputError
@@ -10,11 +12,15 @@ from bionas_fast.errors import InputError
 def resolve_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is a CUDA device where there is one, else the CPU.
 
+    Each of several processes that ``torchrun`` starts on a machine gets a CUDA device of its own.
+
     Raises:
         InputError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -36,6 +36,7 @@ class Statistics:
 
     def update(self, mean: Tensor, var: Tensor, positions: int) -> None:
         """Move on towards those of a batch; ``var`` is the biased one, and both may have more channels."""
+        positions = batch_norm.all_positions(positions)
         unbiased = var * (positions / max(positions - 1, 1))
         for running, value in ((self.mean, mean), (self.var, unbiased)):
             running.lerp_(value[:, : running.shape[1]].to(running.dtype), self.momentum)
@@ -118,7 +119,11 @@ def mixed_edges(
     chosen = _backend(x, weights, backend)
     precise = x.to(weights.dtype)
     into = [tensor.to(precise.dtype) for tensor in into]
-    out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernels(chosen), *into)
+    kernel = kernels(chosen)
+    if training and batch_norm.shared():  # the fused one takes the statistics of this process
+        parts = composition(chosen)
+        kernel = kernel._replace(edges_forward=parts.forward, edges_backward=parts.backward)
+    out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernel, *into)
     return tuple(tensor.to(x.dtype) for tensor in out)
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bionas_fast import distributed
 from bionas_fast.config import Config, read_settings, read_yaml
 from bionas_fast.errors import BionasWarning, InputError, Interrupted
 from bionas_fast.progress import Progress
@@ -51,11 +52,15 @@ def opened(
     if resume is not None:
         if out is not None:
             raise InputError("a resumed run stays in its folder: give either out or resume")
-        with RunFolder.open(resume).hold() as folder:
+        folder = RunFolder.open(resume)
+        if not distributed.is_first():
+            yield _resumed(kind, config, folder, make), None
+            return
+        with folder.hold():
             yield _resumed(kind, config, folder, make), folder
         return
     loop = make(config or kind.settings(), None)
-    if out is None:
+    if out is None or not distributed.is_first():
         yield loop, None
         return
     if loop.config.tensorboard:
@@ -90,8 +95,9 @@ def _resumed(kind: type[L], given: Config | None, folder: RunFolder, make: Calla
             loop.load_state_dict(state)
         except InputError as error:
             raise InputError(f"{folder.path / CHECKPOINT}: {error}{folder.way_out()}") from None
-    _note(folder, loop, notes, begins=state is None)
-    if state is None:
+    if distributed.is_first():
+        _note(folder, loop, notes, begins=state is None)
+    if state is None and distributed.is_first():
         loop.write_beginning(folder)
     return loop
 
@@ -99,23 +105,29 @@ def _resumed(kind: type[L], given: Config | None, folder: RunFolder, make: Calla
 def keep(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
     """Run a loop to its end, saving it on the way; without a folder nothing is saved.
 
+    Of several processes the first has the folder. They are stopped together.
+
     Raises:
         Interrupted: by Ctrl-C or SIGTERM, after the present step; the message says how to go on.
+        Deserted: another process has ended; the message says how to go on.
         InputError: the loop cannot go on, or something cannot be written. What was saved before stays.
     """
-    if folder is None:
+    if folder is None and not distributed.active():
         with loop.own_randomness():
             _run(loop, progress, lambda: None, lambda row: None)
         return
     complete = loop.finished
+    further = f"go on with: {_resume_command(loop.kind, folder)}" if folder else "the first process says how to go on"
     try:
         if not complete:
             with Interrupts() as interrupts, loop.own_randomness(), _Keeper(loop, folder, interrupts) as keeper:
                 _run(loop, progress, keeper.after_step, keeper.after_epoch)
-        if not (complete and (folder.path / REPORT).is_file()):
+        if folder is not None and not (complete and (folder.path / REPORT).is_file()):
             loop.write_report(folder)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; go on with: {_resume_command(loop.kind, folder)}") from None
+        raise Interrupted(f"interrupted; {further}") from None
+    except distributed.Deserted as error:
+        raise distributed.Deserted(f"{error}; {further}") from error
 
 
 def _run(
@@ -151,10 +163,10 @@ def _run(
 class _Keeper:
     """Saves a loop after every epoch, every so many seconds, and when asked to stop."""
 
-    def __init__(self, loop: Loop, folder: RunFolder, interrupts: Interrupts) -> None:
+    def __init__(self, loop: Loop, folder: RunFolder | None, interrupts: Interrupts) -> None:
         self.loop, self.folder, self.interrupts = loop, folder, interrupts
         self.saved = time.monotonic()
-        self.scalars = Scalars(folder, len(loop.metrics)) if loop.config.tensorboard else None
+        self.scalars = Scalars(folder, len(loop.metrics)) if folder and loop.config.tensorboard else None
 
     def __enter__(self) -> _Keeper:
         return self
@@ -164,28 +176,34 @@ class _Keeper:
             self.scalars.close()
 
     def after_step(self) -> None:
-        asked = self.interrupts.asked
+        asked = self._asked()
         if asked or time.monotonic() - self.saved >= self.loop.config.checkpoint_every:
             self._save()
         if asked:
             raise KeyboardInterrupt
 
     def after_epoch(self, row: Mapping[str, Any] | None) -> None:
-        # The checkpoint comes last: whatever it counts as done stands in the other files.
-        self.folder.write_metrics(self.loop.metrics)
-        self.loop.write_results(self.folder)
+        if self.folder is not None:
+            # The checkpoint comes last: whatever it counts as done stands in the other files.
+            self.folder.write_metrics(self.loop.metrics)
+            self.loop.write_results(self.folder)
         if self.scalars is not None and row is not None:
             self.scalars.write(row)
         self._save(best=row is not None and self._is_best())
-        if self.interrupts.asked and not self.loop.finished:
+        if self._asked() and not self.loop.finished:
             raise KeyboardInterrupt
+
+    def _asked(self) -> bool:
+        """Whether any process was asked to stop: all stop after the same step."""
+        return any(distributed.total(self.interrupts.asked))
 
     def _is_best(self) -> bool:
         accuracies = [row["valid_accuracy"] for row in self.loop.metrics if "valid_accuracy" in row]
         return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
 
     def _save(self, best: bool = False) -> None:
-        self.folder.write_checkpoint(self.loop.state_dict(), best=best)
+        if self.folder is not None:
+            self.folder.write_checkpoint(self.loop.state_dict(), best=best)
         self.saved = time.monotonic()
 
 

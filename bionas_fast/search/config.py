@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from bionas_fast.config import Config
+from bionas_fast.precision import Amp
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -37,6 +38,8 @@ class SearchConfig(Config):
     train_fraction: float = Field(0.5, gt=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
+    #: Mixed precision: ``bf16`` or ``fp16``.
+    amp: Amp = "off"
     #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
     checkpoint_every: float = Field(60.0, ge=0)
     #: Whether to write the figures also for TensorBoard, whose package must be installed.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bionas_fast import distributed
 from bionas_fast.checkpoints import expect_form, load_optimizer
 from bionas_fast.data import BatchStream
 from bionas_fast.nn import frozen_plasticity
@@ -27,8 +28,8 @@ class Darts(Strategy):
 
     options = (*MIXING, "beta_decay", "sampling", "gdas_temperature")
 
-    def __init__(self, net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(net, config, optimizer)
+    def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
+        super().__init__(net, config, *rest)
         self.alpha_optimizer = torch.optim.Adam(
             net.alpha_parameters(),
             config.alpha_learning_rate,
@@ -48,7 +49,10 @@ class Darts(Strategy):
             return
         alphas = self.net.alpha_parameters()
         with frozen_plasticity(self.net):
-            grads = self.gradients((x, y), next(valid))
+            grads = self.gradients(distributed.part(x, y), distributed.part(*next(valid)))
+        distributed.average(grads)
+        if self.precision.amp == "fp16" and not all(g is None or torch.isfinite(g).all() for g in grads):
+            return  # the scale of the losses falls with the next weight step
         for alpha, grad, decay in zip(alphas, grads, self._beta_decay(alphas), strict=True):
             alpha.grad = grad if decay is None else decay if grad is None else grad + decay
         self.alpha_optimizer.step()
@@ -57,10 +61,11 @@ class Darts(Strategy):
     def gradients(self, train: Batch, valid: Batch) -> Sequence[Tensor | None]:
         """Of the loss on a validation batch; for each architecture parameter, None where it is not used."""
         with frozen(self.net.weight_parameters()):
-            return torch.autograd.grad(self._loss(*valid), self.net.alpha_parameters(), allow_unused=True)
+            return self.precision.gradients(self._loss(*valid), self.net.alpha_parameters())
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(self.net(x, self.mixing()), y)
+        with self.precision.autocast():
+            return F.cross_entropy(self.net(x, self.mixing()), y)
 
     def _beta_decay(self, alphas: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """The gradient of λ · mean logsumexp(alpha), λ growing from 0 (β-DARTS, Ye et al. 2022)."""
@@ -104,14 +109,14 @@ class SecondOrderDarts(Darts):
         with unchanged(self.net):
             start = [w.detach().clone() for w in weights]
             with frozen(alphas):
-                descent = _filled(torch.autograd.grad(self._loss(*train), weights, allow_unused=True), weights)
+                descent = _averaged(self.precision.gradients(self._loss(*train), weights), weights)
             with torch.no_grad():
                 for w, grad in zip(weights, descent, strict=True):
                     moment = self.optimizer.state.get(w, {}).get("momentum_buffer")
                     grad = grad + decay * w
                     w.sub_(rate * (grad if moment is None else momentum * moment + grad))
-            both = torch.autograd.grad(self._loss(*valid), [*alphas, *weights], allow_unused=True)
-            first, vector = both[: len(alphas)], _filled(both[len(alphas) :], weights)
+            both = self.precision.gradients(self._loss(*valid), [*alphas, *weights])
+            first, vector = both[: len(alphas)], _averaged(both[len(alphas) :], weights)
             radius = RADIUS / torch.linalg.vector_norm(torch.stack([v.norm() for v in vector]))
             sides = []
             for sign in (1, -1):
@@ -119,7 +124,7 @@ class SecondOrderDarts(Darts):
                     for w, w0, v in zip(weights, start, vector, strict=True):
                         w.copy_(w0 + sign * radius * v)
                 with frozen(weights):
-                    sides.append(torch.autograd.grad(self._loss(*train), alphas, allow_unused=True))
+                    sides.append(self.precision.gradients(self._loss(*train), alphas))
         return [
             None
             if own is None
@@ -130,8 +135,11 @@ class SecondOrderDarts(Darts):
         ]
 
 
-def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(p) if grad is None else grad for grad, p in zip(grads, like, strict=True)]
+def _averaged(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Over the processes; zeros where there is none."""
+    filled = [torch.zeros_like(p) if grad is None else grad.clone() for grad, p in zip(grads, like, strict=True)]
+    distributed.average(filled)
+    return filled
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from bionas_fast.search.strategy import MIXING, Strategy
 from bionas_fast.supernet import Supernet
 
 
-def evolution_strategy(net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> Strategy:
+def evolution_strategy(net: Supernet, config: SearchConfig, *rest: Any) -> Strategy:
     """The one that ``config.eg_mode`` asks for."""
     mode = PublishedEvolution if config.eg_mode == "published" else PersistentEvolution
-    return mode(net, config, optimizer)
+    return mode(net, config, *rest)
 
 
 class PersistentEvolution(Strategy):
@@ -43,8 +43,8 @@ class PersistentEvolution(Strategy):
         "fitness_similarity",
     )
 
-    def __init__(self, net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(net, config, optimizer)
+    def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
+        super().__init__(net, config, *rest)
         start = parameters_to_vector(net.alpha_parameters()).detach().cpu().double().numpy()
         self.distribution = Distribution(start, config.eg_sigma, config.population, config.seed + 2)
 

@@ -6,16 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bionas_fast import distributed
 from bionas_fast.errors import InputError
 from bionas_fast.supernet import Mixing, Supernet
 
 
 def logits_of(net: Supernet, x: Tensor, mixing: Mixing) -> Tensor:
-    """Logits [P, N, classes] in evaluation mode; the network's mode is restored."""
+    """Logits [P, N, classes] in evaluation mode; the network's mode is restored.
+
+    Several processes share out the individuals among them.
+    """
     training = net.training
     net.eval()
+    count = len(next(iter(mixing.values())))
+    bounds = [count * r // distributed.size() for r in range(distributed.size() + 1)]
+    own = slice(*bounds[distributed.rank() : distributed.rank() + 2]) if distributed.active() else slice(None)
     try:
-        return net.population(x, mixing)
+        mine = {kind: rows[own] for kind, rows in mixing.items()}
+        few = own != slice(None) and own.start == own.stop
+        return distributed.gathered(x.new_empty(0, len(x), net.num_classes) if few else net.population(x, mine))
     finally:
         net.train(training)
 

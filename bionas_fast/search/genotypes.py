@@ -25,8 +25,8 @@ class GenotypeSearch(Strategy):
 
     options: ClassVar[tuple[str, ...]] = ("population", "generations")
 
-    def __init__(self, net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(net, config, optimizer)
+    def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
+        super().__init__(net, config, *rest)
         self.generator = torch.Generator().manual_seed(config.seed + 2)
         self.population: list[Genotype] = []
         self.losses = torch.empty(0, dtype=torch.float64)

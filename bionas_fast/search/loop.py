@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bionas_fast import report
+from bionas_fast import distributed, report
 from bionas_fast.checkpoints import expect_form
 from bionas_fast.data import Augment, BatchStream, load_dataset, split
 from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.evaluate import evaluate
+from bionas_fast.nn import share_statistics
+from bionas_fast.precision import Precision
 from bionas_fast.progress import Progress
 from bionas_fast.running import Loop, Phase, cosine, keep, opened
 from bionas_fast.runs import GENOTYPE, REPORT, RunFolder, machine, new_path
@@ -29,7 +31,7 @@ from bionas_fast.search.strategy import Strategy, frozen
 from bionas_fast.space import Genotype, get_space
 from bionas_fast.supernet import Mixture, Supernet, build_supernet
 
-METHODS: dict[str, Callable[[Supernet, SearchConfig, torch.optim.Optimizer], Strategy]] = {
+METHODS: dict[str, Callable[..., Strategy]] = {
     "darts": Darts,
     "darts2": SecondOrderDarts,
     "eg": evolution_strategy,
@@ -85,10 +87,14 @@ def search(
     if resume is None:
         config = config or SearchConfig()
         out = new_path(f"search-{config.dataset}-{config.method}") if out is None else out
-    with opened(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder):
-        assert folder is not None
+    with (
+        distributed.joined(),
+        opened(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
+    ):
         keep(search, folder, progress or Progress())
-        return SearchResult(search.genotype, folder.path, search.metrics)
+        path = distributed.agreed(None if folder is None else folder.path)
+        assert path is not None
+        return SearchResult(search.genotype, path, search.metrics)
 
 
 class Search(Loop):
@@ -137,6 +143,10 @@ class Search(Loop):
             skip_rules=config.skip_rules,
             mixture=Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
         ).to(self.device)
+        share_statistics(self.net)
+        if distributed.active() and any(hasattr(module, "plasticity") for module in self.net.modules()):
+            raise InputError("Hebbian layers learn in one process only; leave them out (--ops), or torchrun")
+        self.precision = Precision(config.amp, self.device)
         self.optimizer = torch.optim.SGD(
             self.net.weight_parameters(),
             config.learning_rate,
@@ -144,7 +154,7 @@ class Search(Loop):
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
-        self.strategy = METHODS[config.method](self.net, config, self.optimizer)
+        self.strategy = METHODS[config.method](self.net, config, self.optimizer, self.precision)
         self._refuse_unused()
         self.limit = SkipLimit(config.skip_limit)
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in space.kinds}
@@ -181,22 +191,30 @@ class Search(Loop):
         return self._weight_step(x, y)
 
     def _weight_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+        x, y = distributed.part(x, y)
+        scaler, weights = self.precision.scaler, list(self.net.weight_parameters())
         with frozen(self.net.alpha_parameters()):
-            logits = self.net(x, self.strategy.mixing())
-            loss = F.cross_entropy(logits, y)
+            with self.precision.autocast():
+                logits = self.net(x, self.strategy.mixing())
+                loss = F.cross_entropy(logits, y)
             self.optimizer.zero_grad()
-            loss.backward()
+            scaler.scale(loss).backward()
+        distributed.average_gradients(weights)
+        scaler.unscale_(self.optimizer)
         # A loss that is not finite is caught by the norm of its gradient, before it reaches a weight.
-        norm = torch.nn.utils.clip_grad_norm_(list(self.net.weight_parameters()), self.config.gradient_clip)
-        if not torch.isfinite(norm):
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
+        if not torch.isfinite(norm) and not scaler.is_enabled():
             raise InputError(
                 f"the weights' gradient is not finite in epoch {self.epoch + 1} (loss {loss.item():.3g}); "
                 f"a learning rate below {self.config.learning_rate:g} may help"
             )
-        self.optimizer.step()
-        return loss.item(), int((logits.argmax(dim=1) == y).sum())
+        scaler.step(self.optimizer)
+        scaler.update()
+        loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
+        return loss_sum / distributed.size(), int(hits)
 
     def conclude(self) -> dict[str, Any]:
+        distributed.expect_equal(self.net.alpha_parameters(), "the architecture parameters")
         found = self.strategy.found()
         valid = evaluate(
             self.net, *self.validation, mean=self.data.mean, std=self.data.std, forward=lambda x: self.net(x, found)
@@ -224,6 +242,7 @@ class Search(Loop):
         return {
             "strategy": self.strategy.state_dict(),
             "limit": self.limit.state_dict(),
+            "precision": self.precision.state_dict(),
             "valid": self.valid.state_dict(),
             "alphas": {kind: [torch.from_numpy(a) for a in rows] for kind, rows in self.alphas.items()},
         }
@@ -236,6 +255,7 @@ class Search(Loop):
         self.valid.load_state_dict(state["valid"])
         self.strategy.load_state_dict(state["strategy"])
         self.limit.load_state_dict(state["limit"])
+        self.precision.load_state_dict(state["precision"])
 
     def write_results(self, folder: RunFolder) -> None:
         folder.write_alphas(self.alphas, [str(c) for c in self.net.space.candidates])

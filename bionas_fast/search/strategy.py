@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bionas_fast.data import BatchStream
+from bionas_fast.precision import Precision
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import Mixing, Supernet
@@ -26,6 +27,7 @@ class Strategy:
 
     Args:
         optimizer: that of the weights.
+        precision: what forward passes run in; by default float32.
 
     Attributes:
         options: those settings of single methods that this one uses; any other must be left at its default.
@@ -33,8 +35,15 @@ class Strategy:
 
     options: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, net: Supernet, config: SearchConfig, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        net: Supernet,
+        config: SearchConfig,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision | None = None,
+    ) -> None:
         self.net, self.config, self.optimizer = net, config, optimizer
+        self.precision = precision or Precision()
         self.epoch = 0
 
     def prepare(self, epoch: int) -> None:

@@ -12,13 +12,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast import rules
+from bionas_fast import distributed, rules
 from bionas_fast.config import Config
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.device import resolve_device
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models import FoundNetwork, build_network
+from bionas_fast.nn import share_statistics
 from bionas_fast.plugins import import_plugins
 from bionas_fast.progress import Progress
 from bionas_fast.running import Loop, Phase, cosine, keep, opened
@@ -93,7 +94,10 @@ def train(
     def make(config: TrainConfig, folder: RunFolder | None) -> Training:
         return Training(_own(genotype, folder), config)
 
-    with opened(Training, config, out=out, resume=resume, make=make) as (training, folder):
+    with (
+        distributed.joined(),
+        opened(Training, config, out=out, resume=resume, make=make) as (training, folder),
+    ):
         keep(training, folder, progress or Progress())
         return training.result(folder)
 
@@ -122,6 +126,7 @@ class Training(Loop):
         self.genotype = genotype
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
         self.net = _build(genotype, config, data).to(self.device)
+        share_statistics(self.net)
         batches = BatchStream(
             data.images,
             data.labels,
@@ -144,9 +149,11 @@ class Training(Loop):
         self.optimizer.param_groups[0]["lr"] = cosine(self.epoch, config.epochs, config.learning_rate)
 
     def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
+        x, y = distributed.part(x, y)
         logits, loss = _loss(self.net(x), y, self.config)
         self.optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients(self.net.parameters())
         nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
         if not math.isfinite(loss.item()):
             raise InputError(
@@ -154,7 +161,8 @@ class Training(Loop):
                 f"a learning rate below {self.config.learning_rate:g} may help"
             )
         self.optimizer.step()
-        return loss.item(), int((logits.argmax(dim=1) == y).sum())
+        loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
+        return loss_sum / distributed.size(), int(hits)
 
     def conclude(self) -> dict[str, Any]:
         data = self.data

@@ -124,7 +124,8 @@ class Composition(NamedTuple):
         stacks, sources = [grad[None] for grad in grads], list(edges)
         second = [x.new_empty(0), x.new_empty(0)]
         if twice:
-            depthwise, pointwise = weights[0][: _taps(kernels[:twice]) * x.shape[-1]], weights[1][:twice]
+            channels = weights[1].shape[-1]  # x may have more, which are zero
+            depthwise, pointwise = weights[0][: _taps(kernels[:twice]) * channels], weights[1][:twice]
             z1, *_ = self.stage_forward(x, depthwise, pointwise, kernels[:twice], dilations[:twice], stride, None, None)
             m, r = mean[:twice], rstd[:twice]
             own, own_sum, own_products, *second = self.stage_backward(
