@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -93,24 +92,19 @@ print(json.dumps({
 """
 
 
-@pytest.fixture
-def first_use(tmp_path):
-    if not native.load():
-        pytest.skip(native.status().reason)
-
-    def status(devices: list[tuple[int, int]], ahead_of_time: str = "", **environment: str) -> tuple[dict, str]:
-        command = [sys.executable, "-c", FIRST_USE, tmp_path, ahead_of_time, json.dumps(devices)]
-        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout), done.stderr
-
-    return status
+def first_use(cache: Path, devices: list[tuple[int, int]], ahead_of_time: str = "") -> tuple[dict, str]:
+    command = [sys.executable, "-c", FIRST_USE, cache, ahead_of_time, json.dumps(devices)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
-def test_the_library_is_compiled_once_and_loads_without_a_gpu(nvcc, first_use, tmp_path):
+def test_the_library_is_compiled_once_and_loads_without_a_gpu(nvcc, tmp_path):
+    if not native.load():
+        pytest.skip(native.status().reason)
     devices = [(9, 0), (8, 0), (9, 0)]
-    status, messages = first_use(devices)
+    status, messages = first_use(tmp_path, devices)
     assert messages.count("compiling CUDA kernels, once") == 1
     (library,) = (tmp_path / "bionas-fast").glob("_C_cuda-*.so")
     assert status["path"] == str(library)
@@ -119,17 +113,19 @@ def test_the_library_is_compiled_once_and_loads_without_a_gpu(nvcc, first_use, t
     if not torch.cuda.is_available():
         # CUDA's own words, which depend on the driver.
         assert not status["available"] and status["reasons"]["native"] == status["reason"] != ""
-    again, messages = first_use(devices)
+    again, messages = first_use(tmp_path, devices)
     assert again == status and messages == ""
     # With no device there is nothing to compile for, but a library that came with the package is loaded.
     packaged = str(shutil.copy(library, tmp_path / "_C_cuda.abi3.so"))
-    assert first_use([], packaged)[0] == {**status, "path": packaged}
+    assert first_use(tmp_path, [], packaged)[0] == {**status, "path": packaged}
 
 
-def test_no_device_is_the_reason(first_use):
-    status, messages = first_use([])
-    assert status["reasons"]["native"] == "there is no CUDA device"
-    assert not status["available"] and status["registered"] == [False, False] and messages == ""
+def test_no_device_is_the_reason(monkeypatch, tmp_path):
+    if not native.load():
+        pytest.skip(native.status().reason)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(native, "_CUDA_AHEAD_OF_TIME", tmp_path / "none")
+    assert native._load_cuda.__wrapped__() == (None, "there is no CUDA device")
 
 
 def test_no_nvcc_is_the_reason(monkeypatch):
