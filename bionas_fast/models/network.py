@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +22,26 @@ class FoundCell(PreprocessedCell):
     def __init__(
         self,
         genotype: Genotype,
-        in_channels: tuple[int, int],
+        in_channels: tuple[int, ...],
         channels: int,
         reduction: bool,
         previous_reduction: bool,
         rule: str,
         affine: bool,
     ) -> None:
-        super().__init__(in_channels, channels, reduction, previous_reduction, rule, affine)
+        super().__init__(genotype.skeleton, in_channels, channels, reduction, previous_reduction, rule, affine)
         found = genotype.cells[self.kind]
         self.concat = found.concat
         self.sources = [[edge.source for edge in edges] for edges in found.nodes]
         self.edges = nn.ModuleList(
-            edge.candidate.build(channels, 2 if reduction and edge.source < 2 else 1, searching=False)
+            edge.candidate.build(channels, self.stride(edge.source), searching=False)
             for edge in found.edges
         )
         self.out_channels = channels * len(found.concat)
 
-    def forward(self, s0: Tensor, s1: Tensor, drop_path: float) -> Tensor:
-        """Outputs of the two preceding cells → [N, nodes·C, H', W']; ``drop_path`` is the chance to lose an edge."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
+    def forward(self, inputs: Sequence[Tensor], drop_path: float) -> Tensor:
+        """Outputs of the preceding cells → [N, out_channels, H', W']; ``drop_path`` is the chance to lose an edge."""
+        states = self.first_states(inputs)
         edges = iter(self.edges)
         for sources in self.sources:
             outputs = []
@@ -47,7 +49,7 @@ class FoundCell(PreprocessedCell):
                 edge = next(edges)
                 out = edge(states[source])
                 outputs.append(out if isinstance(edge, Skip) else _drop(out, drop_path))
-            states.append(sum(outputs[1:], outputs[0]))
+            states.append(sum(outputs[1:], outputs[0]) if outputs else torch.zeros_like(states[0]))
         return torch.cat([states[state] for state in self.concat], dim=1)
 
 
@@ -96,6 +98,7 @@ class FoundNetwork(CellNetwork):
         drop_path: float,
     ) -> None:
         super().__init__(
+            genotype.skeleton,
             partial(FoundCell, genotype),
             channels=channels,
             cells=cells,
@@ -108,22 +111,19 @@ class FoundNetwork(CellNetwork):
         if not 0 <= drop_path < 1:
             raise InputError(f"drop_path: expected 0 <= drop_path < 1, got {drop_path}")
         self.drop_path = drop_path
-        self.auxiliary_index = 2 * cells // 3
-        middle = self.cells[self.auxiliary_index]
-        assert isinstance(middle, FoundCell)
-        self.auxiliary = AuxiliaryHead(middle.out_channels, num_classes, genotype.fixed["head"]) if auxiliary else None
+        self.auxiliary_index = 2 * len(self.cells) // 3
+        width: Any = self.cells[self.auxiliary_index].out_channels
+        self.auxiliary = AuxiliaryHead(width, num_classes, genotype.fixed["head"]) if auxiliary else None
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images [N, in_channels, H, W] → logits [N, classes]; in training with an auxiliary head, both logits."""
         self._check_input(x)
         drop_path = self.drop_path if self.training else 0.0
         auxiliary = None
-        s0 = s1 = self.stem(x)
-        for index, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, drop_path)
+        for index, out in enumerate(self._outputs(x, lambda cell, inputs: cell(inputs, drop_path))):
             if self.training and self.auxiliary is not None and index == self.auxiliary_index:
-                auxiliary = self.auxiliary(s1)
-        logits = self._classify(s1)
+                auxiliary = self.auxiliary(out)
+        logits = self._classify(out)
         return logits if auxiliary is None else (logits, auxiliary)
 
 
@@ -141,10 +141,10 @@ def build_network(
     """The network of a genotype, with fresh weights.
 
     Args:
-        genotype: the two cells and their learning rules.
+        genotype: the cells and their learning rules.
         channels: C of the first cell; reductions double it.
-        cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋.
-        auxiliary: a second classifier after cell ⌊2L/3⌋, used in training only.
+        cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋. For a genotype of NAS-Bench-201, the cells of each stage.
+        auxiliary: a second classifier after two thirds of the cells, used in training only.
         drop_path: the chance, in training, that an edge loses an image.
         seed: of all weights and random feedback. PyTorch's own generator is left untouched.
 

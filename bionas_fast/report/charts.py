@@ -15,11 +15,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bionas_fast.errors import InputError
 from bionas_fast.report.colors import FAINT, INK, MUTED, NO_RULE, PAPER, SURFACE, rule_color
+from bionas_fast.report.layout import cell_title
 from bionas_fast.space import Candidate, Genotype, Space
 
 _WIDTH = 10.8  # inches, the width of the page
 _LEFT = 0.62
-_CELL_STYLES = {"normal": "-", "reduce": (0, (3, 1.5))}
+#: Of the first and the second kind of cell.
+_LINES = ("-", (0, (3, 1.5)))
 _SERIES = (("train", MUTED), ("valid", INK))
 
 
@@ -63,7 +65,9 @@ def found_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
     """Rule → its share of the edges into every node of a found cell, [nodes]."""
     nodes = [[edge.candidate.learning for edge in edges] for edges in genotype.cells[kind].nodes]
     used = dict.fromkeys(rule for node in nodes for rule in node)
-    return {rule: np.array([node.count(rule) / len(node) for node in nodes]) for rule in used}
+    if not used:
+        return {None: np.zeros(len(nodes))}
+    return {rule: np.array([node.count(rule) / max(len(node), 1) for node in nodes]) for rule in used}
 
 
 def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
@@ -71,10 +75,12 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
     panels = []
     for kind in genotype.cells:
         if kind in alphas:
-            panels.append((f"{kind} cell, by α", rule_shares(alphas[kind][-1], space)))
-        panels.append((f"{kind} cell, found edges", found_shares(genotype, kind)))
+            panels.append((f"{cell_title(kind)}, by α", rule_shares(alphas[kind][-1], space)))
+        panels.append((f"{cell_title(kind)}, found edges", found_shares(genotype, kind)))
     order = sorted(dict.fromkeys(rule for _, shares in panels for rule in shares), key=lambda rule: rule is None)
     nodes = max(len(next(iter(shares.values()))) for _, shares in panels)
+    skeleton = genotype.skeleton
+    names = [f"node {skeleton.state_name(len(skeleton.inputs) + n)}" for n in range(nodes)]
     figure, axes = _grid(len(panels), len(panels), 0.36 * nodes + 0.75)
     for ax, (title, shares) in zip(axes, panels, strict=True):
         _dress(ax, title)
@@ -84,7 +90,7 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
             ax.barh(range(len(share)), share, 0.68, left, color=rule_color(rule), edgecolor=PAPER, linewidth=1)
             left += share
         ax.set(xlim=(0, 1), ylim=(nodes - 0.5, -0.5), yticks=range(len(left)), xticks=(0.25, 0.5, 0.75))
-        ax.set_yticklabels([f"node {n}" for n in range(len(left))] if ax is axes[0] else [""] * len(left))
+        ax.set_yticklabels(names[: len(left)] if ax is axes[0] else [""] * len(left))
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(False)
         ax.spines["left"].set_visible(False)
@@ -116,6 +122,7 @@ def _over_time(
     keys = sorted(next(iter(series.values())), key=lambda k: k is None)
     top = max(w.mean(axis=-1).max() for groups in series.values() for w in groups.values())
     columns = min(len(keys), 5) if len(keys) != 8 else 4
+    styles = dict(zip(series, _LINES, strict=False))
     figure, axes = _grid(len(keys), columns, 1.55)
     for i, (ax, k) in enumerate(zip(axes, keys, strict=True)):
         title, color = look(k)
@@ -123,13 +130,13 @@ def _over_time(
         for kind, groups in series.items():
             weight = groups[k].mean(axis=-1)
             mark = "o" if len(weight) == 1 else None
-            ax.plot(range(len(weight)), weight, color=color, lw=1.8, ls=_CELL_STYLES[kind], marker=mark, ms=4)
+            ax.plot(range(len(weight)), weight, color=color, lw=1.8, ls=styles[kind], marker=mark, ms=4)
         ax.set(ylim=(0, 1.1 * top), xlim=(0, None))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.tick_params(labelleft=i % columns == 0)
-    _key(figure, [(f"{kind} cell", MUTED, style) for kind, style in _CELL_STYLES.items() if kind in series])
+    _key(figure, [(cell_title(kind), MUTED, style) for kind, style in styles.items()])
     return figure
 
 

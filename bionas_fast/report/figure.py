@@ -1,10 +1,11 @@
-"""A genotype as a picture: both cells from left to right, edges coloured by learning rule."""
+"""A genotype as a picture: its cells from left to right, edges coloured by learning rule."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from matplotlib.textpath import text_to_path
 from bionas_fast.errors import unknown
 from bionas_fast.files import write_atomic
 from bionas_fast.report.colors import INK, MUTED, NO_RULE, PAPER, SURFACE, rule_color
-from bionas_fast.report.layout import Item, Layout, lay_out, state_name
+from bionas_fast.report.layout import Item, Layout, cell_title, lay_out
 from bionas_fast.space import Edge, Genotype
 
 FORMATS = ("svg", "png")
@@ -33,7 +34,7 @@ _SIZE = 8.5
 
 
 def draw_figure(genotype: Genotype, path: str | Path) -> None:
-    """Draw both cells of a genotype into a file, SVG or PNG as its name ends.
+    """Draw the cells of a genotype into a file, SVG or PNG as its name ends.
 
     Raises:
         InputError: the name ends otherwise, or the file cannot be written.
@@ -58,10 +59,10 @@ def render(figure: Figure, format: str) -> bytes:
 
 
 def genotype_figure(genotype: Genotype) -> Figure:
-    """Both cells, the legend of rules and the rules of the fixed layers, one unit of data an inch."""
+    """The cells, the legend of rules and the rules of the fixed layers, one unit of data an inch."""
     layouts = {kind: lay_out(cell) for kind, cell in genotype.cells.items()}
     edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
-    label = max(_label_width(edge) for edge in edges)
+    label = max((_label_width(edge) for edge in edges), default=_NODE)
     columns = {kind: _columns(layout, label) for kind, layout in layouts.items()}
     width = max(max(right for _, right in c) for c in columns.values()) + _MARGIN
     heights = {kind: layout.top - layout.bottom + _TITLE + _MARGIN for kind, layout in layouts.items()}
@@ -74,8 +75,9 @@ def genotype_figure(genotype: Genotype) -> Figure:
     axes.set_axis_off()
     y = height - 0.1
     for kind, layout in layouts.items():
-        axes.text(_MARGIN, y - _TITLE / 2, f"{kind} cell", color=INK, size=11, weight="bold", va="center")
-        _draw_cell(axes, layout, columns[kind], y - _TITLE - layout.top)
+        axes.text(_MARGIN, y - _TITLE / 2, cell_title(kind), color=INK, size=11, weight="bold", va="center")
+        names = genotype.cells[kind].skeleton.state_name
+        _draw_cell(axes, layout, names, columns[kind], y - _TITLE - layout.top)
         y -= heights[kind]
     axes.text(width - _MARGIN, height - 0.1 - _TITLE / 2, genotype.hash, color=MUTED, size=9, va="center", ha="right")
     _draw_legend(axes, legend, fixed, width)
@@ -104,7 +106,9 @@ def _columns(layout: Layout, label: float) -> list[tuple[float, float]]:
     return columns
 
 
-def _draw_cell(axes: Axes, layout: Layout, columns: list[tuple[float, float]], dy: float) -> None:
+def _draw_cell(
+    axes: Axes, layout: Layout, names: Callable[[int], str], columns: list[tuple[float, float]], dy: float
+) -> None:
     def box(item: Item, text: str, fill: str, line: str) -> None:
         left, right = columns[item.layer]
         corner = (left, item.y + dy - item.height / 2)
@@ -128,8 +132,8 @@ def _draw_cell(axes: Axes, layout: Layout, columns: list[tuple[float, float]], d
         if route.edge and route.label:
             _draw_label(axes, route.edge, route.label, columns[route.label.layer], dy)
     for state, item in enumerate(layout.states):
-        name = state_name(state)
-        box(item, f"${name}$" if state < 2 else name, SURFACE, MUTED)
+        name = names(state)
+        box(item, name if name.isdigit() else f"${name}$", SURFACE, MUTED)
     box(layout.output, "$c_k$", SURFACE, MUTED)
 
 

@@ -74,7 +74,7 @@ def write_report(
         config: the settings, nested as they may be.
         metrics: one entry an epoch. ``epoch``, ``train_loss``, ``train_accuracy``, ``valid_loss``, ``valid_accuracy``,
             ``alpha_entropy`` and ``seconds`` are drawn where present; all entries are in the table.
-        alphas: ``normal`` and ``reduce``, each [epochs + 1, edges, candidates] before the softmax; empty for a
+        alphas: for each kind of cell [epochs + 1, edges, candidates] before the softmax; empty for a
             method without architecture parameters.
         space: the search space that the last two axes belong to.
         machine: what it ran on.
@@ -111,7 +111,7 @@ def _page(
 
     yield "<h2>The cells</h2>"
     yield "<p>An edge applies an operation and sends errors back by its learning rule; a node adds up its edges.</p>"
-    yield _inline(genotype_figure(genotype), "cells", "The normal and the reduce cell as graphs")
+    yield _inline(genotype_figure(genotype), "cells", "The cells as graphs")
     yield f"<details><summary>As JSON</summary><pre>{escape(genotype.to_json())}</pre></details>"
 
     yield "<h2>Learning rules over depth</h2>"

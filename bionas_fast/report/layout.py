@@ -17,9 +17,9 @@ from bionas_fast.space import Cell, Edge
 _SWEEPS = 24
 
 
-def state_name(state: int) -> str:
-    """The name of a cell's state as in DARTS: ``c_{k-2}``, ``c_{k-1}``, then the nodes from 0."""
-    return ("c_{k-2}", "c_{k-1}")[state] if state < 2 else str(state - 2)
+def cell_title(kind: str) -> str:
+    """What a kind of cell is called: ``normal cell``; where there is only one, ``cell``."""
+    return kind if kind == "cell" else f"{kind} cell"
 
 
 @dataclass(eq=False)
@@ -82,7 +82,8 @@ def lay_out(cell: Cell, *, box: float = 0.44, label: float = 0.36, line: float =
         layers[layer].append(item)
         return item
 
-    states = [add(max(0, 2 * state - 2), box) for state in range(len(cell.nodes) + 2)]
+    inputs = len(cell.skeleton.inputs)
+    states = [add(max(0, 2 * (state - inputs) + 2), box) for state in range(inputs + len(cell.nodes))]
     output = add(last, box)
 
     def route(source: Item, target: Item, edge: Edge | None) -> Route:
@@ -90,7 +91,7 @@ def lay_out(cell: Cell, *, box: float = 0.44, label: float = 0.36, line: float =
         named = add(target.layer - 1, label) if edge else None
         return Route((source, *passed, *([named] if named else []), target), edge, named)
 
-    routes = [route(states[e.source], states[i + 2], e) for i, edges in enumerate(cell.nodes) for e in edges]
+    routes = [route(states[e.source], states[inputs + i], e) for i, edges in enumerate(cell.nodes) for e in edges]
     routes += [route(states[state], output, None) for state in cell.concat]
     for r in routes:
         for left, right in pairwise(r.items):
@@ -101,7 +102,7 @@ def lay_out(cell: Cell, *, box: float = 0.44, label: float = 0.36, line: float =
     _order(layers)
     _level(layers, gap)
     _straighten(layers, routes, gap)
-    if states[0].y < states[1].y:  # c_{k-2} on top, as in DARTS
+    if states[0].y < states[inputs - 1].y:  # c_{k-2} on top, as in DARTS
         for layer in layers:
             layer.reverse()
             for item in layer:
@@ -160,6 +161,8 @@ def _level(layers: list[list[Item]], gap: float) -> None:
     _rank(layers)
     for sweep in range(_SWEEPS):
         for layer in layers if sweep % 2 == 0 else reversed(layers):
+            if not layer:  # in front of a node without edges
+                continue
             offsets = [0.0]
             for lower, upper in pairwise(layer):
                 offsets.append(offsets[-1] + _distance(lower, upper, gap))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bionas_fast import rules
 from bionas_fast.report.colors import NO_RULE, rule_color
-from bionas_fast.report.layout import state_name
+from bionas_fast.report.layout import cell_title
 from bionas_fast.space import Cell, Edge, Genotype
 
 _LANE = 3  # columns from one lane to the next
@@ -20,17 +20,17 @@ _ASCII = str.maketrans("│─├┤┼┴╰╮╯▶◀■·×…", "|-+|++'.'
 
 
 def draw_genotype(genotype: Genotype, console: Console) -> None:
-    """Draw both cells of a genotype, its rules and its hash; the cells side by side where the console has the room.
+    """Draw the cells of a genotype, its rules and its hash; two cells side by side where the console has the room.
 
     Reads without colour as well, since every edge names its rule. A narrow console cuts nothing off; one that
     knows only ASCII gets that.
     """
     edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
-    column = max(len(edge.candidate.operation) for edge in edges)
-    blocks = [[Text(f"{kind} cell", "bold"), *_cell(cell, column)] for kind, cell in genotype.cells.items()]
+    column = max((len(edge.candidate.operation) for edge in edges), default=0)
+    blocks = [[Text(cell_title(kind), "bold"), *_cell(cell, column)] for kind, cell in genotype.cells.items()]
     widths = [max(line.cell_len for line in block) for block in blocks]
     lines = [Text.assemble("genotype ", (genotype.hash, "bold")), Text()]
-    if sum(widths) + _GUTTER <= console.width:
+    if len(blocks) == 2 and sum(widths) + _GUTTER <= console.width:
         for left, right in zip_longest(*blocks, fillvalue=Text()):
             lines.append(Text.assemble(left, " " * (widths[0] + _GUTTER - left.cell_len), right))
         lines.append(Text())
@@ -50,8 +50,9 @@ def _cell(cell: Cell, column: int) -> list[Text]:
     # A lane ends where its state is used last, so that what is still to come stays easy to follow.
     remaining = Counter([*(edge.source for edge in cell.edges), *cell.concat])
     live: set[int] = set()
-    width = _LANE * (len(cell.nodes) + 2) + 2
-    right = width + column + max(len(edge.candidate.learning or "") for edge in cell.edges) + 5
+    inputs, name = len(cell.skeleton.inputs), cell.skeleton.state_name
+    width = _LANE * (inputs + len(cell.nodes)) + 2
+    right = width + column + max((len(edge.candidate.learning or "") for edge in cell.edges), default=0) + 5
 
     def lanes(until: int) -> Text:
         row = [" "] * (_LANE * until)
@@ -77,29 +78,32 @@ def _cell(cell: Cell, column: int) -> list[Text]:
         return "".join(row)
 
     lines = []
-    for state in (0, 1):
-        lines.append(Text.assemble(lanes(state), (state_name(state), "bold")))
+    for state in range(inputs):
+        lines.append(Text.assemble(lanes(state), (name(state), "bold")))
         open_lane(state)
     for node, edges in enumerate(cell.nodes):
         for k, edge in enumerate(edges):
-            name, rule = edge.candidate.operation, edge.candidate.learning
+            operation, rule = edge.candidate.operation, edge.candidate.learning
             color = rule_color(rule)
             before = lanes(edge.source)
-            line = Text.assemble(before, (run(edge.source), color), f" {name:{column if rule else 0}} ")
+            line = Text.assemble(before, (run(edge.source), color), f" {operation:{column if rule else 0}} ")
             if rule:
                 line.append(f" {rule} ", f"bold {color}")
             line.append("─" * (right - line.cell_len) + ("┤" if k else "╮"), color)
             lines.append(line)
-        line = Text.assemble(lanes(node + 2), (state_name(node + 2), "bold"), (" ◀", "dim"))
-        line.append("─" * (right - line.cell_len) + "╯", "dim")
+        state = inputs + node
+        line = Text.assemble(lanes(state), (name(state), "bold"))
+        if edges:
+            line.append(" ◀", "dim")
+            line.append("─" * (right - line.cell_len) + "╯", "dim")
         lines.append(line)
-        open_lane(node + 2)
+        open_lane(state)
     first, *others = sorted(cell.concat)
     row = ["─"] * (width - _LANE * first)
     row[0] = "╰"
     for state in others:
         row[_LANE * (state - first)] = "┴"
-    concat = ", ".join(map(state_name, cell.concat))
+    concat = ", ".join(map(name, cell.concat))
     lines.append(Text.assemble(" " * (_LANE * first), ("".join(row[:-1]) + "▶", "dim"), (" c_k", "bold")))
     lines[-1].append(f" = concat({concat})")
     return lines
@@ -107,7 +111,8 @@ def _cell(cell: Cell, column: int) -> list[Text]:
 
 def _legend(edges: Iterable[Edge], width: int) -> list[Text]:
     counts = Counter(edge.candidate.learning for edge in edges)
-    name_width, count_width = max(len(rule or NO_RULE) for rule in counts), len(str(max(counts.values())))
+    name_width = max((len(rule or NO_RULE) for rule in counts), default=0)
+    count_width = len(str(max(counts.values(), default=0)))
     lines = []
     for rule, count in sorted(counts.items(), key=lambda pair: (pair[0] is None, -pair[1])):
         line = Text.assemble(("■", rule_color(rule)), f" {rule or NO_RULE:{name_width}}  ×{count:<{count_width}}")

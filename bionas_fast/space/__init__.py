@@ -12,5 +12,7 @@ from bionas_fast.space.candidates import (
     register_space,
     space_names,
 )
-from bionas_fast.space.genotype import Cell, Edge, Genotype, derive_genotype
+from bionas_fast.space.derive import derive_genotype
+from bionas_fast.space.genotype import Cell, Edge, Genotype
 from bionas_fast.space.sampling import mutated, one_hot, random_genotype
+from bionas_fast.space.skeleton import DARTS, NB201, Skeleton

@@ -9,6 +9,7 @@ from torch import nn
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError, refuse_another, unregistered
+from bionas_fast.space.skeleton import DARTS, NB201, Skeleton
 
 
 @dataclass(frozen=True)
@@ -114,26 +115,42 @@ class Candidate:
 
 
 NONE = "none"
-CELL_KINDS = ("normal", "reduce")
 
 
 @dataclass(frozen=True)
 class Space:
-    """A search space of cells: the candidates on every edge, the same for all, and the number of nodes."""
+    """A search space of cells.
+
+    Attributes:
+        candidates: what can stand on an edge, the same on all.
+        nodes: of every cell, its inputs not counted.
+        skeleton: how cells are wired, and networks made of them.
+    """
 
     name: str
     candidates: tuple[Candidate, ...]
     nodes: int = 4
+    skeleton: Skeleton = DARTS
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of cells that are searched, each with parameters of its own."""
-        return CELL_KINDS
+        return self.skeleton.kinds
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """(node, source) of every edge, node by node; node i has sources 0 … i+1 (0 and 1 are the cell's inputs)."""
-        return tuple((node, source) for node in range(self.nodes) for source in range(node + 2))
+        """(node, source) of every edge, node by node; its sources are all states before it, the cell's inputs first."""
+        return tuple((node, source) for node in range(self.nodes) for source in range(node + self.inputs))
+
+    @property
+    def inputs(self) -> int:
+        """How many states of a cell come from preceding cells."""
+        return len(self.skeleton.inputs)
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The states that make up a cell's output."""
+        return self.skeleton.output(self.nodes)
 
     def restricted(self, rule_names: Sequence[str] = (), operation_names: Sequence[str] = ()) -> Space:
         """The same space with only these rules and only these operations (empty: its own).
@@ -237,3 +254,16 @@ def bionas_hl_pc() -> Space:
     """The paper's larger space: that of ``bionas``, and convolutions that learn by themselves; 24 candidates."""
     own = Candidate("hebbian_conv_3x3"), Candidate("predictive_conv_3x3")
     return Space("bionas-hl-pc", bionas().candidates + own)
+
+
+@register_space("nb201")
+def nb201() -> Space:
+    """The cells of NAS-Bench-201 (Dong & Yang 2020) with the rules of ``bionas``: 13 candidates on each of 6 edges."""
+    return Space(
+        "nb201",
+        tuple(Candidate(o) for o in ("none", "avg_pool_3x3"))
+        + _cross(("skip_connect",), ("usf", "brsf", "frsf"))
+        + _cross(("nor_conv_1x1", "nor_conv_3x3"), ("fa", "usf", "brsf", "frsf")),
+        nodes=3,
+        skeleton=NB201,
+    )

@@ -1,7 +1,7 @@
-"""The genotype: which candidate stands on which edge of the two cells, and the rules of everything around them.
+"""The genotype: which candidate stands on which edge of the cells, and the rules of everything around them.
 
 Written as JSON that a person can read and edit; an edge is ``"sep_conv_3x3@usf<-0"``: operation, rule, source state
-(0 and 1 are the outputs of the two preceding cells, 2 is the cell's first node, and so on).
+(in a cell of DARTS 0 and 1 are the outputs of the two preceding cells, 2 is the cell's first node, and so on).
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from bionas_fast import rules
 from bionas_fast.errors import InputError, unknown, unregistered
-from bionas_fast.space.candidates import CELL_KINDS, NONE, Candidate, Space
+from bionas_fast.space.candidates import NONE, Candidate
+from bionas_fast.space.skeleton import DARTS, SKELETONS, Skeleton
 
 FORMAT_VERSION = 1
 #: The layers around the searched edges, whose rule is part of the genotype.
@@ -51,34 +49,46 @@ class Cell:
     """A found cell: the edges into each node, and the nodes whose concatenation is the output.
 
     Raises:
-        InputError: a source that does not exist yet at that node, ``none`` on an edge, a node without edges, a
-            concatenation of states that are not nodes. The message says where.
+        InputError: a source that does not exist yet at that node, ``none`` on an edge, a concatenation of states that
+            are not nodes. In a cell of DARTS, a node without edges; in one of NAS-Bench-201, two edges between the same
+            states, an output other than the last node. The message says where.
     """
 
     nodes: tuple[tuple[Edge, ...], ...]
     concat: tuple[int, ...]
+    skeleton: Skeleton = DARTS
 
     def __post_init__(self) -> None:
         if not self.nodes:
             raise InputError("nodes: a cell needs at least one node")
+        inputs = len(self.skeleton.inputs)
+        every_edge = self.skeleton.edges_per_node is None
         for i, edges in enumerate(self.nodes):
-            if not edges:
+            if not edges and not every_edge:
                 raise InputError(f"nodes[{i}]: a node needs at least one edge")
             for k, edge in enumerate(edges):
-                if edge.source > i + 1:
+                last = i + inputs - 1
+                if edge.source > last:
                     raise InputError(
                         f"nodes[{i}][{k}]: source {edge.source} in {str(edge)!r} does not exist yet; "
-                        f"this node sees states 0 to {i + 1}"
+                        f"this node sees states 0 to {last}"
                     )
+                if every_edge and edge.source in [other.source for other in edges[:k]]:
+                    raise InputError(f"nodes[{i}][{k}]: a second edge from state {edge.source}")
                 if edge.candidate.operation == NONE:
                     raise InputError(f"nodes[{i}][{k}]: 'none' cannot stand in a found cell; leave the edge out")
         if not self.concat:
             raise InputError("concat: the output needs at least one node")
         for state in self.concat:
-            if not 2 <= state < 2 + len(self.nodes):
-                raise InputError(f"concat: state {state} is no node; nodes are 2 to {1 + len(self.nodes)}")
+            if not inputs <= state < inputs + len(self.nodes):
+                raise InputError(
+                    f"concat: state {state} is no node; nodes are {inputs} to {inputs + len(self.nodes) - 1}"
+                )
         if len(set(self.concat)) != len(self.concat):
             raise InputError(f"concat: a state stands twice in {list(self.concat)}")
+        output = self.skeleton.output(len(self.nodes))
+        if not self.skeleton.joined and self.concat != output:
+            raise InputError(f"concat: the output is the last node, {list(output)}; got {list(self.concat)}")
 
     @property
     def edges(self) -> tuple[Edge, ...]:
@@ -104,29 +114,61 @@ def fixed_rules(given: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**dict.fromkeys(FIXED_LAYERS, "bp"), **given}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Genotype:
     """An architecture and its learning rules.
 
+    Args:
+        normal, reduce: the two cells of an architecture like those of DARTS.
+        cells: those of another skeleton by their kind: ``cell`` for NAS-Bench-201.
+
     Attributes:
-        normal, reduce: the two cells.
-        fixed: the rules of ``stem``, ``preprocess`` and ``head``; ``bp`` unless said otherwise.
+        cells: by their kind, ``{"normal": …, "reduce": …}``.
+        fixed: the rules of ``stem``, ``preprocess`` (the layers in front of cells, and between stages) and ``head``;
+            ``bp`` unless said otherwise.
+
+    Raises:
+        InputError: cells that do not belong together; an unknown layer or rule.
     """
 
-    normal: Cell
-    reduce: Cell
-    fixed: Mapping[str, str] = field(default_factory=fixed_rules)
+    cells: dict[str, Cell]
+    fixed: dict[str, str]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fixed", fixed_rules(self.fixed))
+    def __init__(
+        self,
+        normal: Cell | None = None,
+        reduce: Cell | None = None,
+        fixed: Mapping[str, str] | None = None,
+        **cells: Cell,
+    ) -> None:
+        given = {"normal": normal, "reduce": reduce, **cells}
+        found = {kind: cell for kind, cell in given.items() if cell is not None}
+        if not any(
+            tuple(found) == known.kinds and all(cell.skeleton == known for cell in found.values())
+            for known in SKELETONS
+        ):
+            wanted = " or ".join(" and ".join(known.kinds) for known in SKELETONS)
+            raise InputError(f"genotype: expected the cells {wanted}, of that skeleton; got {', '.join(found)}")
+        object.__setattr__(self, "cells", found)
+        object.__setattr__(self, "fixed", fixed_rules(fixed))
 
     def __hash__(self) -> int:
         return hash(self.hash)
 
     @property
-    def cells(self) -> dict[str, Cell]:
-        """``{"normal": …, "reduce": …}``"""
-        return {kind: getattr(self, kind) for kind in CELL_KINDS}
+    def skeleton(self) -> Skeleton:
+        """How the cells are wired, and networks made of them."""
+        return next(iter(self.cells.values())).skeleton
+
+    @property
+    def normal(self) -> Cell:
+        """The cell that keeps the size, of an architecture like those of DARTS."""
+        return self.cells["normal"]
+
+    @property
+    def reduce(self) -> Cell:
+        """The cell that halves it."""
+        return self.cells["reduce"]
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -138,7 +180,7 @@ class Genotype:
     def hash(self) -> str:
         """Twelve hexadecimal digits, equal for equal architectures: the order of a node's edges does not count."""
         canonical = self._json()
-        for kind in CELL_KINDS:
+        for kind in self.cells:
             for edges in canonical[kind]["nodes"]:
                 edges.sort()
         return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
@@ -148,18 +190,15 @@ class Genotype:
         rules.get(rule)
 
         def cell(old: Cell) -> Cell:
-            return Cell(
+            nodes = tuple(
                 tuple(
-                    tuple(
-                        Edge(Candidate(e.candidate.operation, rule if e.candidate.rule else None), e.source)
-                        for e in edges
-                    )
-                    for edges in old.nodes
-                ),
-                old.concat,
+                    Edge(Candidate(e.candidate.operation, rule if e.candidate.rule else None), e.source) for e in edges
+                )
+                for edges in old.nodes
             )
+            return replace(old, nodes=nodes)
 
-        return Genotype(cell(self.normal), cell(self.reduce), self.fixed)
+        return Genotype(**{kind: cell(old) for kind, old in self.cells.items()}, fixed=self.fixed)
 
     def _json(self) -> dict[str, Any]:
         return {
@@ -200,15 +239,16 @@ class Genotype:
     @classmethod
     def _from_data(cls, data: object) -> Genotype:
         top = _expect(data, dict, "genotype")
-        _only_keys(top, ("format_version", *CELL_KINDS, "fixed"), "genotype")
+        skeleton = next((s for s in SKELETONS if any(kind in top for kind in s.kinds)), DARTS)
+        _only_keys(top, ("format_version", *skeleton.kinds, "fixed"), "genotype")
         version = top.get("format_version")
         if version != FORMAT_VERSION or isinstance(version, bool):
             raise InputError(f"genotype: format_version is {version!r}; this version reads {FORMAT_VERSION}")
-        cells = {kind: _read_cell(top, kind) for kind in CELL_KINDS}
+        cells = {kind: _read_cell(top, kind, skeleton) for kind in skeleton.kinds}
         fixed = _expect(top.get("fixed", {}), dict, "fixed")
         for layer, rule in fixed.items():
             _expect(rule, str, f"fixed.{layer}")
-        return cls(cells["normal"], cells["reduce"], fixed)
+        return cls(**cells, fixed=fixed)
 
     @classmethod
     def from_darts(cls, text: str) -> Genotype:
@@ -225,8 +265,31 @@ class Genotype:
         return parse_genotype(text)
 
     @classmethod
+    def from_nb201(cls, text: str) -> Genotype:
+        """Read the string of a cell of NAS-Bench-201, ``|nor_conv_3x3@usf~0|+|none~0|skip_connect~1|+|…|``.
+
+        An operation without a rule is trained by ``bp``.
+
+        Raises:
+            InputError: not such a string; the message names the node and the edge.
+        """
+        from bionas_fast.space.nb201 import parse_string  # reads into this class
+
+        return parse_string(text)
+
+    def to_nb201(self) -> str:
+        """The cell as such a string, with ``bp`` left out: what :meth:`from_nb201` reads.
+
+        Raises:
+            InputError: an architecture like those of DARTS.
+        """
+        from bionas_fast.space.nb201 import write_string
+
+        return write_string(self)
+
+    @classmethod
     def load(cls, path: str | Path) -> Genotype:
-        """Read a genotype from a file in either form.
+        """Read a genotype from a file, in any of these forms.
 
         Raises:
             InputError: no such file, or not a genotype. The message names the file.
@@ -237,48 +300,14 @@ class Genotype:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read genotype {path}: {error}") from None
         try:
-            return cls.from_darts(text) if text.lstrip().startswith("Genotype") else cls.from_json(text)
+            match text.lstrip()[:1]:
+                case "G":
+                    return cls.from_darts(text)
+                case "|":
+                    return cls.from_nb201(text)
+            return cls.from_json(text)
         except InputError as error:
             raise error.at(str(path)) from None
-
-
-def derive_genotype(
-    alphas: Mapping[str, Tensor],
-    space: Space,
-    fixed: Mapping[str, str] | None = None,
-    edges_per_node: int = 2,
-    shares: Mapping[str, Tensor] | None = None,
-) -> Genotype:
-    """The discrete cells that architecture parameters stand for (DARTS, section 2.4).
-
-    Each node keeps the edges with the largest softmax weight of any candidate but ``none`` (ties: the smaller
-    source), each with its best candidate other than ``none`` (ties: the first).
-
-    Args:
-        alphas: ``normal`` and ``reduce``, each [edges, candidates] before the softmax.
-        shares: for each kind of cell what multiplies the weights of an edge, [edges] (PC-DARTS); 1 by default.
-    """
-    wanted = (len(space.edges), len(space.candidates))
-    eligible = [k for k, c in enumerate(space.candidates) if c.operation != NONE]
-
-    def cell(kind: str) -> Cell:
-        alpha = alphas[kind]
-        if tuple(alpha.shape) != wanted:
-            raise InputError(f"alphas[{kind!r}] has shape {list(alpha.shape)}; space {space.name!r} has {list(wanted)}")
-        if not torch.isfinite(alpha).all():
-            raise InputError(f"alphas[{kind!r}] holds values that are not finite")
-        weights = torch.softmax(alpha.detach().to("cpu", torch.float64), dim=-1)[:, eligible]
-        best, choice = weights.max(dim=-1)  # max returns the first of equals
-        if shares:
-            best = best * shares[kind].detach().to(best)
-        nodes = []
-        for node in range(space.nodes):
-            rows = [row for row, edge in enumerate(space.edges) if edge[0] == node]
-            kept = sorted(rows, key=lambda row: -best[row].item())[:edges_per_node]  # stable: smaller source first
-            nodes.append(tuple(Edge(space.candidates[eligible[int(choice[row])]], space.edges[row][1]) for row in kept))
-        return Cell(tuple(nodes), tuple(range(2, 2 + space.nodes)))
-
-    return Genotype(cell("normal"), cell("reduce"), fixed or {})
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -313,7 +342,7 @@ def _only_keys(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> N
             raise unknown("entry", key, known, where)
 
 
-def _read_cell(top: Mapping[str, Any], kind: str) -> Cell:
+def _read_cell(top: Mapping[str, Any], kind: str, skeleton: Skeleton) -> Cell:
     if kind not in top:
         raise InputError(f"genotype: {kind!r} is missing")
     data = _expect(top[kind], dict, kind)
@@ -327,10 +356,10 @@ def _read_cell(top: Mapping[str, Any], kind: str) -> Cell:
             where = f"{kind}.nodes[{i}][{k}]"
             node.append(located(where, Edge.parse, _expect(text, str, where)))
         nodes.append(tuple(node))
-    concat = _expect(data.get("concat", list(range(2, 2 + len(nodes)))), list, f"{kind}.concat")
+    concat = _expect(data.get("concat", list(skeleton.output(len(nodes)))), list, f"{kind}.concat")
     states = tuple(_expect(state, int, f"{kind}.concat[{i}]") for i, state in enumerate(concat))
     try:
-        return Cell(tuple(nodes), states)
+        return Cell(tuple(nodes), states, skeleton)
     except InputError as error:
         raise InputError(f"{kind}.{error}") from None
 

@@ -31,14 +31,35 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str
 
 
 class ReLUConvBN(nn.Sequential):
-    """ReLU, 1×1 convolution, batch normalisation: what brings a cell's inputs to its number of channels."""
+    """ReLU, convolution, batch normalisation; 1×1 it brings a cell's inputs to its number of channels."""
 
-    def __init__(self, in_channels: int, out_channels: int, rule: str, affine: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, rule: str, affine: bool, kernel_size: int = 1, stride: int = 1
+    ) -> None:
         super().__init__(
             nn.ReLU(),
-            convolution(in_channels, out_channels, 1, rule),
+            convolution(in_channels, out_channels, kernel_size, rule, stride=stride, padding=kernel_size // 2),
             nn.BatchNorm2d(out_channels, affine=affine),
         )
+
+
+class ResidualReduction(nn.Module):
+    """What halves the size between two stages of NAS-Bench-201: a basic block (He et al. 2016) with ReLU in front.
+
+    [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉]: two (ReLU, 3×3 convolution, BN), the first of stride 2, added to average
+    pooling and a 1×1 convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rule: str, affine: bool) -> None:
+        super().__init__()
+        self.conv_1 = ReLUConvBN(in_channels, out_channels, rule, affine, 3, stride=2)
+        self.conv_2 = ReLUConvBN(out_channels, out_channels, rule, affine, 3)
+        pool = nn.AvgPool2d(2, 2, ceil_mode=True)  # of odd sizes the last row counts by itself
+        self.shortcut = nn.Sequential(pool, convolution(in_channels, out_channels, 1, rule))
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_2(self.conv_1(x)) + self.shortcut(x)
 
 
 class FactorizedReduce(nn.Module):
@@ -118,7 +139,7 @@ class SeparableStage(nn.Sequential):
         )
 
 
-def _register_convolutions(kernel_size: int) -> None:
+def _register_separable(kernel_size: int) -> None:
     @register_operation(f"sep_conv_{kernel_size}x{kernel_size}")
     def sep_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
         assert rule is not None
@@ -131,6 +152,13 @@ def _register_convolutions(kernel_size: int) -> None:
     def dil_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
         assert rule is not None
         return SeparableStage(channels, kernel_size, stride, 2, rule, not searching)
+
+
+def _register_dense(kernel_size: int) -> None:
+    @register_operation(f"nor_conv_{kernel_size}x{kernel_size}")
+    def nor_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+        assert rule is not None
+        return ReLUConvBN(channels, channels, rule, not searching, kernel_size, stride)
 
 
 @register_operation("none", takes_rule=False)
@@ -170,4 +198,6 @@ def _predictive_conv(channels: int, stride: int, rule: str | None, searching: bo
 
 
 for _kernel_size in (3, 5):
-    _register_convolutions(_kernel_size)
+    _register_separable(_kernel_size)
+for _kernel_size in (1, 3):
+    _register_dense(_kernel_size)

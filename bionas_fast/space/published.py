@@ -7,7 +7,8 @@ from typing import Any
 
 from bionas_fast.errors import InputError, shown
 from bionas_fast.space.candidates import Candidate
-from bionas_fast.space.genotype import CELL_KINDS, Cell, Edge, Genotype, located
+from bionas_fast.space.genotype import Cell, Edge, Genotype, located
+from bionas_fast.space.skeleton import DARTS
 
 _SUFFIXES = {"_u": "usf", "_br": "brsf", "_fr": "frsf", "_fa": "fa"}
 _SKIP_SUFFIXES = {"_u": "usf", "_b": "brsf", "_f": "frsf"}
@@ -39,7 +40,7 @@ def parse_genotype(text: str) -> Genotype:
         raise InputError("genotype: expected one Genotype(normal=…, normal_concat=…, reduce=…, reduce_concat=…)")
     fields = {keyword.arg: keyword.value for keyword in value.keywords}
     cells = {}
-    for kind in CELL_KINDS:
+    for kind in DARTS.kinds:
         if kind not in fields:
             raise InputError(f"genotype: {kind!r} is missing")
         pairs = _literal(fields[kind], kind)

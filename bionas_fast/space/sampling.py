@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from bionas_fast.space.candidates import NONE, Candidate, Space
-from bionas_fast.space.genotype import Cell, Edge, Genotype, derive_genotype
+from bionas_fast.space.derive import derive_genotype
+from bionas_fast.space.genotype import Edge, Genotype
 
 
 def random_genotype(space: Space, generator: torch.Generator, fixed: Mapping[str, str] | None = None) -> Genotype:
@@ -21,6 +23,7 @@ def mutated(genotype: Genotype, space: Space, generator: torch.Generator) -> Gen
     """The same architecture with one edge changed (Real et al. 2019): another candidate, or another source.
 
     Either comes with probability 1/2; where a node has no further source, or its edge no further candidate, the other.
+    Where every edge has a candidate (NAS-Bench-201) it is always that, ``none`` among them.
     """
 
     def pick(options):
@@ -28,17 +31,24 @@ def mutated(genotype: Genotype, space: Space, generator: torch.Generator) -> Gen
 
     kind = pick(list(genotype.cells))
     cell = genotype.cells[kind]
-    place = pick([(i, k) for i, edges in enumerate(cell.nodes) for k in range(len(edges))])
-    edge, used = cell.nodes[place[0]][place[1]], {e.source for e in cell.nodes[place[0]]}
-    sources = [source for node, source in space.edges if node == place[0] and source not in used]
-    others = [c for c in space.candidates if c.operation != NONE and c != edge.candidate]
-    by_source = sources and (not others or pick([True, False]))
-    new = Edge(edge.candidate, pick(sources)) if by_source else Edge(pick(others), edge.source)
-    nodes = tuple(
-        tuple(new if (i, k) == place else e for k, e in enumerate(edges)) for i, edges in enumerate(cell.nodes)
-    )
-    cells = {**genotype.cells, kind: Cell(nodes, cell.concat)}
-    return Genotype(**cells, fixed=genotype.fixed)
+    if space.skeleton.edges_per_node is None:
+        node, source = pick(list(space.edges))
+        present = {edge.source: edge for edge in cell.nodes[node]}
+        now = present.pop(source).candidate if source in present else None
+        candidate = pick([c for c in space.candidates if c != now and not (now is None and c.operation == NONE)])
+        if candidate.operation != NONE:
+            present[source] = Edge(candidate, source)
+        edges = tuple(present[source] for source in sorted(present))
+    else:
+        node, k = pick([(i, k) for i, edges in enumerate(cell.nodes) for k in range(len(edges))])
+        edge, used = cell.nodes[node][k], {e.source for e in cell.nodes[node]}
+        sources = [source for other, source in space.edges if other == node and source not in used]
+        others = [c for c in space.candidates if c.operation != NONE and c != edge.candidate]
+        by_source = sources and (not others or pick([True, False]))
+        new = Edge(edge.candidate, pick(sources)) if by_source else Edge(pick(others), edge.source)
+        edges = (*cell.nodes[node][:k], new, *cell.nodes[node][k + 1 :])
+    nodes = (*cell.nodes[:node], edges, *cell.nodes[node + 1 :])
+    return Genotype(**{**genotype.cells, kind: replace(cell, nodes=nodes)}, fixed=genotype.fixed)
 
 
 def one_hot(genotype: Genotype, space: Space) -> dict[str, Tensor]:

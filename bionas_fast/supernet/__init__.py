@@ -37,7 +37,8 @@ def build_supernet(
     Args:
         space: its name, or a :class:`bionas_fast.space.Space`.
         channels: C of the first cell; reductions double it.
-        cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋.
+        cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋. In ``nb201`` N: the cells of each of three stages, between which
+            residual blocks halve the size.
         engine: ``"stacked"``, all candidates batched, or ``"modular"``, one module per candidate: the same function.
         seed: of all weights, alphas and random feedback. PyTorch's own generator is left untouched.
         fixed: the rules of ``stem``, ``preprocess`` and ``head``; ``bp`` unless said otherwise.

@@ -64,40 +64,40 @@ def shuffle(x: Tensor, groups: int, dim: int = 1) -> Tensor:
 
 
 class SearchCell(PreprocessedCell):
-    """A cell with every candidate on every edge; each node sums its edges, the output is all nodes side by side."""
+    """A cell with every candidate on every edge; each node sums its edges."""
 
     def __init__(
         self,
         space: Space,
         candidates: tuple[Candidate, ...],
         partial_channels: int,
-        in_channels: tuple[int, int],
+        in_channels: tuple[int, ...],
         channels: int,
         reduction: bool,
         previous_reduction: bool,
         rule: str,
         affine: bool,
     ) -> None:
-        super().__init__(in_channels, channels, reduction, previous_reduction, rule, affine)
+        super().__init__(space.skeleton, in_channels, channels, reduction, previous_reduction, rule, affine)
         self.space = space
         self.edges = nn.ModuleList(
-            MixedOp(candidates, channels, 2 if reduction and source < 2 else 1, partial_channels)
-            for _, source in space.edges
+            MixedOp(candidates, channels, self.stride(source), partial_channels) for _, source in space.edges
         )
-        self.out_channels = space.nodes * channels
+        self.out_channels = len(space.output) * channels
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        """Outputs of the two preceding cells and the mixing weights [edges, candidates] → [N, nodes·C, H', W']."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Outputs of the preceding cells, and the mixing weights [edges, candidates] → [N, out_channels, H', W']."""
+        *outputs, weights = inputs
+        states = self.first_states(outputs)
         rows = iter(zip(self.edges, weights, strict=True))
         for node in range(self.space.nodes):
             total = None
-            for state in states[: node + 2]:
+            for state in states[: node + self.inputs]:
                 mixed_op, row = next(rows)
                 out = mixed_op(state, row)
                 total = out if total is None else total + out
             states.append(total)
-        return torch.cat(states[2:], dim=1)
+        return torch.cat([states[state] for state in self.space.output], dim=1)
 
 
 class ModularSupernet(CellNetwork):
@@ -126,6 +126,7 @@ class ModularSupernet(CellNetwork):
             )
         candidates = space.candidates if skip_rules else without_skip_rules(space.candidates)
         super().__init__(
+            space.skeleton,
             partial(self._make_cell, space, candidates, mixture.partial_channels),
             channels=channels,
             cells=cells,
@@ -152,11 +153,7 @@ class ModularSupernet(CellNetwork):
         """
         self._check_input(x)
         weights = self.architecture.mixing() if mixing is None else mixing
-        s0 = s1 = self.stem(x)
-        for cell in self.cells:
-            assert isinstance(cell, PreprocessedCell)
-            s0, s1 = s1, cell(s0, s1, weights[cell.kind])
-        return self._classify(s1)
+        return self._classify(self._features(x, lambda cell, inputs: cell(*inputs, weights[cell.kind])))
 
     @torch.no_grad()
     def population(self, x: Tensor, mixing: Mixing) -> Tensor:
@@ -184,7 +181,7 @@ class ModularSupernet(CellNetwork):
 
     @property
     def alphas(self) -> nn.ParameterDict:
-        """``{"normal", "reduce"}``, each [edges, candidates]; see :class:`Architecture` for factorised ones."""
+        """One for each kind of cell, [edges, candidates]; see :class:`Architecture` for factorised ones."""
         return self.architecture.alphas
 
     def alpha_parameters(self) -> list[nn.Parameter]:

@@ -22,45 +22,43 @@ class StackedCell(PreprocessedCell):
     def __init__(self, cell: SearchCell) -> None:
         nn.Module.__init__(self)
         self.kind, self.space, self.out_channels = cell.kind, cell.space, cell.out_channels
-        self.preprocess0, self.preprocess1 = cell.preprocess0, cell.preprocess1
+        self.inputs, self.strides = cell.inputs, cell.strides
+        for i, module in enumerate(cell.preprocessing):
+            self.add_module(f"preprocess{i}", module)
         self.partial_channels: int = cell.edges[0].partial_channels  # type: ignore[assignment]
         self.states = nn.ModuleList(
-            StateEdges(edges, 2 if self.kind == "reduce" and source < 2 else 1)
-            for source, edges in enumerate(_leaving(cell))
+            StateEdges(edges, self.stride(source)) for source, edges in enumerate(_leaving(cell))
         )
 
     def exchange(self, cell: SearchCell, action: str) -> None:
         """``read`` everything from a modular cell, or ``write`` it to one."""
-        for name in ("preprocess0", "preprocess1"):
-            own, theirs = getattr(self, name), getattr(cell, name)
-            source, target = (theirs, own) if action == "read" else (own, theirs)
-            target.load_state_dict(source.state_dict())
+        for own, theirs in zip(self.preprocessing, cell.preprocessing, strict=True):
+            _copy(own, theirs, action)
         for state, edges in zip(self.states, _leaving(cell), strict=True):
             getattr(state, action)(edges)
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """As :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
-        return self._run(s0, s1, weights, None)
+        *outputs, weights = inputs
+        return self._run(outputs, weights, None)
 
-    def population(self, s0: Tensor, s1: Tensor, weights: Tensor, shared: tuple[bool, bool]) -> Tensor:
-        """The same for P individuals with mixing weights [P, edges, candidates] → [P·N, nodes·C, H', W'].
+    def population(self, outputs: Sequence[Tensor], weights: Tensor, shared: Sequence[bool]) -> Tensor:
+        """The same for P individuals with mixing weights [P, edges, candidates] → [P·N, out_channels, H', W'].
 
         Args:
-            s0, s1: images of every individual, one after the other; or those of all, where they are ``shared``.
+            outputs: of the preceding cells, for every individual, one after the other; or for all, where ``shared``.
         """
-        return self._run(s0, s1, weights, shared)
+        return self._run(outputs, weights, shared)
 
-    def _run(self, s0: Tensor, s1: Tensor, weights: Tensor, shared: tuple[bool, bool] | None) -> Tensor:
-        s0, s1 = (s.contiguous(memory_format=torch.channels_last) for s in (s0, s1))
-        inputs = (self.preprocess0(s0), self.preprocess1(s1))
-        states: list[Any] = [x.permute(0, 2, 3, 1) for x in inputs] + [None] * self.space.nodes
+    def _run(self, outputs: Sequence[Tensor], weights: Tensor, shared: Sequence[bool] | None) -> Tensor:
+        first = self.first_states([s.contiguous(memory_format=torch.channels_last) for s in outputs])
+        states: list[Any] = [x.permute(0, 2, 3, 1) for x in first] + [None] * self.space.nodes
         bypass: list[Any] = [None] * len(states)
         # A node is complete when the edges of all states before it have been added.
-        rows = _rows_leaving(self.space.edges, self.space.nodes)
-        for source, own in enumerate(rows):
+        for source, own in enumerate(_rows_leaving(self.space)):
             state: Any = self.states[source]
-            nodes = [2 + self.space.edges[row][0] for row in own]
-            x, common = states[source], bool(shared and source < 2 and shared[source])
+            nodes = [self.inputs + self.space.edges[row][0] for row in own]
+            x, common = states[source], bool(shared and source < self.inputs and shared[source])
             if self.partial_channels > 1:
                 x, other = x.split([state.channels, x.shape[-1] - state.channels], dim=-1)
                 other = state.around(other.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -78,7 +76,7 @@ class StackedCell(PreprocessedCell):
             if bypass[complete] is not None:
                 both = torch.cat([states[complete], bypass[complete]], dim=-1)
                 states[complete] = shuffle(both, self.partial_channels, dim=3)
-        return torch.cat(states[2:], dim=-1).permute(0, 3, 1, 2)
+        return torch.cat([states[state] for state in self.space.output], dim=-1).permute(0, 3, 1, 2)
 
 
 def _scaled(x: Tensor, scale: Tensor, shared: bool) -> Tensor:
@@ -89,14 +87,21 @@ def _scaled(x: Tensor, scale: Tensor, shared: bool) -> Tensor:
     return (scale.view(-1, *[1] * x.dim()) * each).flatten(0, 1)
 
 
-def _rows_leaving(edges: Sequence[tuple[int, int]], nodes: int) -> list[list[int]]:
-    """The rows of the edges that leave each state which any edge leaves."""
-    return [[row for row, edge in enumerate(edges) if edge[1] == source] for source in range(nodes + 1)]
+def _rows_leaving(space: Space) -> list[list[int]]:
+    """The rows of the edges that leave each state which any edge leaves: all but the last."""
+    sources = range(space.inputs + space.nodes - 1)
+    return [[row for row, edge in enumerate(space.edges) if edge[1] == source] for source in sources]
 
 
 def _leaving(cell: SearchCell) -> Iterable[list[MixedOp]]:
     edges: list[Any] = list(cell.edges)
-    return [[edges[row] for row in rows] for rows in _rows_leaving(cell.space.edges, cell.space.nodes)]
+    return [[edges[row] for row in rows] for rows in _rows_leaving(cell.space)]
+
+
+def _copy(own: nn.Module, theirs: nn.Module, action: str) -> None:
+    """``read`` all state from the other module, or ``write`` it to it."""
+    source, target = (theirs, own) if action == "read" else (own, theirs)
+    target.load_state_dict(source.state_dict())
 
 
 #: Of so many values may a map of a population consist.
@@ -130,12 +135,14 @@ class StackedSupernet(ModularSupernet):
         if individuals > largest:
             parts = zip(*(mixing[kind].split(largest) for kind in self.space.kinds), strict=True)
             return torch.cat([self.population(x, dict(zip(self.space.kinds, part, strict=True))) for part in parts])
-        s0 = s1 = self.stem(x)
-        shared = (True, True)
-        for cell in cells:
-            s0, s1 = s1, cell.population(s0, s1, mixing[cell.kind], shared)
-            shared = (shared[1], False)
-        return self._classify(s1).unflatten(0, (individuals, -1))
+        shared = [True] * self.space.inputs  # whether the present cell's inputs are those of all individuals
+
+        def run(cell: Any, outputs: tuple[Tensor, ...]) -> Tensor:
+            out = cell.population(outputs, mixing[cell.kind], shared)
+            shared[:] = [*shared[1:], False]
+            return out
+
+        return self._classify(self._features(x, run)).unflatten(0, (individuals, -1))
 
     def load_modular(self, net: ModularSupernet) -> None:
         """Take all weights, alphas, feedback, streams and statistics from a modular supernet of the same shape."""
@@ -152,10 +159,11 @@ class StackedSupernet(ModularSupernet):
 
     @torch.no_grad()
     def _exchange(self, net: ModularSupernet, action: str) -> None:
-        for name in ("stem", "classifier", "architecture"):
-            own, theirs = getattr(self, name), getattr(net, name)
-            source, target = (theirs, own) if action == "read" else (own, theirs)
-            target.load_state_dict(source.state_dict())
+        for name in ("stem", "final", "classifier", "architecture"):
+            _copy(getattr(self, name), getattr(net, name), action)
         cells: list[Any] = list(self.cells)
         for own, theirs in zip(cells, net.cells, strict=True):
-            own.exchange(theirs, action)
+            if isinstance(own, StackedCell):
+                own.exchange(theirs, action)
+            else:
+                _copy(own, theirs, action)

@@ -1,0 +1,89 @@
+"""How the cells of a space are wired, and how a network is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+#: In the sequence of a network's cells: a fixed residual block that halves the size.
+RESIDUAL = "residual"
+#: The kinds that halve the size and double the channels.
+REDUCTIONS = ("reduce", RESIDUAL)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What a search space is, beside the candidates on its edges.
+
+    A cell's states are its inputs, then its nodes; every node sums edges from states before it.
+
+    Attributes:
+        kinds: the kinds of cells that are searched, each with parameters of its own.
+        inputs: the names of the states that come from preceding cells, the older first.
+        first_node: the number that the first node goes by in drawings.
+        edges_per_node: how many edges a found node keeps, the strongest, each with its best candidate but ``none``. Or
+            None: of every edge the best candidate, and where that is ``none``, no edge.
+        joined: whether a cell's output is all of its nodes, side by side, or the last one.
+        preprocessed: whether a cell first brings its inputs to its own channels and size.
+        stem: channels of the stem, in multiples of the first cell's.
+        final_norm: whether BN and ReLU stand in front of the global pooling.
+        sequence: the kinds of the cells of a network, from its setting ``cells``; :data:`RESIDUAL` among them.
+    """
+
+    kinds: tuple[str, ...]
+    inputs: tuple[str, ...]
+    first_node: int
+    edges_per_node: int | None
+    joined: bool
+    preprocessed: bool
+    stem: int
+    final_norm: bool
+    sequence: Callable[[int], tuple[str, ...]]
+
+    def output(self, nodes: int) -> tuple[int, ...]:
+        """The states that make up the output of a cell with so many nodes."""
+        last = len(self.inputs) + nodes
+        return tuple(range(len(self.inputs) if self.joined else last - 1, last))
+
+    def state_name(self, state: int) -> str:
+        """What a state is called in drawings: ``c_{k-2}``, ``c_{k-1}``, then the nodes by number."""
+        nodes = state - len(self.inputs)
+        return self.inputs[state] if nodes < 0 else str(self.first_node + nodes)
+
+
+def _thirds(cells: int) -> tuple[str, ...]:
+    return tuple("reduce" if i in (cells // 3, 2 * cells // 3) else "normal" for i in range(cells))
+
+
+def _stages(cells: int) -> tuple[str, ...]:
+    stage = ("cell",) * cells
+    return (*stage, RESIDUAL, *stage, RESIDUAL, *stage)
+
+
+#: Liu et al. 2019: L cells in a chain, each of which sees the two before it; reductions at ⌊L/3⌋ and ⌊2L/3⌋.
+DARTS = Skeleton(
+    kinds=("normal", "reduce"),
+    inputs=("c_{k-2}", "c_{k-1}"),
+    first_node=0,
+    edges_per_node=2,
+    joined=True,
+    preprocessed=True,
+    stem=3,
+    final_norm=False,
+    sequence=_thirds,
+)
+
+#: Dong & Yang 2020 (NAS-Bench-201): three stages of N equal cells, residual blocks between them. The input is node 0.
+NB201 = Skeleton(
+    kinds=("cell",),
+    inputs=("c_{k-1}",),
+    first_node=1,
+    edges_per_node=None,
+    joined=False,
+    preprocessed=False,
+    stem=1,
+    final_norm=True,
+    sequence=_stages,
+)
+
+SKELETONS = (DARTS, NB201)
