@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -39,9 +38,10 @@ class FoundCell(PreprocessedCell):
         )
         self.out_channels = channels * len(found.concat)
 
-    def forward(self, inputs: Sequence[Tensor], drop_path: float) -> Tensor:
-        """Outputs of the preceding cells → [N, out_channels, H', W']; ``drop_path`` is the chance to lose an edge."""
-        states = self.first_states(inputs)
+    def forward(self, *inputs: Any) -> Tensor:
+        """Outputs of the preceding cells, and the chance to lose an edge (drop-path) → [N, out_channels, H', W']."""
+        *outputs, drop_path = inputs
+        states = self.first_states(outputs)
         edges = iter(self.edges)
         for sources in self.sources:
             outputs = []
@@ -120,7 +120,7 @@ class FoundNetwork(CellNetwork):
         self._check_input(x)
         drop_path = self.drop_path if self.training else 0.0
         auxiliary = None
-        for index, out in enumerate(self._outputs(x, lambda cell, inputs: cell(inputs, drop_path))):
+        for index, out in enumerate(self._outputs(x, lambda cell, inputs: cell(*inputs, drop_path))):
             if self.training and self.auxiliary is not None and index == self.auxiliary_index:
                 auxiliary = self.auxiliary(out)
         logits = self._classify(out)

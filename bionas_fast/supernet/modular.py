@@ -85,7 +85,7 @@ class SearchCell(PreprocessedCell):
         )
         self.out_channels = len(space.output) * channels
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         """Outputs of the preceding cells, and the mixing weights [edges, candidates] → [N, out_channels, H', W']."""
         *outputs, weights = inputs
         states = self.first_states(outputs)

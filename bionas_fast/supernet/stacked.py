@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bionas_fast.nn import connect_direct_feedback
 from bionas_fast.space import Candidate, Space
 from bionas_fast.space.cells import PreprocessedCell
 from bionas_fast.supernet.architecture import Mixing
@@ -37,7 +38,7 @@ class StackedCell(PreprocessedCell):
         for state, edges in zip(self.states, _leaving(cell), strict=True):
             getattr(state, action)(edges)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         """As :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
         *outputs, weights = inputs
         return self._run(outputs, weights, None)
@@ -153,6 +154,7 @@ class StackedSupernet(ModularSupernet):
         args, settings = self._build
         with torch.random.fork_rng(devices=[]):
             net = ModularSupernet(*args, **settings)
+        connect_direct_feedback(net, self.num_classes)
         net.to(next(self.stem.parameters())).train(self.training)
         self._exchange(net, "write")
         return net
