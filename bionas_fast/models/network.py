@@ -33,8 +33,7 @@ class FoundCell(PreprocessedCell):
         self.concat = found.concat
         self.sources = [[edge.source for edge in edges] for edges in found.nodes]
         self.edges = nn.ModuleList(
-            edge.candidate.build(channels, self.stride(edge.source), searching=False)
-            for edge in found.edges
+            edge.candidate.build(channels, self.stride(edge.source), searching=False) for edge in found.edges
         )
         self.out_channels = channels * len(found.concat)
 

@@ -80,7 +80,7 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
     order = sorted(dict.fromkeys(rule for _, shares in panels for rule in shares), key=lambda rule: rule is None)
     nodes = max(len(next(iter(shares.values()))) for _, shares in panels)
     skeleton = genotype.skeleton
-    names = [f"node {skeleton.state_name(len(skeleton.inputs) + n)}" for n in range(nodes)]
+    names = [f"node {skeleton.state_name(len(skeleton.input_names) + n)}" for n in range(nodes)]
     figure, axes = _grid(len(panels), len(panels), 0.36 * nodes + 0.75)
     for ax, (title, shares) in zip(axes, panels, strict=True):
         _dress(ax, title)

@@ -82,7 +82,7 @@ def lay_out(cell: Cell, *, box: float = 0.44, label: float = 0.36, line: float =
         layers[layer].append(item)
         return item
 
-    inputs = len(cell.skeleton.inputs)
+    inputs = len(cell.skeleton.input_names)
     states = [add(max(0, 2 * (state - inputs) + 2), box) for state in range(inputs + len(cell.nodes))]
     output = add(last, box)
 

@@ -50,7 +50,7 @@ def _cell(cell: Cell, column: int) -> list[Text]:
     # A lane ends where its state is used last, so that what is still to come stays easy to follow.
     remaining = Counter([*(edge.source for edge in cell.edges), *cell.concat])
     live: set[int] = set()
-    inputs, name = len(cell.skeleton.inputs), cell.skeleton.state_name
+    inputs, name = len(cell.skeleton.input_names), cell.skeleton.state_name
     width = _LANE * (inputs + len(cell.nodes)) + 2
     right = width + column + max((len(edge.candidate.learning or "") for edge in cell.edges), default=0) + 5
 

@@ -145,7 +145,7 @@ class Space:
     @property
     def inputs(self) -> int:
         """How many states of a cell come from preceding cells."""
-        return len(self.skeleton.inputs)
+        return len(self.skeleton.input_names)
 
     @property
     def output(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class PreprocessedCell(nn.Module):
     ) -> None:
         super().__init__()
         self.kind = skeleton.kinds[int(reduction)]
-        self.inputs = len(skeleton.inputs)
+        self.inputs = len(skeleton.input_names)
         self.strides = [2 if reduction else 1] * self.inputs  # of the edges that leave the inputs
         if skeleton.preprocessed:
             for i, width in enumerate(in_channels):
@@ -98,10 +98,11 @@ class CellNetwork(nn.Module):
             nn.BatchNorm2d(stem_channels),
         )
         self.cells = nn.ModuleList()
-        widths, previous_reduction = (stem_channels,) * len(skeleton.inputs), False
+        widths, previous_reduction = (stem_channels,) * len(skeleton.input_names), False
         for kind in skeleton.sequence(cells):
             reduction = kind in REDUCTIONS
             channels *= 2 if reduction else 1
+            cell: PreprocessedCell | ResidualReduction
             if kind == RESIDUAL:
                 cell = ResidualReduction(widths[-1], channels, fixed["preprocess"], affine)
             else:
@@ -117,7 +118,7 @@ class CellNetwork(nn.Module):
 
     def _outputs(self, x: Tensor, run: Callable[[Any, tuple[Tensor, ...]], Tensor]) -> Iterator[Tensor]:
         """What each cell makes of the images, one after the other; ``run(cell, inputs)`` runs a searched one."""
-        last = (self.stem(x),) * len(self.skeleton.inputs)
+        last = (self.stem(x),) * len(self.skeleton.input_names)
         for cell in self.cells:
             out = run(cell, last) if isinstance(cell, PreprocessedCell) else cell(*last)
             last = (*last[1:], out)

@@ -61,7 +61,7 @@ class Cell:
     def __post_init__(self) -> None:
         if not self.nodes:
             raise InputError("nodes: a cell needs at least one node")
-        inputs = len(self.skeleton.inputs)
+        inputs = len(self.skeleton.input_names)
         every_edge = self.skeleton.edges_per_node is None
         for i, edges in enumerate(self.nodes):
             if not edges and not every_edge:
@@ -289,7 +289,7 @@ class Genotype:
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
-        """Read a genotype from a file, in any of these forms.
+        """Read a genotype from a file: JSON, the text of DARTS, or a string of NAS-Bench-201.
 
         Raises:
             InputError: no such file, or not a genotype. The message names the file.

@@ -19,7 +19,7 @@ class Skeleton:
 
     Attributes:
         kinds: the kinds of cells that are searched, each with parameters of its own.
-        inputs: the names of the states that come from preceding cells, the older first.
+        input_names: of the states that come from preceding cells, the older first.
         first_node: the number that the first node goes by in drawings.
         edges_per_node: how many edges a found node keeps, the strongest, each with its best candidate but ``none``. Or
             None: of every edge the best candidate, and where that is ``none``, no edge.
@@ -31,7 +31,7 @@ class Skeleton:
     """
 
     kinds: tuple[str, ...]
-    inputs: tuple[str, ...]
+    input_names: tuple[str, ...]
     first_node: int
     edges_per_node: int | None
     joined: bool
@@ -42,13 +42,13 @@ class Skeleton:
 
     def output(self, nodes: int) -> tuple[int, ...]:
         """The states that make up the output of a cell with so many nodes."""
-        last = len(self.inputs) + nodes
-        return tuple(range(len(self.inputs) if self.joined else last - 1, last))
+        last = len(self.input_names) + nodes
+        return tuple(range(len(self.input_names) if self.joined else last - 1, last))
 
     def state_name(self, state: int) -> str:
         """What a state is called in drawings: ``c_{k-2}``, ``c_{k-1}``, then the nodes by number."""
-        nodes = state - len(self.inputs)
-        return self.inputs[state] if nodes < 0 else str(self.first_node + nodes)
+        nodes = state - len(self.input_names)
+        return self.input_names[state] if nodes < 0 else str(self.first_node + nodes)
 
 
 def _thirds(cells: int) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def _stages(cells: int) -> tuple[str, ...]:
 #: Liu et al. 2019: L cells in a chain, each of which sees the two before it; reductions at ⌊L/3⌋ and ⌊2L/3⌋.
 DARTS = Skeleton(
     kinds=("normal", "reduce"),
-    inputs=("c_{k-2}", "c_{k-1}"),
+    input_names=("c_{k-2}", "c_{k-1}"),
     first_node=0,
     edges_per_node=2,
     joined=True,
@@ -76,7 +76,7 @@ DARTS = Skeleton(
 #: Dong & Yang 2020 (NAS-Bench-201): three stages of N equal cells, residual blocks between them. The input is node 0.
 NB201 = Skeleton(
     kinds=("cell",),
-    inputs=("c_{k-1}",),
+    input_names=("c_{k-1}",),
     first_node=1,
     edges_per_node=None,
     joined=False,

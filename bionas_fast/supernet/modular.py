@@ -91,7 +91,7 @@ class SearchCell(PreprocessedCell):
         states = self.first_states(outputs)
         rows = iter(zip(self.edges, weights, strict=True))
         for node in range(self.space.nodes):
-            total = None
+            total: Any = None
             for state in states[: node + self.inputs]:
                 mixed_op, row = next(rows)
                 out = mixed_op(state, row)

@@ -163,8 +163,8 @@ class StackedSupernet(ModularSupernet):
     def _exchange(self, net: ModularSupernet, action: str) -> None:
         for name in ("stem", "final", "classifier", "architecture"):
             _copy(getattr(self, name), getattr(net, name), action)
-        cells: list[Any] = list(self.cells)
-        for own, theirs in zip(cells, net.cells, strict=True):
+        theirs: Any
+        for own, theirs in zip(self.cells, net.cells, strict=True):
             if isinstance(own, StackedCell):
                 own.exchange(theirs, action)
             else:
