@@ -13,7 +13,18 @@ from torch.nn import functional as F
 import bionas_fast as bf
 from bionas_fast import cli, report
 from bionas_fast.errors import InputError
-from bionas_fast.space import NB201, Candidate, Cell, Edge, Space, derive_genotype, get_space
+from bionas_fast.space import (
+    NB201,
+    Candidate,
+    Cell,
+    Edge,
+    Space,
+    derive_genotype,
+    get_space,
+    mutated,
+    one_hot,
+    random_genotype,
+)
 from bionas_fast.space.operations import ResidualReduction
 from bionas_fast.supernet import Mixture
 from bionas_fast.supernet.modular import SearchCell
@@ -132,6 +143,36 @@ def test_derivation_takes_the_best_of_every_edge():
     texts = [f"{name}~{source}|" for name, (_, source) in zip(best, space.edges, strict=True)]
     expected = "+".join("|" + "".join(texts[a:b]) for a, b in ((0, 1), (1, 3), (3, 6)))
     assert derive_genotype({"cell": alpha}, space).to_nb201() == expected
+
+
+def words(genotype):
+    return genotype.to_nb201().replace("+", "").strip("|").split("|")
+
+
+def test_mutations_change_one_edge():
+    space, generator = get_space("nb201"), torch.Generator().manual_seed(0)
+    genotype = random_genotype(space, generator)
+    seen = set()
+    for _ in range(300):
+        child = mutated(genotype, space, generator)
+        changed = [(old, new) for old, new in zip(words(genotype), words(child), strict=True) if old != new]
+        assert len(changed) == 1
+        seen.add(changed[0][1])
+        genotype = child
+    names = {word.partition("~")[0] for word in seen}
+    assert names == {str(candidate) for candidate in space.candidates}
+    assert {word.partition("~")[2] for word in seen} == {"0", "1", "2"}
+
+
+def test_one_hot_weights_are_the_found_cell():
+    """A supernet cell with the weights of a genotype has its wiring: with identities x, 0 and x + x + 0."""
+    space = get_space("nb201")
+    genotype = bf.Genotype.from_nb201(
+        "|skip_connect@usf~0|+|none~0|none~1|+|skip_connect@usf~0|skip_connect@frsf~1|skip_connect@usf~2|"
+    )
+    cell = SearchCell(space, space.candidates, 1, (3,), 3, False, False, rule="bp", affine=False)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(cell(x, one_hot(genotype, space)["cell"]), 2 * x)
 
 
 def parameters(text, channels, cells, in_channels=3, classes=10):
