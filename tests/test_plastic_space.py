@@ -151,7 +151,34 @@ class TestSoftHebb:
         norms = [block[1].plasticity.flatten(1).norm(dim=1).median() for block in loaded.blocks]
         assert norms[0] < 10  # of 25 at first
 
+    def test_rate_of_the_head_is_halved(self):
+        config = bf.SoftHebbConfig(rule="random", epochs=4, halve_at=(0.5, 0.75), learning_rate=0.008)
+        rates = [row["learning_rate"] for row in bf.train_softhebb(config).metrics]
+        assert rates == [0.008, 0.008, 0.004, 0.002]
+
+    def test_features_are_the_same_kept_or_computed_anew(self):
+        def losses(**settings):
+            result = bf.train_softhebb(bf.SoftHebbConfig(rule="random", epochs=2, dropout=0, **settings))
+            return torch.tensor([[row["train_loss"], row["test_loss"]] for row in result.metrics])
+
+        torch.testing.assert_close(losses(), losses(feature_memory=0), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("memory", [0, 1])
+    def test_scale_of_the_features(self, memory):
+        data = bf.load_dataset("digits")
+        x = (data.images.double() / 255 - data.mean[0]) / data.std[0]
+        config = bf.SoftHebbConfig(rule="random", epochs=1, feature_memory=memory)
+        net = bf.train_softhebb(config).network
+        with torch.no_grad():
+            expected = net.features(x.float()).square().mean().sqrt()
+        torch.testing.assert_close(net.head[1].size, expected, rtol=1e-4, atol=0)
+        assert expected > 10
+        unscaled = bf.train_softhebb(config.with_settings(scale_features=False)).network
+        assert unscaled.head[1].size == 1
+
     def test_bad_input(self):
+        with pytest.raises(InputError, match=r"halve_at\.0: input should be less than 1"):
+            bf.SoftHebbConfig(halve_at=[1.5])
         with pytest.raises(InputError, match="unknown architecture 'cifar'; did you mean 'cifar10'"):
             bf.build_softhebb("cifar")
         with pytest.raises(InputError, match="image_size: 4×4 is too small for 3 blocks"):

@@ -181,6 +181,16 @@ class BatchStream:
         self._permutation = torch.empty(0, dtype=torch.int64)
         self._position = len(self)  # at the end of an epoch: the first batch shuffles
 
+    def show(self, images: Tensor, mean: Statistics = (0.0,), std: Statistics = (1.0,)) -> None:
+        """Give these images, [N, C, H, W], instead; order and labels stay.
+
+        Raises:
+            InputError: not as many as there are labels.
+        """
+        _check(images, self.labels)
+        device = self.labels.device
+        self.images, self.mean, self.std = images.to(device), _per_channel(mean, device), _per_channel(std, device)
+
     @property
     def position(self) -> int:
         """How many batches of the current epoch have been given."""

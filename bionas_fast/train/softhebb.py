@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,24 +14,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.config import Config
-from bionas_fast.data import BatchStream, Dataset, load_dataset
+from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
 from bionas_fast.device import resolve_device
 from bionas_fast.evaluate import evaluate
-from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
+from bionas_fast.models.softhebb import SCALE, SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.progress import Progress
 from bionas_fast.running import Loop, Phase, keep, opened
 from bionas_fast.runs import RunFolder
 from bionas_fast.train.result import TrainResult
 
+#: A part of a whole.
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+# Images whose features are computed at a time.
+_CHUNK = 250
+
 
 class SoftHebbConfig(Config):
-    """Everything that decides a run; the defaults are those of the publication but for the architecture."""
+    """Everything that decides a run; the defaults are the published ones but for the architecture and the scale."""
 
     dataset: str = "digits"
     data_dir: str | None = None
     download: bool = False
-    architecture: Literal["cifar10", "mnist"] = "mnist"
+    architecture: Literal["cifar10", "mnist", "fashion-mnist"] = "mnist"
     #: ``random`` keeps the initial filters: what learning them has to beat.
     rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = "softhebb"
     feature_epochs: int = Field(1, ge=1)
@@ -40,7 +47,14 @@ class SoftHebbConfig(Config):
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
+    #: The parts of ``epochs`` after each of which the learning rate is halved; those of the published code.
+    halve_at: tuple[Share, ...] = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
     dropout: float = Field(0.5, ge=0, lt=1)
+    #: What the head sees is divided by its root mean square over the training images, so that one learning rate suits
+    #: all rules: features of random filters are many times as large as learned ones. Not so in the publication.
+    scale_features: bool = True
+    #: GiB. Features of all images are computed once if they fit in, otherwise anew in every epoch of the head.
+    feature_memory: float = Field(6.0, ge=0)
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
@@ -103,6 +117,8 @@ class SoftHebbTraining(Loop):
 
         self.filters = Phase("filters, without labels", filter_epochs, stream(config.feature_batch_size), counted=False)
         self.phases = [self.filters, Phase("linear head", config.epochs, stream(config.batch_size))]
+        #: What reads the images of the head's epochs; set when those begin.
+        self.reader: nn.Module | None = None
         self.optimizer = torch.optim.Adam(self.net.head.parameters(), config.learning_rate)
 
     @property
@@ -112,6 +128,11 @@ class SoftHebbTraining(Loop):
 
     def prepare(self) -> None:
         self.net.eval()
+        if self.phase is not self.filters:
+            if self.reader is None:
+                self._begin_head()
+            halved = sum(self.phase_epoch >= max(1, round(part * self.config.epochs)) for part in self.config.halve_at)
+            self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * 0.5**halved
         for module in self.group if self.phase is self.filters else [self.net.head]:
             module.train()
 
@@ -119,14 +140,42 @@ class SoftHebbTraining(Loop):
         if self.phase is self.filters:
             self._filter_step(x)
             return None, 0
-        with torch.no_grad():
-            features = self.net.features(x)
-        logits = self.net.head(features)
+        assert self.reader is not None
+        logits = self.reader(x)
         loss = F.cross_entropy(logits, y)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.item(), int((logits.argmax(dim=1) == y).sum())
+
+    @torch.no_grad()
+    def _begin_head(self) -> None:
+        """Compute the features, which do not change any more, if there is room, and their scale."""
+        data, config = self.data, self.config
+        shape = next(self._features(data.images[:1])).shape[1:]
+        kept = 4 * shape.numel() * (len(data.images) + len(data.test_images)) <= config.feature_memory * 2**30
+        features, tests = (
+            self._collected(images, shape) if kept else images for images in (data.images, data.test_images)
+        )
+        if config.scale_features:
+            parts = features.split(_CHUNK) if kept else self._features(data.images)
+            squares = sum(float(part.square().sum(dtype=torch.float64)) for part in parts)
+            scale: Any = self.net.head[SCALE]
+            scale.size.fill_(math.sqrt(squares / (len(data.images) * shape.numel())) or 1.0)
+        self.reader, self.test = (self.net.head if kept else self.net), tests
+        self.normal: dict[str, Any] = {} if kept else {"mean": data.mean, "std": data.std}
+        self.phase.batches.show(features, **self.normal)
+
+    def _collected(self, images: Tensor, shape: torch.Size) -> Tensor:
+        features = torch.empty(len(images), *shape, device=self.device)
+        for part, made in zip(features.split(_CHUNK), self._features(images), strict=True):
+            part.copy_(made)
+        return features
+
+    def _features(self, images: Tensor) -> Iterator[Tensor]:
+        """What the head sees of ``images``, part after part."""
+        for part in images.split(_CHUNK):
+            yield self.net.features(normalise(part.to(self.device), self.data.mean, self.data.std))
 
     @torch.no_grad()
     def _filter_step(self, x: Tensor) -> None:
@@ -140,8 +189,8 @@ class SoftHebbTraining(Loop):
     def conclude(self) -> dict[str, Any]:
         if self.phase is self.filters:
             return {}
-        data = self.data
-        test = evaluate(self.net, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+        assert self.reader is not None
+        test = evaluate(self.reader, self.test, self.data.test_labels, **self.normal)
         return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
 
     def write_beginning(self, folder: RunFolder) -> None:
