@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import InputError
+from bionas_fast.data import normalise
 from bionas_fast.nn import HebbianConv2d, PredictiveConv2d
 from bionas_fast.search import SearchConfig
 from bionas_fast.search.darts import Darts
@@ -166,11 +167,11 @@ class TestSoftHebb:
     @pytest.mark.parametrize("memory", [0, 1])
     def test_scale_of_the_features(self, memory):
         data = bf.load_dataset("digits")
-        x = (data.images.double() / 255 - data.mean[0]) / data.std[0]
+        x = normalise(data.images, data.mean, data.std)
         config = bf.SoftHebbConfig(rule="random", epochs=1, feature_memory=memory)
         net = bf.train_softhebb(config).network
         with torch.no_grad():
-            expected = net.features(x.float()).square().mean().sqrt()
+            expected = net.features(x).square().mean().sqrt()
         torch.testing.assert_close(net.head[1].size, expected, rtol=1e-4, atol=0)
         assert expected > 10
         unscaled = bf.train_softhebb(config.with_settings(scale_features=False)).network
