@@ -44,11 +44,13 @@ class Late(BaseException):
 TOKENS = [
     *(bytes([byte]) for byte in b"\0\x7f\xff\xc3\r\t{}[]\"':,-#@~"),
     b": ", b"&a ", b"*a", b"&a [*a]", b"!!", b"? ",
-    b"| ", b"<<: ", b"%YAML 9\n", b"---\n", b"...\n", b"null", b"true", b"NaN", b".nan", b"1e999", b"-1", b"0x", b"1_0",
-    b"1:1:1", b"9" * 30, b"9" * 5000, b"0x" + b"f" * 5000, b"2024-13-99", b"!!int ''", b"!!float x", b"!!bool x",
+    b"| ", b"<<: ", b"%YAML 9.9\n", b"---\n", b"...\n", b"null", b"true", b"NaN", b".nan", b"1e999", b"-1", b"0x",
+    b"1_0", b"1:1:1", b"9" * 30,
+    b"9" * 5000, b"0x" + b"f" * 5000, b"2024-13-99", b"!!int ''", b"!!float x", b"!!bool x",
     b"!!timestamp x", b"!!binary x", b"!!set {a, b}", b"!!omap [1]", b"!!python/object/apply:os.system ['touch MARK']",
     b"!!python/object/new:pathlib.Path [MARK]", b"!!python/name:os.system", b"__import__('os').system('touch MARK')",
-    b"\\ud800", b"\xed\xa0\x80", b"\\u0000", b"[" * 3000, b"(" * 300, b"{1:" * 300, b"-" * 3000, b"<-", b"<-99", b"~0",
+    b"\\ud800", b"\xed\xa0\x80", b"\\u0000", b"[" * 3000, b"(" * 300, b"{1:" * 300, b"-" * 3000,
+    b"<-", b"<-99", b"~0",
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ import killing
 from bionas_fast import InputError, checkpoints
 from bionas_fast.config import UNBINDING
 from bionas_fast.data import datasets
+from bionas_fast.progress import Progress
 from bionas_fast.running import Loop, scalars
 from bionas_fast.running.interrupts import Interrupts
 from bionas_fast.runs import RunFolder
@@ -112,7 +113,7 @@ def expect_same(folder: Path, whole: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.*")}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
 
 
 def finish(runner, words, folder: Path) -> None:
@@ -257,12 +258,13 @@ def advance(loop: Loop, steps: int | None = None) -> None:
     ids=str,
 )
 def test_the_state_is_all_there_is_to_know(kind, settings):
-    """Every method, stopped in the middle of an epoch and at its end."""
+    """Every method, stopped at the end of an epoch and in the middle of the last."""
     settings["epochs"] = 2
     whole = make(kind, **settings)
     advance(whole)
     before = torch.get_rng_state()
-    for steps in (len(whole.phases[0].batches) - 1, len(whole.phases[0].batches)):
+    total = sum(phase.epochs * len(phase.batches) for phase in whole.phases)
+    for steps in (len(whole.phases[0].batches), total - 2):
         first, second = make(kind, **settings), make(kind, **settings)
         advance(first, steps)
         second.load_state_dict(torch.load(_file(checkpoints.pack(first.state_dict())), weights_only=True))
@@ -312,6 +314,22 @@ class TestResuming:
         assert result.genotype == bf.Genotype.load(whole["search"][0] / "genotype.json")
         config = bf.TrainConfig(**SETTINGS["train"])
         assert plain(bf.train(GENOTYPE, config).metrics) == plain(RunFolder(whole["train"][0]).read_metrics())
+
+    def test_progress_hears_where_it_goes_on(self, stopped):
+        heard = []
+
+        class Listener(Progress):
+            def start(self, description, epochs, steps):
+                heard.append(("start", epochs, steps))
+
+            def resume(self, epochs, steps):
+                heard.append(("resume", epochs, steps))
+
+            def step(self, loss=None):
+                heard.append("step")
+
+        bf.search(resume=stopped, progress=Listener())
+        assert heard == [("start", 3, 4), ("resume", 1, 2), *["step"] * 6]
 
     def test_from_the_best_checkpoint(self, stopped, whole):
         shutil.copy(stopped / "best.pt", stopped / "checkpoint.pt")
@@ -561,6 +579,21 @@ class TestTensorBoard:
             if name != "seconds":
                 assert [value for _, value in found] == pytest.approx([row[name] for row in rows], rel=1e-6)
         assert "valid_accuracy" in self.read(folder)
+
+    def test_disk_full(self, stopped, whole, runner, monkeypatch):
+        pytest.importorskip("tensorboard")
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        def full(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        config = SearchConfig(**SETTINGS["search"], tensorboard=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(RecordWriter, "flush", full)
+            patch.setattr(RecordWriter, "close", full)
+            refuse(stopped, r"cannot write .*tensorboard/events.*: No space left on device", tensorboard=True)
+        bf.search(config, resume=stopped)
+        assert [step for step, _ in self.read(stopped)["train_loss"]] == [2, 3]
 
     def test_without_the_package_nothing_is_written(self, tmp_path, monkeypatch):
         monkeypatch.setattr(scalars, "find_spec", lambda name: None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -20,12 +23,14 @@ def expect_tensorboard() -> None:
     """
     if find_spec("tensorboard") is None:
         raise InputError(
-            "tensorboard: the package is not installed: pip install tensorboard, or do without --tensorboard"
+            "tensorboard: the package is not installed; pip install tensorboard, or leave this setting out"
         )
 
 
 class Scalars:
     """Writes a scalar for every number in a row of the metrics, over epochs.
+
+    The file is written here and now: TensorBoard's own writer does so in a thread, whose errors come too late.
 
     Args:
         done: how many rows were written before. Later ones, of epochs that are now repeated, disappear.
@@ -33,28 +38,38 @@ class Scalars:
 
     def __init__(self, folder: RunFolder, done: int) -> None:
         expect_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._path = folder.path / FOLDER
+        self._path = folder.path / FOLDER / f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}"
         try:
-            self._writer = SummaryWriter(str(self._path), purge_step=done + 1 if self._path.is_dir() else None)
+            repeats = self._path.parent.is_dir()
+            self._path.parent.mkdir(exist_ok=True)
+            self._records = RecordWriter(self._path.open("wb"))
         except OSError as error:
             raise self._cannot_write(error) from None
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if repeats:
+            self._write(Event(wall_time=time.time(), step=done + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row, and see that it reaches the file."""
-        try:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(name, value, row["epoch"])
-            self._writer.flush()
-        except OSError as error:
-            raise self._cannot_write(error) from None
+        """Write a row."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._write(Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; whatever could be written has been."""
+        with contextlib.suppress(OSError):
+            self._records.close()
+
+    def _write(self, event: Any) -> None:
         try:
-            self._writer.close()
+            self._records.write(event.SerializeToString())
+            self._records.flush()
         except OSError as error:
             raise self._cannot_write(error) from None
 
