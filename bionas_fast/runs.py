@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -70,9 +71,9 @@ class RunFolder:
             InputError: another process works in it, or it cannot be written.
         """
         self._lock = Held(self.path / LOCK)
-        for path in self.path.iterdir():
-            if is_draft(path):
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for path in filter(is_draft, list(self.path.iterdir())):
+                path.unlink()
         return self
 
     def close(self) -> None:

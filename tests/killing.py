@@ -20,7 +20,7 @@ from typing import Any
 
 #: A data set made for this: so small that an epoch takes a fraction of a second.
 DATASET = "specks"
-#: What children write in place of the report.
+#: What is written in place of the report.
 REPORT = "<svg/>"
 
 
@@ -191,17 +191,22 @@ def specks(data_dir: Path | None, *, download: bool, seed: int) -> Any:
     return Dataset.from_tensors(DATASET, (images[:64], labels[:64]), (images[64:], labels[64:]))
 
 
+def write_report(path: Path, **_: Any) -> None:
+    """In place of the drawings, which would take longer than the search and have tests of their own."""
+    from bionas_fast.files import write_atomic
+
+    write_atomic(path, REPORT)
+
+
 def _serve() -> None:
     import torch
 
     from bionas_fast import report
     from bionas_fast.data import register_dataset
-    from bionas_fast.files import write_atomic
 
     torch.set_num_threads(1)
     register_dataset(DATASET)(specks)
-    # The drawings would take longer than the search, and have tests of their own.
-    report.write_report = lambda path, **_: write_atomic(path, REPORT)
+    report.write_report = write_report
     for line in sys.stdin:
         print(json.dumps(_fork(json.loads(line))), flush=True)
 

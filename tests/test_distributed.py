@@ -19,7 +19,7 @@ from bionas_fast.search import search
 
 
 def launch(*words, timeout=300):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", *map(str, words)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 

@@ -119,11 +119,12 @@ def keep(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
     complete = loop.finished
     further = f"go on with: {_resume_command(loop.kind, folder)}" if folder else "the first process says how to go on"
     try:
-        if not complete:
-            with Interrupts() as interrupts, loop.own_randomness(), _Keeper(loop, folder, interrupts) as keeper:
-                _run(loop, progress, keeper.after_step, keeper.after_epoch)
-        if folder is not None and not (complete and (folder.path / REPORT).is_file()):
-            loop.write_report(folder)
+        with Interrupts() as interrupts:
+            if not complete:
+                with loop.own_randomness(), _Keeper(loop, folder, interrupts) as keeper:
+                    _run(loop, progress, keeper.after_step, keeper.after_epoch)
+            if folder is not None and not (complete and (folder.path / REPORT).is_file()):
+                loop.write_report(folder)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {further}") from None
     except distributed.Deserted as error:

@@ -19,6 +19,9 @@ from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs import RunFolder
 
+#: What a row of the metrics may hold.
+_PLAIN = (int, float, str, bool, type(None))
+
 
 @dataclass(frozen=True, eq=False)
 class Phase:
@@ -255,7 +258,7 @@ class Loop:
             raise InputError(f"metrics: expected {expected} rows")
         names = ("train_loss", "train_accuracy", "learning_rate", "seconds", *self.figures)
         for number, row in enumerate(rows, start=1):
-            plain = isinstance(row, dict) and all(type(v) in (int, float, str) for v in (*row, *row.values()))
+            plain = isinstance(row, dict) and all(type(v) in _PLAIN for v in (*row, *row.values()))
             if not plain or row.get("epoch") != number or not all(type(row.get(name)) is float for name in names):
                 raise InputError(f"metrics: row {number} is damaged")
         return rows
