@@ -7,6 +7,7 @@ but for rounding. The first process alone writes.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -57,21 +58,26 @@ def joined() -> Iterator[None]:
     Raises:
         Deserted: another one has ended.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or active():
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or batch_norm.shared():
         yield
         return
+    if not dist.is_initialized():  # once in the life of a process
+        _initialise()
+    batch_norm.share(_sum_in_place, dist.get_world_size())
+    try:
+        yield
+    finally:
+        batch_norm.share(None, 1)
+
+
+def _initialise() -> None:
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         backend = "cpu:gloo,cuda:nccl"
     with _together():
         dist.init_process_group(backend, timeout=PATIENCE)
-    batch_norm.share(_sum_in_place, dist.get_world_size())
-    try:
-        yield
-    finally:
-        batch_norm.share(None, 1)
-        dist.destroy_process_group()
+    atexit.register(dist.destroy_process_group)
 
 
 def part(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
