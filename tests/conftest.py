@@ -13,6 +13,8 @@ import torch
 
 from oracles.data import FOLDER
 
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # pytest may have imported torch before
+
 
 def pytest_report_header() -> str:
     topics = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -66,7 +66,9 @@ def test_a_dead_process_ends_the_other_with_a_checkpoint(tmp_path):
     assert '__main__.py", line' not in ended.stderr
     # What was saved before is whole, and one process ends the search as one that was never stopped.
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert (state["epoch"], state["tally"]["steps"]) == (1, 1)
+    # The last step before the end is saved, unless its messages did not get through any more.
+    assert state["epoch"] == 1
+    assert state["tally"]["steps"] in (0, 1)
     whole = search(distributed_worker.BASE, out=tmp_path / "whole")
     with pytest.warns(match="may differ"):
         resumed = search(resume=folder)
