@@ -1,0 +1,63 @@
+"""Compare the search methods at equal budget: ``python benchmarks/compare_methods.py --dataset digits``.
+
+Every method searches with the same settings, seed by seed, and what it finds is trained alike. Printed is a table in
+Markdown: mean and range over the seeds of the test accuracy, and the median time of a search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import bionas_fast as bf
+from bionas_fast.data import load_dataset, split
+
+METHODS = ("darts", "darts2", "eg", "random", "evolution")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--images", type=int, help="only so many training images, of each class alike")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4, help="of a search")
+    parser.add_argument("--train-epochs", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = given.dataset if given.images is None else _part(given, Path(folder))
+        print("| method | test accuracy %, mean (range) | a search, s |\n|---|---|---|", flush=True)
+        for method in given.methods.split(","):
+            accuracies, seconds = [], []
+            for seed in range(given.seeds):
+                config = bf.SearchConfig(
+                    dataset=dataset, data_dir=given.data_dir, method=method, epochs=given.epochs, seed=seed
+                )
+                found = bf.search(config, out=Path(folder) / f"{method}-{seed}")
+                seconds.append(sum(row["seconds"] for row in found.metrics))
+                training = bf.TrainConfig(
+                    dataset=dataset, data_dir=given.data_dir, epochs=given.train_epochs, seed=seed
+                )
+                accuracies.append(bf.train(found.genotype, training).test_accuracy)
+            mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
+            print(f"| `{method}` | {mean:.2f} ({low:.2f}–{high:.2f}) | {statistics.median(seconds):.0f} |", flush=True)
+
+
+def _part(given: argparse.Namespace, folder: Path) -> str:
+    data = load_dataset(given.dataset, given.data_dir)
+    (images, labels), _ = split(data.images, data.labels, given.images / len(data.labels), seed=0)
+    arrays = {"x_train": images, "y_train": labels, "x_test": data.test_images, "y_test": data.test_labels}
+    np.savez(folder / "part.npz", **{name: value.numpy() for name, value in arrays.items()})
+    return f"npz:{folder / 'part.npz'}"
+
+
+if __name__ == "__main__":
+    main()
