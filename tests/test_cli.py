@@ -153,3 +153,32 @@ def test_bad_yaml(tmp_path):
     done = run("search", "--config", tmp_path / "bad.yaml")
     assert done.returncode == 2
     assert "bad.yaml, line" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["darts2", "eg", "random", "evolution"])
+def test_every_method_from_the_command_line(method, tmp_path):
+    words = ["search", "--method", method, "--epochs", "1", "--channels", "1", "--cells", "1", "--rules", "usf"]
+    words += ["--ops", "skip_connect,max_pool_3x3", "--set", "train_fraction=0.1", "--out", tmp_path / "run"]
+    if method not in ("darts2",):
+        words += ["--set", "population=4", "--set", "generations=1"]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["method"], config["train_fraction"]) == (method, 0.1)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("beta_decay", "expected NAME=VALUE"),
+        ("beta_decay=[", "is no value"),
+        ("beta_decay=high", "beta_decay: input should be a valid number"),
+        ("betadecay=1", "unknown setting 'betadecay'; did you mean 'beta_decay'"),
+    ],
+)
+def test_settings_that_cannot_be_set(text, message, tmp_path):
+    done = run("search", "--set", text, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
