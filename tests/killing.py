@@ -51,7 +51,7 @@ class Runner:
 
         Args:
             signals: ``[(seconds, number), …]``: what is sent to the process, and after how much processor time.
-            signal_at_step: ``(step, number)``: the process sends itself this within that step, counted from 1.
+            signal_at_step: ``(step, number, …)``: the process sends itself these within that step, counted from 1.
             kill_at_write: the write at which the process kills itself, counted in thirds from 0: half-written, whole
                 but not in place, in place.
             file_limit: the largest file that can be written, in bytes.
@@ -113,7 +113,7 @@ def _used(child: int, started: float) -> float:
 def _run(
     arguments: list[str],
     signals: object = (),
-    signal_at_step: tuple[int, int] | None = None,
+    signal_at_step: tuple[int, ...] | None = None,
     kill_at_write: int | None = None,
     file_limit: int | None = None,
     user: int | None = None,
@@ -138,7 +138,7 @@ def _run(
         os._exit(end.code)
 
 
-def _signal_at_step(last: int, number: int) -> None:
+def _signal_at_step(last: int, *numbers: int) -> None:
     from bionas_fast.running import Loop
 
     done = 0
@@ -148,7 +148,8 @@ def _signal_at_step(last: int, number: int) -> None:
         nonlocal done
         done += 1
         if done == last:
-            os.kill(os.getpid(), number)
+            for number in numbers:
+                os.kill(os.getpid(), number)
         return step(self)
 
     Loop.step = signalling  # type: ignore[method-assign]

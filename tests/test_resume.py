@@ -208,8 +208,7 @@ class TestInterrupted:
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
     def test_two_signals_at_once_do_no_damage(self, runner, begin, whole, tmp_path):
-        signals = [(whole["search"][1] / 4, number) for number in (INTERRUPT, TERMINATE)]
-        end = runner(*begin["search"], "--out", tmp_path / "run", signals=signals)
+        end = runner(*begin["search"], "--out", tmp_path / "run", signal_at_step=(6, INTERRUPT, TERMINATE))
         assert end.code == 130
         assert "Traceback" not in end.stderr
         finish(runner, begin["search"], tmp_path / "run")
@@ -482,8 +481,9 @@ def _truncated(data: bytes) -> bytes:
 
 def _flipped(data: bytes) -> bytes:
     """One bit of a weight: torch.load would not notice."""
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    weight = torch.load(io.BytesIO(data), weights_only=True)["net"]["classifier.weight"]
+    at = data.index(weight.numpy().tobytes())
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 class TestDamaged:
