@@ -15,19 +15,18 @@ from typing import Annotated, Any, TypeVar
 import typer
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 import bionas_fast as bf
-from bionas_fast import backends, distributed, presets, progress, report, rules, runs
+from bionas_fast import backends, distributed, presets, report, rules, runs
 from bionas_fast.config import Config, read_settings, read_yaml
 from bionas_fast.data import dataset_names
-from bionas_fast.errors import BionasWarning, InputError
+from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins, plugin_options, plugins_explained
 from bionas_fast.search import SearchConfig
 from bionas_fast.space import Genotype, operation_names, space_names
-from bionas_fast.train import FOUND, SoftHebbConfig, TrainConfig, TrainResult, compare_rules, train, train_softhebb
+from bionas_fast.terminal import QUIET, Bars, err, out, print_comparison, print_lines, print_trained, show_warning
+from bionas_fast.train import SoftHebbConfig, TrainConfig, compare_rules, train, train_softhebb
 
 app = typer.Typer(
     help=bf.__doc__,
@@ -37,9 +36,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="--debug anywhere shows the traceback of an error.",
 )
-_quiet = not distributed.is_first()
-out, err = Console(quiet=_quiet), Console(stderr=True, quiet=_quiet)
-
 #: What `train` takes in place of a genotype.
 SOFTHEBB = "softhebb"
 
@@ -125,11 +121,11 @@ def search_command(
     typed = _settings("search", preset, config, given)
     settings = SearchConfig(**typed) if resume is None else _resumed(SearchConfig, resume, typed)
     with _interruptible():
-        result = bf.search(settings, out=folder, resume=resume, progress=_Bars())
+        result = bf.search(settings, out=folder, resume=resume, progress=Bars())
     last = result.metrics[-1]
     report.draw_genotype(result.genotype, out)
     out.print()
-    _lines(
+    print_lines(
         {
             "validation accuracy": f"{last['valid_accuracy']:.2f} % (supernet)",
             "time": f"{sum(row['seconds'] for row in result.metrics):.0f} s",
@@ -201,8 +197,8 @@ def train_command(
         chosen = SoftHebbConfig(**_settings("softhebb", preset, config, given | {"rule": rule}))
         folder = folder or runs.new_path(f"softhebb-{chosen.dataset}-{chosen.rule}")
         with _interruptible():
-            learned = train_softhebb(chosen, out=folder, progress=_Bars())
-        _print_trained(learned, {"rule": chosen.rule})
+            learned = train_softhebb(chosen, out=folder, progress=Bars())
+        print_trained(learned, {"rule": chosen.rule})
         return
     genotype, searched = _genotype(source)
     if rule is not None:
@@ -212,12 +208,12 @@ def train_command(
     if compare:
         if folder is not None:
             raise InputError("--compare trains many networks and writes none of them; leave out --out")
-        _print_comparison(compare_rules(genotype, settings, progress=_Bars()))
+        print_comparison(compare_rules(genotype, settings, progress=Bars()))
         return
     folder = folder or runs.new_path(f"train-{settings.dataset}-{genotype.hash}")
     with _interruptible():
-        trained = train(genotype, settings, out=folder, progress=_Bars())
-    _print_trained(trained, {"genotype": genotype.hash})
+        trained = train(genotype, settings, out=folder, progress=Bars())
+    print_trained(trained, {"genotype": genotype.hash})
 
 
 def _resume_training(
@@ -234,16 +230,16 @@ def _resume_training(
             raise InputError(f"{run} trains {SOFTHEBB}, not {source}")
         typed = _settings("softhebb", preset, config, {**given, "rule": rule})
         with _interruptible():
-            learned = train_softhebb(_resumed(SoftHebbConfig, run, typed), out=folder, resume=run, progress=_Bars())
-        _print_trained(learned, {"rule": str(read_settings(run / runs.CONFIG)["rule"])})
+            learned = train_softhebb(_resumed(SoftHebbConfig, run, typed), out=folder, resume=run, progress=Bars())
+        print_trained(learned, {"rule": str(read_settings(run / runs.CONFIG)["rule"])})
         return
     genotype = None if source is None else _genotype(source)[0]
     if rule is not None:
         genotype = (genotype or _genotype(str(run))[0]).with_rule(rule)
     settings = _resumed(TrainConfig, run, _settings("train", preset, config, given))
     with _interruptible():
-        trained = train(genotype, settings, out=folder, resume=run, progress=_Bars())
-    _print_trained(trained, {"genotype": trained.network.genotype.hash})
+        trained = train(genotype, settings, out=folder, resume=run, progress=Bars())
+    print_trained(trained, {"genotype": trained.network.genotype.hash})
 
 
 @app.command("show")
@@ -292,7 +288,7 @@ def doctor_command(
         ops = [{"op": c.op, "device": c.device, "backend": c.backend, "reasons": dict(c.reasons)} for c in choices]
         print(json.dumps({"machine": runs.machine(), **known, "ops": ops}, indent=2))
         return
-    _lines(runs.machine())
+    print_lines(runs.machine())
     out.print()
     table = Table("op", "device", "runs on", "why nothing else", box=None, header_style="bold")
     for choice in choices:
@@ -300,53 +296,9 @@ def doctor_command(
         table.add_row(choice.op, choice.device, choice.backend, reasons)
     out.print(table)
     out.print()
-    _lines({name: rules.get(name).summary for name in rules.names()})
+    print_lines({name: rules.get(name).summary for name in rules.names()})
     out.print()
-    _lines({kind: ", ".join(names) for kind, names in known.items() if kind != "rules"})
-
-
-class _Bars(progress.Progress):
-    """Two bars on stderr: epochs, and the steps of this epoch with their rate."""
-
-    def start(self, description: str, epochs: int, steps: int) -> None:
-        self._steps = steps
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=err,
-        )
-        self._all = self._bars.add_task(description, total=epochs * steps, note="", rate="")
-        self._epochs, self._done = epochs, 0
-        self._bars.start()
-
-    def resume(self, epochs: int, steps: int) -> None:
-        self._done = epochs
-        self._bars.reset(self._all, completed=epochs * self._steps + steps, note="", rate="")
-
-    def step(self, loss: float | None = None) -> None:
-        self._bars.advance(self._all)
-        speed = self._bars.tasks[0].speed
-        rate = "" if not speed else f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.2f} s/step"
-        note = "" if loss is None else f"epoch {self._done + 1}/{self._epochs}  loss {loss:.3f}"
-        self._bars.update(self._all, rate=rate, note=note)
-
-    def epoch(self, row: Mapping[str, float]) -> None:
-        self._done += 1
-        name = next((n for n in ("valid_accuracy", "test_accuracy") if n in row), None)
-        accuracy = f"   {name.partition('_')[0]} {row[name]:.2f} %" if name else ""
-        self._bars.console.print(
-            f"epoch {row['epoch']:>3}   train {row['train_accuracy']:.2f} %{accuracy}   {row['seconds']:.1f} s",
-            highlight=False,
-        )
-
-    def finish(self) -> None:
-        self._bars.stop()
+    print_lines({kind: ", ".join(names) for kind, names in known.items() if kind != "rules"})
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:
@@ -398,39 +350,12 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
-    # Weights that learn without a gradient are buffers, but weights.
-    plastic = (own for name, own in result.network.named_buffers() if name.endswith("plasticity"))
-    weights = (*result.network.parameters(), *plastic)
-    _lines(
-        {
-            **head,
-            "parameters": f"{sum(p.numel() for p in weights):,}",
-            "test accuracy": f"{result.test_accuracy:.2f} %",
-            "run folder": str(result.run_dir),
-        }
-    )
-
-
-def _print_comparison(accuracies: Mapping[str, float]) -> None:
-    table = Table("rules", "test accuracy %", box=None, header_style="bold")
-    for name, accuracy in accuracies.items():
-        table.add_row(name if name == FOUND else f"all {name}", f"{accuracy:.2f}")
-    out.print(table)
-
-
-def _lines(pairs: Mapping[str, str]) -> None:
-    width = max(len(name) for name in pairs)
-    for name, value in pairs.items():
-        out.print(Text.assemble((f"{name:<{width}}  ", "bold"), str(value)), soft_wrap=True)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     try:
         code = app(arguments, prog_name="bionas-fast", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -445,11 +370,6 @@ def main(arguments: list[str] | None = None) -> None:
         if debug or not (say or isinstance(error, InputError)):
             raise
         # What is wrong with the input, the first of several processes says for all.
-        own = Console(stderr=True, quiet=_quiet and not isinstance(error, distributed.Deserted))
+        own = Console(stderr=True, quiet=QUIET and not isinstance(error, distributed.Deserted))
         own.print(f"error: {say() if say else error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-
-
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    if issubclass(category, BionasWarning):
-        err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)

@@ -116,7 +116,7 @@ def mixed_edges(
     Returns:
         As many tensors [N, H_out, W_out, C] as edges.
     """
-    chosen = _backend(x, weights, backend)
+    chosen = chosen_backend(x, weights, backend)
     precise = x.to(weights.dtype)
     into = [tensor.to(precise.dtype) for tensor in into]
     kernel = kernels(chosen)
@@ -127,42 +127,7 @@ def mixed_edges(
     return tuple(tensor.to(x.dtype) for tensor in out)
 
 
-def candidate_maps(
-    x: Tensor, weights: Tensor, plan: Plan, statistics: Statistics, backend: str | None = None
-) -> Tensor:
-    """What :func:`mixed_edges` mixes in evaluation, forward only: [separable candidates + terms, N, H', W', C]."""
-    kernel = kernels(_backend(x, weights, backend))
-    channels = x.shape[-1]
-    state = _pad(x.to(weights.dtype).contiguous(), kernel)
-    w = Weights.split(weights, plan, channels)
-    separable = len(plan.separable.kernels)
-    rows = separable + plan.separable.twice
-    means, variances = statistics.widened(state.shape[-1])
-    found: list[Tensor] = []
-
-    def normalised(z: Tensor, rows: slice) -> Tensor:
-        scale = batch_norm.rstd(variances[rows])
-        shift = -means[rows] * scale
-        scale, shift = (value.to(z.dtype)[:, None, None, None, :channels] for value in (scale, shift))
-        return torch.addcmul(shift, z[..., :channels], scale)
-
-    if separable:
-        none = state.new_zeros(separable, dtype=torch.float64)
-        _, z, *_ = kernel.edges_forward(
-            state, w.separable, *_geometry(plan), plan.edges, none, means[:rows], variances[:rows], ()
-        )
-        found.append(normalised(z, slice(plan.separable.twice, rows)))
-    maps, _ = _maps(state[..., :channels], state, w, plan, kernel) if plan.terms else ([], [])
-    stacks = maps[: len(maps) - plan.identity]
-    if stacks:
-        found.append(normalised(torch.cat(stacks), slice(rows, None)))
-    if plan.identity:
-        found.append(state[None, ..., :channels])
-    order = [*range(separable), *(separable + term.map for term in plan.terms)]
-    return torch.cat(found)[order].to(x.dtype)
-
-
-def _backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
+def chosen_backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
     """Sums over whole batches are taken in the weights' precision: under autocast that is float32."""
     chosen = backends.choose("mixed_edges", x.device.type, backend)
     if weights.dtype != torch.float32 or (chosen == "triton" and torch._C._len_torch_dispatch_stack()):
@@ -197,7 +162,7 @@ class _MixedEdges(torch.autograd.Function):
         *into: Tensor,
     ) -> tuple[Tensor, ...]:
         channels = x.shape[-1]
-        state = _pad(x.contiguous(), kernel)
+        state = pad_channels(x.contiguous(), kernel)
         w = Weights.split(weights, plan, channels)
         separable = len(plan.separable.kernels)
         rows = separable + plan.separable.twice
@@ -206,13 +171,13 @@ class _MixedEdges(torch.autograd.Function):
         if not training:
             means, variances = statistics.widened(state.shape[-1])
         found: list[tuple[Tensor, Tensor]] = []
-        out: Sequence[Tensor] = [_pad(tensor.contiguous(), kernel) for tensor in into]
+        out: Sequence[Tensor] = [pad_channels(tensor.contiguous(), kernel) for tensor in into]
         z = mean = var = None
         if separable:
             out, z, mean, var = kernel.edges_forward(
                 state,
                 w.separable,
-                *_geometry(plan),
+                *geometry(plan),
                 plan.edges,
                 factors[:separable],
                 None if means is None else means[:rows],
@@ -223,7 +188,7 @@ class _MixedEdges(torch.autograd.Function):
         maps: list[Tensor] = []
         index = edges = normal = None
         if plan.terms:
-            maps, totals = _maps(x, state, w, plan, kernel)
+            maps, totals = term_maps(x, state, w, plan, kernel)
             if totals:
                 positions = maps[0][0].numel() // state.shape[-1]
                 if means is None or variances is None:
@@ -251,7 +216,7 @@ class _MixedEdges(torch.autograd.Function):
         want_x, _, want_weights, *_ = ctx.needs_input_grad
         separable = len(plan.separable.kernels)
         passed = grads if given else ()
-        grads = tuple(_pad(grad.contiguous(), kernel) for grad in grads)
+        grads = tuple(pad_channels(grad.contiguous(), kernel) for grad in grads)
         feedback = identity_feedback = None
         if want_x or want_weights:
             flat, identity_feedback = make_feedback()
@@ -271,7 +236,7 @@ class _MixedEdges(torch.autograd.Function):
                 state,
                 w.separable,
                 feedback.separable if feedback else [],
-                *_geometry(plan),
+                *geometry(plan),
                 factors[:separable],
                 want_weights,
             )
@@ -296,22 +261,23 @@ class _MixedEdges(torch.autograd.Function):
         return (grad_x, torch.cat(grad_mixing).to(mixing.dtype), grad_weights, *[None] * 5, *passed)
 
 
-def _geometry(plan: Plan) -> tuple[Any, ...]:
+def geometry(plan: Plan) -> tuple[Any, ...]:
+    """Kernels, dilations, stride and edges of the separable candidates."""
     kernels, dilations, edges, _ = plan.separable
     return kernels, dilations, plan.stride, edges
 
 
-def _pad(x: Tensor, kernel: Kernels) -> Tensor:
+def pad_channels(x: Tensor, kernel: Kernels) -> Tensor:
     """With zeros for more channels, as the kernels take them."""
     missing = -x.shape[-1] % kernel.multiple
     return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
-def _maps(x: Tensor, state: Tensor, w: Weights, plan: Plan, kernel: Kernels) -> tuple[list[Tensor], list[Tensor]]:
+def term_maps(x: Tensor, state: Tensor, w: Weights, plan: Plan, kernel: Kernels) -> tuple[list[Tensor], list[Tensor]]:
     """The stacks of maps that the terms read; Σ z and Σ z² of those that are normalised, or nothing."""
     maps, sums = [], []
     if plan.reductions:
-        z = _pad(factorized_reduce.forward(x, w.reduce1, w.reduce2), kernel)
+        z = pad_channels(factorized_reduce.forward(x, w.reduce1, w.reduce2), kernel)
         every = range(plan.reductions)
         maps.append(z)
         sums.append(kernel.mixed_backward([z], every, every, z.unbind()))  # Σ z and Σ z · z
@@ -397,7 +363,7 @@ class _Others:
             (feedback.reduce1, feedback.reduce2),
             weights,
         )
-        return _pad(grad_x, self.kernel), *grads
+        return pad_channels(grad_x, self.kernel), *grads
 
     def pools(self) -> Tensor:
         """The error at the state."""
@@ -413,7 +379,7 @@ def _total(down: Sequence[Tensor], kernel: Kernels, grads: Sequence[Tensor], sca
     weight = like.new_ones(len(down) + len(grads), like.shape[-1])
     if grads:
         assert scale is not None
-        weight[len(down) :] = _pad(scale.to(like.dtype), kernel)
+        weight[len(down) :] = pad_channels(scale.to(like.dtype), kernel)
     index = range(len(weight))
     zero = like.new_zeros(1, like.shape[-1])
     (total,) = kernel.mixed_forward(

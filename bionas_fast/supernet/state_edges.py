@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bionas_fast.ops.candidate_maps import candidate_maps
 from bionas_fast.ops.edge_plan import POOLS, Plan, Separable, Term
-from bionas_fast.ops.mixed_edges import Statistics, candidate_maps, mixed_edges
+from bionas_fast.ops.mixed_edges import Statistics, mixed_edges
 from bionas_fast.space.operations import FactorizedReduce, SeparableStage, Skip, Zero
 from bionas_fast.supernet.bank import Bank
 from bionas_fast.supernet.modular import MixedOp
