@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast.data import load_dataset, split
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir")
     parser.add_argument("--images", type=int, help="only so many training images, of each class alike")
+    parser.add_argument("--shrink", type=int, default=1, help="with --images: average so many pixels in each direction")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="of a search")
@@ -54,9 +56,16 @@ def main() -> None:
 def _part(given: argparse.Namespace, folder: Path) -> str:
     data = load_dataset(given.dataset, given.data_dir)
     (images, labels), _ = split(data.images, data.labels, given.images / len(data.labels), seed=0)
-    arrays = {"x_train": images, "y_train": labels, "x_test": data.test_images, "y_test": data.test_labels}
+    small, tests = (_shrunk(own, given.shrink) for own in (images, data.test_images))
+    arrays = {"x_train": small, "y_train": labels, "x_test": tests, "y_test": data.test_labels}
     np.savez(folder / "part.npz", **{name: value.numpy() for name, value in arrays.items()})
     return f"npz:{folder / 'part.npz'}"
+
+
+def _shrunk(images: torch.Tensor, factor: int) -> torch.Tensor:
+    if factor == 1:
+        return images
+    return F.avg_pool2d(images.float(), factor).round().to(images.dtype)
 
 
 if __name__ == "__main__":
