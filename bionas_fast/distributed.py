@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -43,7 +43,12 @@ def size() -> int:
 
 def rank() -> int:
     """The number of this process, from 0; also before it has joined."""
-    return dist.get_rank() if active() else int(os.environ.get("RANK", 0))
+    return dist.get_rank() if active() else int(os.environ.get("RANK", 0)) if _started() > 1 else 0
+
+
+def _started() -> int:
+    """How many processes ``torchrun`` says that it has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first() -> bool:
@@ -58,7 +63,7 @@ def joined() -> Iterator[None]:
     Raises:
         Deserted: another one has ended.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or batch_norm.shared():
+    if _started() < 2 or batch_norm.shared():
         yield
         return
     if not dist.is_initialized():  # once in the life of a process
@@ -72,8 +77,9 @@ def joined() -> Iterator[None]:
 
 def _initialise() -> None:
     backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    place = int(os.environ.get("LOCAL_RANK", 0))
+    if place < torch.cuda.device_count():
+        torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"
     with _together():
         dist.init_process_group(backend, timeout=PATIENCE)
@@ -88,9 +94,26 @@ def part(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not active():
         return x, y
-    if len(y) % size():
-        raise InputError(f"a batch of {len(y)} images cannot be shared out evenly among {size()} processes")
+    expect_shares(len(y))
     return x[rank() :: size()], y[rank() :: size()]
+
+
+def expect_shares(*batch_sizes: int) -> None:
+    """Raise InputError unless batches of these sizes can be shared out evenly."""
+    for batch_size in batch_sizes:
+        if batch_size % size():
+            raise InputError(f"a batch of {batch_size} images cannot be shared out evenly among {size()} processes")
+
+
+def part_of_draw(draw: Callable[[int], Tensor], count: int) -> Tensor:
+    """Random numbers for the ``count`` images of this process, out of those that are drawn for all of a batch."""
+    return draw(count * size())[rank() :: size()] if active() else draw(count)
+
+
+def alone(what: str) -> None:
+    """Raise InputError if ``torchrun`` has started several processes."""
+    if _started() > 1:
+        raise InputError(f"{what} in one process only; leave out torchrun")
 
 
 def average(tensors: Iterable[Tensor | None]) -> None:
@@ -161,6 +184,6 @@ def _sum_in_place(tensor: Tensor) -> None:
 def _together() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, dist.DistError) as error:
+    except (RuntimeError, ValueError, dist.DistError) as error:
         reason = str(error).partition("\n")[0]
         raise Deserted(f"another process of this run has ended or cannot be reached ({reason:.120})") from error

@@ -15,7 +15,9 @@ import distributed_worker
 from bionas_fast import distributed
 from bionas_fast.errors import InputError
 from bionas_fast.nn.batch_norm import SharedBatchNorm2d
-from bionas_fast.search import search
+from bionas_fast.progress import Progress
+from bionas_fast.running import keep
+from bionas_fast.search import Search, search
 
 
 def launch(*words, timeout=300):
@@ -170,6 +172,14 @@ def test_mixed_precision(amp, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
     state = torch.load(tmp_path / amp / "checkpoint.pt", weights_only=True)
     assert all(value.dtype == torch.float32 for value in state["net"].values() if value.is_floating_point())
+
+
+def test_losses_that_no_scale_helps_end_the_search(tmp_path):
+    config = distributed_worker.BASE.with_settings(cells=1, epochs=30, amp="fp16")
+    broken = Search(config)
+    broken.net.classifier.weight.data.fill_(float("inf"))
+    with pytest.raises(InputError, match=r"is not finite in epoch \d+, however losses are scaled"):
+        keep(broken, None, Progress())
 
 
 def test_unknown_precision():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -256,6 +257,25 @@ def test_second_order_gradient(case, engine):
         moved = to_published(net.alphas[kind].detach(), primitives) - arrays[f"alphas_{kind}"]
         expected = arrays[f"alphas_{kind}_after_adam"] - arrays[f"alphas_{kind}"]
         torch.testing.assert_close(moved.float(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"rules": ("brsf",)}, {"rules": ("bp",), "sampling": "gdas"}], ids=str)
+def test_second_order_is_a_derivative_where_numbers_are_drawn(settings, monkeypatch):
+    """The passes of the finite difference draw the same: half as far apart, they give the same slope."""
+    config = TINY.with_settings(
+        method="darts2", space="bionas", operations=("sep_conv_3x3", "max_pool_3x3"), **settings
+    )
+    search = Search(config)
+    search.net.double().train()
+    strategy = search.strategy
+    train, valid = (((x.double(), y)) for x, y in (next(search.train), next(search.valid)))
+    state, corrections = strategy.generator.get_state(), []
+    for radius in (1e-2, 5e-3):
+        monkeypatch.setattr(sys.modules[SecondOrderDarts.__module__], "RADIUS", radius)
+        strategy.generator.set_state(state)
+        found = strategy.gradients(train, valid)
+        corrections.append(torch.cat([grad.flatten() for grad in found if grad is not None]))
+    assert (corrections[0] - corrections[1]).norm() < 0.2 * corrections[0].norm()
 
 
 def _stacked(net, arguments):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bionas_fast import distributed
 from bionas_fast.errors import InputError
 from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
 from bionas_fast.space import Genotype
@@ -56,7 +57,7 @@ def _drop(x: Tensor, chance: float) -> Tensor:
     """Drop-path (Larsson et al. 2017): zero whole images of an edge, scale up the rest."""
     if not chance:
         return x
-    kept = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - chance)
+    kept = distributed.part_of_draw(lambda count: x.new_empty(count, 1, 1, 1).bernoulli_(1 - chance), x.shape[0])
     return x * kept / (1 - chance)
 
 

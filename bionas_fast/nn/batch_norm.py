@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bionas_fast.errors import InputError
 from bionas_fast.kernels import batch_norm
 
 
@@ -25,17 +26,21 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         count = batch_norm.all_positions(x.numel() // x.shape[1])
         mean = sums[0] / count
         var = (sums[1] / count - mean.square()).clamp(min=0)
-        with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None
-            assert self.num_batches_tracked is not None and self.momentum is not None
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((var * count / max(count - 1, 1)).to(self.running_var), self.momentum)
-            self.num_batches_tracked += 1
+        self._move_on(mean.detach(), var.detach() * count / max(count - 1, 1))
         scale = (var + self.eps).rsqrt()
-        scale, shift = scale, -mean * scale
+        shift = -mean * scale
         if self.affine:
             scale, shift = scale * self.weight, shift * self.weight + self.bias
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _move_on(self, mean: Tensor, unbiased: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var), momentum)
 
 
 class _Total(torch.autograd.Function):
@@ -49,7 +54,13 @@ class _Total(torch.autograd.Function):
 
 
 def share_statistics(network: nn.Module) -> None:
-    """Let every ``nn.BatchNorm2d`` of a network take the statistics of all processes that have joined."""
+    """Let every ``nn.BatchNorm2d`` of a network take the statistics of all processes that have joined.
+
+    Raises:
+        InputError: several have, and a layer of the network learns in one process only.
+    """
+    if batch_norm.shared() and any(hasattr(module, "plasticity") for module in network.modules()):
+        raise InputError("Hebbian layers learn in one process only; leave them out, or torchrun")
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm2d

@@ -6,7 +6,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,22 +52,43 @@ def opened(
     if resume is not None:
         if out is not None:
             raise InputError("a resumed run stays in its folder: give either out or resume")
-        folder = RunFolder.open(resume)
-        if not distributed.is_first():
-            yield _resumed(kind, config, folder, make), None
-            return
-        with folder.hold():
-            yield _resumed(kind, config, folder, make), folder
+        held = _by_the_first(lambda: RunFolder.open(resume).hold())
+        with held or nullcontext():
+            yield _resumed(kind, config, held or RunFolder.open(resume), make), held
         return
     loop = make(config or kind.settings(), None)
-    if out is None or not distributed.is_first():
+    if out is None:
         yield loop, None
         return
-    if loop.config.tensorboard:
-        expect_tensorboard()
-    with RunFolder.create(out) as folder:
-        loop.write_beginning(folder)
-        yield loop, folder
+
+    def begin() -> RunFolder:
+        if loop.config.tensorboard:
+            expect_tensorboard()
+        folder = RunFolder.create(out)
+        try:
+            loop.write_beginning(folder)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    begun = _by_the_first(begin)
+    with begun or nullcontext():
+        yield loop, begun
+
+
+def _by_the_first(take: Callable[[], RunFolder]) -> RunFolder | None:
+    """The folder in the first of several processes, None in the others; what it raises, all of them raise."""
+    folder, error = None, None
+    if distributed.is_first():
+        try:
+            folder = take()
+        except InputError as refused:
+            error = refused
+    said = distributed.agreed(None if error is None else str(error))
+    if said is not None:
+        raise error or InputError(said)
+    return folder
 
 
 def _resumed(kind: type[L], given: Config | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], L]) -> L:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,8 +51,9 @@ class Darts(Strategy):
         with frozen_plasticity(self.net):
             grads = self.gradients(distributed.part(x, y), distributed.part(*next(valid)))
         distributed.average(grads)
-        if self.precision.amp == "fp16" and not all(g is None or torch.isfinite(g).all() for g in grads):
-            return  # the scale of the losses falls with the next weight step
+        if not all(g is None or torch.isfinite(g).all() for g in grads):
+            self.precision.overflowed(f"the architecture's gradient is not finite in epoch {self.epoch + 1}")
+            return
         for alpha, grad, decay in zip(alphas, grads, self._beta_decay(alphas), strict=True):
             alpha.grad = grad if decay is None else decay if grad is None else grad + decay
         self.alpha_optimizer.step()
@@ -98,6 +99,7 @@ class Darts(Strategy):
 class SecondOrderDarts(Darts):
     """The validation loss after a weight step on the train batch, by a finite difference (Liu et al. 2019, eq. 6-8).
 
+    The step is taken with the optimiser's momentum and weight decay; Nesterov's correction and clipping are left out.
     Under learning rules other than back-propagation each gradient of a weight in these formulas is what the rule makes
     of it, the one that the weights do follow.
     """
@@ -108,6 +110,7 @@ class SecondOrderDarts(Darts):
         rate, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         with unchanged(self.net):
             start = [w.detach().clone() for w in weights]
+            again = self._draws()
             with frozen(alphas):
                 descent = _averaged(self.precision.gradients(self._loss(*train), weights), weights)
             with torch.no_grad():
@@ -123,6 +126,7 @@ class SecondOrderDarts(Darts):
                 with torch.no_grad():
                     for w, w0, v in zip(weights, start, vector, strict=True):
                         w.copy_(w0 + sign * radius * v)
+                again()
                 with frozen(weights):
                     sides.append(self.precision.gradients(self._loss(*train), alphas))
         return [
@@ -133,6 +137,17 @@ class SecondOrderDarts(Darts):
             else own - rate * (plus - minus) / (2 * radius)
             for own, plus, minus in zip(first, *sides, strict=True)
         ]
+
+    def _draws(self) -> Callable[[], None]:
+        """Returns what lets a pass draw what the next one draws: the sides of a difference must differ in w alone."""
+        buffers, generator = [(own, own.clone()) for own in self.net.buffers()], self.generator.get_state()
+
+        def again() -> None:
+            for own, before in buffers:
+                own.copy_(before)
+            self.generator.set_state(generator)
+
+        return again
 
 
 def _averaged(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

@@ -130,6 +130,7 @@ class Search(Loop):
 
         self.train = stream(x, y, config.seed)
         self.valid = stream(*self.validation, config.seed + 1)
+        distributed.expect_shares(self.train.batch_size, self.valid.batch_size)
         self.phases = [Phase(f"searching {config.dataset}", config.epochs, self.train)]
         self.net: Supernet = build_supernet(
             space,
@@ -144,8 +145,6 @@ class Search(Loop):
             mixture=Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
         ).to(self.device)
         share_statistics(self.net)
-        if distributed.active() and any(hasattr(module, "plasticity") for module in self.net.modules()):
-            raise InputError("Hebbian layers learn in one process only; leave them out (--ops), or torchrun")
         self.precision = Precision(config.amp, self.device)
         self.optimizer = torch.optim.SGD(
             self.net.weight_parameters(),
@@ -210,6 +209,7 @@ class Search(Loop):
             )
         scaler.step(self.optimizer)
         scaler.update()
+        self.precision.expect_scale(f"the weights' gradient is not finite in epoch {self.epoch + 1}")
         loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
         return loss_sum / distributed.size(), int(hits)
 
@@ -220,7 +220,8 @@ class Search(Loop):
             self.net, *self.validation, mean=self.data.mean, std=self.data.std, forward=lambda x: self.net(x, found)
         )
         self._record_alphas()
-        self.limit.judge(self.strategy.genotype())
+        if not self.strategy.warming_up:
+            self.limit.judge(self.strategy.genotype())
         return {
             "valid_loss": valid["loss"],
             "valid_accuracy": valid["accuracy"],
@@ -262,7 +263,8 @@ class Search(Loop):
         folder.write(GENOTYPE, self.genotype.to_json())
 
     def write_report(self, folder: RunFolder) -> None:
-        genotype, last = self.genotype, self.metrics[-1]
+        genotype = self.genotype
+        last = next(row for row in reversed(self.metrics) if row["genotype"] == genotype.hash)
         report.write_report(
             folder.path / REPORT,
             genotype=genotype,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,6 +136,7 @@ class Training(Loop):
             std=data.std,
             device=self.device,
         )
+        distributed.expect_shares(batches.batch_size)
         self.phases = [Phase(f"training {genotype.hash}", config.epochs, batches)]
         self.optimizer = torch.optim.SGD(
             self.net.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
@@ -154,10 +154,10 @@ class Training(Loop):
         self.optimizer.zero_grad()
         loss.backward()
         distributed.average_gradients(self.net.parameters())
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
-        if not math.isfinite(loss.item()):
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
+        if not torch.isfinite(norm):
             raise InputError(
-                f"the loss is {loss.item()} in epoch {self.epoch + 1}; "
+                f"the loss is {loss.item():.3g} and its gradient not finite in epoch {self.epoch + 1}; "
                 f"a learning rate below {self.config.learning_rate:g} may help"
             )
         self.optimizer.step()

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bionas_fast import distributed
 from bionas_fast.config import Config
 from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
 from bionas_fast.device import resolve_device
@@ -84,6 +85,7 @@ def train_softhebb(
             are no longer finite; a run that cannot be gone on with.
         Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
     """
+    distributed.alone("SoftHebb networks learn")
 
     def make(config: SoftHebbConfig, folder: RunFolder | None) -> SoftHebbTraining:
         return SoftHebbTraining(config)
