@@ -259,23 +259,33 @@ def test_second_order_gradient(case, engine):
         torch.testing.assert_close(moved.float(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"rules": ("brsf",)}, {"rules": ("bp",), "sampling": "gdas"}], ids=str)
-def test_second_order_is_a_derivative_where_numbers_are_drawn(settings, monkeypatch):
-    """The passes of the finite difference draw the same: half as far apart, they give the same slope."""
-    config = TINY.with_settings(
-        method="darts2", space="bionas", operations=("sep_conv_3x3", "max_pool_3x3"), **settings
-    )
-    search = Search(config)
+def second_order(**settings):
+    """A strategy, and a batch each, in float64."""
+    search = Search(TINY.with_settings(method="darts2", **settings))
     search.net.double().train()
-    strategy = search.strategy
-    train, valid = (((x.double(), y)) for x, y in (next(search.train), next(search.valid)))
-    state, corrections = strategy.generator.get_state(), []
+    return search.strategy, *((x.double(), y) for x, y in (next(search.train), next(search.valid)))
+
+
+def test_the_sides_of_the_difference_redraw_alike(monkeypatch):
+    """Half as far apart, they give the same slope, but for kinks (a tenth); what two draws differ by would double."""
+    strategy, train, valid = second_order(channels=4, rules=("brsf",), operations=("sep_conv_3x3", "skip_connect"))
+    corrections = []
     for radius in (1e-2, 5e-3):
         monkeypatch.setattr(sys.modules[SecondOrderDarts.__module__], "RADIUS", radius)
-        strategy.generator.set_state(state)
         found = strategy.gradients(train, valid)
         corrections.append(torch.cat([grad.flatten() for grad in found if grad is not None]))
     assert (corrections[0] - corrections[1]).norm() < 0.2 * corrections[0].norm()
+
+
+def test_the_sides_of_the_difference_sample_alike():
+    """Train loss, validation loss, and the two sides draw an architecture each: the same but for the second."""
+    strategy, train, valid = second_order(sampling="gdas")
+    drawn, sampled = [], strategy._sampled
+    strategy._sampled = lambda logits: drawn.append(sampled(logits)) or drawn[-1]
+    strategy.gradients(train, valid)
+    first, second, plus, minus = (torch.cat(drawn[i : i + 2]).round() for i in (0, 2, 4, 6))
+    assert torch.equal(first, plus) and torch.equal(first, minus)
+    assert not torch.equal(first, second)
 
 
 def _stacked(net, arguments):
