@@ -6,6 +6,7 @@ and answers each with how the child ended.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -55,7 +56,7 @@ class Runner:
             kill_at_write: the write at which the process kills itself, counted in thirds from 0: half-written, whole
                 but not in place, in place.
             file_limit: the largest file that can be written, in bytes.
-            user: the process gives up its rights and becomes this user.
+            ordinary: the process gives up the privileges of root, which may read and write everywhere.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"arguments": [str(a) for a in arguments], **how}) + "\n")
@@ -116,7 +117,7 @@ def _run(
     signal_at_step: tuple[int, ...] | None = None,
     kill_at_write: int | None = None,
     file_limit: int | None = None,
-    user: int | None = None,
+    ordinary: bool = False,
 ) -> None:
     import resource
 
@@ -128,14 +129,22 @@ def _run(
         _die_at_write(kill_at_write)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    if user is not None:
-        os.setuid(user)
+    if ordinary and os.getuid() == 0:
+        _without_capabilities()
     try:
         cli.main(arguments)
     except SystemExit as end:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code)
+
+
+def _without_capabilities() -> None:
+    """Still root, and the owner of its files, but bound by their permissions (capset(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if libc.capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset failed")
 
 
 def _signal_at_step(last: int, *numbers: int) -> None:

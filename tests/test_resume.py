@@ -452,14 +452,13 @@ class TestWriting:
         expect_same(stopped, whole["search"][0])
 
     def test_a_folder_that_cannot_be_written(self, stopped, runner):
-        user = 65534 if os.getuid() == 0 else None  # nobody: root may write everywhere
         with tempfile.TemporaryDirectory() as parent:
             run = Path(parent) / "run"
             shutil.copytree(stopped, run)
             for folder in (run, Path(parent)):
                 folder.chmod(0o555)
             for words in (["--resume", run], ["--dataset", killing.DATASET, "--out", Path(parent) / "new"]):
-                end = runner("search", *words, user=user)
+                end = runner("search", *words, ordinary=True)
                 assert (end.code, end.stderr.count("\n")) == (2, 1), end.stderr
                 assert "cannot write to" in end.stderr
             assert contents(run) == contents(stopped)
@@ -469,7 +468,7 @@ class TestWriting:
     def test_a_folder_that_cannot_be_read(self, stopped, runner):
         stopped.parent.chmod(0)
         try:
-            end = runner("search", "--resume", stopped, user=65534 if os.getuid() == 0 else None)
+            end = runner("search", "--resume", stopped, ordinary=True)
         finally:
             stopped.parent.chmod(0o700)
         assert (end.code, end.stderr) == (2, f"error: no run folder {stopped}\n")
