@@ -208,6 +208,7 @@ def test_skip_limit_ends_the_search(tmp_path):
     assert len(kept) == len(search.metrics) < 4
     assert search.genotype == kept[-2]
     assert search.genotype.to_json() == (tmp_path / "genotype.json").read_text()
+    assert f"{search.metrics[-2]['valid_accuracy']:.2f} %" in (tmp_path / "report.html").read_text()
 
 
 # Second order

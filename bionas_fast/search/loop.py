@@ -264,7 +264,7 @@ class Search(Loop):
 
     def write_report(self, folder: RunFolder) -> None:
         genotype = self.genotype
-        last = next(row for row in reversed(self.metrics) if row["genotype"] == genotype.hash)
+        last = self.metrics[-2 if self.limit.exceeded else -1]  # the epoch that the genotype is of
         report.write_report(
             folder.path / REPORT,
             genotype=genotype,
