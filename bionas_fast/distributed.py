@@ -162,6 +162,27 @@ def agreed(value: T) -> T:
     return box[0]
 
 
+def united(action: Callable[[], T]) -> T:
+    """Do something in every process, and go on only if all of them could.
+
+    Raises:
+        InputError: what the action raised, here or, with the number of the process, elsewhere.
+    """
+    if not active():
+        return action()
+    error, messages = None, [None] * size()
+    try:
+        value = action()
+    except InputError as refused:
+        error = refused
+    with _together():
+        dist.all_gather_object(messages, None if error is None else str(error))
+    for number, message in enumerate(messages):
+        if message is not None:
+            raise error or InputError(f"process {number}: {message}")
+    return value
+
+
 def expect_equal(tensors: Iterable[Tensor], what: str) -> None:
     """Compare with the first process, bit by bit.
 

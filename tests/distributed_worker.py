@@ -53,5 +53,22 @@ def die(folder: Path) -> None:
     main(words)
 
 
+def blind(folder: Path) -> None:
+    """The second process does not find the data."""
+    from bionas_fast import InputError
+    from bionas_fast.cli import main
+    from bionas_fast.search import loop
+
+    load = loop.load_dataset
+
+    def load_dataset(name, *rest, **options):
+        if distributed.rank() == 1:
+            raise InputError(f"{name}: not on this machine")
+        return load(name, *rest, **options)
+
+    loop.load_dataset = load_dataset
+    main(["search", "--out", str(folder / "blind")])
+
+
 if __name__ == "__main__":
-    {"run": run, "die": die}[sys.argv[1]](Path(sys.argv[2]))
+    {"run": run, "die": die, "blind": blind}[sys.argv[1]](Path(sys.argv[2]))

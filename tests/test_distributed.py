@@ -78,6 +78,14 @@ def test_a_dead_process_ends_the_other_with_a_checkpoint(tmp_path):
     assert np.abs(alphas[0] - alphas[1]).max() < 1e-2 * moved
 
 
+def test_what_is_wrong_with_one_process_is_said_once(tmp_path):
+    refused = launch(distributed_worker.__file__, "blind", tmp_path)
+    assert refused.returncode != 0
+    assert refused.stderr.count("error: process 1: digits: not on this machine") == 1
+    assert "another process" not in refused.stderr
+    assert not (tmp_path / "blind").exists()
+
+
 def test_torchrun_of_the_command(tmp_path):
     """Prints once, resumes, and refuses a batch that cannot be shared out, once."""
     words = ["-m", "bionas_fast", "search", "--channels", "1", "--cells", "1", "--epochs", "1", "--set"]
@@ -171,6 +179,23 @@ def test_mixed_precision(amp, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
     state = torch.load(tmp_path / amp / "checkpoint.pt", weights_only=True)
     assert all(value.dtype == torch.float32 for value in state["net"].values() if value.is_floating_point())
+
+
+def test_a_step_that_overflows_is_left_out():
+    """It changes no weight, and the mean loss is that of the others."""
+    loop = Search(distributed_worker.BASE.with_settings(cells=1, amp="fp16", method="random", train_fraction=0.1))
+    with loop.own_randomness():
+        loop.enter_epoch()
+        finite = loop.step()
+        before = {name: value.clone() for name, value in loop.net.named_parameters()}
+        with torch.no_grad():
+            loop.net.classifier.bias.fill_(float("inf"))
+        assert loop.step() is None
+        for name, value in loop.net.named_parameters():
+            assert name == "classifier.bias" or torch.equal(value, before[name])
+    loop._tally.steps = len(loop.phase.batches)
+    row = loop.end_epoch()
+    assert row["train_loss"] == pytest.approx(finite)
 
 
 def test_losses_that_no_scale_helps_end_the_search(tmp_path):

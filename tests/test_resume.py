@@ -250,6 +250,9 @@ def advance(loop: Loop, steps: int | None = None) -> None:
     [
         *(("search", {"method": method}) for method in METHODS),
         ("search", {"engine": "modular", "cutout": 0}),
+        ("search", {"space": "nb201", "operations": ("nor_conv_3x3", "skip_connect")}),
+        ("search", {"method": "eg", "eg_mode": "published"}),
+        ("search", {"partial_channels": 2, "channels": 2, "edge_normalisation": True, "sampling": "gdas"}),
         ("search", {"space": "bionas-hl-pc", "operations": ("hebbian_conv_3x3", "predictive_conv_3x3")}),
         ("search", {"rules": ("fa", "frsf"), "operations": ("sep_conv_3x3", "max_pool_3x3"), "fixed": {"stem": "dfa"}}),
         ("train", {"auxiliary_weight": 0.4}),

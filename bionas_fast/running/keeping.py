@@ -54,9 +54,9 @@ def opened(
             raise InputError("a resumed run stays in its folder: give either out or resume")
         held = _by_the_first(lambda: RunFolder.open(resume).hold())
         with held or nullcontext():
-            yield _resumed(kind, config, held or RunFolder.open(resume), make), held
+            yield distributed.united(lambda: _resumed(kind, config, held or RunFolder.open(resume), make)), held
         return
-    loop = make(config or kind.settings(), None)
+    loop = distributed.united(lambda: make(config or kind.settings(), None))
     if out is None:
         yield loop, None
         return
@@ -79,16 +79,7 @@ def opened(
 
 def _by_the_first(take: Callable[[], RunFolder]) -> RunFolder | None:
     """The folder in the first of several processes, None in the others; what it raises, all of them raise."""
-    folder, error = None, None
-    if distributed.is_first():
-        try:
-            folder = take()
-        except InputError as refused:
-            error = refused
-    said = distributed.agreed(None if error is None else str(error))
-    if said is not None:
-        raise error or InputError(said)
-    return folder
+    return distributed.united(lambda: take() if distributed.is_first() else None)
 
 
 def _resumed(kind: type[L], given: Config | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], L]) -> L:

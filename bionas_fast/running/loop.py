@@ -44,6 +44,7 @@ class Tally:
 
     steps: int = 0
     seen: int = 0
+    measured: int = 0  # images of steps with a loss
     loss: float = 0.0
     correct: int = 0
     seconds: float = 0.0
@@ -157,7 +158,8 @@ class Loop:
         x, y = next(self.phase.batches)
         loss, correct = self.train_step(x, y)
         tally.steps, tally.seen, tally.correct = tally.steps + 1, tally.seen + len(y), tally.correct + correct
-        tally.loss += (loss or 0.0) * len(y)
+        if loss is not None:
+            tally.loss, tally.measured = tally.loss + loss * len(y), tally.measured + len(y)
         tally.seconds += time.perf_counter() - started
         return loss
 
@@ -169,7 +171,7 @@ class Loop:
         if self.phase.counted:
             row = {
                 "epoch": self.phase_epoch + 1,
-                "train_loss": tally.loss / tally.seen,
+                "train_loss": tally.loss / tally.measured if tally.measured else math.nan,
                 "train_accuracy": 100 * tally.correct / tally.seen,
                 **further,
                 "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
@@ -235,10 +237,11 @@ class Loop:
         expect_form({"epoch": state["epoch"], "tally": state["tally"]}, {"epoch": 0, "tally": asdict(Tally())}, "state")
         expect_form(state["net"], self.net.state_dict(), "net")
         self.epoch, self._tally = state["epoch"], Tally(**state["tally"])
-        steps, seen = self._tally.steps, self._tally.seen
+        steps, seen, measured = self._tally.steps, self._tally.seen, self._tally.measured
         if not 0 <= self.epoch <= sum(phase.epochs for phase in self.phases):
             raise InputError(f"epoch: {self.epoch} is out of range")
-        if not 0 <= steps <= (0 if self.finished else len(self.phase.batches)) or (seen > 0) != (steps > 0):
+        possible = 0 <= steps <= (0 if self.finished else len(self.phase.batches))
+        if not possible or (seen > 0) != (steps > 0) or not 0 <= measured <= seen:
             raise InputError(f"tally: {steps} steps over {seen} images are out of range")
         self.metrics = self._checked_metrics(state["metrics"])
         self.net.load_state_dict(state["net"])

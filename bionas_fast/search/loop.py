@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,11 +186,11 @@ class Search(Loop):
         """The architecture that the search would end with now."""
         return self.limit.kept or self.strategy.genotype()
 
-    def train_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+    def train_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float | None, int]:
         self.strategy.before_weight_step(x, y, self.valid)
         return self._weight_step(x, y)
 
-    def _weight_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+    def _weight_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float | None, int]:
         x, y = distributed.part(x, y)
         scaler, weights = self.precision.scaler, list(self.net.weight_parameters())
         with frozen(self.net.alpha_parameters()):
@@ -211,7 +212,8 @@ class Search(Loop):
         scaler.update()
         self.precision.expect_scale(f"the weights' gradient is not finite in epoch {self.epoch + 1}")
         loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
-        return loss_sum / distributed.size(), int(hits)
+        # float16 may overflow on the way up, too; then there was no step and is no loss.
+        return loss_sum / distributed.size() if math.isfinite(loss_sum) else None, int(hits)
 
     def conclude(self) -> dict[str, Any]:
         distributed.expect_equal(self.net.alpha_parameters(), "the architecture parameters")
