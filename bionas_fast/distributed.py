@@ -170,7 +170,8 @@ def united(action: Callable[[], T]) -> T:
     """
     if not active():
         return action()
-    error, messages = None, [None] * size()
+    error: InputError | None = None
+    messages: list[str | None] = [None] * size()
     try:
         value = action()
     except InputError as refused:
