@@ -92,7 +92,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
 # What is installed does not change while a process runs, so a compiled graph may take it for a constant.
 @torch.compiler.assume_constant_result
 def _fastest(op: str, device: str) -> str:
-    return explain(op, device).backend
+    return next((name for name, obstacle in _implementations[op].items() if not obstacle(device)), "reference")
 
 
 @torch.compiler.assume_constant_result
@@ -109,7 +109,7 @@ def explain(op: str, device: str) -> Choice:
             reason = implemented[name](device) if name in implemented else "not implemented for this op"
             if reason:
                 reasons[name] = reason
-    return Choice(op, device, next((name for name in implemented if name not in reasons), "reference"), reasons)
+    return Choice(op, device, _fastest(op, device), reasons)
 
 
 def op_names() -> tuple[str, ...]:

@@ -53,13 +53,17 @@ def load() -> bool:
 
 def status() -> Status:
     """What :func:`load` came to; loads if nobody has yet."""
-    with _lock:
-        path, reason = _load_cpu()
+    path, reason = _loaded()
     if path is None:
         return Status(False, reason, "", None)
     import torch
 
     return Status(True, "", torch.ops.bionas_fast_native.isa(), path)
+
+
+def _loaded() -> tuple[Path | None, str]:
+    with _lock:
+        return _load_cpu()
 
 
 def cuda_status() -> Status:
@@ -71,7 +75,7 @@ def cuda_status() -> Status:
 
 def obstacle(device: str) -> str:
     """Why the compiled kernels cannot run on this device type; empty if they can."""
-    return "runs on the CPU only" if device != "cpu" else status().reason
+    return "runs on the CPU only" if device != "cpu" else _loaded()[1]
 
 
 def obstacle_with_cuda(device: str) -> str:

@@ -71,11 +71,6 @@ def _layout(tensor):
     return torch.contiguous_format if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last) else last
 
 
-def _differentiated(input, weight):
-    # A gradient comes in the layout of its tensor, whichever backend makes it.
-    return input, weight, weight.new_empty(weight.shape[0])
-
-
 @torch.library.impl(_library, "feedback_conv", _kernel)
 def _conv(input, weight, bias, stored, stream, mode, bound, scale, advance, *geometry_and_backend):
     *geometry, _backend = geometry_and_backend
@@ -100,18 +95,22 @@ def _conv_backward(grad, input, weight, stored, stream, mode, bound, scale, *res
         # Without δ_in no feedback is needed; any tensor of the right shape does.
         b = _make_b(backend, weight, stored, stream, mode, bound, scale) if output_mask[0] else weight
         grads = reference.conv_backward(grad, input, b, *geometry, list(output_mask))
-    return tuple(
-        g.contiguous(memory_format=_layout(like)) if wanted else grad.new_empty(0)
-        for g, like, wanted in zip(grads, _differentiated(input, weight), output_mask, strict=True)
+    # A gradient comes in the layout of its tensor, whichever backend makes it.
+    down, own, of_bias = grads
+    return (
+        down.contiguous(memory_format=_layout(input)) if output_mask[0] else grad.new_empty(0),
+        own.contiguous(memory_format=_layout(weight)) if output_mask[1] else grad.new_empty(0),
+        of_bias if output_mask[2] else grad.new_empty(0),
     )
 
 
 @torch.library.register_fake("bionas_fast::feedback_conv_backward", lib=_library)
 def _conv_backward_fake(grad, input, weight, stored, stream, mode, bound, scale, *rest):
     *_geometry, output_mask, _backend = rest
+    likes = (input, weight, weight.new_empty(weight.shape[0]))
     return tuple(
         torch.empty_like(like, memory_format=_layout(like)) if wanted else grad.new_empty(0)
-        for like, wanted in zip(_differentiated(input, weight), output_mask, strict=True)
+        for like, wanted in zip(likes, output_mask, strict=True)
     )
 
 

@@ -122,7 +122,7 @@ def conv(
     groups: int,
 ) -> Tensor:
     """W ⋆ x + b, [N, C_out, …]."""
-    return torch.ops.aten.convolution(input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+    return torch.convolution(input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
 def conv_backward(
@@ -139,7 +139,7 @@ def conv_backward(
 
     One call suffices: ∂W does not depend on the weight that is passed in, so passing B changes δ_in only.
     """
-    return torch.ops.aten.convolution_backward(
+    return torch.ops.aten.convolution_backward.default(
         grad,
         input,
         feedback,
@@ -156,7 +156,7 @@ def conv_backward(
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b for x of shape [..., in_features]."""
-    return torch.ops.aten.linear(input, weight, bias)
+    return torch.nn.functional.linear(input, weight, bias)
 
 
 def linear_backward(
@@ -194,7 +194,7 @@ def direct_conv_backward(
     """
     classes, channels = feedback.shape[:2]
     plane = feedback.new_ones(1, 1, *output_size)
-    spread = torch.ops.aten.convolution_backward(
+    spread = torch.ops.aten.convolution_backward.default(
         plane,
         plane.new_empty(1, classes * channels, *input_shape[2:]),
         feedback.reshape(1, classes * channels, *feedback.shape[2:]),
