@@ -65,21 +65,22 @@ class ResidualReduction(nn.Module):
 class FactorizedReduce(nn.Module):
     """ReLU, two 1×1 convolutions of stride 2, the second on the input shifted by a pixel, concatenated, BN.
 
-    [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉], odd sizes included: there the shifted input is padded by a zero.
+    [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉], odd sizes included: there the shifted input is padded by a zero. The
+    strides are taken first, so that nothing is computed for positions that no convolution reads.
     """
 
     def __init__(self, in_channels: int, out_channels: int, rule: str, affine: bool) -> None:
         super().__init__()
-        self.conv_1 = convolution(in_channels, out_channels - out_channels // 2, 1, rule, stride=2)
-        self.conv_2 = convolution(in_channels, out_channels // 2, 1, rule, stride=2) if out_channels > 1 else None
+        self.conv_1 = convolution(in_channels, out_channels - out_channels // 2, 1, rule)
+        self.conv_2 = convolution(in_channels, out_channels // 2, 1, rule) if out_channels > 1 else None
         self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+        first = self.conv_1(F.relu(x[:, :, ::2, ::2]))
         if self.conv_2 is None:
-            return self.bn(self.conv_1(x))
-        shifted = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))[:, :, 1:, 1:]
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
+            return self.bn(first)
+        shifted = F.pad(F.relu(x[:, :, 1::2, 1::2]), (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+        return self.bn(torch.cat([first, self.conv_2(shifted)], dim=1))
 
 
 class Zero(nn.Module):

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 
 def _grids(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The two grids, [P, C_in] each, of x [N, H, W, C_in]."""
-    shifted = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))[:, 1::2, 1::2]
-    return x[:, ::2, ::2].reshape(-1, x.shape[-1]), shifted.reshape(-1, x.shape[-1])
+    """The two grids, [P, C_in] each, of ReLU(x [N, H, W, C_in])."""
+    shifted = F.pad(x[:, 1::2, 1::2], (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+    return tuple(F.relu(grid).reshape(-1, x.shape[-1]) for grid in (x[:, ::2, ::2], shifted))
 
 
 def forward(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def forward(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         z [R, N, ⌈H/2⌉, ⌈W/2⌉, C].
     """
     images, height, width, channels = x.shape
-    grids = _grids(F.relu(x))
+    grids = _grids(x)
     z = x.new_empty(first.shape[0], grids[0].shape[0], channels)
     for part, grid, weight in zip(
         z.split([first.shape[1], second.shape[1]], dim=-1), grids, (first, second), strict=True
@@ -53,17 +53,14 @@ def backward(
         feedback: shaped like ``first`` and ``second``.
         weights: whether weight gradients are wanted; empty tensors otherwise.
     """
-    grids = _grids(F.relu(x))
+    grids = _grids(x)
     down = x.new_zeros(x.shape[0], x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2, x.shape[3])
     weight_grads = []
     begin = 0
     for offset, (grid, b) in enumerate(zip(grids, feedback, strict=True)):
-        parts = [grad.flatten(0, 2)[:, begin : begin + b.shape[1]] for grad in grads]
+        delta = torch.cat([grad.flatten(0, 2)[:, begin : begin + b.shape[1]] for grad in grads], dim=1)
         begin += b.shape[1]
-        below = torch.zeros_like(grid)
-        for part, matrix in zip(parts, b, strict=True):
-            below.addmm_(part, matrix)
         place = down[:, offset::2, offset::2]
-        place.copy_(below.view(place.shape))
-        weight_grads.append(torch.stack([part.T @ grid for part in parts]) if weights else x.new_empty(0))
-    return down[:, : x.shape[1], : x.shape[2]] * (x > 0), *weight_grads
+        place.copy_((delta @ b.flatten(0, 1)).mul_(grid > 0).view(place.shape))
+        weight_grads.append((delta.T @ grid).view(b.shape) if weights else x.new_empty(0))
+    return down[:, : x.shape[1], : x.shape[2]], *weight_grads
