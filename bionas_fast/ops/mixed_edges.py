@@ -140,7 +140,10 @@ def _without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def run(ctx: Any, *args: Any) -> Any:
-        with torch.autocast(args[0].device.type, enabled=False):
+        device = args[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return method(ctx, *args)
+        with torch.autocast(device, enabled=False):
             return method(ctx, *args)
 
     return run

@@ -55,22 +55,24 @@ class StackedCell(PreprocessedCell):
         first = self.first_states([s.contiguous(memory_format=torch.channels_last) for s in outputs])
         states: list[Any] = [x.permute(0, 2, 3, 1) for x in first] + [None] * self.space.nodes
         bypass: list[Any] = [None] * len(states)
+        leaving = _rows_leaving(self.space)
+        ordered = weights[..., [row for own in leaving for row in own], :].split([len(own) for own in leaving], dim=-2)
         # A node is complete when the edges of all states before it have been added.
-        for source, own in enumerate(_rows_leaving(self.space)):
+        for source, (own, mixing) in enumerate(zip(leaving, ordered, strict=True)):
             state: Any = self.states[source]
             nodes = [self.inputs + self.space.edges[row][0] for row in own]
             x, common = states[source], bool(shared and source < self.inputs and shared[source])
             if self.partial_channels > 1:
                 x, other = x.split([state.channels, x.shape[-1] - state.channels], dim=-1)
                 other = state.around(other.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-                for node, row in zip(nodes, own, strict=True):
-                    bypass[node] = add(bypass[node], _scaled(other, weights[..., row, :].sum(dim=-1), common))
+                for node, scale in zip(nodes, mixing.sum(dim=-1).unbind(dim=-1), strict=True):
+                    bypass[node] = add(bypass[node], _scaled(other, scale, common))
             into = [states[node] for node in nodes]
             given = shared is None and all(tensor is not None for tensor in into)
             if shared is None:
-                sums = state(x, weights[own], into if given else ())
+                sums = state(x, mixing, into if given else ())
             else:
-                sums = state.population(x, weights[:, own], common)
+                sums = state.population(x, mixing, common)
             for node, out in zip(nodes, sums, strict=True):
                 states[node] = out if given else add(states[node], out)
             complete = source + 1
