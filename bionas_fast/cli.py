@@ -113,26 +113,27 @@ def search_command(
         "device": device,
         "amp": amp,
         "eg_mode": eg_mode,
-        **_parsed(sets),
         "plugins": plugin,
         "tensorboard": tensorboard,
         "checkpoint_every": checkpoint_every,
+        **_parsed(sets),
     }
     typed = _settings("search", preset, config, given)
     settings = SearchConfig(**typed) if resume is None else _resumed(SearchConfig, resume, typed)
     with _interruptible():
         result = bf.search(settings, out=folder, resume=resume, progress=Bars())
-    last = result.metrics[-1]
     report.draw_genotype(result.genotype, out)
     out.print()
     print_lines(
         {
-            "validation accuracy": f"{last['valid_accuracy']:.2f} % (supernet)",
+            "validation accuracy": f"{result.figures['valid_accuracy']:.2f} % (supernet)",
             "time": f"{sum(row['seconds'] for row in result.metrics):.0f} s",
             "run folder": str(result.run_dir),
             "next": shlex.join(["bionas-fast", "train", str(result.run_dir), *plugin_options(plugin or [])]),
         }
     )
+    for note in result.notes:
+        err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("train")
@@ -179,10 +180,10 @@ def train_command(
         "batch_size": batch_size,
         "seed": seed,
         "device": device,
-        **_parsed(sets),
         "plugins": plugin,
         "tensorboard": tensorboard,
         "checkpoint_every": checkpoint_every,
+        **_parsed(sets),
     }
     if resume is not None:
         if compare:
@@ -312,6 +313,8 @@ def _parsed(sets: Sequence[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set {text}: expected NAME=VALUE")
+        if name.strip() == "plugins":
+            raise InputError("--set plugins: name a module with --plugin")
         try:
             found[name.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):

@@ -159,12 +159,14 @@ def test_bad_yaml(tmp_path):
 def test_every_method_from_the_command_line(method, tmp_path):
     words = ["search", "--method", method, "--epochs", "1", "--channels", "1", "--cells", "1", "--rules", "usf"]
     words += ["--ops", "skip_connect,max_pool_3x3", "--set", "train_fraction=0.1", "--out", tmp_path / "run"]
+    words += ["--set", "checkpoint_every=7"]  # there is an option for it, too
     if method not in ("darts2",):
         words += ["--set", "population=4", "--set", "generations=1"]
     done = run(*words)
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (config["method"], config["train_fraction"]) == (method, 0.1)
+    assert (config["method"], config["train_fraction"], config["checkpoint_every"]) == (method, 0.1, 7)
+    assert "note: with cells=1 no cell is of kind normal" in done.stderr
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -173,6 +175,7 @@ def test_every_method_from_the_command_line(method, tmp_path):
     [
         ("beta_decay", "expected NAME=VALUE"),
         ("beta_decay=[", "is no value"),
+        ("plugins=[own.py]", "name a module with --plugin"),
         ("beta_decay=high", "beta_decay: input should be a valid number"),
         ("betadecay=1", "unknown setting 'betadecay'; did you mean 'beta_decay'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -311,6 +312,14 @@ class TestResuming:
         assert result.genotype == bf.Genotype.load(whole["search"][0] / "genotype.json")
         config = bf.TrainConfig(**SETTINGS["train"])
         assert plain(bf.train(GENOTYPE, config).metrics) == plain(RunFolder(whole["train"][0]).read_metrics())
+
+    def test_other_data_under_the_same_name_are_refused(self, stopped, monkeypatch):
+        data = killing.specks(None, download=False, seed=0)
+        labels = data.labels.clone()
+        labels[0] = 1 - labels[0]
+        other = dataclasses.replace(data, labels=labels)
+        monkeypatch.setitem(datasets._registry, killing.DATASET, lambda *_, **__: other)
+        refuse(stopped, f"dataset '{killing.DATASET}': images or labels are not those that the run began with")
 
     def test_progress_hears_where_it_goes_on(self, stopped):
         heard = []

@@ -17,6 +17,7 @@ from bionas_fast.running import keep
 from bionas_fast.search import Search, SearchConfig, published_eg, search
 from bionas_fast.search.darts import SecondOrderDarts
 from bionas_fast.search.eg import Distribution
+from bionas_fast.search.limit import SkipLimit
 from bionas_fast.space import Candidate, Space, get_space, mutated, one_hot, random_genotype
 from bionas_fast.supernet import build_supernet
 from oracles.data import assert_close, cases, load
@@ -97,11 +98,34 @@ def test_options_that_a_method_does_not_use_are_refused():
         ("eg", {"eg_mode": "published", "generations": 2}, "generations"),
         ("random", {"tournament": 3}, "tournament"),
         ("evolution", {"factorised": True}, "factorised"),
+        ("eg", {"eg_mode": "published", "auxiliary_skip": True}, "auxiliary_skip"),
+        ("eg", {"alpha_learning_rate": 1.0}, "alpha_learning_rate"),
+        ("random", {"alpha_weight_decay": 1.0}, "alpha_weight_decay"),
+        ("evolution", {"alpha_betas": (0.9, 0.99)}, "alpha_betas"),
     ]:
         with pytest.raises(InputError, match=f"{name}: method {method}.* has no use for it"):
             Search(TINY.with_settings(method=method, **settings))
     with pytest.raises(InputError, match="sampling: input should be 'softmax' or 'gdas'"):
         SearchConfig(sampling="hard")
+
+
+def test_what_can_never_work_is_refused_before_anything_is_written(tmp_path):
+    for settings, message in [
+        ({"auxiliary_skip": True, "operations": ("sep_conv_3x3",)}, "auxiliary_skip: .* has no skip_connect"),
+        ({"warmup_epochs": 2}, "warmup_epochs: 2 of 2 epochs"),
+        ({"method": "eg", "population": 10**8}, "population"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            search(TINY.with_settings(**settings), out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_kinds_of_cells_that_the_network_does_not_have_are_named():
+    for cells, absent in ((1, ["normal"]), (2, ["normal"]), (3, [])):
+        notes = Search(TINY.with_settings(cells=cells)).notes
+        assert [note.partition(":")[0] for note in notes] == [
+            f"with cells={cells} no cell is of kind {k}" for k in absent
+        ]
 
 
 # The first order's options
@@ -208,7 +232,19 @@ def test_skip_limit_ends_the_search(tmp_path):
     assert len(kept) == len(search.metrics) < 4
     assert search.genotype == kept[-2]
     assert search.genotype.to_json() == (tmp_path / "genotype.json").read_text()
-    assert f"{search.metrics[-2]['valid_accuracy']:.2f} %" in (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.html").read_text()
+    assert search.last_figures is search.metrics[-2]
+    assert f"{search.metrics[-2]['valid_accuracy']:.2f} %" in text
+    assert search.notes[-1] == "skip_limit=2 ended the search: the next epoch had more skip connections"
+    assert search.notes[-1] in text
+
+
+def test_a_limit_that_no_epoch_keeps_is_said():
+    limit = SkipLimit(0)
+    genotype = random_genotype(get_space("bionas").restricted(("usf", "brsf"), ("skip_connect",)), torch.Generator())
+    limit.judge(genotype)
+    assert not limit.exceeded
+    assert limit.verdict(genotype) == "no epoch was within skip_limit=0: the genotype has 8 skip connections"
 
 
 # Second order

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from bionas_fast.checkpoints import expect_form, load_optimizer
 from bionas_fast.config import UNBINDING, Config
-from bionas_fast.data import BatchStream
+from bionas_fast.data import BatchStream, Dataset
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs import RunFolder
@@ -53,8 +54,8 @@ class Tally:
 class Loop:
     """What a run does: phases of epochs of steps, which can be left after any step and taken up again.
 
-    A subclass sets ``net``, ``optimizer`` and ``phases`` and says what a step is. Whatever it keeps from step to step
-    beside those belongs into :meth:`extra_state`. PyTorch's generator may be used: it is the run's own.
+    A subclass sets ``data``, ``net``, ``optimizer`` and ``phases`` and says what a step is. Whatever it keeps from step
+    to step beside those belongs into :meth:`extra_state`. PyTorch's generator may be used: it is the run's own.
 
     Attributes:
         kind: what such a run is called in its configuration.
@@ -68,6 +69,7 @@ class Loop:
     settings: ClassVar[type[Config]]
     figures: ClassVar[tuple[str, ...]] = ()
 
+    data: Dataset
     net: nn.Module
     optimizer: torch.optim.Optimizer
     phases: Sequence[Phase]
@@ -208,6 +210,7 @@ class Loop:
         return {
             "kind": self.kind,
             "config": self.config.settings(),
+            "data": self._checksum,
             "epoch": self.epoch,
             "tally": asdict(self._tally),
             "metrics": self.metrics,
@@ -218,14 +221,20 @@ class Loop:
             **self.extra_state(),
         }
 
+    @cached_property
+    def _checksum(self) -> int:
+        return self.data.checksum()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken.
 
         Raises:
-            InputError: the state is damaged, or one of another kind of run or of other settings. This object is then
-                of no further use.
+            InputError: the state is damaged, or one of another kind of run, of other settings or other data. This
+                object is then of no further use.
         """
         expect_run(state, self.kind, self.config)
+        if state.get("data") != self._checksum:
+            raise InputError(f"dataset {self.data.name!r}: images or labels are not those that the run began with")
         try:
             self._load(state)
         except InputError:

@@ -76,7 +76,7 @@ class SearchConfig(Config):
     factorised: bool = False
 
     #: How many architectures are judged at once by eg, random and evolution, and how often in an epoch.
-    population: int = Field(50, ge=4)
+    population: int = Field(50, ge=4, le=10_000)
     generations: int = Field(4, ge=1)
     #: One CMA-ES through the whole search, or what the code of EG-NAS does (see ``bionas_fast.search.published_eg``).
     eg_mode: Literal["persistent", "published"] = "persistent"

@@ -26,7 +26,15 @@ RADIUS = 0.01
 class Darts(Strategy):
     """First order: before every weight step, one Adam step of the alphas on a validation batch."""
 
-    options = (*MIXING, "beta_decay", "sampling", "gdas_temperature")
+    options = (
+        *MIXING,
+        "beta_decay",
+        "sampling",
+        "gdas_temperature",
+        "alpha_learning_rate",
+        "alpha_betas",
+        "alpha_weight_decay",
+    )
 
     def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
         super().__init__(net, config, *rest)

@@ -35,11 +35,18 @@ class SkipLimit:
         """Take note of what an epoch ended with."""
         if self.limit is None or self.exceeded:
             return
-        cell = next(iter(genotype.cells.values()))
-        if sum(edge.candidate.operation == SKIP for edge in cell.edges) <= self.limit:
+        if _skips(genotype) <= self.limit:
             self._last = genotype
         else:
             self.kept = self._last
+
+    def verdict(self, genotype: Genotype) -> str:
+        """What has to be said about the genotype that a search ended with; or nothing."""
+        if self.exceeded:
+            return f"skip_limit={self.limit} ended the search: the next epoch had more skip connections"
+        if self.limit is not None and _skips(genotype) > self.limit:
+            return f"no epoch was within skip_limit={self.limit}: the genotype has {_skips(genotype)} skip connections"
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -56,3 +63,8 @@ class SkipLimit:
             raise InputError("limit: damaged")
         self._last = None if last is None else Genotype.from_json(last)
         self.kept = self._last if exceeded else None
+
+
+def _skips(genotype: Genotype) -> int:
+    cell = next(iter(genotype.cells.values()))
+    return sum(edge.candidate.operation == SKIP for edge in cell.edges)

@@ -31,6 +31,7 @@ from bionas_fast.search.limit import SkipLimit
 from bionas_fast.search.strategy import Strategy, frozen
 from bionas_fast.space import Genotype, get_space
 from bionas_fast.supernet import Mixture, Supernet, build_supernet
+from bionas_fast.supernet.architecture import skip_share
 
 METHODS: dict[str, Callable[..., Strategy]] = {
     "darts": Darts,
@@ -57,11 +58,15 @@ class SearchResult:
         genotype: the found architecture and learning rules.
         run_dir: the folder that holds everything about the search.
         metrics: one mapping for every epoch.
+        figures: that of the epoch which the genotype is of.
+        notes: what has to be known to judge the genotype, in sentences.
     """
 
     genotype: Genotype
     run_dir: Path
     metrics: list[dict[str, Any]]
+    figures: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def search(
@@ -95,7 +100,7 @@ def search(
         keep(search, folder, progress or Progress())
         path = distributed.agreed(None if folder is None else folder.path)
         assert path is not None
-        return SearchResult(search.genotype, path, search.metrics)
+        return SearchResult(search.genotype, path, search.metrics, search.last_figures, search.notes)
 
 
 class Search(Loop):
@@ -154,6 +159,10 @@ class Search(Loop):
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
+        if config.warmup_epochs >= config.epochs:
+            raise InputError(f"warmup_epochs: {config.warmup_epochs} of {config.epochs} epochs leave none to search in")
+        if config.auxiliary_skip:
+            skip_share(space)
         self.strategy = METHODS[config.method](self.net, config, self.optimizer, self.precision)
         self._refuse_unused()
         self.limit = SkipLimit(config.skip_limit)
@@ -185,6 +194,23 @@ class Search(Loop):
     def genotype(self) -> Genotype:
         """The architecture that the search would end with now."""
         return self.limit.kept or self.strategy.genotype()
+
+    @property
+    def last_figures(self) -> dict[str, Any]:
+        """The row of the metrics that belongs to the genotype."""
+        return self.metrics[-2 if self.limit.exceeded else -1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known to judge the genotype."""
+        present, cells = self.net.skeleton.sequence(self.config.cells), self.config.cells
+        chance = [
+            f"with cells={cells} no cell is of kind {kind}: what the genotype says of it is chance"
+            for kind in self.net.space.kinds
+            if kind not in present
+        ]
+        verdict = self.limit.verdict(self.genotype)
+        return (*chance, *([verdict] if verdict else []))
 
     def train_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float | None, int]:
         self.strategy.before_weight_step(x, y, self.valid)
@@ -266,7 +292,6 @@ class Search(Loop):
 
     def write_report(self, folder: RunFolder) -> None:
         genotype = self.genotype
-        last = self.metrics[-2 if self.limit.exceeded else -1]  # the epoch that the genotype is of
         report.write_report(
             folder.path / REPORT,
             genotype=genotype,
@@ -278,7 +303,8 @@ class Search(Loop):
             summary={
                 "genotype": genotype.hash,
                 "rules": ", ".join(genotype.rules),
-                "validation accuracy": f"{last['valid_accuracy']:.2f} %",
+                "validation accuracy": f"{self.last_figures['valid_accuracy']:.2f} %",
                 "time": f"{sum(row['seconds'] for row in self.metrics):.0f} s",
+                **({"to be noted": "; ".join(self.notes)} if self.notes else {}),
             },
         )

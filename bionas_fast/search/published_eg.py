@@ -33,7 +33,7 @@ SEED = 1
 class PublishedEvolution(Strategy):
     """One step of the alphas an epoch, after the warm-up."""
 
-    options = ("auxiliary_skip", "population", "eg_mode", "eg_step", "fitness_similarity")
+    options = ("population", "eg_mode", "eg_step", "fitness_similarity")
 
     @torch.no_grad()
     def before_epoch(self, valid: BatchStream) -> None:
