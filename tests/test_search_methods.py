@@ -183,6 +183,15 @@ def test_gdas_draws_candidates_by_their_probability():
     assert strategy.temperature == pytest.approx(0.1)
 
 
+def test_gdas_is_judged_by_the_likeliest_candidates():
+    search = Search(TINY.with_settings(sampling="gdas"))
+    with torch.no_grad():
+        search.net.alphas["reduce"].normal_()
+    own = search.strategy.found()["reduce"]
+    assert torch.equal(own.sum(dim=1), torch.ones(len(own)))
+    assert torch.equal(own.argmax(dim=1), search.net.alphas["reduce"].argmax(dim=1))
+
+
 def test_gdas_gradient_is_that_of_the_relaxation():
     strategy = Search(TINY.with_settings(sampling="gdas")).strategy
     strategy.temperature = 2.0

@@ -87,6 +87,10 @@ class Darts(Strategy):
     def mixing(self) -> Mixing:
         return self.net.architecture.mixing(self._sampled if self.config.sampling == "gdas" else None)
 
+    def found(self) -> Mixing:
+        # What GDAS trains is one candidate an edge; the mixture of all has never been seen by the weights.
+        return self.net.architecture.mixing(_strongest if self.config.sampling == "gdas" else None)
+
     def _sampled(self, logits: Tensor) -> Tensor:
         """One candidate an edge, drawn by its softmax; the gradient is that of the Gumbel-softmax (GDAS, Dong 2019)."""
         uniform = torch.rand(logits.shape, generator=self.generator, dtype=torch.float64).clamp_min(1e-300)
@@ -102,6 +106,11 @@ class Darts(Strategy):
         load_optimizer(self.alpha_optimizer, state["optimizer"], "strategy.optimizer")
         expect_form(state["generator"], self.generator.get_state(), "strategy.generator")
         self.generator.set_state(state["generator"])
+
+
+def _strongest(logits: Tensor) -> Tensor:
+    """The likeliest candidate of every edge alone."""
+    return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits)
 
 
 class SecondOrderDarts(Darts):
