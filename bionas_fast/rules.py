@@ -180,6 +180,22 @@ def get(rule: str | Rule) -> Rule:
     return _registry[rule]
 
 
+def feedback_of(rule: Rule, weight: Tensor, state: FeedbackState) -> Tensor:
+    """B that a rule of a user's own makes, in the weight's dtype.
+
+    Raises:
+        InputError: what the rule returned is no tensor, or not of the weight's shape.
+    """
+    b = rule.feedback(weight, state)
+    if not isinstance(b, Tensor):
+        raise InputError(f"rule {rule.name!r} returned {type(b).__name__} as feedback, not a tensor")
+    if b.shape != weight.shape:
+        raise InputError(
+            f"rule {rule.name!r} returned feedback of shape {list(b.shape)} for a weight of shape {list(weight.shape)}"
+        )
+    return b.to(weight.dtype)
+
+
 @register
 class Backpropagation(Rule):
     """Back-propagation: B = W."""

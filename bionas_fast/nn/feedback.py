@@ -176,12 +176,7 @@ class FeedbackLayer(nn.Module):
             return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
         with torch.no_grad():
             state = FeedbackState(law, self.feedback, self._uniform)
-            b = rule.feedback(self.weight.detach(), state)
-        if b.shape != self.weight.shape:
-            raise InputError(
-                f"rule {self.rule!r} returned feedback of shape {list(b.shape)} "
-                f"for a weight of shape {list(self.weight.shape)}"
-            )
+            b = rules.feedback_of(rule, self.weight.detach(), state)
         return Feedback("stored", b, self.feedback_stream, advance=advance)
 
     def _uniform(self) -> Tensor:

@@ -110,4 +110,4 @@ class Bank(nn.Module):
             assert stream is not None
             numbers = partial(reference.uniform, shape, stream[k])
             state = FeedbackState(self.laws[k], stored, lambda numbers=numbers: numbers().to(b.dtype))  # type: ignore[misc]
-            part.copy_(rule.feedback(weight, state).flatten())
+            part.copy_(rules.feedback_of(rule, weight, state).flatten())
