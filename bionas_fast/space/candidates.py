@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError, refuse_another, unregistered
@@ -102,8 +104,16 @@ class Candidate:
         return cls(operation, rule if at else None)
 
     def build(self, channels: int, stride: int, *, searching: bool) -> nn.Module:
-        """The module for this candidate; see :attr:`Operation.build`."""
-        return get_operation(self.operation).build(channels, stride, self.rule, searching)
+        """The module for this candidate; see :attr:`Operation.build`.
+
+        Raises:
+            InputError: the operation made no module; or, once the module runs, its output has another shape.
+        """
+        module = get_operation(self.operation).build(channels, stride, self.rule, searching)
+        if not isinstance(module, nn.Module):
+            raise InputError(f"operation {self.operation!r} returned {type(module).__name__}, not a module")
+        module.register_forward_hook(partial(_check_output, str(self), stride))
+        return module
 
     @property
     def learning(self) -> str | None:
@@ -112,6 +122,20 @@ class Candidate:
 
     def __str__(self) -> str:
         return self.operation if self.rule is None else f"{self.operation}@{self.rule}"
+
+
+def _check_output(candidate: str, stride: int, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
+    """A forward hook: a sum of candidates would broadcast an output of another shape."""
+    (x,) = inputs
+    height, width = x.shape[-2:]
+    expected = (*x.shape[:2], -(-height // stride), -(-width // stride))
+    got = output.shape if isinstance(output, Tensor) else None
+    if got != expected:
+        returned = type(output).__name__ if got is None else list(got)
+        raise InputError(
+            f"candidate {candidate!r} returned {returned}, not {list(expected)}, "
+            f"of an input {list(x.shape)} at stride {stride}"
+        )
 
 
 NONE = "none"
@@ -216,13 +240,16 @@ def get_space(space: str | Space) -> Space:
     """The space of that name.
 
     Raises:
-        InputError: no such space; the message names the nearest.
+        InputError: no such space; the message names the nearest. Or its function returns something else.
     """
     if isinstance(space, Space):
         return space
     if space not in _spaces:
         raise unregistered("space", space, _spaces)
-    return _spaces[space]()
+    made = _spaces[space]()
+    if not isinstance(made, Space):
+        raise InputError(f"space {space!r}: its function returned {type(made).__name__}, not a Space")
+    return made
 
 
 _WEIGHTLESS = ("none", "max_pool_3x3", "avg_pool_3x3")
