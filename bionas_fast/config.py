@@ -77,7 +77,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         InputError: no such file, not YAML, not a mapping.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        data = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     except Exception as error:  # of damaged text the parser raises nearly anything

@@ -156,6 +156,8 @@ def test_load_names_the_file(tmp_path):
     bad.write_text(TEXT.replace("@usf", "@usff"))
     (tmp_path / "old.txt").write_text(DARTS_TEXT)
     assert Genotype.load(good) == Genotype.from_json(TEXT)
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert Genotype.load(tmp_path / "marked.json") == Genotype.load(good)
     assert Genotype.load(tmp_path / "old.txt") == Genotype.from_darts(DARTS_TEXT)
     with pytest.raises(InputError, match=r"bad\.json: normal\.nodes"):
         Genotype.load(bad)

@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import bionas_fast as bf
+from bionas_fast.data import own
 from bionas_fast.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -252,6 +253,8 @@ X, Y = picture(10, 5, 5), np.arange(10) % 2
         ({"x": X, "y": np.eye(2, dtype=int)[Y]}, r"y must be integers \[N\], not int64 \[10, 2\]"),
         ({"x": X, "y": np.array(3)}, r"y must be integers \[N\], not int64 \[\]"),
         ({"x": X, "y": Y * 0}, "only one class"),
+        ({"x": X[:3], "y": np.array([0, 0, 1])}, "no training image of class 1 of 0 to 1; one image in five"),
+        ({"x": X, "y": Y.astype(np.uint64) + np.uint64(2**63)}, "y holds 9223372036854775809, which is no label"),
         ({"x": X, "y": Y - 1}, "labels must be 0 or more, not -1"),
         ({"x": X, "y": Y + 1}, "no training image of class 0 of 0 to 2"),
         ({"x": X, "y": Y * 2**62}, f"no training image of class 1 of 0 to {2**62}"),
@@ -271,6 +274,18 @@ def test_bad_arrays(tmp_path, arrays, message):
 class Trap:
     def __reduce__(self):
         return pytest.fail, ("a pickle was executed",)
+
+
+def test_an_unreadable_npz_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "own.npz"
+    np.savez(path, x=X, y=Y)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(own, "open", refuse, raising=False)
+    with pytest.raises(InputError, match=r"cannot be read as a file: .*Permission denied"):
+        bf.load_dataset(f"npz:{path}")
 
 
 def test_npz_is_never_unpickled(tmp_path):

@@ -79,6 +79,8 @@ def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, 
     path = _absolute(argument, data_dir)
     if not os.path.isfile(path):
         raise InputError(f"dataset {name!r}: no file {path}")
+    with _explained(path, "a file"), open(path, "rb"):
+        pass
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not an .npz file, or a damaged one")
     with _explained(path, "an .npz file"), np.load(path, allow_pickle=False) as file:
@@ -98,11 +100,12 @@ def _dataset(name: str, parts: Sequence[Batch], classes: Sequence[str] | None = 
     seen = set(train[1].unique().tolist())
     if min(seen) < 0:
         raise InputError(f"dataset {name!r}: labels must be 0 or more, not {min(seen)}")
-    num_classes = max(seen) + 1 if classes is None else len(classes)
+    num_classes = int(parts[0][1].max()) + 1 if classes is None else len(classes)
     unseen = next((label for label in range(num_classes) if label not in seen), None)
     if unseen is not None:
         which = f"{unseen} of 0 to {num_classes - 1}" if classes is None else repr(classes[unseen])
-        raise InputError(f"dataset {name!r}: no training image of class {which}")
+        apart = "; one image in five of every class is set apart for tests" if len(parts) == 1 else ""
+        raise InputError(f"dataset {name!r}: no training image of class {which}{apart}")
     if num_classes < 2:
         raise InputError(f"dataset {name!r}: there is only one class")
     return Dataset.from_tensors(name, train, test, num_classes)
@@ -204,6 +207,8 @@ def _read_array(file: Any, key: str, path: Path) -> np.ndarray:
 def _pair(path: Path, x: str, images: np.ndarray, y: str, labels: np.ndarray) -> Batch:
     if len(labels.shape) not in (1, 2) or labels.size != len(labels) or labels.dtype.kind not in "iu":
         raise InputError(f"{path}: {y} must be integers [N], not {labels.dtype} {list(labels.shape)}")
+    if labels.size and labels.max() >= 2**63:
+        raise InputError(f"{path}: {y} holds {labels.max()}, which is no label")
     pixels = _pixels(images, f"{path}: {x}")
     if len(pixels) != len(labels):
         raise InputError(f"{path}: {x} has {len(pixels)} images, but {y} has {len(labels)} labels")

@@ -296,7 +296,7 @@ class Genotype:
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read genotype {path}: {error}") from None
         try:
