@@ -97,7 +97,7 @@ def test_strided_skips_use_their_rule(skip_rules):
     assert [m.conv_1.rule for m in skips] == (["usf", "brsf", "frsf"] if skip_rules else ["bp"] * 3)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 8), (8, 7), (5, 5)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (7, 8), (8, 7), (5, 5), (1, 4), (1, 1)], ids=str)
 def test_factorized_reduce_by_pixels(size):
     """conv_1 sees the even pixels, conv_2 the odd ones; past the border there are zeros."""
     torch.manual_seed(0)
