@@ -18,6 +18,17 @@ void* take(std::size_t bytes);
 // Gives a block back; any thread may.
 void give(void* block);
 
+// A large array of floats out of the pool, uninitialised.
+struct Scratch {
+  explicit Scratch(int64_t size) : data(size ? static_cast<float*>(take(size * sizeof(float))) : nullptr) {}
+  ~Scratch() {
+    if (data) give(data);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* data;
+};
+
 // Frees all blocks that are not in use; how many bytes that were.
 std::size_t release();
 

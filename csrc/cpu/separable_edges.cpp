@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "mixed_sum.h"
@@ -13,17 +14,6 @@ namespace bionas {
 namespace {
 
 constexpr double epsilon = 1e-5;
-
-// A large array out of the pool.
-struct Scratch {
-  explicit Scratch(int64_t size) : data(size ? static_cast<float*>(take(size * sizeof(float))) : nullptr) {}
-  ~Scratch() {
-    if (data) give(data);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  float* data;
-};
 
 // The maps of branches [begin, end) as terms of a sum over the edges that they belong to.
 struct Terms {
@@ -44,22 +34,24 @@ struct Terms {
 // Branches [begin, end), all of two stages or all of one, and what belongs to them.
 class Group {
  public:
-  Group(const SeparableEdges& e, int begin, int end)
-      : e(e), c(e.c), begin(begin), end(end), count(end - begin), two(begin < e.twice), scale(count * c), shift(count * c),
+  Group(const SeparableEdges& e, const Tiles& tiles, int begin, int end)
+      : e(e), tiles(tiles), c(e.c), begin(begin), end(end), count(end - begin), two(begin < e.twice), scale(count * c), shift(count * c),
         sum(count * c), second_sum(count * c) {}
 
   Stage first(const Branch* branches) const {
-    return {e.n, e.h, e.w, c, e.ho(), e.wo(), e.stride, count, branches, e.x, true, nullptr, nullptr};
+    return {e.n, e.h, e.w, c, e.ho(), e.wo(), e.stride, count, branches, e.x, true, nullptr, nullptr, &tiles};
   }
   Stage second(const Branch* branches, const float* z) const {
     return {e.n, e.ho(), e.wo(), c, e.ho(), e.wo(), 1, count, branches, z, false, scale.data(), shift.data()};
   }
 
-  // Writes the maps behind the first stages, and their mean and variance where they are wanted.
-  void run_first(float* z, bool measure) {
+  // Writes the maps behind the first stages.
+  void run_first(float* z) {
     stage_forward(first(e.first + begin), {z, sum.data(), second_sum.data(), !two});
-    if (measure && e.training) moments(two ? begin : e.twice + begin);
-    if (!two) return;
+    if (e.training) moments(two ? begin : e.twice + begin);
+  }
+  // How the second stages read what the first ones wrote.
+  void set_affine() {
     for (int64_t i = 0; i < count * c; i++) {
       const int64_t at = begin * c + i;
       scale[i] = float(rstd(at));
@@ -67,6 +59,7 @@ class Group {
     }
   }
   void run_second(const float* z1, float* z) {
+    set_affine();
     stage_forward(second(e.second + begin, z1), {z, sum.data(), second_sum.data(), true});
     if (e.training) moments(e.twice + begin);
   }
@@ -113,26 +106,29 @@ class Group {
     }
   }
 
-  // Through the second stages; grad: [count, N, H_out, W_out, C], what comes out, and a, b, d become those of z1.
-  void second_backward(const SeparableEdgesBackward& g, const float* z1, float* grad) {
+  // Through the second stages, behind first ones that run again: that costs little where their maps stay in a cache.
+  // Writes those, z1, and grad, [count, N, H_out, W_out, C]; a, b, d become those of z1.
+  void second_backward(const SeparableEdgesBackward& g, float* z1, float* grad) {
+    set_affine();
     const std::vector<Branch> branches = with_grads(e.second, [&](int k) { return g.grad[e.edge[k]]; });
-    stage_backward(
-        second(branches.data(), z1), {g.z + begin * e.map(), a.data(), b.data(), d.data(), grad, sum.data(),
-                                      second_sum.data()});
+    const Stage before = first(e.first + begin);
+    stage_backward(second(branches.data(), z1), {g.z + begin * e.map(), a.data(), b.data(), d.data(), grad, sum.data(),
+                                                 second_sum.data(), nullptr, &before});
     for (int64_t i = 0; i < count * c; i++) {
       const int64_t at = begin * c + i;
       affine(i, at, 1.0, sum[i], rstd(at) * (second_sum[i] - e.mean[at] * sum[i]));
     }
   }
   // Through the first stages; own: what second_backward wrote.
-  void first_backward(const SeparableEdgesBackward& g, const float* z, const float* own, bool add) {
+  void first_backward(const SeparableEdgesBackward& g, const float* z, const float* own, const Tiles& grad_tiles) {
     const std::vector<Branch> branches = with_grads(
         e.first, [&](int k) { return own ? own + (k - begin) * e.map() : g.grad[e.edge[k]]; });
     stage_backward(
-        first(branches.data()), {z, a.data(), b.data(), d.data(), g.grad_x, nullptr, nullptr, add});
+        first(branches.data()), {z, a.data(), b.data(), d.data(), nullptr, nullptr, nullptr, &grad_tiles});
   }
 
   const SeparableEdges& e;
+  const Tiles& tiles;
   const int64_t c;
   const int begin, end, count;
   const bool two;
@@ -168,16 +164,14 @@ class Group {
   std::vector<double> sum, second_sum;
 };
 
-// Calls body with one group after the other, those of two stages first.
+// Calls body with the bounds of one group after the other, those of two stages first.
 template <class Body>
 void each_group(const SeparableEdges& e, const Body& body) {
   const int64_t most = std::max<int64_t>(1, e.together / int64_t(e.map() * sizeof(float)));
   const auto divide = [&](int begin, int end) {
     const int64_t groups = (end - begin + most - 1) / most;
-    for (int64_t i = 0; i < groups; i++) {
-      Group group(e, begin + int((end - begin) * i / groups), begin + int((end - begin) * (i + 1) / groups));
-      body(group);
-    }
+    for (int64_t i = 0; i < groups; i++)
+      body(begin + int((end - begin) * i / groups), begin + int((end - begin) * (i + 1) / groups));
   };
   divide(0, e.twice);
   divide(e.twice, e.branches);
@@ -186,18 +180,55 @@ void each_group(const SeparableEdges& e, const Body& body) {
 // Of the largest group of two stages.
 int64_t scratch_size(const SeparableEdges& e) {
   int64_t largest = 0;
-  each_group(e, [&](const Group& group) { largest = std::max<int64_t>(largest, group.two ? group.count : 0); });
+  each_group(e, [&](int begin, int end) { largest = std::max<int64_t>(largest, begin < e.twice ? end - begin : 0); });
   return largest * e.map();
 }
+
+// The state as all first stages read it.
+class State {
+ public:
+  explicit State(const SeparableEdges& e)
+      : stage_{e.n, e.h, e.w, e.c, e.ho(), e.wo(), e.stride, 0, nullptr, e.x, true, nullptr, nullptr},
+        pad_(widest(e)),
+        memory_(tiles_size(stage_, pad_)),
+        tiles{pad_, memory_.data} {
+    fill_tiles(stage_, tiles);
+  }
+
+  // The gradients of the tiles, zero so far; freed with this.
+  Tiles new_grad() {
+    grad_memory_.emplace(tiles_size(stage_, pad_));
+    std::fill_n(grad_memory_->data, tiles_size(stage_, pad_), 0.0f);
+    return {pad_, grad_memory_->data};
+  }
+  void take(const Tiles& grad, float* grad_x) const { take_from_tiles(stage_, tiles, grad, grad_x); }
+
+ private:
+  static int64_t widest(const SeparableEdges& e) {
+    int64_t pad = 0;
+    for (int k = 0; k < e.branches; k++) pad = std::max(pad, padding(e.first[k]));
+    return pad;
+  }
+
+  const Stage stage_;
+  const int64_t pad_;
+  const Scratch memory_;
+  std::optional<Scratch> grad_memory_;
+
+ public:
+  const Tiles tiles;
+};
 
 }  // namespace
 
 void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForward& f) {
+  const State state(e);
   const Scratch between(scratch_size(e));
   std::vector<bool> started(e.edges);
-  each_group(e, [&](Group& group) {
-    float* z = f.z + group.begin * e.map();
-    group.run_first(group.two ? between.data : z, true);
+  each_group(e, [&](int begin, int end) {
+    Group group(e, state.tiles, begin, end);
+    float* z = f.z + begin * e.map();
+    group.run_first(group.two ? between.data : z);
     if (group.two) group.run_second(between.data, z);
     group.add_up(f, started);
   });
@@ -208,22 +239,22 @@ void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForwar
   }
 }
 
-// The maps between two stages are not kept but computed again, which costs little where they then lie in a cache.
 void separable_edges_backward(const SeparableEdges& e, const SeparableEdgesBackward& g) {
-  const int64_t size = g.grad_x ? scratch_size(e) : 0;
-  const Scratch between(size), own(size);
-  bool add = false;
-  each_group(e, [&](Group& group) {
+  if (!g.grad_x) {
+    const Tiles none{};
+    return each_group(e, [&](int begin, int end) { Group(e, none, begin, end).differentiate(g); });
+  }
+  State state(e);
+  const Tiles grad_tiles = state.new_grad();
+  const Scratch between(scratch_size(e)), own(scratch_size(e));
+  each_group(e, [&](int begin, int end) {
+    Group group(e, state.tiles, begin, end);
     group.differentiate(g);
-    if (!g.grad_x) return;
-    if (group.two) {
-      group.run_first(between.data, false);
-      group.second_backward(g, between.data, own.data);
-      group.first_backward(g, between.data, own.data, add);
-    } else group.first_backward(g, g.z + group.begin * e.map(), nullptr, add);
-    add = true;
+    if (group.two) group.second_backward(g, between.data, own.data);
+    group.first_backward(g, group.two ? between.data : g.z + begin * e.map(), group.two ? own.data : nullptr,
+                         grad_tiles);
   });
-  if (g.grad_x && !add) std::fill_n(g.grad_x, e.n * e.h * e.w * e.c, 0.0f);
+  state.take(grad_tiles, g.grad_x);
 }
 
 }  // namespace bionas

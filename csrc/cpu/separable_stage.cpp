@@ -1,22 +1,28 @@
 #include "separable_stage.h"
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 
 #include "buffer.h"
 #include "dispatch.h"
+#include "pool.h"
 #include "shares.h"
 
 namespace bionas {
+
+int64_t padding(const Branch& b) { return int64_t{b.dilation} * (b.kernel / 2); }
 
 namespace {
 
 constexpr int64_t max_taps = 25;
 
-int64_t padding(const Branch& b) { return int64_t{b.dilation} * (b.kernel / 2); }
+// So many positions at least are worked on at a time: rows of a large image, or several small images. What a kernel
+// writes for them stays in the first cache until the next one reads it.
+constexpr int64_t block = 64;
 
-// Rows at a time so that a block has at least 128 positions: less overhead on small images.
-int64_t rows_per_block(const Stage& s) { return s.wo >= 128 ? 1 : (127 + s.wo) / s.wo; }
+int64_t rows_per_block(const Stage& s) { return (block + s.wo - 1) / s.wo; }
 
 int64_t grads_per_branch(int64_t c) { return (c + max_taps) * c; }
 
@@ -78,8 +84,28 @@ void add_sums(Shares<double>& shares, int64_t branches, int64_t c, double* first
 
 namespace bionas {
 
+int64_t tiles_size(const Stage& s, int64_t pad) { return s.n * (s.h + 2 * pad) * (s.w + 2 * pad) * s.c; }
+
+void fill_tiles(const Stage& s, const Tiles& tiles) {
+  const auto kernel = BIONAS_CHOOSE(fill_images);
+  parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, tiles, begin, end); });
+}
+
+void take_from_tiles(const Stage& s, const Tiles& tiles, const Tiles& grad, float* grad_x) {
+  const auto kernel = BIONAS_CHOOSE(take_images);
+  parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, tiles, grad, grad_x, begin, end); });
+}
+
 void stage_forward(const Stage& s, const StageForward& out) {
   const Packed packed(s, false);
+  if (s.shared && !s.tiles) {
+    const Scratch memory(tiles_size(s, packed.pad));
+    const Tiles tiles{packed.pad, memory.data};
+    fill_tiles(s, tiles);
+    Stage tiled = s;
+    tiled.tiles = &tiles;
+    return stage_forward(tiled, out);
+  }
   const auto kernel = BIONAS_CHOOSE(forward_images);
   Shares<double> sums(2 * s.branches * s.c);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, out, packed, sums.start(begin), begin, end); });
@@ -88,14 +114,32 @@ void stage_forward(const Stage& s, const StageForward& out) {
 
 void stage_backward(const Stage& s, const StageBackward& g) {
   const Packed packed(s, true);
+  if (s.shared && !s.tiles) {
+    const int64_t size = tiles_size(s, packed.pad);
+    const Scratch memory(size), grad_memory(size);
+    const Tiles tiles{packed.pad, memory.data}, grad_tiles{packed.pad, grad_memory.data};
+    fill_tiles(s, tiles);
+    std::fill_n(grad_tiles.data, size, 0.0f);
+    Stage tiled = s;
+    tiled.tiles = &tiles;
+    StageBackward into = g;
+    into.grad_tiles = &grad_tiles;
+    stage_backward(tiled, into);
+    return take_from_tiles(s, tiles, grad_tiles, g.grad_x);
+  }
+  std::unique_ptr<Packed> before;
+  if (g.before) before = std::make_unique<Packed>(*g.before, false);
   const auto kernel = BIONAS_CHOOSE(backward_images);
   const bool weights = s.branches > 0 && s.branch[0].pointwise_grad != nullptr;
   Shares<double> sums(g.grad_sum ? 2 * s.branches * s.c : 0);
   Shares<float> grads(weights ? s.branches * grads_per_branch(s.c) : 0);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
-    kernel(s, g, packed, sums.start(begin), grads.start(begin), begin, end);
+    kernel(s, g, packed, before.get(), sums.start(begin), grads.start(begin), begin, end);
   });
   if (g.grad_sum) add_sums(sums, s.branches, s.c, g.grad_sum, g.grad_x_sum);
+  // Where a gradient passes ReLU, it made scale · x + shift of x.
+  for (int64_t i = 0; g.grad_sum && s.scale && i < s.branches * s.c; i++)
+    g.grad_x_sum[i] = (g.grad_x_sum[i] - double(s.shift[i]) * g.grad_sum[i]) / double(s.scale[i]);
   if (!weights) return;
   const int64_t c = s.c;
   parallel_for(s.branches, branches_per_thread(c), [&](int64_t begin, int64_t end) {

@@ -20,6 +20,12 @@ struct Branch {
   const float* grad;                // [N, H_out, W_out, C], several branches may share one
 };
 
+// ReLU(x) of every image, [N, H + 2 · pad, W + 2 · pad, C], in a border of zeros; or gradients laid out like that.
+struct Tiles {
+  int64_t pad;
+  float* data;
+};
+
 struct Stage {
   int64_t n, h, w, c;    // input
   int64_t ho, wo;        // output, ⌈h/stride⌉, ⌈w/stride⌉
@@ -28,9 +34,19 @@ struct Stage {
   const Branch* branch;  // [K]
   const float* x;        // [N, H, W, C] shared by all branches, or [K, N, H, W, C]
   bool shared;
-  const float* scale;    // [K, C] or null: the branch sees ReLU(scale · x + shift)
+  const float* scale;    // [K, C], not 0, or null: the branch sees ReLU(scale · x + shift)
   const float* shift;    // [K, C]
+  const Tiles* tiles = nullptr;  // shared: of x, where several stages read it; else they are made anew
 };
+
+// How many floats the tiles of a stage's input take.
+int64_t tiles_size(const Stage& stage, int64_t pad);
+void fill_tiles(const Stage& stage, const Tiles& tiles);
+// grad_x = the middle of the tiles of `grad` where those of x let something through, else 0
+void take_from_tiles(const Stage& stage, const Tiles& tiles, const Tiles& grad, float* grad_x);
+
+// How wide a border the kernel of a branch reaches into.
+int64_t padding(const Branch& branch);
 
 struct StageForward {
   float* z;         // [K, N, H_out, W_out, C]
@@ -46,7 +62,8 @@ struct StageBackward {
   float* grad_x;            // shared: [N, H, W, C]; else [K, N, H, W, C], of what ReLU saw
   double* grad_sum;         // [K, C] Σ grad_x, and
   double* grad_x_sum;       // [K, C] Σ grad_x · x; only where x is not shared, else null
-  bool add = false;         // shared: grad_x is added to
+  const Tiles* grad_tiles = nullptr;  // shared, with tiles: the gradients are added here, and grad_x is not written
+  const Stage* before = nullptr;      // not shared: what makes x, image by image, before it is read
 };
 
 void stage_forward(const Stage& stage, const StageForward& out);
