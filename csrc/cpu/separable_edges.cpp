@@ -15,14 +15,14 @@ namespace {
 
 constexpr double epsilon = 1e-5;
 
-// The maps of branches [begin, end) as terms of a sum over the edges that they belong to.
+// The maps z of branches [begin, end) as terms of a sum over the edges that they belong to.
 struct Terms {
   Terms(const SeparableEdges& e, const float* z, int begin, int end) {
     for (int k = begin; k < end; k++) {
       const auto known = std::find(edges.begin(), edges.end(), e.edge[k]);
       own.push_back(known - edges.begin());
       if (known == edges.end()) edges.push_back(e.edge[k]);
-      maps.push_back(z + k * e.map());
+      maps.push_back(z + (k - begin) * e.map());
     }
     sum = {e.map() / e.c, e.c, int(edges.size()), end - begin, maps.data(), own.data()};
   }
@@ -45,9 +45,9 @@ class Group {
     return {e.n, e.ho(), e.wo(), c, e.ho(), e.wo(), 1, count, branches, z, false, scale.data(), shift.data()};
   }
 
-  // Writes the maps behind the first stages.
-  void run_first(float* z) {
-    stage_forward(first(e.first + begin), {z, sum.data(), second_sum.data(), !two});
+  // Writes the maps behind the first stages; z is read soon, the copy is not.
+  void run_first(float* z, float* copy) {
+    stage_forward(first(e.first + begin), {z, sum.data(), second_sum.data(), copy});
     if (e.training) moments(two ? begin : e.twice + begin);
   }
   // How the second stages read what the first ones wrote.
@@ -58,14 +58,14 @@ class Group {
       shift[i] = float(-e.mean[at] * rstd(at));
     }
   }
-  void run_second(const float* z1, float* z) {
+  void run_second(const float* z1, float* z, float* copy) {
     set_affine();
-    stage_forward(second(e.second + begin, z1), {z, sum.data(), second_sum.data(), true});
+    stage_forward(second(e.second + begin, z1), {z, sum.data(), second_sum.data(), copy});
     if (e.training) moments(e.twice + begin);
   }
 
-  void add_up(const SeparableEdgesForward& f, std::vector<bool>& started) {
-    const Terms terms(e, f.z, begin, end);
+  void add_up(const SeparableEdgesForward& f, const float* z, std::vector<bool>& started) {
+    const Terms terms(e, z, begin, end);
     std::vector<float> weight(count * c);
     std::vector<double> offset(terms.edges.size() * c);
     for (int k = 0; k < count; k++)
@@ -88,7 +88,7 @@ class Group {
 
   // The gradients of mixing; and a, b, d: the gradient of the last map is a · grad + b · z + d.
   void differentiate(const SeparableEdgesBackward& g) {
-    const Terms terms(e, g.z, begin, end);
+    const Terms terms(e, g.z + begin * e.map(), begin, end);
     std::vector<const float*> grad;
     for (int64_t edge : terms.edges) grad.push_back(g.grad[edge]);
     std::vector<double> grad_sum(terms.edges.size() * c);
@@ -177,10 +177,10 @@ void each_group(const SeparableEdges& e, const Body& body) {
   divide(e.twice, e.branches);
 }
 
-// Of the largest group of two stages.
+// Of the largest group.
 int64_t scratch_size(const SeparableEdges& e) {
   int64_t largest = 0;
-  each_group(e, [&](int begin, int end) { largest = std::max<int64_t>(largest, begin < e.twice ? end - begin : 0); });
+  each_group(e, [&](int begin, int end) { largest = std::max<int64_t>(largest, end - begin); });
   return largest * e.map();
 }
 
@@ -223,14 +223,16 @@ class State {
 
 void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForward& f) {
   const State state(e);
-  const Scratch between(scratch_size(e));
+  const Scratch between(scratch_size(e)), last(scratch_size(e));
   std::vector<bool> started(e.edges);
   each_group(e, [&](int begin, int end) {
     Group group(e, state.tiles, begin, end);
     float* z = f.z + begin * e.map();
-    group.run_first(group.two ? between.data : z);
-    if (group.two) group.run_second(between.data, z);
-    group.add_up(f, started);
+    if (group.two) {
+      group.run_first(between.data, nullptr);
+      group.run_second(between.data, last.data, z);
+    } else group.run_first(last.data, z);
+    group.add_up(f, last.data, started);
   });
   for (int edge = 0; edge < e.edges; edge++) {
     if (started[edge]) continue;

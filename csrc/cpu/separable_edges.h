@@ -25,7 +25,7 @@ struct SeparableEdges {
   bool training;          // forward: mean and var are of this batch, and written; else they are read
 
   // Maps of so many bytes go through the stages together: enough to share their input, few enough to stay in a cache.
-  int64_t together = int64_t{4} << 20;
+  int64_t together = int64_t{2} << 20;
 
   int64_t ho() const { return (h + stride - 1) / stride; }
   int64_t wo() const { return (w + stride - 1) / stride; }

@@ -52,7 +52,7 @@ struct StageForward {
   float* z;         // [K, N, H_out, W_out, C]
   double* sum;      // [K, C], Σ z, overwritten
   double* sum_sq;   // [K, C], Σ z²
-  bool past_caches = false;  // z is written to memory, which is quicker where nobody reads it soon
+  float* past_caches = nullptr;  // written like z, but straight to memory: quicker where nobody reads it soon
 };
 
 // The gradient of z is a · grad + b · z + d, channel by channel: batch normalisation's backward pass, folded in.
