@@ -64,6 +64,12 @@ class Plan:
         return not (self.separable.kernels or self.terms)
 
     @cached_property
+    def taps(self) -> tuple[int, int]:
+        """How many taps the depthwise kernels of the first stages have, and those of the second ones."""
+        kernels, _, _, twice = self.separable
+        return sum(k * k for k in kernels), sum(k * k for k in kernels[:twice])
+
+    @cached_property
     def index(self) -> list[int]:
         """The map of each term."""
         return [term.map for term in self.terms]
@@ -100,13 +106,13 @@ class Weights(NamedTuple):
     @classmethod
     def split(cls, flat: Tensor, plan: Plan, channels: int) -> Weights:
         """Views of one tensor that holds them all, in this order."""
+        first, second = plan.taps
         square = (channels, channels)
-        kernels, _, _, twice = plan.separable
         shapes = (
-            (channels * sum(k * k for k in kernels),),
-            (len(kernels), *square),
-            (channels * sum(k * k for k in kernels[:twice]),),
-            (twice, *square),
+            (channels * first,),
+            (len(plan.separable.kernels), *square),
+            (channels * second,),
+            (plan.separable.twice, *square),
             (plan.reductions, channels - channels // 2, channels),
             (plan.reductions, channels // 2, channels),
         )
