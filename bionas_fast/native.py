@@ -246,6 +246,16 @@ def _register_fakes() -> None:
         return tuple(maps[0].new_empty(count, c, dtype=torch.float64) for count in (len(grads), len(index)))
 
     @fake
+    def _normalised_sum(maps, index, edges, count, factors, total, squares, mean, var, into):
+        out = [maps[0].new_empty(maps[0].shape[1:]) for _ in range(count)]
+        return out, torch.empty_like(total), torch.empty_like(squares)
+
+    @fake
+    def _normalised_sum_backward(maps, index, edges, factors, mean, var, training, grads):
+        affine = (maps[0].new_empty(rows, maps[0].shape[-1]) for rows in (len(index), len(mean), len(mean)))
+        return torch.empty_like(factors), *affine
+
+    @fake
     def _pools(x, stride):
         n, h, w, c = x.shape
         sums = (x.new_empty(2, c, dtype=torch.float64) for _ in range(2))

@@ -1,10 +1,9 @@
-// The separable stage and the mixed sum as operators of torch; see binding.cpp. Activations are [N, H, W, C] with C a
-// multiple of 16; weights may have fewer channels and are padded with zeros here.
+// The separable stage, segments of feedback and the pools as operators of torch; see binding.cpp. Activations are
+// [N, H, W, C] with C a multiple of 16; weights may have fewer channels and are padded with zeros here.
 
 #include "arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/feedback.h"
-#include "cpu/mixed_sum.h"
 #include "cpu/pools.h"
 
 namespace {
@@ -154,71 +153,6 @@ Tensor feedback_segments(
   return output;
 }
 
-bionas::MixedSum make_sum(
-    const Tensor& stack, std::vector<const float*>& terms, const std::vector<const float*>& maps, const Ints& index,
-    const Ints& edges, int64_t count) {
-  bionas::MixedSum sum{};
-  sum.c = stack.size(4);
-  sum.p = stack.size(1) * stack.size(2) * stack.size(3);
-  sum.edges = int(count);
-  sum.terms = int(edges.size());
-  STD_TORCH_CHECK(edges.size() == index.size() && sum.c % 16 == 0, "edges: expected one for each term");
-  for (int64_t e : edges) STD_TORCH_CHECK(e >= 0 && e < count, "edges: out of range");
-  for (int64_t i : index) {
-    STD_TORCH_CHECK(i >= 0 && i < int64_t(maps.size()), "index: out of range");
-    terms.push_back(maps[i]);
-  }
-  sum.map = terms.data();
-  sum.edge = edges.data();
-  return sum;
-}
-
-std::vector<Tensor> mixed_sum(
-    std::vector<Tensor> maps,  // stacks [K_i, N, H, W, C]
-    Ints index, Ints edges, const Tensor& weight, const Tensor& offset, std::vector<Tensor> into) {
-  const Tensor& like = maps[0];
-  const int64_t count = offset.size(0), size = like.size(1) * like.size(2) * like.size(3) * like.size(4);
-  std::vector<const float*> terms;
-  const bionas::MixedSum sum = make_sum(like, terms, each_map("maps", maps, size), index, edges, count);
-  check("weight", weight);
-  check("offset", offset);
-  STD_TORCH_CHECK(into.empty() || int64_t(into.size()) == count, "into: expected a tensor for each sum, or none");
-  std::vector<Tensor> result;
-  std::vector<float*> out;
-  std::vector<const float*> base;
-  for (int64_t e = 0; e < count; e++) {
-    result.push_back(new_map(like, {like.size(1), like.size(2), like.size(3), like.size(4)}));
-    out.push_back(result[e].mutable_data_ptr<float>());
-    if (into.empty()) continue;
-    check("into", into[e]);
-    STD_TORCH_CHECK(int64_t(into[e].numel()) == size, "into: expected the shape of the maps");
-    base.push_back(into[e].const_data_ptr<float>());
-  }
-  bionas::mixed_sum_forward(
-      sum, weight.const_data_ptr<float>(), offset.const_data_ptr<float>(), into.empty() ? nullptr : base.data(),
-      out.data());
-  return result;
-}
-
-std::tuple<Tensor, Tensor> mixed_sum_backward(
-    std::vector<Tensor> maps, Ints index, Ints edges,
-    std::vector<Tensor> grads) {  // E times [N, H, W, C]
-  const Tensor& like = maps[0];
-  const int64_t size = like.size(1) * like.size(2) * like.size(3) * like.size(4);
-  std::vector<const float*> terms, grad;
-  const bionas::MixedSum sum = make_sum(like, terms, each_map("maps", maps, size), index, edges, grads.size());
-  for (const Tensor& one : grads) {
-    check("grads", one);
-    STD_TORCH_CHECK(int64_t(one.numel()) == size, "grads: expected the shape of the maps");
-    grad.push_back(one.const_data_ptr<float>());
-  }
-  Tensor grad_sum = torch::stable::new_empty(like, {sum.edges, sum.c}, ScalarType::Double);
-  Tensor product_sum = torch::stable::new_empty(like, {sum.terms, sum.c}, ScalarType::Double);
-  bionas::mixed_sum_backward(
-      sum, grad.data(), grad_sum.mutable_data_ptr<double>(), product_sum.mutable_data_ptr<double>());
-  return {grad_sum, product_sum};
-}
-
 bionas::Pools make_pools(const Tensor& x, int64_t stride) {
   check("x", x);
   STD_TORCH_CHECK(x.dim() == 4 && x.size(3) % 16 == 0, "x: expected [N, H, W, C] with a multiple of 16 channels");
@@ -272,9 +206,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def(
       "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, int[] lengths, int[] modes, float[] bounds, "
       "float[] scales) -> Tensor");
-  m.def(
-      "mixed_sum(Tensor[] maps, int[] index, int[] edges, Tensor weight, Tensor offset, Tensor[] into) -> Tensor[]");
-  m.def("mixed_sum_backward(Tensor[] maps, int[] index, int[] edges, Tensor[] grads) -> (Tensor, Tensor)");
   m.def("pools(Tensor x, int stride) -> (Tensor, Tensor, Tensor)");
   m.def("pools_backward(Tensor[] grads, Tensor x, int stride) -> Tensor");
 }
@@ -283,8 +214,6 @@ STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {
   m.impl("stage_forward", TORCH_BOX(&stage_forward));
   m.impl("stage_backward", TORCH_BOX(&stage_backward));
   m.impl("feedback_segments", TORCH_BOX(&feedback_segments));
-  m.impl("mixed_sum", TORCH_BOX(&mixed_sum));
-  m.impl("mixed_sum_backward", TORCH_BOX(&mixed_sum_backward));
   m.impl("pools", TORCH_BOX(&pools));
   m.impl("pools_backward", TORCH_BOX(&pools_backward));
 }

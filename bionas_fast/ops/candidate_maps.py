@@ -35,7 +35,9 @@ def candidate_maps(
             state, w.separable, *geometry(plan), plan.edges, none, means[:rows], variances[:rows], ()
         )
         found.append(normalised(z, slice(plan.separable.twice, rows)))
-    maps, _ = term_maps(state[..., :channels], state, w, plan, kernel) if plan.terms else ([], [])
+    maps: list[Tensor] = []
+    if plan.terms:
+        maps, *_ = term_maps(state[..., :channels], state, w, plan, kernel)
     stacks = maps[: len(maps) - plan.identity]
     if stacks:
         found.append(normalised(torch.cat(stacks), slice(rows, None)))

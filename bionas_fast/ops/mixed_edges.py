@@ -20,6 +20,7 @@ from torch import Tensor
 from bionas_fast import backends, native
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
+from bionas_fast.kernels.mixed_sum.normalised import NormalisedSum
 from bionas_fast.kernels.separable_edges.composition import Composition
 from bionas_fast.ops.edge_plan import Plan, Weights
 
@@ -57,6 +58,8 @@ class Kernels(NamedTuple):
 
     edges_forward: Callable[..., Any]
     edges_backward: Callable[..., Any]
+    normalised_forward: Callable[..., Any]
+    normalised_backward: Callable[..., Any]
     mixed_forward: Callable[..., Any]
     mixed_backward: Callable[..., Any]
     pools_forward: Callable[..., Any]
@@ -78,13 +81,24 @@ def composition(backend: str) -> Composition:
 def kernels(backend: str) -> Kernels:
     """Of ``reference`` for any tensor, of ``native`` for float32 on the CPU, of ``triton`` for GPUs."""
     parts = composition(backend)
+    mixed = {"mixed_forward": parts.sum_forward, "mixed_backward": parts.sum_backward}
     if backend == "native":
-        ops, multiple = torch.ops.bionas_fast_native, 16
-        edges, pools = (ops.separable_edges, ops.separable_edges_backward), (ops.pools, ops.pools_backward)
-    else:
-        module, multiple = import_module(f"bionas_fast.kernels.pools.{backend}"), 1
-        edges, pools = (parts.forward, parts.backward), (module.forward, module.backward)
-    return Kernels(*edges, parts.sum_forward, parts.sum_backward, *pools, multiple)
+        ops = torch.ops.bionas_fast_native
+        fused = (ops.separable_edges, ops.separable_edges_backward, ops.normalised_sum, ops.normalised_sum_backward)
+        return Kernels(*fused, **mixed, pools_forward=ops.pools, pools_backward=ops.pools_backward, multiple=16)
+    pools = import_module(f"bionas_fast.kernels.pools.{backend}")
+    return Kernels(**_unfused(parts), **mixed, pools_forward=pools.forward, pools_backward=pools.backward)
+
+
+def _unfused(parts: Composition) -> dict[str, Any]:
+    """What takes batch normalisation's statistics over all processes."""
+    normalised = NormalisedSum(parts.sum_forward, parts.sum_backward)
+    return {
+        "edges_forward": parts.forward,
+        "edges_backward": parts.backward,
+        "normalised_forward": normalised.forward,
+        "normalised_backward": normalised.backward,
+    }
 
 
 #: Called in the backward pass: the feedback, flat like the weights, and that of the identities, [edges, C].
@@ -120,9 +134,8 @@ def mixed_edges(
     precise = x.to(weights.dtype)
     into = [tensor.to(precise.dtype) for tensor in into]
     kernel = kernels(chosen)
-    if training and batch_norm.shared():  # the fused one takes the statistics of this process
-        parts = composition(chosen)
-        kernel = kernel._replace(edges_forward=parts.forward, edges_backward=parts.backward)
+    if training and batch_norm.shared():  # the fused ones take the statistics of this process
+        kernel = kernel._replace(**_unfused(composition(chosen)))
     out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernel, *into)
     return tuple(tensor.to(x.dtype) for tensor in out)
 
@@ -189,24 +202,26 @@ class _MixedEdges(torch.autograd.Function):
             )
             found.append((mean, var))
         maps: list[Tensor] = []
-        index = edges = normal = None
+        term_mean = term_var = None
         if plan.terms:
-            maps, totals = term_maps(x, state, w, plan, kernel)
-            if totals:
-                positions = maps[0][0].numel() // state.shape[-1]
-                if means is None or variances is None:
-                    found.append(batch_norm.moments(*totals, positions))
-                else:
-                    found.append((means[rows:], variances[rows:]))
-            normal = _Normal.behind(maps, found[-1] if totals else None, plan)
-            index, edges = (torch.tensor(numbers, device=x.device) for numbers in (plan.index, plan.sums))
-            weight = factors[separable:, None] * normal.rstd[index]
-            offset = weight.new_zeros(plan.edges, weight.shape[1]).index_add_(0, edges, -weight * normal.mean[index])
-            out = kernel.mixed_forward(maps, plan.index, plan.sums, weight.to(x.dtype), offset.to(x.dtype), out)
+            maps, total, squares = term_maps(x, state, w, plan, kernel)
+            out, term_mean, term_var = kernel.normalised_forward(
+                maps,
+                plan.index,
+                plan.sums,
+                plan.edges,
+                factors[separable:],
+                total,
+                squares,
+                None if means is None else means[rows:],
+                None if variances is None else variances[rows:],
+                out,
+            )
+            found.append((term_mean, term_var))
         if training and found:
             mean_now, var_now = (torch.cat(column) for column in zip(*found, strict=True))
             statistics.update(mean_now, var_now, out[0].numel() // state.shape[-1])
-        ctx.save_for_backward(state, mixing, weights, z, mean, var, index, edges, *(normal or (None, None)), *maps)
+        ctx.save_for_backward(state, mixing, weights, z, mean, var, term_mean, term_var, *maps)
         ctx.static = plan, make_feedback, training, kernel, channels, len(into)
         return tuple(tensor[..., :channels].contiguous() for tensor in out)
 
@@ -214,8 +229,7 @@ class _MixedEdges(torch.autograd.Function):
     @_without_autocast
     def backward(ctx: Any, *grads: Tensor) -> Any:
         plan, make_feedback, training, kernel, channels, given = ctx.static
-        state, mixing, weights, z, mean, var, index, edges, *normal = ctx.saved_tensors
-        maps = normal[2:]
+        state, mixing, weights, z, mean, var, term_mean, term_var, *maps = ctx.saved_tensors
         want_x, _, want_weights, *_ = ctx.needs_input_grad
         separable = len(plan.separable.kernels)
         passed = grads if given else ()
@@ -246,8 +260,11 @@ class _MixedEdges(torch.autograd.Function):
             grad_mixing.append(grad_factors)
             down.append(grad_x)
         if plan.terms:
-            others = _Others(plan, kernel, state, maps, grads, _Normal(*normal[:2]), index, factors[separable:])
-            grad_mixing.append(others.differentiate(edges, training))
+            grad_factors, *affine = kernel.normalised_backward(
+                maps, plan.index, plan.sums, factors[separable:], term_mean, term_var, training, grads
+            )
+            grad_mixing.append(grad_factors)
+            others = _Others(plan, kernel, state, maps, grads, *affine)
             if feedback and plan.reductions:
                 grad_x, *reduce_grads = others.reductions(w, feedback, channels, want_weights)
                 weight_grads += reduce_grads
@@ -276,8 +293,8 @@ def pad_channels(x: Tensor, kernel: Kernels) -> Tensor:
     return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
-def term_maps(x: Tensor, state: Tensor, w: Weights, plan: Plan, kernel: Kernels) -> tuple[list[Tensor], list[Tensor]]:
-    """The stacks of maps that the terms read; Σ z and Σ z² of those that are normalised, or nothing."""
+def term_maps(x: Tensor, state: Tensor, w: Weights, plan: Plan, kernel: Kernels) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The stacks of maps that the terms read; Σ z and Σ z² of those that are normalised."""
     maps, sums = [], []
     if plan.reductions:
         z = pad_channels(factorized_reduce.forward(x, w.reduce1, w.reduce2), kernel)
@@ -290,23 +307,11 @@ def term_maps(x: Tensor, state: Tensor, w: Weights, plan: Plan, kernel: Kernels)
         sums.append(totals)
     if plan.identity:
         maps.append(state[None])
-    return maps, [torch.cat(column) for column in zip(*sums, strict=True)]
-
-
-class _Normal(NamedTuple):
-    """Mean and 1/√(var + ε) of every map, float64 [maps, C]; 0 and 1 for the identity."""
-
-    mean: Tensor
-    rstd: Tensor
-
-    @classmethod
-    def behind(cls, maps: Sequence[Tensor], found: tuple[Tensor, Tensor] | None, plan: Plan) -> _Normal:
-        means, rstds = ([found[0]], [batch_norm.rstd(found[1])]) if found else ([], [])
-        if plan.identity:
-            zero = maps[0].new_zeros(1, maps[0].shape[-1], dtype=torch.float64)
-            means.append(zero)
-            rstds.append(zero + 1)
-        return cls(torch.cat(means), torch.cat(rstds))
+    if len(sums) == 1:
+        return maps, *sums[0]
+    none = state.new_empty(0, state.shape[-1], dtype=torch.float64)
+    total, squares = (torch.cat(column) for column in zip((none, none), *sums, strict=True))
+    return maps, total, squares
 
 
 class _Others:
@@ -322,28 +327,13 @@ class _Others:
         state: Tensor,
         maps: Sequence[Tensor],
         grads: Sequence[Tensor],
-        normal: _Normal,
-        index: Tensor,
-        factors: Tensor,
+        a: Tensor,
+        b: Tensor,
+        d: Tensor,
     ) -> None:
         self.plan, self.kernel, self.state, self.maps, self.grads = plan, kernel, state, maps, grads
-        self.normal, self.index, self.factors = normal, index, factors[:, None]
+        self.a, self.b, self.d = a, b, d
         self.stacks = [grad[None] for grad in grads]
-
-    def differentiate(self, edges: Tensor, training: bool) -> Tensor:
-        """The gradient of the mixing weights; called first."""
-        plan, (mean, rstd), index = self.plan, self.normal, self.index
-        grad_sum, products = self.kernel.mixed_backward(self.maps, plan.index, plan.sums, self.grads)
-        grad_sum = grad_sum[edges]
-        normalised = rstd[index] * (products - mean[index] * grad_sum)  # Σ grad · ẑ of every term
-        map_sum, map_normalised = (
-            rstd.new_zeros(rstd.shape).index_add_(0, index, self.factors * value) for value in (grad_sum, normalised)
-        )
-        positions = self.grads[0].numel() // self.state.shape[-1]
-        affine = batch_norm.backward(mean, rstd, map_sum, map_normalised, positions, training)
-        self.a = (self.factors * rstd[index]).to(self.state.dtype)
-        self.b, self.d = (value.to(self.state.dtype) for value in affine)
-        return normalised.sum(dim=1)
 
     def _delta(self, stack: Tensor, first: int) -> list[Tensor]:
         """The gradients of a stack of maps, which are counted from ``first``."""

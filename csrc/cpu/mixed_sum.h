@@ -6,6 +6,8 @@
 
 namespace bionas {
 
+constexpr double variance_epsilon = 1e-5;  // of batch normalisation
+
 struct MixedSum {
   int64_t p, c;             // positions, channels (a multiple of 16)
   int edges, terms;

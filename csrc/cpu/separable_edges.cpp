@@ -13,8 +13,6 @@ namespace bionas {
 
 namespace {
 
-constexpr double epsilon = 1e-5;
-
 // The maps z of branches [begin, end) as terms of a sum over the edges that they belong to.
 struct Terms {
   Terms(const SeparableEdges& e, const float* z, int begin, int end) {
@@ -134,7 +132,7 @@ class Group {
   const bool two;
 
  private:
-  double rstd(int64_t at) const { return 1 / std::sqrt(e.var[at] + epsilon); }
+  double rstd(int64_t at) const { return 1 / std::sqrt(e.var[at] + variance_epsilon); }
 
   void moments(int64_t row) const {
     const double positions = double(e.map() / c);
