@@ -58,6 +58,8 @@ class StateEdges(nn.Module):
     """All edges that leave one state of a cell, made of their mixed ops."""
 
     incidence: Tensor
+    identity_edges: Tensor
+    identity_columns: Tensor
 
     def __init__(self, edges: Sequence[MixedOp], stride: int) -> None:
         super().__init__()
@@ -68,7 +70,6 @@ class StateEdges(nn.Module):
         self.bank = Bank(found.weights)
         self.normalisations = Normalisations(found.normalisations, self.channels)
         self.identities = Bank(found.identities)
-        self.identity_columns = [column for column, _ in found.identity]
         self.others = nn.ModuleList(module for _, module in found.others)
         self.other_columns = [column for column, _ in found.others]
         candidates = len(list(edges[0].candidates))
@@ -77,6 +78,9 @@ class StateEdges(nn.Module):
             for e, k in columns:
                 incidence[t, e * candidates + k] = 1
         self.register_buffer("incidence", incidence, persistent=False)
+        identities = torch.tensor([column for column, _ in found.identity], dtype=torch.int64).view(-1, 2)
+        self.register_buffer("identity_edges", identities[:, 0].clone(), persistent=False)
+        self.register_buffer("identity_columns", identities[:, 0] * candidates + identities[:, 1], persistent=False)
 
     def read(self, edges: Sequence[MixedOp]) -> None:
         """Take everything from mixed ops like those this was made of."""
@@ -161,10 +165,10 @@ class StateEdges(nn.Module):
         """The sum of what the identities of each edge send down, [E, C]."""
         if not self.plan.identity:
             return None
-        e, k = zip(*self.identity_columns, strict=True)
         b = make()
-        each = weights[list(e), list(k)].to(b.dtype)[:, None] * b.view(len(e), -1)
-        return b.new_zeros(self.count, each.shape[1]).index_add_(0, torch.tensor(e, device=b.device), each)
+        factors = weights.flatten()[self.identity_columns].to(b.dtype)
+        each = factors[:, None] * b.view(len(factors), -1)
+        return b.new_zeros(self.count, each.shape[1]).index_add_(0, self.identity_edges, each)
 
 
 class _Sorted:
