@@ -33,7 +33,8 @@ struct Terms {
 class Group {
  public:
   Group(const SeparableEdges& e, const Tiles& tiles, int begin, int end)
-      : e(e), tiles(tiles), c(e.c), begin(begin), end(end), count(end - begin), two(begin < e.twice), scale(count * c), shift(count * c),
+      : e(e), tiles(tiles), c(e.c), begin(begin), end(end), count(end - begin), two(begin < e.twice),
+        scale(count * c), shift(count * c),
         sum(count * c), second_sum(count * c) {}
 
   Stage first(const Branch* branches) const {

@@ -24,7 +24,7 @@ struct SeparableEdges {
   double* var;
   bool training;          // forward: mean and var are of this batch, and written; else they are read
 
-  // Maps of so many bytes go through the stages together: enough to share their input, few enough to stay in a cache.
+  // Maps of so many bytes go through the stages together: few enough to stay in a cache, enough to be worth the threads.
   int64_t together = int64_t{2} << 20;
 
   int64_t ho() const { return (h + stride - 1) / stride; }

@@ -63,7 +63,7 @@ struct StageBackward {
   double* grad_sum;         // [K, C] Σ grad_x, and
   double* grad_x_sum;       // [K, C] Σ grad_x · x; only where x is not shared, else null
   const Tiles* grad_tiles = nullptr;  // shared, with tiles: the gradients are added here, and grad_x is not written
-  const Stage* before = nullptr;      // not shared: what makes x, image by image, before it is read
+  const Stage* before = nullptr;      // not shared: what makes x, which is written image by image before it is read
 };
 
 void stage_forward(const Stage& stage, const StageForward& out);
