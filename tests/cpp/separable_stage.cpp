@@ -166,7 +166,10 @@ int main() {
     if (!supported(isa)) continue;
     set_isa(isa);
     for (const Shape& shape : {Shape{1, 1, 1, 16, 1, true}, Shape{5, 2, 2, 16, 1, true}, Shape{2, 5, 9, 16, 1, true},
-                               Shape{4, 3, 5, 16, 1, false}, Shape{3, 7, 5, 16, 2, true}, Shape{1, 2, 18, 32, 1, false}})
+                               Shape{4, 3, 5, 16, 1, false}, Shape{3, 7, 5, 16, 2, true}, Shape{1, 2, 18, 32, 1, false},
+                               // Rows of blocks of every size, at either stride, and all numbers of channels.
+                               Shape{1, 3, 33, 16, 2, true}, Shape{2, 3, 20, 32, 1, true}, Shape{1, 4, 18, 48, 2, true},
+                               Shape{1, 3, 8, 64, 1, false}, Shape{1, 3, 17, 64, 2, true}})
       run(shape);
   }
 }
