@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bionas_fast import native
+from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum
 from bionas_fast.kernels.pools import reference as pools
@@ -20,9 +21,9 @@ needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernel
 composition = Composition(separable_stage.forward, separable_stage.backward, mixed_sum.forward, mixed_sum.backward)
 
 
-def relative(actual, expected):
-    """The largest error over the largest entry."""
-    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+def relative(actual, expected, least=1e-30):
+    """The largest error over the largest entry, or over ``least`` where that is more."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(least)).item()
 
 
 def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
@@ -31,11 +32,14 @@ def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
     def randn(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    def coarse(*shape):  # so few digits that scale · x + shift is exact: nobody is in doubt where ReLU bends
+        return randn(*shape).mul(64).round().div(64)
+
     taps = sum(kernel * kernel for kernel in kernels)
-    x = randn(n, h, w, c) if draw_shared else randn(k, n, h, w, c)
+    x = coarse(n, h, w, c) if draw_shared else coarse(k, n, h, w, c)
     weights = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
     feedback = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
-    scale, shift = (None, None) if draw_shared else (randn(k, c), randn(k, c))
+    scale, shift = (None, None) if draw_shared else (coarse(k, c), coarse(k, c))
     size = (n, -(-h // stride), -(-w // stride), c)
     grad, own = randn(2, *size), randn(k, *size)
     affine = (randn(k, c), randn(k, c), randn(k, c))
@@ -267,6 +271,7 @@ def test_separable_edges_on_random_shapes(
 ):  # fmt: skip
     """Fused and put together from its parts in float64, in training and with given statistics."""
     arguments = separable_edges_arguments(specs, min(twice, len(specs)), n, h, w, channels, stride, into, seed)
+    assume(not near_a_bend(arguments))
     expected = run_separable_edges(composition.forward, composition.backward, arguments, weights_wanted)
     ops = torch.ops.bionas_fast_native
     with native.use_isa(isa):
@@ -277,7 +282,9 @@ def test_separable_edges_on_random_shapes(
         ours = actual[name]
         assert ours.numel() == theirs.numel(), name
         if theirs.numel():
-            assert relative(ours.double(), theirs) < 3e-4, name
+            # The gradient of mixing adds up that many products of either sign: little may be left of them.
+            least = arguments["grads"][0].numel() ** 0.5 if name.startswith("grad 0") else 1e-30
+            assert relative(ours.double(), theirs, least) < 3e-4, name
 
 
 def separable_edges_arguments(specs, twice, n, h, w, channels, stride, into, seed):
@@ -306,6 +313,17 @@ def separable_edges_arguments(specs, twice, n, h, w, channels, stride, into, see
         "grads": [randn(*size) for _ in range(3)],
         "given": (randn(twice + len(specs), channels), randn(twice + len(specs), channels).square() + 0.1),
     }
+
+
+def near_a_bend(a):
+    """Whether a second ReLU sees a value so small that its sign, and with it the gradient, is a matter of rounding."""
+    twice, (kernels, dilations, stride, _) = len(a["weights"][3]), a["geometry"]
+    z, *totals = separable_stage.forward(a["x"], *a["weights"][:2], kernels, dilations, stride)
+    of_batch = batch_norm.moments(*totals, z[0].numel() // z.shape[-1])
+    return any(
+        ((own - m[:, None, None, None]) * batch_norm.rstd(v)[:, None, None, None]).abs().lt(1e-5).any()
+        for own, m, v in ((z[:twice], *(s[:twice] for s in given)) for given in (of_batch, a["given"]))
+    )
 
 
 def run_separable_edges(forward, backward, a, weights_wanted, wide=None):

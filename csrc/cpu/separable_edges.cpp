@@ -115,7 +115,7 @@ class Group {
                                                  second_sum.data(), nullptr, &before});
     for (int64_t i = 0; i < count * c; i++) {
       const int64_t at = begin * c + i;
-      affine(i, at, 1.0, sum[i], rstd(at) * (second_sum[i] - e.mean[at] * sum[i]));
+      affine(i, at, 1.0, sum[i], second_sum[i]);
     }
   }
   // Through the first stages; own: what second_backward wrote.

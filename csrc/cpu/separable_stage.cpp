@@ -136,10 +136,7 @@ void stage_backward(const Stage& s, const StageBackward& g) {
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
     kernel(s, g, packed, before.get(), sums.start(begin), grads.start(begin), begin, end);
   });
-  if (g.grad_sum) add_sums(sums, s.branches, s.c, g.grad_sum, g.grad_x_sum);
-  // Where a gradient passes ReLU, it made scale · x + shift of x.
-  for (int64_t i = 0; g.grad_sum && s.scale && i < s.branches * s.c; i++)
-    g.grad_x_sum[i] = (g.grad_x_sum[i] - double(s.shift[i]) * g.grad_sum[i]) / double(s.scale[i]);
+  if (g.grad_sum) add_sums(sums, s.branches, s.c, g.grad_sum, g.product_sum);
   if (!weights) return;
   const int64_t c = s.c;
   parallel_for(s.branches, branches_per_thread(c), [&](int64_t begin, int64_t end) {

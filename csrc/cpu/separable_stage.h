@@ -34,7 +34,7 @@ struct Stage {
   const Branch* branch;  // [K]
   const float* x;        // [N, H, W, C] shared by all branches, or [K, N, H, W, C]
   bool shared;
-  const float* scale;    // [K, C], not 0, or null: the branch sees ReLU(scale · x + shift)
+  const float* scale;    // [K, C], or null: the branch sees ReLU(scale · x + shift)
   const float* shift;    // [K, C]
   const Tiles* tiles = nullptr;  // shared: of x, where several stages read it; else they are made anew
 };
@@ -61,7 +61,7 @@ struct StageBackward {
   const float *a, *b, *d;   // [K, C]
   float* grad_x;            // shared: [N, H, W, C]; else [K, N, H, W, C], of what ReLU saw
   double* grad_sum;         // [K, C] Σ grad_x, and
-  double* grad_x_sum;       // [K, C] Σ grad_x · x; only where x is not shared, else null
+  double* product_sum;      // [K, C] Σ grad_x · what ReLU saw; only where x is not shared, else null
   const Tiles* grad_tiles = nullptr;  // shared, with tiles: the gradients are added here, and grad_x is not written
   const Stage* before = nullptr;      // not shared: what makes x, which is written image by image before it is read
 };

@@ -128,11 +128,11 @@ class Composition(NamedTuple):
             depthwise, pointwise = weights[0][: _taps(kernels[:twice]) * channels], weights[1][:twice]
             z1, *_ = self.stage_forward(x, depthwise, pointwise, kernels[:twice], dilations[:twice], stride, None, None)
             m, r = mean[:twice], rstd[:twice]
-            own, own_sum, own_products, *second = self.stage_backward(
+            own, own_sum, own_normalised, *second = self.stage_backward(
                 stacks, sources[:twice], z[:twice], *(value[:twice] for value in affine), z1, *weights[2:],
                 *feedback[2:], kernels[:twice], (1,) * twice, 1, r.to(x.dtype), (-m * r).to(x.dtype), weights_wanted,
             )  # fmt: skip
-            b, d = batch_norm.backward(m, r, own_sum, r * (own_products - m * own_sum), positions, training)
+            b, d = batch_norm.backward(m, r, own_sum, own_normalised, positions, training)
             affine = [
                 torch.cat([mine.to(x.dtype), theirs[twice:]]) for mine, theirs in zip((r, b, d), affine, strict=True)
             ]

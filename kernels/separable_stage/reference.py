@@ -96,14 +96,14 @@ def backward(
         weights: whether weight gradients are wanted.
 
     Returns:
-        The gradient of what ReLU saw, shaped like x; Σ of it and Σ of its product with x, float64 [K, C] (empty where x
-        is shared); the gradients of ``depthwise`` and ``pointwise`` (empty where not wanted).
+        The gradient of what ReLU saw, shaped like x; Σ of it and Σ of its product with what ReLU saw, float64 [K, C]
+        (empty where x is shared); the gradients of ``depthwise`` and ``pointwise`` (empty where not wanted).
     """
     channels = pointwise.shape[-1]
     each = [one for stack in grads for one in stack]
     blocks = split_depthwise(depthwise, kernels, channels)
     feedback = split_depthwise(depthwise_feedback, kernels, channels)
-    errors, depthwise_grads, pointwise_grads = [], [], []
+    errors, products, depthwise_grads, pointwise_grads = [], [], [], []
     for k in range(len(kernels)):
         seen = _seen(x, k, scale, shift)
         relu = _nchw(F.relu(seen))
@@ -127,6 +127,7 @@ def backward(
             error, relu, feedback[k], None, *geometry, channels, [True, weights, False]
         )
         errors.append(down.permute(0, 2, 3, 1) * (seen > 0))
+        products.append((errors[-1].double() * seen).sum(dim=(0, 1, 2)))
         if weights:
             depthwise_grads.append(depthwise_grad.flatten())
             pointwise_grads.append(pointwise_grad.flatten(1))
@@ -136,6 +137,4 @@ def backward(
     if x.dim() == 4:
         return sum(errors[1:], errors[0]).contiguous(), none.double(), none.double(), depthwise_grad, pointwise_grad
     grad_x = torch.stack(errors).contiguous()
-    wide = grad_x.double()
-    sums = wide.sum(dim=(1, 2, 3)), (wide * x).sum(dim=(1, 2, 3))
-    return grad_x, *sums, depthwise_grad, pointwise_grad
+    return grad_x, grad_x.double().sum(dim=(1, 2, 3)), torch.stack(products), depthwise_grad, pointwise_grad

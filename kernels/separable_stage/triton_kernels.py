@@ -182,7 +182,7 @@ def input_kernel(
     """The gradient of what ReLU saw, for ``count`` inputs that ``shared`` branches each read.
 
     δ_in[n, h, w] = Σ error[n, (h + p - d·k_h)/s, (w + p - d·k_w)/s] B[k_h, k_w] over whole quotients. Of each block of
-    rows also Σ of the gradient, and of its product with x.
+    rows also Σ of the gradient, and of its product with what ReLU saw.
     """
     i_x, i_r = (tl.program_id(0) % count).to(tl.int64), tl.program_id(0) // count
     mask_r, i_n, o_n, o_h, o_w = block_rows(i_r * BLOCK_R, rows, height, width, BLOCK_R)
@@ -191,7 +191,7 @@ def input_kernel(
     mask = mask_r[:, None] & mask_c[None, :]
     i_first, o_x = (i_x * rows + i_r * BLOCK_R) * inputs, (o_r * inputs)[:, None] + o_c[None, :]
     b_x = tl.load(p_x + i_first + o_x, mask=mask, other=0).to(tl.float32)
-    b_grad = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    b_grad, b_seen = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32), b_x
     for i_k in range(i_x * shared, (i_x + 1) * shared):
         kernel, dilation, i_d = _branch(p_branches, i_k)
         p_image = p_error + (i_k * (rows // (height * width)) + i_n) * out_height * out_width * inputs
@@ -207,10 +207,11 @@ def input_kernel(
             b_feedback = tl.load(p_feedback + i_d + o_c * kernel * kernel + i_tap, mask=mask_c, other=0)
             b_down += b_error * b_feedback.to(tl.float32)[None, :]
         b_scale, b_shift = _affine(p_scale, p_shift, i_k, o_c, inputs)
-        b_grad += tl.where(b_x * b_scale[None, :] + b_shift[None, :] > 0, b_down, 0)
+        b_seen = b_x * b_scale[None, :] + b_shift[None, :]
+        b_grad += tl.where(b_seen > 0, b_down, 0)
     b_grad = b_grad.to(p_grad.dtype.element_ty)
     tl.store(p_grad + i_first + o_x, b_grad, mask=mask)
-    store_sums(p_sums, b_grad.to(tl.float32), b_x, i_x, count, i_r, tl.cdiv(rows, BLOCK_R), o_c, inputs)
+    store_sums(p_sums, b_grad.to(tl.float32), b_seen, i_x, count, i_r, tl.cdiv(rows, BLOCK_R), o_c, inputs)
 
 
 def configurations() -> Iterator[Configuration]:

@@ -123,9 +123,9 @@ void run(const Shape& shape) {
   // The gradient of z is a · grad + b · z + d with a = 0.5, b = -0.25, d = 0.125.
   const std::vector<float> a(branches * c, 0.5f), b(branches * c, -0.25f), d(branches * c, 0.125f);
   std::vector<float> grad_x(t.x.size(), NAN);
-  std::vector<double> grad_sum(branches * c, NAN), grad_x_sum(branches * c, NAN);
+  std::vector<double> grad_sum(branches * c, NAN), product_sum(branches * c, NAN);
   stage_backward(s, {t.z.data(), a.data(), b.data(), d.data(), grad_x.data(), s.shared ? nullptr : grad_sum.data(),
-                     s.shared ? nullptr : grad_x_sum.data()});
+                     s.shared ? nullptr : product_sum.data()});
   std::vector<double> expected(t.x.size());
   for (int k = 0; k < branches; k++) {
     const int size = kinds[k].kernel, dilation = kinds[k].dilation, pad = dilation * (size / 2);
@@ -157,6 +157,19 @@ void run(const Shape& shape) {
     for (std::size_t i = 0; i < depthwise.size(); i++) CHECK(near(t.depthwise_grad[k][i], depthwise[i]));
   }
   for (std::size_t i = 0; i < expected.size(); i++) CHECK(near(grad_x[i], expected[i]));
+  for (int k = 0; !s.shared && k < branches; k++)
+    for (int64_t i = 0; i < c; i++) {
+      double sum = 0, product = 0;
+      for (int64_t n = 0; n < s.n; n++)
+        for (int64_t y = 0; y < s.h; y++)
+          for (int64_t x = 0; x < s.w; x++) {
+            const double error = expected[(((k * s.n + n) * s.h + y) * s.w + x) * c + i];
+            sum += error;
+            product += error * t.seen(k, n, y, x, i);
+          }
+      CHECK(near(grad_sum[k * c + i], sum));
+      CHECK(near(product_sum[k * c + i], product));
+    }
 }
 
 }  // namespace
