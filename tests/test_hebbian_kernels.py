@@ -88,7 +88,8 @@ def test_activities_are_those_of_the_reference(
         else:
             assert total.dtype == torch.float64
             terms = (expected * factor).transpose(0, 1).flatten(1)
-            assert ((total - terms.sum(1)).abs() <= 1e-5 * terms.abs().sum(1) + 1e-30).all()
+            # Rounded twice, an argument of exp that float32 can hold the result of, at most 88, is off by 1e-5.
+            assert ((total - terms.sum(1)).abs() <= 2e-5 * terms.abs().sum(1) + 1e-30).all()
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
