@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import InputError
+from bionas_fast.ops.grids import rectified_grids
 from bionas_fast.space import get_space
 from bionas_fast.space.operations import FactorizedReduce, Skip
 from bionas_fast.supernet.modular import MixedOp
@@ -115,6 +116,14 @@ def test_factorized_reduce_by_pixels(size):
                 dim=1,
             )
             torch.testing.assert_close(layer(x)[:, :, i, j], expected / (1 + 1e-5) ** 0.5)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 5), (2, 7), (1, 1)], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["", "channels_last"])
+def test_gradients_of_grids(size, memory_format):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    assert torch.autograd.gradcheck(rectified_grids, (x,))
 
 
 def test_seed_decides_everything_and_leaves_the_generator_alone():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.nn import Conv2d, FeedbackLayer, HebbianConv2d, PredictiveConv2d
+from bionas_fast.ops.grids import rectified_grids
 from bionas_fast.rules import Law
 from bionas_fast.space.candidates import register_operation
 
@@ -76,11 +77,10 @@ class FactorizedReduce(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.conv_1(F.relu(x[:, :, ::2, ::2]))
         if self.conv_2 is None:
-            return self.bn(first)
-        shifted = F.pad(F.relu(x[:, :, 1::2, 1::2]), (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-        return self.bn(torch.cat([first, self.conv_2(shifted)], dim=1))
+            return self.bn(self.conv_1(F.relu(x[:, :, ::2, ::2])))
+        first, second = rectified_grids(x)
+        return self.bn(torch.cat([self.conv_1(first), self.conv_2(second)], dim=1))
 
 
 class Zero(nn.Module):
