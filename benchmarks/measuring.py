@@ -83,7 +83,9 @@ class SearchStep:
 
     def __init__(self, engine: str, batch: int, size: int, device: str, compiled: bool = False, **settings) -> None:
         self.net = bf.build_supernet(engine=engine, **settings).to(device)
-        self.run = torch.compile(self.net) if compiled else self.net
+        self.run = self.net
+        if compiled:
+            compile_edges(self.net)
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(batch, 3, size, size, generator=generator).to(device)
         self.y = torch.randint(10, (batch,), generator=generator).to(device)
@@ -113,6 +115,16 @@ class SearchStep:
         chosen = {id(parameter) for parameter in wanted}
         for parameter in self.net.parameters():
             parameter.requires_grad_(id(parameter) in chosen)
+
+
+def compile_edges(net: torch.nn.Module) -> None:
+    """Every mixed op by itself: those of one shape share their code, so this takes minutes. The whole supernet as one
+    graph was still compiling after forty."""
+    # One variant for each shape, and for which parameters want gradients.
+    torch._dynamo.config.recompile_limit = 64
+    for cell in net.cells:
+        for edge in cell.edges:
+            edge.compile(dynamic=False)
 
 
 def useful_operations(net: torch.nn.Module, x: torch.Tensor) -> float:
