@@ -228,9 +228,8 @@ def _register_fakes() -> None:
         grads, z, mean, var, training, x, weights, feedback, kernels, dilations, stride, edges, mixing, weights_wanted
     ):  # fmt: skip
         down = len(feedback) > 0
-        shapes = [tensor.shape if down and weights_wanted else (0, *tensor.shape[1:]) for tensor in weights]
-        grad_x = x.new_empty(x.shape if down else (0,))
-        return torch.empty_like(mixing), grad_x, *(x.new_empty(shape) for shape in shapes)
+        count = sum(tensor.numel() for tensor in weights) if down and weights_wanted else 0
+        return torch.empty_like(mixing), x.new_empty(x.shape if down else (0,)), x.new_empty(count)
 
     @fake
     def _feedback_segments(weight, stored, stream, lengths, modes, bounds, scales):

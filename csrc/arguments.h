@@ -108,50 +108,47 @@ class Weights {
   std::vector<float> padded_depthwise_, padded_pointwise_;
 };
 
-// The gradients of the weights of K branches, for kernels with C channels to fill, or nothing.
+// The gradients of the weights of K branches, for kernels with C channels to fill.
 class WeightGrads {
  public:
-  WeightGrads(const Tensor& like, const Weights& weights, const Ints& kernels, int64_t channels, bool wanted)
-      : kernels_(kernels), own_(weights.own()), c_(channels), wanted_(wanted) {
+  WeightGrads(const Weights& weights, const Ints& kernels, int64_t channels)
+      : kernels_(kernels), own_(weights.own()), c_(channels) {
     for (int64_t k : kernels) taps_ += k * k;
-    depthwise_ = torch::stable::new_empty(like, {wanted ? taps_ * own_ : 0});
-    pointwise_ = torch::stable::new_empty(like, {wanted ? int64_t(kernels.size()) : 0, own_, own_});
-    if (!wanted || own_ == c_) return;
-    wide_depthwise_.resize(taps_ * c_);
-    wide_pointwise_.resize(kernels.size() * c_ * c_);
   }
 
-  // Where the branches' gradients go.
-  void give(std::vector<Branch>& branches) {
-    float* depthwise = wide() ? wide_depthwise_.data() : depthwise_.mutable_data_ptr<float>();
-    float* pointwise = wide() ? wide_pointwise_.data() : pointwise_.mutable_data_ptr<float>();
+  int64_t depthwise_size() const { return taps_ * own_; }
+  int64_t size() const { return depthwise_size() + int64_t(kernels_.size()) * own_ * own_; }
+
+  // They go to memory for depthwise [Σ c · k²] and pointwise ones [K, c, c], which must stay until `finish`.
+  void give(std::vector<Branch>& branches, float* depthwise, float* pointwise) {
+    depthwise_ = depthwise;
+    pointwise_ = pointwise;
+    if (own_ < c_) {
+      wide_.resize((taps_ + int64_t(kernels_.size()) * c_) * c_);
+      depthwise = wide_.data();
+      pointwise = depthwise + taps_ * c_;
+    }
     for (std::size_t k = 0, t = 0; k < branches.size(); t += kernels_[k] * kernels_[k], k++) {
-      branches[k].depthwise_grad = wanted_ ? depthwise + t * c_ : nullptr;
-      branches[k].pointwise_grad = wanted_ ? pointwise + k * c_ * c_ : nullptr;
+      branches[k].depthwise_grad = depthwise + t * c_;
+      branches[k].pointwise_grad = pointwise + k * c_ * c_;
     }
   }
 
-  // [Σ c · k²] and [K, c, c], empty where they are not wanted.
-  std::tuple<Tensor, Tensor> take() {
-    if (wide()) {
-      float* to = depthwise_.mutable_data_ptr<float>();
-      const float* from = wide_depthwise_.data();
-      for (int64_t k : kernels_) to = std::copy_n(from, k * k * own_, to), from += k * k * c_;
-      to = pointwise_.mutable_data_ptr<float>();
-      for (std::size_t k = 0; k < kernels_.size(); k++)
-        for (int64_t i = 0; i < own_; i++) to = std::copy_n(wide_pointwise_.data() + (k * c_ + i) * c_, own_, to);
-    }
-    return {depthwise_, pointwise_};
+  void finish() const {
+    if (own_ == c_) return;
+    const float* from = wide_.data();
+    float* to = depthwise_;
+    for (int64_t k : kernels_) to = std::copy_n(from, k * k * own_, to), from += k * k * c_;
+    to = pointwise_;
+    for (std::size_t k = 0; k < kernels_.size(); k++)
+      for (int64_t i = 0; i < own_; i++) to = std::copy_n(from + (k * c_ + i) * c_, own_, to);
   }
 
  private:
-  bool wide() const { return wanted_ && own_ < c_; }
-
   Ints kernels_;
   int64_t own_, c_, taps_ = 0;
-  bool wanted_;
-  Tensor depthwise_, pointwise_;
-  std::vector<float> wide_depthwise_, wide_pointwise_;
+  float *depthwise_ = nullptr, *pointwise_ = nullptr;
+  std::vector<float> wide_;
 };
 
 }  // namespace bionas::arguments

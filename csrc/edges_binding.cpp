@@ -143,7 +143,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> separable_edges(
   return {out, z, mean, var};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_edges_backward(
+std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
     std::vector<Tensor> grads,     // one an edge
     const Tensor& z,
     const Tensor& mean, const Tensor& var, bool training,
@@ -157,18 +157,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_edges_backw
   STD_TORCH_CHECK(int64_t(z.numel()) == e.branches * e.map(), "z: expected a map for each branch");
   const bool down = !feedback.empty();
   if (down) all.set_feedback(feedback);
-  WeightGrads first(x, all.own(0), kernels, e.c, down && weights_wanted);
-  WeightGrads second(x, all.own(1), all.second_kernels(), e.c, down && weights_wanted);
-  first.give(all.first_);
-  second.give(all.second_);
+  WeightGrads first(all.own(0), kernels, e.c), second(all.own(1), all.second_kernels(), e.c);
+  const bool wanted = down && weights_wanted;
+  Tensor grad_weights = new_map(x, {wanted ? first.size() + second.size() : 0});
+  if (wanted) {
+    float *to = grad_weights.mutable_data_ptr<float>(), *then = to + first.size();
+    first.give(all.first_, to, to + first.depthwise_size());
+    second.give(all.second_, then, then + second.depthwise_size());
+  }
   Tensor grad_mixing = torch::stable::new_empty(x, {e.branches}, ScalarType::Double);
   Tensor grad_x = down ? new_map(x, {e.n, e.h, e.w, e.c}) : torch::stable::new_empty(x, {0});
   bionas::separable_edges_backward(
       e, {z.const_data_ptr<float>(), all.maps("grads", grads).data(), grad_mixing.mutable_data_ptr<double>(),
           down ? grad_x.mutable_data_ptr<float>() : nullptr});
-  const auto [depthwise1, pointwise1] = first.take();
-  const auto [depthwise2, pointwise2] = second.take();
-  return {grad_mixing, grad_x, depthwise1, pointwise1, depthwise2, pointwise2};
+  if (wanted) first.finish(), second.finish();
+  return {grad_mixing, grad_x, grad_weights};
 }
 
 }  // namespace
@@ -180,7 +183,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def(
       "separable_edges_backward(Tensor[] grads, Tensor z, Tensor mean, Tensor var, bool training, Tensor x, "
       "Tensor[] weights, Tensor[] feedback, int[] kernels, int[] dilations, int stride, int[] edges, Tensor mixing, "
-      "bool weights_wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool weights_wanted) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {

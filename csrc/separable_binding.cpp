@@ -74,7 +74,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
   check("b", b);
   check("d", d);
   const int64_t c = s.c;
-  WeightGrads weight_grads(x, weights, kernels, c, weights_wanted);
+  WeightGrads weight_grads(weights, kernels, c);
+  Tensor depthwise_grad = torch::stable::new_empty(x, {weights_wanted ? weight_grads.depthwise_size() : 0});
+  Tensor pointwise_grad = torch::stable::new_empty(x, {weights_wanted ? s.branches : 0, weights.own(), weights.own()});
   std::vector<bionas::Branch> branches(s.branches);
   for (int64_t k = 0; k < s.branches; k++) {
     const int64_t i = grad_index[k];
@@ -87,7 +89,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
     branches[k].depthwise_feedback = feedback.depthwise(k);
     branches[k].pointwise_feedback = feedback.pointwise(k);
   }
-  weight_grads.give(branches);
+  if (weights_wanted)
+    weight_grads.give(branches, depthwise_grad.mutable_data_ptr<float>(), pointwise_grad.mutable_data_ptr<float>());
   s.branch = branches.data();
   Tensor grad_x = s.shared ? new_map(x, {s.n, s.h, s.w, s.c}) : new_map(x, {s.branches, s.n, s.h, s.w, s.c});
   const int64_t rows = s.shared ? 0 : s.branches;
@@ -97,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
       s, {z.const_data_ptr<float>(), a.const_data_ptr<float>(), b.const_data_ptr<float>(), d.const_data_ptr<float>(),
           grad_x.mutable_data_ptr<float>(), rows ? sum.mutable_data_ptr<double>() : nullptr,
           rows ? product.mutable_data_ptr<double>() : nullptr});
-  const auto [depthwise_grad, pointwise_grad] = weight_grads.take();
+  if (weights_wanted) weight_grads.finish();
   return {grad_x, sum, product, depthwise_grad, pointwise_grad};
 }
 
@@ -114,7 +117,7 @@ Tensor feedback_segments(
   const float* kept = pointer("stored", stored);
   if (stream.has_value()) check("stream", *stream, ScalarType::Long);
   const int64_t* words = stream.has_value() ? stream->const_data_ptr<int64_t>() : nullptr;
-  Tensor output = torch::stable::empty_like(weight);
+  Tensor output = new_map(weight, {int64_t(weight.numel())});
   const float* w = weight.const_data_ptr<float>();
   float* b = output.mutable_data_ptr<float>();
   Ints firsts;

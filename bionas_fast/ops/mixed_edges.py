@@ -244,7 +244,7 @@ class _MixedEdges(torch.autograd.Function):
         weight_grads: list[Tensor] = []
         grad_mixing: list[Tensor] = []
         if separable:
-            grad_factors, grad_x, *weight_grads = kernel.edges_backward(
+            grad_factors, grad_x, grad_weights = kernel.edges_backward(
                 grads,
                 z,
                 mean,
@@ -259,6 +259,7 @@ class _MixedEdges(torch.autograd.Function):
             )
             grad_mixing.append(grad_factors)
             down.append(grad_x)
+            weight_grads.append(grad_weights)
         if plan.terms:
             grad_factors, *affine = kernel.normalised_backward(
                 maps, plan.index, plan.sums, factors[separable:], term_mean, term_var, training, grads
@@ -277,7 +278,8 @@ class _MixedEdges(torch.autograd.Function):
             grad_x = grad_x[..., :channels].contiguous()
         grad_weights = None
         if want_weights:
-            grad_weights = torch.cat([weights.new_empty(0), *(grad.flatten() for grad in weight_grads)])
+            flat = [grad.flatten() for grad in weight_grads]
+            grad_weights = flat[0] if len(flat) == 1 else torch.cat([weights.new_empty(0), *flat])
         return (grad_x, torch.cat(grad_mixing).to(mixing.dtype), grad_weights, *[None] * 5, *passed)
 
 

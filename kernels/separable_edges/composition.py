@@ -93,7 +93,7 @@ class Composition(NamedTuple):
         edges: Sequence[int],
         mixing: Tensor,
         weights_wanted: bool,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What goes back; arguments as in :meth:`forward`, and what it returned.
 
         The maps between the two stages are computed again.
@@ -104,7 +104,8 @@ class Composition(NamedTuple):
             feedback: laid out like the weights; none if only the gradient of ``mixing`` is wanted.
 
         Returns:
-            The gradient of ``mixing``, float64; the error at x; the weights' exact gradients. Empty where not wanted.
+            The gradient of ``mixing``, float64; the error at x; the exact gradients of the weights, flat, one after the
+            other. Empty where not wanted.
         """
         twice = len(weights[3])
         positions = z[0].numel() // z.shape[-1]
@@ -115,7 +116,7 @@ class Composition(NamedTuple):
         normalised = rstd[twice:] * (products - mean[twice:] * grad_sum)
         grad_mixing = normalised.sum(dim=1)
         if not feedback:
-            return grad_mixing, *(x.new_empty(0) for _ in range(5))
+            return grad_mixing, x.new_empty(0), x.new_empty(0)
         factor = mixing[:, None]
         b, d = batch_norm.backward(
             mean[twice:], rstd[twice:], factor * grad_sum, factor * normalised, positions, training
@@ -143,7 +144,7 @@ class Composition(NamedTuple):
             stacks, sources, z, *affine, x, *weights[:2], *feedback[:2], kernels, dilations, stride, None, None,
             weights_wanted,
         )  # fmt: skip
-        return grad_mixing, grad_x, *first, *second
+        return grad_mixing, grad_x, torch.cat([grad.flatten() for grad in (*first, *second)])
 
     def _second(
         self, z1: Tensor, mean: Tensor, rstd: Tensor, depthwise: Tensor, pointwise: Tensor, kernels: Sequence[int]
