@@ -265,6 +265,19 @@ def _register_fakes() -> None:
         return x.new_empty(x.shape)
 
     @fake
+    def _factorized_reduce(x, first, second):
+        n, h, w, c = x.shape
+        sums = (x.new_empty(len(first), c, dtype=torch.float64) for _ in range(2))
+        return x.new_empty(len(first), n, -(-h // 2), -(-w // 2), c), *sums
+
+    @fake
+    def _factorized_reduce_backward(
+        grads, edges, z, a, b, d, x, first, second, first_feedback, second_feedback, weights
+    ):  # fmt: skip
+        shapes = (tensor.shape if weights else (0,) for tensor in (first, second))
+        return x.new_empty(x.shape), *(x.new_empty(shape) for shape in shapes)
+
+    @fake
     def _hebbian_activity(u, given, norm, activity, decay, temperature, groups):
         made = activity != "linear" or norm is not None
         return u.new_empty(u.shape if made else (0,)), u.new_empty(u.shape[1] * (decay != "none"), dtype=torch.float64)

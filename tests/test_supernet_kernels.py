@@ -10,12 +10,10 @@ from torch.nn import functional as F
 
 from bionas_fast import native
 from bionas_fast.kernels import batch_norm
-from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum
 from bionas_fast.kernels.pools import reference as pools
 from bionas_fast.kernels.separable_edges.composition import Composition
 from bionas_fast.kernels.separable_stage import reference as separable_stage
-from bionas_fast.space.operations import FactorizedReduce
 
 needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
 composition = Composition(separable_stage.forward, separable_stage.backward, mixed_sum.forward, mixed_sum.backward)
@@ -179,29 +177,6 @@ def test_pools_let_nan_through():
     x[0, 1, 2, 3] = float("nan")
     ours, theirs = torch.ops.bionas_fast_native.pools(x, 1)[0], pools.forward(x, 1)[0]
     assert torch.equal(ours.isnan(), theirs.isnan())
-
-
-@pytest.mark.parametrize("size", [(4, 6), (5, 5), (1, 1)])
-def test_factorized_reductions_are_the_modules(size):
-    torch.manual_seed(0)
-    modules = [FactorizedReduce(5, 5, "bp", affine=False).double() for _ in range(3)]
-    first, second = (
-        torch.stack([getattr(m, name).weight[:, :, 0, 0] for m in modules]) for name in ("conv_1", "conv_2")
-    )
-    x = torch.randn(2, *size, 5, dtype=torch.float64, requires_grad=True)
-    for module in modules:
-        module.bn = torch.nn.Identity()
-    expected = [module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for module in modules]
-    with torch.no_grad():
-        z = factorized_reduce.forward(x, first, second)
-        torch.testing.assert_close(z, torch.stack(expected))
-        grads = torch.randn_like(z).unbind()
-        actual = factorized_reduce.backward(grads, x, first, second, (first, second), True)
-    weights = [getattr(module, name).weight for name in ("conv_1", "conv_2") for module in modules]
-    down, *each = torch.autograd.grad(expected, (x, *weights), grads)
-    firsts, seconds = torch.stack(each[:3])[..., 0, 0], torch.stack(each[3:])[..., 0, 0]
-    for ours, theirs in zip(actual, (down, firsts, seconds), strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 @needs_native

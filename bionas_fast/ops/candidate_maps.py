@@ -37,7 +37,7 @@ def candidate_maps(
         found.append(normalised(z, slice(plan.separable.twice, rows)))
     maps: list[Tensor] = []
     if plan.terms:
-        maps, *_ = term_maps(state[..., :channels], state, w, plan, kernel)
+        maps, *_ = term_maps(state, w, plan, kernel)
     stacks = maps[: len(maps) - plan.identity]
     if stacks:
         found.append(normalised(torch.cat(stacks), slice(rows, None)))

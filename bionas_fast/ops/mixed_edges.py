@@ -22,7 +22,7 @@ from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
 from bionas_fast.kernels.mixed_sum.normalised import NormalisedSum
 from bionas_fast.kernels.separable_edges.composition import Composition
-from bionas_fast.ops.edge_plan import Plan, Weights
+from bionas_fast.ops.edge_plan import POOLS, Plan, Weights
 
 backends.declare("mixed_edges", native=native.obstacle, triton=backends.triton_obstacle)
 
@@ -64,6 +64,8 @@ class Kernels(NamedTuple):
     mixed_backward: Callable[..., Any]
     pools_forward: Callable[..., Any]
     pools_backward: Callable[..., Any]
+    reductions_forward: Callable[..., Any]
+    reductions_backward: Callable[..., Any]
     multiple: int = 1
 
 
@@ -81,13 +83,22 @@ def composition(backend: str) -> Composition:
 def kernels(backend: str) -> Kernels:
     """Of ``reference`` for any tensor, of ``native`` for float32 on the CPU, of ``triton`` for GPUs."""
     parts = composition(backend)
-    mixed = {"mixed_forward": parts.sum_forward, "mixed_backward": parts.sum_backward}
     if backend == "native":
         ops = torch.ops.bionas_fast_native
         fused = (ops.separable_edges, ops.separable_edges_backward, ops.normalised_sum, ops.normalised_sum_backward)
-        return Kernels(*fused, **mixed, pools_forward=ops.pools, pools_backward=ops.pools_backward, multiple=16)
+        sums = (parts.sum_forward, parts.sum_backward)
+        others = (ops.pools, ops.pools_backward, ops.factorized_reduce, ops.factorized_reduce_backward)
+        return Kernels(*fused, *sums, *others, multiple=16)
     pools = import_module(f"bionas_fast.kernels.pools.{backend}")
-    return Kernels(**_unfused(parts), **mixed, pools_forward=pools.forward, pools_backward=pools.backward)
+    return Kernels(
+        **_unfused(parts),
+        mixed_forward=parts.sum_forward,
+        mixed_backward=parts.sum_backward,
+        pools_forward=pools.forward,
+        pools_backward=pools.backward,
+        reductions_forward=factorized_reduce.forward,
+        reductions_backward=factorized_reduce.backward,
+    )
 
 
 def _unfused(parts: Composition) -> dict[str, Any]:
@@ -204,7 +215,7 @@ class _MixedEdges(torch.autograd.Function):
         maps: list[Tensor] = []
         term_mean = term_var = None
         if plan.terms:
-            maps, total, squares = term_maps(x, state, w, plan, kernel)
+            maps, total, squares = term_maps(state, w, plan, kernel)
             out, term_mean, term_var = kernel.normalised_forward(
                 maps,
                 plan.index,
@@ -267,7 +278,7 @@ class _MixedEdges(torch.autograd.Function):
             grad_mixing.append(grad_factors)
             others = _Others(plan, kernel, state, maps, grads, *affine)
             if feedback and plan.reductions:
-                grad_x, *reduce_grads = others.reductions(w, feedback, channels, want_weights)
+                grad_x, *reduce_grads = others.reductions(w, feedback, want_weights)
                 weight_grads += reduce_grads
                 down.append(grad_x)
             if want_x and plan.pools:
@@ -295,14 +306,13 @@ def pad_channels(x: Tensor, kernel: Kernels) -> Tensor:
     return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
-def term_maps(x: Tensor, state: Tensor, w: Weights, plan: Plan, kernel: Kernels) -> tuple[list[Tensor], Tensor, Tensor]:
+def term_maps(state: Tensor, w: Weights, plan: Plan, kernel: Kernels) -> tuple[list[Tensor], Tensor, Tensor]:
     """The stacks of maps that the terms read; Σ z and Σ z² of those that are normalised."""
     maps, sums = [], []
     if plan.reductions:
-        z = pad_channels(factorized_reduce.forward(x, w.reduce1, w.reduce2), kernel)
-        every = range(plan.reductions)
+        z, *totals = kernel.reductions_forward(state, w.reduce1, w.reduce2)
         maps.append(z)
-        sums.append(kernel.mixed_backward([z], every, every, z.unbind()))  # Σ z and Σ z · z
+        sums.append(totals)
     if plan.pools:
         z, *totals = kernel.pools_forward(state, plan.stride)
         maps.append(z)
@@ -316,53 +326,53 @@ def term_maps(x: Tensor, state: Tensor, w: Weights, plan: Plan, kernel: Kernels)
     return maps, total, squares
 
 
+@dataclass
 class _Others:
     """The backward pass of everything that is not separable.
 
     The gradient of map k is Σ_{terms t of k} a[t] · grad of its edge + b[k] · z[k] + d[k].
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        kernel: Kernels,
-        state: Tensor,
-        maps: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        a: Tensor,
-        b: Tensor,
-        d: Tensor,
-    ) -> None:
-        self.plan, self.kernel, self.state, self.maps, self.grads = plan, kernel, state, maps, grads
-        self.a, self.b, self.d = a, b, d
-        self.stacks = [grad[None] for grad in grads]
+    plan: Plan
+    kernel: Kernels
+    state: Tensor
+    maps: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    a: Tensor
+    b: Tensor
+    d: Tensor
 
-    def _delta(self, stack: Tensor, first: int) -> list[Tensor]:
-        """The gradients of a stack of maps, which are counted from ``first``."""
-        index, rows, sums = [], [], []
-        for r in range(len(stack)):
-            terms = self.plan.terms_of[first + r]
-            index += [*(self.plan.terms[t].edge for t in terms), len(self.stacks) + r]
-            rows += [*terms, len(self.a) + first + r]
-            sums += [r] * (len(terms) + 1)
-        weight, offset = torch.cat([self.a, self.b])[rows], self.d[first : first + len(stack)].contiguous()
-        return self.kernel.mixed_forward([*self.stacks, stack], index, sums, weight, offset, [])
-
-    def reductions(self, w: Weights, feedback: Weights, channels: int, weights: bool) -> tuple[Tensor, ...]:
+    def reductions(self, w: Weights, feedback: Weights, weights: bool) -> tuple[Tensor, ...]:
         """The error at the state, and the gradients of the two weights."""
-        grad_x, *grads = factorized_reduce.backward(
-            [delta[..., :channels] for delta in self._delta(self.maps[0], 0)],
-            self.state[..., :channels],
+        count = self.plan.reductions
+        terms = [term for (term,) in self.plan.terms_of[:count]]  # each has weights of its own, and so one term
+        return self.kernel.reductions_backward(
+            self.grads,
+            [self.plan.terms[term].edge for term in terms],
+            self.maps[0],
+            self.a[terms],
+            self.b[:count],
+            self.d[:count],
+            self.state,
             w.reduce1,
             w.reduce2,
-            (feedback.reduce1, feedback.reduce2),
+            feedback.reduce1,
+            feedback.reduce2,
             weights,
         )
-        return pad_channels(grad_x, self.kernel), *grads
 
     def pools(self) -> Tensor:
         """The error at the state."""
-        delta = self._delta(self.maps[bool(self.plan.reductions)], self.plan.reductions)
+        first = self.plan.reductions
+        index, rows, sums = [], [], []
+        for pool in range(POOLS):
+            terms = self.plan.terms_of[first + pool]
+            index += [*(self.plan.terms[term].edge for term in terms), len(self.grads) + pool]
+            rows += [*terms, len(self.a) + first + pool]
+            sums += [pool] * (len(terms) + 1)
+        stacks = [*(grad[None] for grad in self.grads), self.maps[first > 0]]
+        weight, offset = torch.cat([self.a, self.b])[rows], self.d[first : first + POOLS]
+        delta = self.kernel.mixed_forward(stacks, index, sums, weight, offset, [])
         return self.kernel.pools_backward(delta, self.state, self.plan.stride)
 
 

@@ -1,0 +1,88 @@
+#include "reductions.h"
+
+#include <type_traits>
+
+#include "buffer.h"
+#include "dispatch.h"
+#include "shares.h"
+
+namespace bionas {
+
+namespace {
+
+// So many positions are worked on at a time: what one kernel writes for them the next one finds in the first cache.
+constexpr int64_t block = 64;
+
+// Rows of the output whose grids are held while the reductions take turns: some blocks, in the second cache.
+int64_t rows_at_once(const Reductions& s) { return 1 + 4 * block / (1 + s.wo); }
+
+// The matrix of each reduction and grid as one of [C, C] that is zero for the other grid's half of z.
+struct Packed {
+  Packed(const Reductions& s, bool backward) : c(s.c), data(2 * s.count * c * c, true) {
+    const int64_t half = s.own - s.own / 2;
+    for (int64_t r = 0; r < s.count; r++)
+      for (int64_t i = 0; i < s.own; i++)
+        for (int64_t j = 0; j < s.own; j++) {
+          const float value = i < half ? s.first[(r * half + i) * s.own + j]
+                                       : s.second[(r * (s.own - half) + i - half) * s.own + j];
+          data.data()[(2 * r + (i >= half)) * c * c + (backward ? i * c + j : j * c + i)] = value;
+        }
+  }
+
+  // [C_in, C_out] forward, [C_out, C_in] backward.
+  const float* matrix(int64_t r, int grid) const { return data.data() + (2 * r + grid) * c * c; }
+
+  int64_t c;
+  Buffer<float> data;
+};
+
+}  // namespace
+
+}  // namespace bionas
+
+#define BIONAS_KERNEL "reductions.inc"
+#include "dispatch.inc"
+
+namespace bionas {
+
+void reductions_forward(const Reductions& s, float* z, double* sum, double* sum_sq) {
+  const Packed packed(s, false);
+  const auto kernel = BIONAS_CHOOSE(reduce_rows);
+  const int64_t size = s.count * s.c;
+  Shares<double> shares(2 * size);
+  parallel_for(s.n * s.ho, rows_at_once(s), [&](int64_t begin, int64_t end) {
+    kernel(s, packed, z, shares.start(begin), begin, end);
+  });
+  for (int64_t i = 0; i < size; i++) sum[i] = sum_sq[i] = 0;
+  shares.each([&](const double* sums) {
+    for (int64_t r = 0; r < s.count; r++)
+      for (int64_t i = 0; i < s.c; i++) {
+        sum[r * s.c + i] += sums[2 * r * s.c + i];
+        sum_sq[r * s.c + i] += sums[(2 * r + 1) * s.c + i];
+      }
+  });
+}
+
+void reductions_backward(const Reductions& s, const ReductionsBackward& g) {
+  const Packed packed(s, true);
+  const auto kernel = BIONAS_CHOOSE(carry_rows_down);
+  const int64_t c = s.c, half = s.own - s.own / 2;
+  Shares<float> shares(g.first_grad ? 2 * s.count * c * c : 0);
+  parallel_for(s.n * s.ho, rows_at_once(s), [&](int64_t begin, int64_t end) {
+    kernel(s, g, packed, shares.start(begin), begin, end);
+  });
+  if (!g.first_grad) return;
+  for (int64_t i = 0; i < s.count * half * s.own; i++) g.first_grad[i] = 0;
+  for (int64_t i = 0; i < s.count * (s.own - half) * s.own; i++) g.second_grad[i] = 0;
+  shares.each([&](const float* share) {
+    for (int64_t r = 0; r < s.count; r++)
+      for (int64_t i = 0; i < s.own; i++) {
+        const float* from = share + ((2 * r + (i >= half)) * c + i) * c;
+        float* to = i < half ? g.first_grad + (r * half + i) * s.own
+                             : g.second_grad + (r * (s.own - half) + i - half) * s.own;
+        for (int64_t j = 0; j < s.own; j++) to[j] += from[j];
+      }
+  });
+}
+
+}  // namespace bionas

@@ -1,0 +1,39 @@
+// Factorized reductions of one input, all at once: R strided identities, with the sums that batch normalisation needs.
+
+#pragma once
+
+#include <cstdint>
+
+namespace bionas {
+
+// z_r[y, x] is W1_r · ReLU(x[2y, 2x]), then W2_r · ReLU(x[2y + 1, 2x + 1]), which is 0 past the end, then zeros.
+struct Reductions {
+  int64_t n, h, w, c;  // input, C a multiple of 16
+  int64_t ho, wo;      // output, ⌈h/2⌉, ⌈w/2⌉
+  int64_t count;       // R
+  int64_t own;         // the channels that the weights have, c of C
+  const float* x;      // [N, H, W, C]
+  // What takes part in the matrix products: the weights forward, the feedback backward.
+  const float* first;   // [R, ⌈c/2⌉, c]
+  const float* second;  // [R, ⌊c/2⌋, c]
+};
+
+void reductions_forward(
+    const Reductions& s,
+    float* z,         // [R, N, H_out, W_out, C]
+    double* sum,      // [R, C], Σ z
+    double* sum_sq);  // [R, C], Σ z²
+
+// The gradient of z is a · grad + b · z + d, channel by channel: batch normalisation's backward pass, folded in.
+struct ReductionsBackward {
+  const float* const* grad;  // R times [N, H_out, W_out, C], several may be one
+  const float* z;            // [R, N, H_out, W_out, C]
+  const float *a, *b, *d;    // [R, C]
+  float* grad_x;             // [N, H, W, C]
+  float* first_grad;         // [R, ⌈c/2⌉, c], exact, or null
+  float* second_grad;        // [R, ⌊c/2⌋, c], or null
+};
+
+void reductions_backward(const Reductions& s, const ReductionsBackward& g);
+
+}  // namespace bionas

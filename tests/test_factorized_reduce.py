@@ -1,0 +1,182 @@
+"""Factorized reductions of a state: the specification against modules and autograd, the compiled kernels against it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from bionas_fast import native
+from bionas_fast.kernels.factorized_reduce import reference
+from bionas_fast.space.operations import FactorizedReduce
+
+needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
+OPCHECKS = ("test_schema", "test_faketensor")
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 5), (5, 4), (1, 1)], ids=str)
+def test_reference_is_the_modules(size):
+    """With B = W, and edges that share a gradient. The loss is Σ a · grad · z + b · z²/2 + d · z."""
+    torch.manual_seed(0)
+    edges = [1, 0, 1]
+    modules = [FactorizedReduce(5, 5, "bp", affine=False).double() for _ in edges]
+    for module in modules:
+        module.bn = torch.nn.Identity()
+    x = torch.randn(2, *size, 5, dtype=torch.float64, requires_grad=True)
+    expected = torch.stack([module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for module in modules])
+    grads = torch.randn(2, *expected.shape[1:], dtype=torch.float64)
+    a, b, d = torch.randn(3, 3, 5, dtype=torch.float64)
+    wide = [row[:, None, None, None] for row in (a, b, d)]
+    loss = wide[0] * expected * grads[edges] + wide[1] * expected.square() / 2 + wide[2] * expected
+    weights = [getattr(module, name).weight for name in ("conv_1", "conv_2") for module in modules]
+    down, *each = torch.autograd.grad(loss.sum(), (x, *weights))
+    parts = [torch.stack(three)[..., 0, 0] for three in (weights[:3], weights[3:], each[:3], each[3:])]
+    with torch.no_grad():
+        z, *sums = reference.forward(x, *parts[:2])
+        torch.testing.assert_close(z, expected)
+        torch.testing.assert_close(sums, [expected.sum(dim=(1, 2, 3)), expected.square().sum(dim=(1, 2, 3))])
+        given = (grads, edges, z, a, b, d, x, *parts[:2], *parts[:2])
+        for ours, theirs in zip(reference.backward(*given, True), (down, *parts[2:]), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        error, *none = reference.backward(*given, False)
+    torch.testing.assert_close(error, down)
+    assert [grad.numel() for grad in none] == [0, 0]
+
+
+def whole_numbers(count, n, h, w, own, channels, edges, seed):
+    """Arguments so small that float32 is exact, and the weights; what pads the maps is not zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(most, *shape):
+        return torch.randint(-most, most + 1, shape, generator=generator).double()
+
+    weights, feedback = ((draw(2, count, own - own // 2, own), draw(2, count, own // 2, own)) for _ in range(2))
+    grads = list(draw(3, max(edges) + 1, n, -(-h // 2), -(-w // 2), channels))
+    a, b, d = draw(2, count, channels), draw(1, count, channels), draw(2, count, channels)
+    return draw(3, n, h, w, channels), weights, feedback, grads, (a, b, d)
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    edges=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    n=st.integers(1, 3),
+    h=st.integers(1, 13),
+    w=st.integers(1, 70),
+    own=st.integers(1, 64),
+    more=st.integers(0, 1),
+    weights_wanted=st.booleans(),
+    isa=st.sampled_from(native.isas() or ("none",)),
+    seed=st.integers(0, 2**31),
+)
+def test_compiled_kernels_on_random_shapes(edges, n, h, w, own, more, weights_wanted, isa, seed):
+    channels = 16 * (-(-own // 16) + more)
+    x, weights, feedback, grads, affine = whole_numbers(len(edges), n, h, w, own, channels, edges, seed)
+    x_own, *affine_own = (tensor[..., :own] for tensor in (x, *affine))
+    z, *sums = reference.forward(x_own, *weights)
+    given = ([grad[..., :own] for grad in grads], edges, z, *affine_own, x_own, *weights, *feedback, weights_wanted)
+    error, *expected = reference.backward(*given)
+    expected = [*(F.pad(tensor, (0, channels - own)) for tensor in (z, *sums, error)), *expected]
+
+    ops = torch.ops.bionas_fast_native
+    x, *affine = (tensor.float() for tensor in (x, *affine))
+    weights, feedback, grads = ([tensor.float() for tensor in group] for group in (weights, feedback, grads))
+    with native.use_isa(isa):
+        z, *sums = ops.factorized_reduce(x, *weights)
+        back = ops.factorized_reduce_backward(
+            grads, edges, z, *affine, x, *weights, *feedback, weights_wanted
+        )  # fmt: skip
+    for i, (ours, theirs) in enumerate(zip((z, *sums, *back), expected, strict=True)):
+        assert ours.shape == theirs.shape, i
+        assert torch.equal(ours.double(), theirs), i
+
+
+def operator_arguments():
+    """Of the forward and the backward operator, by name."""
+    x, weights, feedback, grads, affine = whole_numbers(3, 2, 5, 6, 10, 16, [0, 1, 0], 0)
+    given = {"x": x, "first": weights[0], "second": weights[1]}
+    given = {name: tensor.float() for name, tensor in given.items()}
+    z = torch.ops.bionas_fast_native.factorized_reduce(**given)[0]
+    back = {"grads": [grad.float() for grad in grads], "edges": [0, 1, 0], "z": z}
+    back |= {name: row.float() for name, row in zip("abd", affine, strict=True)} | given
+    back |= {"first_feedback": feedback[0].float(), "second_feedback": feedback[1].float(), "weights": True}
+    return given, back
+
+
+@needs_native
+def test_operators_pass_opcheck():
+    ops = torch.ops.bionas_fast_native
+    forward, backward = operator_arguments()
+    torch.library.opcheck(ops.factorized_reduce.default, tuple(forward.values()), test_utils=OPCHECKS)
+    for weights in (True, False):
+        given = backward | {"weights": weights}
+        torch.library.opcheck(ops.factorized_reduce_backward.default, tuple(given.values()), test_utils=OPCHECKS)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": torch.zeros(2, 5, 6, 10)}, "x: expected .* a multiple of 16 channels"),
+        ({"x": torch.zeros(2, 5, 96)}, "x: expected"),
+        ({"x": torch.zeros(2, 5, 6, 16).double()}, "x: expected Float"),
+        ({"x": torch.zeros(2, 5, 16, 6).transpose(2, 3)}, "x: expected a contiguous"),
+        ({"first": torch.zeros(5, 10)}, "first, second: expected a matrix for each"),
+        ({"first": torch.zeros(3, 6, 10)}, "first, second: expected the two halves"),
+        ({"second": torch.zeros(2, 5, 10)}, "first, second: expected the two halves"),
+        ({"first": torch.zeros(3, 9, 18), "second": torch.zeros(3, 9, 18)}, "at most as many channels"),
+    ],
+)
+def test_bad_arguments_are_refused(changed, message):
+    ops = torch.ops.bionas_fast_native
+    forward, backward = operator_arguments()
+    with pytest.raises(RuntimeError, match=message):
+        ops.factorized_reduce(**forward | changed)
+    with pytest.raises(RuntimeError, match=message):
+        ops.factorized_reduce_backward(**backward | changed)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"edges": [0, 1]}, "edges: expected one for each"),
+        ({"edges": [0, 2, 0]}, "edges: out of range"),
+        ({"edges": [0, -1, 0]}, "edges: out of range"),
+        ({"z": torch.zeros(2, 2, 3, 3, 16)}, "z: expected"),
+        ({"b": torch.zeros(2, 16)}, "a, b, d: expected a row"),
+        ({"d": torch.zeros(3, 16).double()}, "a, b, d: expected Float"),
+        ({"grads": [torch.zeros(2, 3, 3, 16), torch.zeros(2, 3, 2, 16)]}, "grads: expected"),
+        ({"first_feedback": torch.zeros(3, 4, 8), "second_feedback": torch.zeros(3, 4, 8)}, "feedback: expected"),
+    ],
+)
+def test_bad_arguments_of_the_backward_pass_are_refused(changed, message):
+    _, backward = operator_arguments()
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bionas_fast_native.factorized_reduce_backward(**backward | changed)
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(0, 4, 4, 16), (2, 0, 3, 16), (2, 3, 0, 16)], ids=str)
+def test_no_positions(shape):
+    forward, backward = operator_arguments()
+    x, size = torch.zeros(shape), (shape[0], -(-shape[1] // 2), -(-shape[2] // 2), 16)
+    z, *sums = torch.ops.bionas_fast_native.factorized_reduce(**forward | {"x": x})
+    assert z.shape == (3, *size)
+    changed = {"x": x, "z": z, "grads": [torch.zeros(size)] * 2}
+    error, *grads = torch.ops.bionas_fast_native.factorized_reduce_backward(**backward | changed)
+    assert error.shape == shape
+    assert not any(tensor.any() for tensor in (*sums, *grads))
+
+
+@needs_native
+def test_not_a_number_stays_one():
+    forward, _ = operator_arguments()
+    forward["x"][0, 2, 4, 3] = torch.nan
+    forward["x"][1, 3, 1, 5] = torch.nan
+    z = torch.ops.bionas_fast_native.factorized_reduce(**forward)[0]
+    theirs = reference.forward(forward["x"][..., :10], forward["first"], forward["second"])[0]
+    assert theirs.isnan().any()
+    assert z[..., :10][theirs.isnan()].isnan().all()
