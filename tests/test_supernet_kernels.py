@@ -85,6 +85,22 @@ def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, 
 
 
 @needs_native
+@pytest.mark.parametrize("isa", native.isas() or ("none",))
+@pytest.mark.parametrize("shared", [True, False])
+def test_stages_let_nan_through(shared, isa):
+    x, weights, _, scale, shift, *_ = _stage(shared, 2, 1, 6, 7, 16, 1, (3, 5), (1, 1), 0)
+    x[..., 2, 3, 5] = torch.nan
+    rest = ((3, 5), (1, 1), 1)
+    expected = separable_stage.forward(x, *weights, *rest, scale, shift)[0]
+    floats = [None if t is None else t.float() for t in (x, *weights, scale, shift)]
+    with native.use_isa(isa):
+        z = torch.ops.bionas_fast_native.stage_forward(*floats[:3], *rest, *floats[3:])[0]
+    assert expected.isnan().any()
+    assert not expected.isnan().all()
+    assert torch.equal(z.isnan(), expected.isnan())
+
+
+@needs_native
 @settings(max_examples=30, deadline=None)
 @given(
     edges=st.lists(st.integers(0, 2), min_size=1, max_size=9),
