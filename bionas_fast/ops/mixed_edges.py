@@ -61,7 +61,6 @@ class Kernels(NamedTuple):
     normalised_forward: Callable[..., Any]
     normalised_backward: Callable[..., Any]
     mixed_forward: Callable[..., Any]
-    mixed_backward: Callable[..., Any]
     pools_forward: Callable[..., Any]
     pools_backward: Callable[..., Any]
     reductions_forward: Callable[..., Any]
@@ -86,14 +85,12 @@ def kernels(backend: str) -> Kernels:
     if backend == "native":
         ops = torch.ops.bionas_fast_native
         fused = (ops.separable_edges, ops.separable_edges_backward, ops.normalised_sum, ops.normalised_sum_backward)
-        sums = (parts.sum_forward, parts.sum_backward)
         others = (ops.pools, ops.pools_backward, ops.factorized_reduce, ops.factorized_reduce_backward)
-        return Kernels(*fused, *sums, *others, multiple=16)
+        return Kernels(*fused, parts.sum_forward, *others, multiple=16)
     pools = import_module(f"bionas_fast.kernels.pools.{backend}")
     return Kernels(
         **_unfused(parts),
         mixed_forward=parts.sum_forward,
-        mixed_backward=parts.sum_backward,
         pools_forward=pools.forward,
         pools_backward=pools.backward,
         reductions_forward=factorized_reduce.forward,
