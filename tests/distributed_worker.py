@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from bionas_fast import distributed
@@ -36,7 +37,7 @@ def run(folder: Path) -> None:
 
 
 def die(folder: Path) -> None:
-    """The second process is killed in the middle of the second epoch."""
+    """The second process is killed in the middle of the second epoch; the first is slow to say so."""
     step = Search.train_step
 
     def train_step(self, x, y):
@@ -45,12 +46,17 @@ def die(folder: Path) -> None:
         return step(self, x, y)
 
     Search.train_step = train_step
-    from bionas_fast.cli import main
+    from bionas_fast import cli
 
+    def slow_console(*words, **options):
+        time.sleep(1)
+        return console(*words, **options)
+
+    console, cli.Console = cli.Console, slow_console
     settings = [f"--set={name}={value!r}" for name, value in (("train_fraction", 0.05), ("checkpoint_every", 0))]
     words = ["search", "--channels", "2", "--cells", "3", "--epochs", "2", "--batch-size", "32", *settings]
     words += ["--rules", "usf,brsf", "--ops", ",".join(BASE.operations), "--out", str(folder / "dead")]
-    main(words)
+    cli.main(words)
 
 
 def blind(folder: Path) -> None:

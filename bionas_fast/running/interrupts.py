@@ -32,6 +32,10 @@ class Interrupts:
             # None is a handler that was not set from Python and cannot be set again from there.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    def stay(self) -> None:
+        """Go on like this after the block, to the end of the process."""
+        self._before.clear()
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt

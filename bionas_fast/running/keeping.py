@@ -132,15 +132,18 @@ def keep(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
     further = f"go on with: {_resume_command(loop.kind, folder)}" if folder else "the first process says how to go on"
     try:
         with Interrupts() as interrupts:
-            if not complete:
-                with loop.own_randomness(), _Keeper(loop, folder, interrupts) as keeper:
-                    _run(loop, progress, keeper.after_step, keeper.after_epoch)
-            if folder is not None and not (complete and (folder.path / REPORT).is_file()):
-                loop.write_report(folder)
+            try:
+                if not complete:
+                    with loop.own_randomness(), _Keeper(loop, folder, interrupts) as keeper:
+                        _run(loop, progress, keeper.after_step, keeper.after_epoch)
+                if folder is not None and not (complete and (folder.path / REPORT).is_file()):
+                    loop.write_report(folder)
+            except distributed.Deserted as error:
+                # The launcher is about to send SIGTERM to whom the dead process left; let this one have its say.
+                interrupts.stay()
+                raise distributed.Deserted(f"{error}; {further}") from error
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {further}") from None
-    except distributed.Deserted as error:
-        raise distributed.Deserted(f"{error}; {further}") from error
 
 
 def _run(
