@@ -52,6 +52,19 @@ def interleaved(variants: Mapping[str, Step], rounds: int = 5) -> dict[str, floa
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed, to the end of the process.
+
+    Networks that take turns otherwise pay, by chance, for the pages that another gave back; in a training of its own,
+    each finds the pages of its last step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)
+
+
 def synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import pytest
@@ -100,6 +102,11 @@ def expected(case: Case, x: Tensor, w: Tensor, bias: Tensor, b: Tensor, grad: Te
     return *down, *torch.autograd.grad(case.plain(x, w, bias), (w, bias), grad)
 
 
+def saved_tensors_as_they_are(seen: Callable[[Tensor], None] = lambda tensor: None):
+    """Hooks that change nothing; with them a node of our own runs, which leaves to them what it saves."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: (seen(t), t)[1], lambda t: t)
+
+
 def check(actual, wanted) -> None:
     for a, e in zip(actual, wanted, strict=True):
         assert_close(a, e, torch.float32 if a.dtype == torch.float32 else torch.float64)
@@ -153,10 +160,17 @@ def test_only_gradients_that_are_asked_for_are_made(case, asked, monkeypatch):
 
     for name in ("conv_backward", "linear_backward"):
         monkeypatch.setattr(reference, name, watch(getattr(reference, name)))
-    case.ours(*tensors, feedback).backward(grad)
-    assert masks == [list(asked)]
-    assert [t.grad is not None for t in tensors] == list(asked)
-    check((t.grad for t, a in zip(tensors, asked, strict=True) if a), itertools.compress(wanted, asked))
+    for own_node in (True, False):
+        masks.clear()
+        with saved_tensors_as_they_are() if own_node else nullcontext():
+            y = case.ours(*tensors, feedback)
+        y.backward(grad)
+        # torch's own convolution does not call ours.
+        assert masks == [list(asked)] if own_node or y.grad_fn.name() != "ConvolutionBackward0" else not masks
+        assert [t.grad is not None for t in tensors] == list(asked)
+        check((t.grad for t, a in zip(tensors, asked, strict=True) if a), itertools.compress(wanted, asked))
+        for tensor in tensors:
+            tensor.grad = None
 
 
 @one_of_each
@@ -267,6 +281,64 @@ def test_gradient_checkpointing_sees_the_same_draw(case):
     )
     assert all(torch.equal(p, s) for p, s in zip(plain, saved, strict=True))
     assert torch.equal(stream, its_stream) and stream.tolist() == [5, 2]
+
+
+# torch's own node
+
+
+@every_mode
+@every_case
+def test_hooks_on_saved_tensors_change_nothing(case, mode):
+    """Without them torch's own node runs, and is handed B."""
+    x, w, bias, grad = case.tensors()
+    feedback, _ = feedback_of(mode, w)
+    packed = []
+    with saved_tensors_as_they_are(packed.append):
+        hooked = case.ours(x, w, bias, feedback)
+    plain = case.ours(x, w, bias, feedback)
+    assert x.numel() in [tensor.numel() for tensor in packed]
+    for ours, theirs in zip(*(torch.autograd.grad(y, (x, w, bias), grad) for y in (hooked, plain)), strict=True):
+        assert torch.equal(ours, theirs)
+    if w.dim() > 2 and mode != "weight" and w.shape[2:].numel() > 1:
+        assert [type(y.grad_fn).__name__ for y in (hooked, plain)] == ["_EagerConvBackward", "ConvolutionBackward0"]
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@one_of_each
+def test_what_b_is_made_of_must_not_change_before_the_backward_pass(case, mode):
+    for changed in ("weight", "stored"):
+        x, w, bias, grad = case.tensors()
+        feedback, b = feedback_of(mode, w)
+        y = case.ours(x, w, bias, feedback)
+        with torch.no_grad():
+            {"weight": w, "stored": feedback.stored}[changed].mul_(2)
+        if changed == "weight" and mode == "stored" and w.dim() > 2:
+            # Of no use to either gradient.
+            assert_close(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(case.plain(x, b), x, grad)[0])
+        elif changed == "weight" or mode.startswith("stored"):
+            with pytest.raises(RuntimeError, match=r"in.?place"):
+                torch.autograd.grad(y, x, grad)
+
+
+@pytest.mark.parametrize("mode", ["stored", "sign", "stored_sign"])
+def test_transforms_of_torch_func(mode):
+    case = CASES["conv2d-groups"]
+    x, w, bias, grad = case.tensors()
+    feedback, b = feedback_of(mode, w)
+
+    def loss(x, w, bias):
+        return (case.ours(x, w, bias, feedback) * grad).sum()
+
+    check(torch.func.grad(loss, (0, 1, 2))(x.detach(), w.detach(), bias.detach()), expected(case, x, w, bias, b, grad))
+
+
+def test_a_convolution_whose_input_needs_no_gradient_advances_the_stream():
+    case = CASES["conv2d-groups"]
+    x, w, bias, grad = case.tensors()
+    feedback, b = feedback_of("drawn_sign", w)
+    own = torch.autograd.grad(case.ours(x.detach(), w, bias, feedback._replace(advance=True)), (w, bias), grad)
+    check(own, expected(case, x, w, bias, b, grad)[1:])
+    assert feedback.stream.tolist() == [3, 5]
 
 
 # Registration and input checks

@@ -32,6 +32,9 @@ _NOT_CONNECTED = (
 class FeedbackLayer(nn.Module):
     """A layer with a ``weight`` whose error travels down through B. Mixed into the layers of this package.
 
+    Attributes:
+        law: of W's initial values.
+
     Buffers, all in ``state_dict``:
         feedback: what the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
         feedback_stream: int64 [2], seed and number of the draw, where a rule redraws. The backward pass of a training
@@ -39,6 +42,7 @@ class FeedbackLayer(nn.Module):
     """
 
     weight: Tensor
+    law: Law
     feedback: Tensor | None
     feedback_stream: Tensor | None
 
@@ -76,6 +80,7 @@ class FeedbackLayer(nn.Module):
         rules.get_law(feedback_init, (1, 1))
         self.rule = known.name
         self.feedback_init = feedback_init
+        self.law = self._initial_law()
         self.direct: DirectFeedback | None = None
         self._true_gradient = False
         self.register_buffer("feedback", None)
@@ -115,9 +120,7 @@ class FeedbackLayer(nn.Module):
             self._draw(self._direct_shape(num_classes))
         self.direct = direct
 
-    @property
-    def law(self) -> Law:
-        """The law of W's initial values."""
+    def _initial_law(self) -> Law:
         return rules.get_law(self.feedback_init, tuple(self.weight.shape))
 
     def set_feedback(self, feedback: Tensor) -> None:

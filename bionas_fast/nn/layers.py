@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bionas_fast import rules
 from bionas_fast.errors import InputError
 from bionas_fast.nn.feedback import FeedbackLayer
-from bionas_fast.ops.feedback import direct_linear, feedback_linear
+from bionas_fast.ops import feedback as ops
 
 _FEEDBACK_ARGUMENTS = """
     Args:
@@ -92,12 +92,17 @@ class _Conv(_Initialised):
     padding: Any
     dilation: Any
     groups: int
+    _conv_forward: Any
     padding_mode: Any
     _reversed_padding_repeated_twice: list[int]
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C_in, *positions] or [C_in, *positions] → the same with C_out channels."""
-        dims = self.weight.dim() - 2
+        weight = self.weight
+        if not self._is_direct(input) and (backend := ops.can_swap(input, weight, self.groups)):
+            output = self._conv_forward(input, weight, self.bias)
+            return ops.with_feedback(output, input, weight, self._feedback(), backend)
+        dims = weight.dim() - 2
         if input.dim() == dims + 1:
             return self.forward(input.unsqueeze(0)).squeeze(0)
         if input.dim() != dims + 2:
@@ -138,8 +143,8 @@ class Linear(_Initialised, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features]."""
         if not self._is_direct(input):
-            return feedback_linear(input, self.weight, self.bias, self._feedback())
+            return ops.feedback_linear(input, self.weight, self.bias, self._feedback())
         if input.dim() < 2:
             raise InputError(f"input: rule {self.rule!r} needs a batch, [N, ..., in_features]; got {list(input.shape)}")
-        self._collect(direct_linear(input, self._direct_feedback()))
-        return feedback_linear(input.detach(), self.weight, self.bias)
+        self._collect(ops.direct_linear(input, self._direct_feedback()))
+        return ops.feedback_linear(input.detach(), self.weight, self.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -32,10 +33,6 @@ class Feedback(NamedTuple):
 
 
 BACKPROPAGATION = Feedback()
-
-#: Channels from which back-propagation is left to torch's own convolution. With fewer, a gradient whose layout differs
-#: from the input's makes oneDNN write beyond its buffers (torch 2.14); our backward pass brings them to one layout.
-_PLAIN_FROM = 4
 
 
 def feedback_conv(
@@ -86,8 +83,10 @@ def feedback_conv(
     geometry = (steps, pads, spread, groups)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
-    if feedback.mode == "weight" and not feedback.advance and min(input.shape[1], weight.shape[0]) >= _PLAIN_FROM:
+    if feedback.mode == "weight" and not feedback.advance and not _has_few_channels(input, weight):
         return reference.conv(input, weight, bias, *geometry)
+    if can_swap(input, weight, groups, chosen):
+        return with_feedback(reference.conv(input, weight, bias, *geometry), input, weight, feedback, chosen)
     return feedback_library.feedback_conv(
         input,
         weight,
@@ -101,6 +100,43 @@ def feedback_conv(
         *geometry,
         chosen,
     )
+
+
+def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = None) -> str:
+    """Whether torch's own convolution of these may run, and :func:`with_feedback` see to its backward pass.
+
+    Args:
+        backend: an explicit choice of implementation.
+
+    Returns:
+        What is going to make B; empty where something else has to run.
+    """
+    outputs, inputs = weight.shape[:2]
+    if input.dim() != weight.dim() or input.shape[1] != inputs * groups:
+        return ""
+    if (groups == 1 and weight.numel() == outputs * inputs) or not feedback_library.is_plain():
+        return ""
+    chosen = backends.choose("feedback_conv", input.device.type, backend)
+    return "" if chosen == "triton" else chosen
+
+
+def with_feedback(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
+    """What torch's own convolution gave, with B for its backward pass."""
+    if output.requires_grad:
+        if _has_few_channels(input, weight):
+            output.register_hook(partial(_laid_out, layout=reference.layout(input)))
+        if feedback.mode != "weight" or feedback.advance:
+            feedback_library.swap(output, input, weight, feedback, backend)
+    return output
+
+
+def _has_few_channels(input: Tensor, weight: Tensor) -> bool:
+    """Whether a gradient whose layout differs from the input's makes oneDNN write beyond its buffers (torch 2.14)."""
+    return min(input.shape[1], weight.shape[0]) < 4
+
+
+def _laid_out(grad: Tensor | None, layout: torch.memory_format) -> Tensor | None:
+    return None if grad is None else grad.contiguous(memory_format=layout)
 
 
 def _is_linear(input: Tensor, weight: Tensor, padding: Sequence[int], groups: int) -> bool:

@@ -108,8 +108,7 @@ class Skip(FeedbackLayer):
         self.register_buffer("weight", torch.ones(channels, 1, 1, 1), persistent=False)
         self.set_rule(rule)
 
-    @property
-    def law(self) -> Law:
+    def _initial_law(self) -> Law:
         return Law(bound=2.0, scale=1.0)
 
     def forward(self, x: Tensor) -> Tensor:

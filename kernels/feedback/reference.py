@@ -112,6 +112,14 @@ def feedback_segments(
     return out
 
 
+def layout(tensor: Tensor) -> torch.memory_format:
+    """Channels last if the tensor lies in memory that way and in no other."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if last is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
+
+
 def conv(
     input: Tensor,
     weight: Tensor,

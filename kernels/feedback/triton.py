@@ -83,7 +83,7 @@ def feedback_weight(
     feedback = Feedback(weight, stored, stream, mode, bound, scale)
     if not feedback.made:
         return reference.feedback_weight(*feedback)
-    layout = _layout(weight)
+    layout = reference.layout(weight)
     channels, taps = (1, 1) if layout == torch.contiguous_format else (weight.shape[1], math.prod(weight.shape[2:]))
     out = torch.empty_like(weight, memory_format=layout)
     if out.numel():
@@ -188,14 +188,6 @@ def _countable(rows: int, *block_strides: int) -> bool:
     return rows < ROW_LIMIT and max(block_strides) < BLOCK_STRIDE_LIMIT
 
 
-def _layout(tensor: Tensor) -> torch.memory_format:
-    """Channels last if the tensor lies in memory that way and in no other."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    if last is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last):
-        return torch.contiguous_format
-    return last
-
-
 def _product(down: Tensor, up: Tensor, feedback: Feedback, images: int, positions: int) -> None:
     """Fills ``down`` [images, inputs, positions] from ``up`` [images, outputs, positions], both dense."""
     outputs, inputs = feedback.weight.shape[:2]
@@ -215,7 +207,7 @@ def _product(down: Tensor, up: Tensor, feedback: Feedback, images: int, position
 
 def _pointwise(grad: Tensor, input: Tensor, feedback: Feedback, stride: Sequence[int]) -> Tensor:
     """δ_in of a 1×1 convolution without padding or groups."""
-    layout = _layout(input)
+    layout = reference.layout(input)
     images, positions = grad.shape[0], math.prod(grad.shape[2:])
     down = torch.empty_like(input[:, :, :: stride[0], :: stride[1]], memory_format=layout)
     split = (images * positions, 1) if layout == torch.channels_last else (images, positions)
@@ -231,7 +223,7 @@ def _depthwise(
     grad: Tensor, input: Tensor, feedback: Feedback, stride: list[int], padding: list[int], dilation: list[int]
 ) -> Tensor:
     """δ_in of a convolution with one input and one output channel to a group."""
-    layout = _layout(input)
+    layout = reference.layout(input)
     up, down = grad.contiguous(memory_format=layout), torch.empty_like(input, memory_format=layout)
     images, channels, height, width = input.shape
     rows = images * height * width
