@@ -232,7 +232,7 @@ def _register_fakes() -> None:
         return torch.empty_like(mixing), x.new_empty(x.shape if down else (0,)), x.new_empty(count)
 
     @fake
-    def _feedback_segments(weight, stored, stream, lengths, modes, bounds, scales):
+    def _feedback_segments(weight, stored, stream, segments, magnitudes):
         return torch.empty_like(weight)
 
     @fake

@@ -112,8 +112,15 @@ Tensor feedback_segments(
     const Tensor& weight,                 // flat
     const std::optional<Tensor>& stored,  // flat
     const std::optional<Tensor>& stream,  // int64 [segments, 2]
-    Ints lengths, Ints modes, std::vector<double> bounds, std::vector<double> scales) {
+    const Tensor& segments,               // int64 [segments, 2], length and mode
+    const Tensor& magnitudes) {           // float64 [segments, 2], bound and scale
   check("weight", weight);
+  check("segments", segments, ScalarType::Long);
+  check("magnitudes", magnitudes, ScalarType::Double);
+  const int64_t count = segments.numel() / 2;
+  STD_TORCH_CHECK(int64_t(magnitudes.numel()) == 2 * count, "magnitudes: expected as many as segments");
+  const int64_t* segment = segments.const_data_ptr<int64_t>();
+  const double* magnitude = magnitudes.const_data_ptr<double>();
   const float* kept = pointer("stored", stored);
   if (stream.has_value()) check("stream", *stream, ScalarType::Long);
   const int64_t* words = stream.has_value() ? stream->const_data_ptr<int64_t>() : nullptr;
@@ -122,15 +129,17 @@ Tensor feedback_segments(
   float* b = output.mutable_data_ptr<float>();
   Ints firsts;
   int64_t first = 0;
-  for (size_t k = 0; k < lengths.size(); k++) {
-    STD_TORCH_CHECK(kept || (modes[k] != stored_tensor && modes[k] != stored_sign), "stored: needed by a mode");
-    STD_TORCH_CHECK(words || modes[k] != drawn_sign, "stream: needed by a mode");
+  firsts.reserve(count);
+  for (int64_t k = 0; k < count; k++) {
+    const int64_t mode = segment[2 * k + 1];
+    STD_TORCH_CHECK(kept || (mode != stored_tensor && mode != stored_sign), "stored: needed by a mode");
+    STD_TORCH_CHECK(words || mode != drawn_sign, "stream: needed by a mode");
     firsts.push_back(first);
-    first += lengths[k];
+    first += segment[2 * k];
   }
-  STD_TORCH_CHECK(first == int64_t(weight.numel()), "lengths: expected to add up to the weights");
+  STD_TORCH_CHECK(first == int64_t(weight.numel()), "segments: expected to add up to the weights");
   const auto fill = [&](int64_t k) {
-    const int64_t at = firsts[k], count = lengths[k], mode = modes[k];
+    const int64_t at = firsts[k], count = segment[2 * k], mode = segment[2 * k + 1];
     if (mode == weight_itself) std::copy_n(w + at, count, b + at);
     else if (mode == stored_tensor) std::copy_n(kept + at, count, b + at);
     else if (mode == custom) std::fill_n(b + at, count, 0.0f);
@@ -139,8 +148,8 @@ Tensor feedback_segments(
       a.output = b + at;
       a.weight = w + at;
       a.count = count;
-      a.bound = float(bounds[k]);
-      a.scale = float(scales[k]);
+      a.bound = float(magnitude[2 * k]);
+      a.scale = float(magnitude[2 * k + 1]);
       a.magnitude = mode == constant_sign ? bionas::Magnitude::constant
                     : mode == stored_sign ? bionas::Magnitude::stored : bionas::Magnitude::drawn;
       if (kept) a.stored = kept + at;
@@ -149,7 +158,7 @@ Tensor feedback_segments(
     }
   };
   // As many segments at a time as make some work for a thread.
-  const int64_t count = lengths.size(), grain = first ? 1 + (1 << 14) * count / first : 1;
+  const int64_t grain = first ? 1 + (1 << 14) * count / first : 1;
   bionas::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k++) fill(k);
   });
@@ -207,8 +216,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
       "int[] kernels, int[] dilations, int stride, Tensor? scale, Tensor? shift, bool weights) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, int[] lengths, int[] modes, float[] bounds, "
-      "float[] scales) -> Tensor");
+      "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, Tensor segments, Tensor magnitudes) -> Tensor");
   m.def("pools(Tensor x, int stride) -> (Tensor, Tensor, Tensor)");
   m.def("pools_backward(Tensor[] grads, Tensor x, int stride) -> Tensor");
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 POOLS = 2  # the maximum, then the average
@@ -78,6 +79,19 @@ class Plan:
     def sums(self) -> list[int]:
         """The edge of each term."""
         return [term.edge for term in self.terms]
+
+    @cached_property
+    def pool_gradients(self) -> tuple[list[int], np.ndarray, list[int]]:
+        """The gradients of the two pools' maps, as sums over the gradients of the edges and then the maps themselves:
+        of each summand the map, the row of its factors, which are one for each term and then one for each map, and the
+        pool."""
+        maps, rows, sums = [], [], []
+        for pool in range(POOLS):
+            terms = self.terms_of[self.reductions + pool]
+            maps += [*(self.terms[term].edge for term in terms), self.edges + pool]
+            rows += [*terms, len(self.terms) + self.reductions + pool]
+            sums += [pool] * (len(terms) + 1)
+        return maps, np.array(rows), sums
 
     @cached_property
     def terms_of(self) -> list[list[int]]:

@@ -5,6 +5,9 @@ One implementation serves every device: the choice of backend is an argument, ma
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 
 from bionas_fast import backends, native
@@ -61,7 +64,7 @@ def _make_b(backend, weight, stored, stream, mode, bound, scale):
     # Modes that take a tensor as it is have nothing to compute.
     if backend == "native" and weight.dtype == torch.float32 and mode.endswith("sign"):
         stored = None if stored is None else stored.to(weight.dtype)
-        return torch.ops.bionas_fast_native.feedback_weight(weight, stored, stream, mode, bound, scale)
+        return torch.ops.bionas_fast_native.feedback_weight.default(weight, stored, stream, mode, bound, scale)
     return reference.feedback_weight(weight, stored, stream, mode, bound, scale)
 
 
@@ -173,14 +176,23 @@ torch.library.register_autograd(
 )
 
 
+@lru_cache(maxsize=1024)
+def _tables(lengths, modes, bounds, scales):
+    """Length and mode, bound and scale of every segment: taken apart, long lists would cost more than the work."""
+    codes = [_CODES[mode] for mode in modes]
+    # By way of numpy: not a fake tensor, whoever asks first.
+    segments, magnitudes = np.array([lengths, codes], dtype=np.int64), np.array([bounds, scales], dtype=np.float64)
+    return torch.from_numpy(segments.T.copy()), torch.from_numpy(magnitudes.T.copy())
+
+
 @torch.library.impl(_library, "feedback_segments", _kernel)
 def _segments(weight, stored, stream, lengths, modes, bounds, scales, backend):
     segments = (lengths, modes, bounds, scales)
     if backend == "triton":
         return _triton().feedback_segments(weight, stored, stream, *segments)
     if backend == "native" and weight.dtype == torch.float32:
-        codes = [_CODES[mode] for mode in modes]
-        return torch.ops.bionas_fast_native.feedback_segments(weight, stored, stream, lengths, codes, bounds, scales)
+        tables = _tables(tuple(lengths), tuple(modes), tuple(bounds), tuple(scales))
+        return torch.ops.bionas_fast_native.feedback_segments.default(weight, stored, stream, *tables)
     return reference.feedback_segments(weight, stored, stream, *segments)
 
 

@@ -40,7 +40,7 @@ class Statistics:
         positions = batch_norm.all_positions(positions)
         unbiased = var * (positions / max(positions - 1, 1))
         for running, value in ((self.mean, mean), (self.var, unbiased)):
-            running.lerp_(value[:, : running.shape[1]].to(running.dtype), self.momentum)
+            running.lerp_(_narrowed(value, running.shape[1]).to(running.dtype), self.momentum)
 
     def widened(self, channels: int) -> tuple[Tensor, Tensor]:
         """Both in float64, with so many channels."""
@@ -68,12 +68,17 @@ class Kernels(NamedTuple):
     multiple: int = 1
 
 
+def _native(name: str) -> Callable[..., Any]:
+    # The overload itself: to look for it at every call takes longer than some of the calls.
+    return getattr(torch.ops.bionas_fast_native, name).default
+
+
 @cache
 def composition(backend: str) -> Composition:
     """The stage and the mixed sum of a backend, and the separable edges put together from them."""
     if backend == "native":
-        ops = torch.ops.bionas_fast_native
-        return Composition(ops.stage_forward, ops.stage_backward, ops.mixed_sum, ops.mixed_sum_backward)
+        names = ("stage_forward", "stage_backward", "mixed_sum", "mixed_sum_backward")
+        return Composition(*(_native(name) for name in names))
     stage, mixed = (import_module(f"bionas_fast.kernels.{op}.{backend}") for op in ("separable_stage", "mixed_sum"))
     return Composition(stage.forward, stage.backward, mixed.forward, mixed.backward)
 
@@ -83,10 +88,18 @@ def kernels(backend: str) -> Kernels:
     """Of ``reference`` for any tensor, of ``native`` for float32 on the CPU, of ``triton`` for GPUs."""
     parts = composition(backend)
     if backend == "native":
-        ops = torch.ops.bionas_fast_native
-        fused = (ops.separable_edges, ops.separable_edges_backward, ops.normalised_sum, ops.normalised_sum_backward)
-        others = (ops.pools, ops.pools_backward, ops.factorized_reduce, ops.factorized_reduce_backward)
-        return Kernels(*fused, parts.sum_forward, *others, multiple=16)
+        return Kernels(
+            edges_forward=_native("separable_edges"),
+            edges_backward=_native("separable_edges_backward"),
+            normalised_forward=_native("normalised_sum"),
+            normalised_backward=_native("normalised_sum_backward"),
+            mixed_forward=parts.sum_forward,
+            pools_forward=_native("pools"),
+            pools_backward=_native("pools_backward"),
+            reductions_forward=_native("factorized_reduce"),
+            reductions_backward=_native("factorized_reduce_backward"),
+            multiple=16,
+        )
     pools = import_module(f"bionas_fast.kernels.pools.{backend}")
     return Kernels(
         **_unfused(parts),
@@ -140,12 +153,13 @@ def mixed_edges(
     """
     chosen = chosen_backend(x, weights, backend)
     precise = x.to(weights.dtype)
-    into = [tensor.to(precise.dtype) for tensor in into]
+    if precise is not x:
+        into = [tensor.to(precise.dtype) for tensor in into]
     kernel = kernels(chosen)
     if training and batch_norm.shared():  # the fused ones take the statistics of this process
         kernel = kernel._replace(**_unfused(composition(chosen)))
     out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernel, *into)
-    return tuple(tensor.to(x.dtype) for tensor in out)
+    return out if precise is x else tuple(tensor.to(x.dtype) for tensor in out)
 
 
 def chosen_backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
@@ -231,7 +245,7 @@ class _MixedEdges(torch.autograd.Function):
             statistics.update(mean_now, var_now, out[0].numel() // state.shape[-1])
         ctx.save_for_backward(state, mixing, weights, z, mean, var, term_mean, term_var, *maps)
         ctx.static = plan, make_feedback, training, kernel, channels, len(into)
-        return tuple(tensor[..., :channels].contiguous() for tensor in out)
+        return tuple(_narrowed(tensor, channels) for tensor in out)
 
     @staticmethod
     @_without_autocast
@@ -283,7 +297,7 @@ class _MixedEdges(torch.autograd.Function):
         grad_x = None
         if want_x:
             grad_x = _total(down, kernel, grads if plan.identity else (), identity_feedback)
-            grad_x = grad_x[..., :channels].contiguous()
+            grad_x = _narrowed(grad_x, channels)
         grad_weights = None
         if want_weights:
             flat = [grad.flatten() for grad in weight_grads]
@@ -301,6 +315,11 @@ def pad_channels(x: Tensor, kernel: Kernels) -> Tensor:
     """With zeros for more channels, as the kernels take them."""
     missing = -x.shape[-1] % kernel.multiple
     return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+
+def _narrowed(x: Tensor, channels: int) -> Tensor:
+    """Without what :func:`pad_channels` added."""
+    return x if x.shape[-1] == channels else x[..., :channels].contiguous()
 
 
 def term_maps(state: Tensor, w: Weights, plan: Plan, kernel: Kernels) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -361,12 +380,7 @@ class _Others:
     def pools(self) -> Tensor:
         """The error at the state."""
         first = self.plan.reductions
-        index, rows, sums = [], [], []
-        for pool in range(POOLS):
-            terms = self.plan.terms_of[first + pool]
-            index += [*(self.plan.terms[term].edge for term in terms), len(self.grads) + pool]
-            rows += [*terms, len(self.a) + first + pool]
-            sums += [pool] * (len(terms) + 1)
+        index, rows, sums = self.plan.pool_gradients
         stacks = [*(grad[None] for grad in self.grads), self.maps[first > 0]]
         weight, offset = torch.cat([self.a, self.b])[rows], self.d[first : first + POOLS]
         delta = self.kernel.mixed_forward(stacks, index, sums, weight, offset, [])

@@ -94,7 +94,7 @@ class Bank(nn.Module):
             b = feedback_segments(self.weight.detach(), self.stored, snapshot, self.segments)
             self._add_custom(b, snapshot)
             if training and self.stream is not None:
-                self.stream += self._advance
+                self.stream.add_(self._advance)
             return b
 
         return make

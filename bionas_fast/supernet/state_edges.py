@@ -58,7 +58,7 @@ class StateEdges(nn.Module):
     """All edges that leave one state of a cell, made of their mixed ops."""
 
     incidence: Tensor
-    identity_edges: Tensor
+    identity_incidence: Tensor
     identity_columns: Tensor
 
     def __init__(self, edges: Sequence[MixedOp], stride: int) -> None:
@@ -79,7 +79,8 @@ class StateEdges(nn.Module):
                 incidence[t, e * candidates + k] = 1
         self.register_buffer("incidence", incidence, persistent=False)
         identities = torch.tensor([column for column, _ in found.identity], dtype=torch.int64).view(-1, 2)
-        self.register_buffer("identity_edges", identities[:, 0].clone(), persistent=False)
+        own = (torch.arange(self.count)[:, None] == identities[:, 0]).to(incidence.dtype)
+        self.register_buffer("identity_incidence", own, persistent=False)
         self.register_buffer("identity_columns", identities[:, 0] * candidates + identities[:, 1], persistent=False)
 
     def read(self, edges: Sequence[MixedOp]) -> None:
@@ -129,7 +130,7 @@ class StateEdges(nn.Module):
             self.training,
         )
         if self.training:
-            normalisations.batches += 1
+            normalisations.batches.add_(1)
         if given:
             return sums
         return tuple(own if other is None else own + other for own, other in zip(sums, total, strict=True))
@@ -166,9 +167,8 @@ class StateEdges(nn.Module):
         if not self.plan.identity:
             return None
         b = make()
-        factors = weights.flatten()[self.identity_columns].to(b.dtype)
-        each = factors[:, None] * b.view(len(factors), -1)
-        return b.new_zeros(self.count, each.shape[1]).index_add_(0, self.identity_edges, each)
+        factors = self.identity_incidence * weights.flatten()[self.identity_columns]
+        return factors.to(b.dtype) @ b.view(factors.shape[1], -1)
 
 
 class _Sorted:
