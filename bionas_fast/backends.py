@@ -100,6 +100,11 @@ def _obstacle(op: str, device: str, backend: str) -> str:
     return explain(op, device).reasons.get(backend, "")
 
 
+def traced() -> bool:
+    """Whether somebody looks on: a compiler, or a mode such as that of fake tensors."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def explain(op: str, device: str) -> Choice:
     """What runs ``op`` on this device type when nothing is chosen, and why nothing else does."""
     implemented = _implementations[op]

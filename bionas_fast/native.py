@@ -283,5 +283,9 @@ def _register_fakes() -> None:
         return u.new_empty(u.shape if made else (0,)), u.new_empty(u.shape[1] * (decay != "none"), dtype=torch.float64)
 
     @fake
+    def _weight_gradient(gradient, x, padding):
+        return x.new_empty(gradient.shape[1], x.shape[1], 3, 3)
+
+    @fake
     def _hebbian_move(weight, delta, total, rate, positions, normalisation, groups):
         return None

@@ -1,5 +1,6 @@
 // Hebbian updates as operators of torch; see binding.cpp.
 
+#include "cpu/weight_gradient.h"
 #include "hebbian_arguments.h"
 
 namespace {
@@ -23,6 +24,21 @@ void hebbian_move(
   bionas::hebbian_move(read_move(weight, delta, total, rate, positions, normalisation, groups));
 }
 
+Tensor weight_gradient(const Tensor& gradient, const Tensor& x, std::vector<int64_t> padding) {
+  check("gradient", gradient);
+  check("x", x);
+  STD_TORCH_CHECK(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0, "padding: expected two numbers");
+  STD_TORCH_CHECK(gradient.dim() == 4 && x.dim() == 4 && gradient.size(0) == x.size(0), "x: expected [N, C, H, W]");
+  for (int64_t i : {0, 1})
+    STD_TORCH_CHECK(x.size(2 + i) + 2 * padding[i] == gradient.size(2 + i) + 2, "gradient: expected that of a 3x3 kernel");
+  const int64_t k = gradient.size(1), c = x.size(1);
+  Tensor output = new_map(x, {k, c, 3, 3});
+  bionas::weight_gradient(
+      {x.size(0), k, c, gradient.size(2), gradient.size(3), x.size(2), x.size(3), padding[0], padding[1],
+       gradient.const_data_ptr<float>(), x.const_data_ptr<float>(), output.mutable_data_ptr<float>()});
+  return output;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
@@ -32,9 +48,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def(
       "hebbian_move(Tensor(a!) weight, Tensor(b!) delta, Tensor total, Tensor rate, float positions, "
       "str normalisation, int groups) -> ()");
+  m.def("weight_gradient(Tensor gradient, Tensor x, int[] padding) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {
   m.impl("hebbian_activity", TORCH_BOX(&hebbian_activity));
   m.impl("hebbian_move", TORCH_BOX(&hebbian_move));
+  m.impl("weight_gradient", TORCH_BOX(&weight_gradient));
 }

@@ -231,6 +231,113 @@ def test_opcheck_move():
     torch.library.opcheck(operators().hebbian_move.default, arguments)
 
 
+def exact_weight_gradient(gradient, x, padding):
+    """That of PyTorch, in float64."""
+    weight = torch.zeros(gradient.shape[1], x.shape[1], 3, 3, dtype=torch.float64)
+    geometry = [1, 1], list(padding), [1, 1], False, [0, 0], 1
+    tensors = gradient.double(), x.double(), weight, None
+    return torch.ops.aten.convolution_backward(*tensors, *geometry, [False, True, False])[1]
+
+
+@given(
+    n=st.integers(1, 3),
+    channels=st.tuples(*[st.sampled_from([1, 3, 16, 31, 32, 33, 70])] * 2),
+    size=st.tuples(*[st.integers(1, 23)] * 2),
+    padding=st.tuples(*[st.integers(0, 2)] * 2),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_weight_gradient(n, channels, size, padding, seed):
+    generator = torch.Generator().manual_seed(seed)
+    size = [max(length, 2 * zeros - 1) for length, zeros in zip(size, padding, strict=True)]
+    x = torch.randn(n, channels[0], *(s + 2 - 2 * p for s, p in zip(size, padding, strict=True)), generator=generator)
+    gradient = torch.randn(n, channels[1], *size, generator=generator)
+    expected = exact_weight_gradient(gradient, x, padding)
+    terms = exact_weight_gradient(gradient.abs(), x.abs(), padding)
+    for isa in native.isas():
+        with native.use_isa(isa):
+            assert_near(operators().weight_gradient(gradient, x, padding), expected, 1e-5, terms)
+
+
+def test_weight_gradient_of_many_tiles(isa):
+    """They are taken a chunk at a time, and added up."""
+    gradient, x = torch.randn(3, 40, 45, 90), torch.randn(3, 33, 47, 92)
+    assert_near(operators().weight_gradient(gradient, x, [0, 0]), exact_weight_gradient(gradient, x, [0, 0]))
+
+
+def test_weight_gradient_of_nothing():
+    for n, k, c, h, w in [(0, 3, 4, 5, 5), (2, 0, 4, 5, 5), (2, 3, 0, 5, 5), (2, 3, 4, 0, 5), (2, 3, 4, 5, 0)]:
+        made = operators().weight_gradient(torch.ones(n, k, h, w), torch.ones(n, c, h + 2, w + 2), [0, 0])
+        assert made.shape == (k, c, 3, 3) and not made.any()
+
+
+def test_weight_gradient_does_not_depend_on_threads():
+    gradient, x = torch.randn(2, 300, 9, 9), torch.randn(2, 70, 9, 9)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            made.append(operators().weight_gradient(gradient, x, [1, 1]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(other, made[0]) for other in made[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gradient": torch.ones(2, 4, 5, 5).double()}, "gradient: expected Float"),
+        ({"gradient": torch.ones(2, 4, 5, 4)}, "gradient: expected that of a 3x3 kernel"),
+        ({"x": torch.ones(1, 3, 7, 7)}, r"x: expected \[N, C, H, W\]"),
+        ({"x": torch.ones(2, 3, 7)}, r"x: expected \[N, C, H, W\]"),
+        ({"x": torch.ones(2, 7, 7, 3).permute(0, 3, 1, 2)}, "x: expected a contiguous"),
+        ({"padding": [0]}, "padding: expected two numbers"),
+        ({"padding": [0, -1]}, "padding: expected two numbers"),
+    ],
+    ids=str,
+)
+def test_weight_gradient_refuses_what_it_cannot_do(change, message):
+    arguments = {"gradient": torch.ones(2, 4, 5, 5), "x": torch.ones(2, 3, 7, 7), "padding": [0, 0]}
+    with pytest.raises(RuntimeError, match=message):
+        operators().weight_gradient(**(arguments | change))
+
+
+def test_opcheck_weight_gradient():
+    arguments = (torch.randn(2, 4, 5, 6), torch.randn(2, 3, 5, 6), [1, 1])
+    torch.library.opcheck(operators().weight_gradient.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "filtered"),
+    [
+        ({}, True),
+        ({"padding": 1}, True),
+        ({"stride": 2}, False),
+        ({"dilation": 2}, False),
+        ({"groups": 2}, False),
+    ],
+    ids=str,
+)
+def test_updates_of_large_layers_are_those_of_the_reference(monkeypatch, geometry, filtered):
+    """So large that the outer product is taken by minimal filtering where the geometry allows it."""
+    taken = []
+    outer_product = reference.outer_product
+    monkeypatch.setattr(reference, "outer_product", lambda *given: taken.append(1) or outer_product(*given))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 64, 12, 11, generator=generator)
+    weight = torch.randn(96, 64 // geometry.get("groups", 1), 3, 3, generator=generator) / 24
+    u = F.conv2d(x, weight, **geometry)
+    for rule in RULES:
+        moved, expected = weight.clone(), weight.double()
+        delta = hebbian_update(moved, x, u, rule=rule, backend="native", **geometry)
+        assert bool(taken) != filtered
+        taken.clear()
+        expected_delta = hebbian_update(expected, x.double(), u.double(), rule=rule, backend="reference", **geometry)
+        taken.clear()
+        assert_near(delta, expected_delta.float())
+        assert_near(moved, expected.float())
+
+
 def test_layers_learn_the_same():
     torch.manual_seed(0)
     layers = [bf.nn.HebbianConv2d(3, 8, 3, padding=1, norm=25.0, adaptive=True, rate=0.1) for _ in range(2)]

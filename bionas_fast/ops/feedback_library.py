@@ -204,11 +204,6 @@ def _segments_fake(weight, stored, stream, lengths, modes, bounds, scales, backe
 # In eager mode the dispatcher would cost more than a small layer: there the same functions are called without it.
 
 
-def _traced():
-    """Whether somebody looks on: a compiler, or a mode such as that of fake tensors."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-
-
 def _forward(function):
     def forward(ctx, *inputs):
         output = function(*inputs)
@@ -229,16 +224,16 @@ class _EagerLinear(torch.autograd.Function):
 
 
 def feedback_conv(*arguments):
-    return torch.ops.bionas_fast.feedback_conv(*arguments) if _traced() else _EagerConv.apply(*arguments)
+    return torch.ops.bionas_fast.feedback_conv(*arguments) if backends.traced() else _EagerConv.apply(*arguments)
 
 
 def feedback_linear(*arguments):
-    return torch.ops.bionas_fast.feedback_linear(*arguments) if _traced() else _EagerLinear.apply(*arguments)
+    return torch.ops.bionas_fast.feedback_linear(*arguments) if backends.traced() else _EagerLinear.apply(*arguments)
 
 
 def is_plain():
     """Whether nobody looks on, and what a node saves is for its own backward pass only, not for checkpointing."""
-    return not _traced() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    return not backends.traced() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def swap(output, input, weight, feedback, backend):
@@ -266,7 +261,7 @@ def _forget(_):
 
 
 def feedback_segments(*arguments):
-    return torch.ops.bionas_fast.feedback_segments(*arguments) if _traced() else _segments(*arguments)
+    return torch.ops.bionas_fast.feedback_segments(*arguments) if backends.traced() else _segments(*arguments)
 
 
 @torch.library.impl(_library, "direct_conv", _kernel)

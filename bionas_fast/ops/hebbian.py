@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def _update(weight, x, u, y, rate, rule, temperature, normalisation, stride, pad
 
 
 def _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geometry):
-    """The outer product is PyTorch's; what comes before it is one pass over u, and what comes after one over W."""
+    """One pass over u, the outer product, which unless filtered is PyTorch's, and one over W."""
     kernels, groups = torch.ops.bionas_fast_native, geometry[-1]
     activity, decay = reference.RULES[rule]
     activity = activity if y is None else "linear"
@@ -52,7 +53,10 @@ def _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geom
         norm = None if norm is None else _rows(norm)
         made, total = kernels.hebbian_activity(_rows(u), given, norm, activity, decay, temperature, groups)
         pushed = _maps(made, u) if made.numel() else pushed
-    delta = reference.outer_product(weight, x, pushed, *geometry).contiguous()
+    if _is_filtered(weight, pushed, *geometry):
+        delta = kernels.weight_gradient(pushed.contiguous(), x.contiguous(), geometry[1])
+    else:
+        delta = reference.outer_product(weight, x, pushed, *geometry).contiguous()
     if decay == "lower":
         delta -= reference.lower(weight, pushed, groups)
     moved = weight.contiguous()
@@ -61,6 +65,22 @@ def _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geom
     if not weight.is_contiguous():
         weight.copy_(moved)
     return delta
+
+
+# So many weights let more than one thread work, each with whole blocks of 32 channels.
+_MANY = 2048
+
+
+def _is_filtered(weight, y, stride, padding, dilation, groups):
+    """Whether the outer product is that of kernels.weight_gradient, with a quarter of the multiplications."""
+    return (
+        weight.device.type == "cpu"
+        and tuple(weight.shape[2:]) == (3, 3)
+        and {*stride, *dilation, groups} == {1}
+        and min(weight.shape[:2]) >= 32
+        and weight.shape[0] * weight.shape[1] >= _MANY
+        and y.numel() > 0
+    )
 
 
 # The kernel puts positions of one image into a vector. Where there are fewer, all images are taken for one.
@@ -164,13 +184,16 @@ def hebbian_update(
         shaped, view = [x, u, y], weight
     if y is not None and y.shape != u.shape:
         raise InputError(f"y: expected the shape of u, {list(u.shape)}, got {list(y.shape)}")
-    rates = torch.as_tensor(rate, dtype=weight.dtype, device=weight.device)
+    if isinstance(rate, Tensor):
+        rates = rate.to(weight.device, weight.dtype)
+    else:
+        rates = weight.new_full(weight.shape[:1], rate)
     if rates.dim() and rates.shape != (weight.shape[0],):
         raise InputError(f"rate: expected a number or [{weight.shape[0]}], got shape {list(rates.shape)}")
     chosen = backends.choose("hebbian_update", weight.device.type, backend)
-    made = torch.ops.bionas_fast.hebbian_update(
-        view, *shaped, rates, rule, float(temperature), normalisation, *geometry, groups, chosen
-    )
+    # Without anybody looking on, past the dispatcher, which takes as long as a small update.
+    update: Any = torch.ops.bionas_fast.hebbian_update if backends.traced() else _update
+    made = update(view, *shaped, rates, rule, float(temperature), normalisation, *geometry, groups, chosen)
     return made.view_as(weight)
 
 
