@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import statistics
 import subprocess
@@ -50,19 +51,6 @@ def interleaved(variants: Mapping[str, Step], rounds: int = 5) -> dict[str, floa
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken) for name, taken in times.items()}
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what is freed, to the end of the process.
-
-    Networks that take turns otherwise pay, by chance, for the pages that another gave back; in a training of its own,
-    each finds the pages of its last step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**30)
 
 
 def synchronise() -> None:
@@ -180,8 +168,17 @@ before = highest()
 {statement}
 print(highest() - before)
 """
+    return float(printed(program))
+
+
+def printed(program: str, **environment: str) -> str:
+    """What a fresh process prints that runs a program here."""
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=__file__.rsplit("/", 1)[0], capture_output=True, text=True
+        [sys.executable, "-c", program],
+        cwd=os.path.dirname(__file__),
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    return float(done.stdout)
+    return done.stdout
