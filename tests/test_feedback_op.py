@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from bionas_fast import InputError, use_backend
 from bionas_fast.backends import BACKENDS, explain, op_names
@@ -27,89 +23,19 @@ from bionas_fast.ops.feedback import (
     feedback_segments,
     feedback_weight,
 )
+from feedback_cases import (
+    CASES,
+    MODES,
+    Case,
+    check,
+    every_case,
+    every_mode,
+    expected,
+    feedback_of,
+    one_of_each,
+    saved_tensors_as_they_are,
+)
 from tolerances import assert_close
-
-CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-@dataclass
-class Case:
-    """Shapes of an input and a weight; a weight of two dimensions is a linear map."""
-
-    input: tuple[int, ...]
-    weight: tuple[int, ...]
-    geometry: dict = field(default_factory=dict)
-
-    def plain(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        return F.linear(x, w, b) if w.dim() == 2 else CONVS[w.dim() - 2](x, w, b, **self.geometry)
-
-    def ours(self, x: Tensor, w: Tensor, b: Tensor | None = None, feedback: Feedback = Feedback()) -> Tensor:  # noqa: B008
-        if w.dim() == 2:
-            return feedback_linear(x, w, b, feedback)
-        return feedback_conv(x, w, b, feedback, **self.geometry)
-
-    def tensors(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Input, weight, bias and a gradient of the output."""
-        torch.manual_seed(0)
-        x, w, b = (torch.randn(s, dtype=dtype) for s in (self.input, self.weight, self.weight[:1]))
-        return x.requires_grad_(), w.requires_grad_(), b.requires_grad_(), torch.randn_like(self.plain(x, w))
-
-
-CASES = {
-    "conv1d": Case((2, 3, 9), (4, 3, 3)),
-    "conv1d-stride-pad-dilation": Case((2, 3, 12), (5, 3, 4), {"stride": 3, "padding": 2, "dilation": 2}),
-    "conv2d": Case((2, 3, 7, 6), (4, 3, 3, 3), {"padding": 1}),
-    "conv2d-1x1": Case((2, 3, 5, 5), (4, 3, 1, 1)),
-    "conv2d-even-kernel": Case((2, 3, 7, 6), (4, 3, 2, 4), {"padding": (1, 2)}),
-    "conv2d-stride-leaves-rest": Case((2, 3, 8, 9), (4, 3, 3, 3), {"stride": (3, 2)}),
-    "conv2d-unlike-axes": Case((1, 2, 9, 11), (3, 2, 3, 2), {"stride": (2, 1), "padding": (0, 3), "dilation": (1, 3)}),
-    "conv2d-groups": Case((2, 6, 6, 6), (4, 3, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
-    "conv2d-depthwise-dilated": Case((2, 4, 9, 9), (4, 1, 5, 5), {"groups": 4, "padding": 4, "dilation": 2}),
-    "conv2d-depth-multiplier": Case((2, 3, 6, 6), (6, 1, 3, 3), {"groups": 3}),
-    "conv3d": Case((1, 2, 4, 5, 6), (3, 2, 2, 3, 3), {"stride": (1, 2, 1), "padding": (1, 0, 1)}),
-    "conv3d-groups": Case((2, 4, 4, 4, 4), (4, 2, 3, 3, 3), {"groups": 2, "padding": 1}),
-    "linear": Case((4, 5), (3, 5)),
-    "linear-vector": Case((5,), (3, 5)),
-    "linear-rank4": Case((2, 3, 4, 5), (3, 5)),
-    "linear-one-output": Case((4, 5), (1, 5)),
-    "linear-no-inputs": Case((4, 0), (3, 0)),
-    "linear-no-outputs": Case((4, 5), (0, 5)),
-}
-MODES = ("weight", "stored", "sign", "stored_sign", "drawn_sign")
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-every_mode = pytest.mark.parametrize("mode", MODES)
-one_of_each = pytest.mark.parametrize("case", [CASES["conv2d-groups"], CASES["linear"]], ids=["conv", "linear"])
-
-
-def feedback_of(mode: str, w: Tensor, stream: Tensor | None = None) -> tuple[Feedback, Tensor]:
-    """A feedback of that mode and the B that it stands for. (``uniform`` has its own oracle in test_rules.)"""
-    w = w.detach()
-    stored = torch.randn(w.shape, generator=torch.Generator().manual_seed(1), dtype=w.dtype)
-    stream = torch.tensor([3, 4]) if stream is None else stream
-    b = {
-        "weight": lambda: w,
-        "stored": lambda: stored,
-        "sign": lambda: 0.3 * w.sign(),
-        "stored_sign": lambda: stored.abs() * w.sign(),
-        "drawn_sign": lambda: 0.7 * reference.uniform(w.shape, stream).to(w.dtype) * w.sign(),
-    }[mode]()
-    return Feedback(mode, stored, stream, bound=0.7, scale=0.3), b
-
-
-def expected(case: Case, x: Tensor, w: Tensor, bias: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """δ_in through B, ∂W and ∂b through W, all by autograd of PyTorch's own op."""
-    down = torch.autograd.grad(case.plain(x, b), x, grad)
-    return *down, *torch.autograd.grad(case.plain(x, w, bias), (w, bias), grad)
-
-
-def saved_tensors_as_they_are(seen: Callable[[Tensor], None] = lambda tensor: None):
-    """Hooks that change nothing; with them a node of our own runs, which leaves to them what it saves."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda t: (seen(t), t)[1], lambda t: t)
-
-
-def check(actual, wanted) -> None:
-    for a, e in zip(actual, wanted, strict=True):
-        assert_close(a, e, torch.float32 if a.dtype == torch.float32 else torch.float64)
 
 
 @every_mode
@@ -230,115 +156,6 @@ def test_an_empty_batch(case, mode):
     y.sum().backward()
     assert x.grad.shape == x.shape
     assert not w.grad.any() and not bias.grad.any()
-
-
-# Draws
-
-
-@one_of_each
-def test_every_pass_in_flight_keeps_the_draw_of_its_forward(case):
-    x, w, bias, grad = case.tensors()
-    stream = torch.tensor([5, 0])
-    feedback, first = feedback_of("drawn_sign", w, stream)
-    feedback = feedback._replace(advance=True)
-    one, two = case.ours(x, w, bias, feedback), case.ours(x, w, bias, feedback)
-    assert stream.tolist() == [5, 0]
-    for count, y in enumerate((one, two), start=1):
-        down = torch.autograd.grad(y, x, grad)[0]
-        assert_close(down, expected(case, x, w, bias, first, grad)[0], torch.float32)
-        assert stream.tolist() == [5, count]
-    _, third = feedback_of("drawn_sign", w, stream)
-    assert not torch.equal(first, third)
-    down = torch.autograd.grad(case.ours(x, w, bias, feedback), x, grad)[0]
-    assert_close(down, expected(case, x, w, bias, third, grad)[0], torch.float32)
-
-
-@one_of_each
-def test_a_retained_graph_keeps_its_draw(case):
-    x, w, bias, grad = case.tensors()
-    feedback, b = feedback_of("drawn_sign", w)
-    y = case.ours(x, w, bias, feedback._replace(advance=True))
-    passes = [torch.autograd.grad(y, x, grad, retain_graph=True)[0] for _ in range(2)]
-    assert torch.equal(*passes)
-    assert_close(passes[0], expected(case, x, w, bias, b, grad)[0], torch.float32)
-
-
-@one_of_each
-def test_gradient_checkpointing_sees_the_same_draw(case):
-    x, w, bias, grad = case.tensors()
-
-    def run(wrap):
-        stream, results = torch.tensor([5, 0]), []
-        feedback = feedback_of("drawn_sign", w, stream)[0]._replace(advance=True)
-        for _ in range(2):
-            y = wrap(lambda x: case.ours(x.sin(), w, bias, feedback).sin(), x)
-            results += torch.autograd.grad(y, (x, w, bias), grad)
-        return results, stream
-
-    (plain, stream), (saved, its_stream) = (
-        run(lambda f, x: f(x)),
-        run(lambda f, x: checkpoint(f, x, use_reentrant=False)),
-    )
-    assert all(torch.equal(p, s) for p, s in zip(plain, saved, strict=True))
-    assert torch.equal(stream, its_stream) and stream.tolist() == [5, 2]
-
-
-# torch's own node
-
-
-@every_mode
-@every_case
-def test_hooks_on_saved_tensors_change_nothing(case, mode):
-    """Without them torch's own node runs, and is handed B."""
-    x, w, bias, grad = case.tensors()
-    feedback, _ = feedback_of(mode, w)
-    packed = []
-    with saved_tensors_as_they_are(packed.append):
-        hooked = case.ours(x, w, bias, feedback)
-    plain = case.ours(x, w, bias, feedback)
-    assert x.numel() in [tensor.numel() for tensor in packed]
-    for ours, theirs in zip(*(torch.autograd.grad(y, (x, w, bias), grad) for y in (hooked, plain)), strict=True):
-        assert torch.equal(ours, theirs)
-    if w.dim() > 2 and mode != "weight" and w.shape[2:].numel() > 1:
-        assert [type(y.grad_fn).__name__ for y in (hooked, plain)] == ["_EagerConvBackward", "ConvolutionBackward0"]
-
-
-@pytest.mark.parametrize("mode", MODES[1:])
-@one_of_each
-def test_what_b_is_made_of_must_not_change_before_the_backward_pass(case, mode):
-    for changed in ("weight", "stored"):
-        x, w, bias, grad = case.tensors()
-        feedback, b = feedback_of(mode, w)
-        y = case.ours(x, w, bias, feedback)
-        with torch.no_grad():
-            {"weight": w, "stored": feedback.stored}[changed].mul_(2)
-        if changed == "weight" and mode == "stored" and w.dim() > 2:
-            # Of no use to either gradient.
-            assert_close(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(case.plain(x, b), x, grad)[0])
-        elif changed == "weight" or mode.startswith("stored"):
-            with pytest.raises(RuntimeError, match=r"in.?place"):
-                torch.autograd.grad(y, x, grad)
-
-
-@pytest.mark.parametrize("mode", ["stored", "sign", "stored_sign"])
-def test_transforms_of_torch_func(mode):
-    case = CASES["conv2d-groups"]
-    x, w, bias, grad = case.tensors()
-    feedback, b = feedback_of(mode, w)
-
-    def loss(x, w, bias):
-        return (case.ours(x, w, bias, feedback) * grad).sum()
-
-    check(torch.func.grad(loss, (0, 1, 2))(x.detach(), w.detach(), bias.detach()), expected(case, x, w, bias, b, grad))
-
-
-def test_a_convolution_whose_input_needs_no_gradient_advances_the_stream():
-    case = CASES["conv2d-groups"]
-    x, w, bias, grad = case.tensors()
-    feedback, b = feedback_of("drawn_sign", w)
-    own = torch.autograd.grad(case.ours(x.detach(), w, bias, feedback._replace(advance=True)), (w, bias), grad)
-    check(own, expected(case, x, w, bias, b, grad)[1:])
-    assert feedback.stream.tolist() == [3, 5]
 
 
 # Registration and input checks
