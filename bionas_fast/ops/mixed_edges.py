@@ -153,8 +153,7 @@ def mixed_edges(
     """
     chosen = chosen_backend(x, weights, backend)
     precise = x.to(weights.dtype)
-    if precise is not x:
-        into = [tensor.to(precise.dtype) for tensor in into]
+    into = [tensor.to(precise.dtype) for tensor in into]
     kernel = kernels(chosen)
     if training and batch_norm.shared():  # the fused ones take the statistics of this process
         kernel = kernel._replace(**_unfused(composition(chosen)))
