@@ -110,7 +110,7 @@ enum Mode : int64_t { weight_itself, stored_tensor, constant_sign, stored_sign, 
 // B of many layers whose weights lie one after the other; 0 where the mode is custom.
 Tensor feedback_segments(
     const Tensor& weight,                 // flat
-    const std::optional<Tensor>& stored,  // flat
+    const std::optional<Tensor>& stored,  // flat, of the segments whose mode reads it, one after the other
     const std::optional<Tensor>& stream,  // int64 [segments, 2]
     const Tensor& segments,               // int64 [segments, 2], length and mode
     const Tensor& magnitudes) {           // float64 [segments, 2], bound and scale
@@ -127,21 +127,24 @@ Tensor feedback_segments(
   Tensor output = new_map(weight, {int64_t(weight.numel())});
   const float* w = weight.const_data_ptr<float>();
   float* b = output.mutable_data_ptr<float>();
-  Ints firsts;
-  int64_t first = 0;
-  firsts.reserve(count);
+  struct Start { int64_t weight, stored; };
+  std::vector<Start> starts;
+  Start next{0, 0};
+  starts.reserve(count);
   for (int64_t k = 0; k < count; k++) {
-    const int64_t mode = segment[2 * k + 1];
-    STD_TORCH_CHECK(kept || (mode != stored_tensor && mode != stored_sign), "stored: needed by a mode");
+    const int64_t length = segment[2 * k], mode = segment[2 * k + 1];
     STD_TORCH_CHECK(words || mode != drawn_sign, "stream: needed by a mode");
-    firsts.push_back(first);
-    first += segment[2 * k];
+    starts.push_back(next);
+    next.weight += length;
+    if (mode == stored_tensor || mode == stored_sign) next.stored += length;
   }
-  STD_TORCH_CHECK(first == int64_t(weight.numel()), "segments: expected to add up to the weights");
+  STD_TORCH_CHECK(next.weight == int64_t(weight.numel()), "segments: expected to add up to the weights");
+  STD_TORCH_CHECK(next.stored == 0 || (kept && next.stored <= int64_t(stored->numel())), "stored: needed by a mode");
   const auto fill = [&](int64_t k) {
-    const int64_t at = firsts[k], count = segment[2 * k], mode = segment[2 * k + 1];
+    const int64_t at = starts[k].weight, count = segment[2 * k], mode = segment[2 * k + 1];
+    const float* own = kept + starts[k].stored;
     if (mode == weight_itself) std::copy_n(w + at, count, b + at);
-    else if (mode == stored_tensor) std::copy_n(kept + at, count, b + at);
+    else if (mode == stored_tensor) std::copy_n(own, count, b + at);
     else if (mode == custom) std::fill_n(b + at, count, 0.0f);
     else {
       bionas::FeedbackWeight a{};
@@ -152,13 +155,13 @@ Tensor feedback_segments(
       a.scale = float(magnitude[2 * k + 1]);
       a.magnitude = mode == constant_sign ? bionas::Magnitude::constant
                     : mode == stored_sign ? bionas::Magnitude::stored : bionas::Magnitude::drawn;
-      if (kept) a.stored = kept + at;
+      if (a.magnitude == bionas::Magnitude::stored) a.stored = own;
       if (words) a.stream = {uint64_t(words[2 * k]), uint32_t(words[2 * k + 1])};
       bionas::feedback_weight(a);
     }
   };
   // As many segments at a time as make some work for a thread.
-  const int64_t grain = first ? 1 + (1 << 14) * count / first : 1;
+  const int64_t grain = next.weight ? 1 + (1 << 14) * count / next.weight : 1;
   bionas::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k++) fill(k);
   });

@@ -261,10 +261,11 @@ SEGMENTS = {
 def interpreted_segments(modes: tuple[str, ...], dtype: torch.dtype):
     torch.manual_seed(0)
     lengths = [300, 1, 7, 256, 33, 0, 600][: len(modes)]
-    w, stored = torch.randn(sum(lengths)).to(dtype), torch.randn(sum(lengths))
+    w = torch.randn(sum(lengths)).to(dtype)
+    stored = torch.randn(sum(length for length, mode in zip(lengths, modes, strict=True) if mode.startswith("stored")))
     w[::5] = 0
     stream = torch.arange(2 * len(modes)).view(-1, 2) - 3
-    reads = ("stored" in modes, "drawn_sign" in modes)
+    reads = (len(stored) > 0, "drawn_sign" in modes)
     optional = tuple(t if read else None for t, read in zip((stored, stream), reads, strict=True))
     numbers = ([0.1 * k + 0.1 for k in range(len(modes))], [0.3 * k + 0.1 for k in range(len(modes))])
     b = reference.feedback_segments(w, *optional, lengths, modes, *numbers)

@@ -262,7 +262,8 @@ def feedback_segments(
 
     Args:
         weight: flat.
-        stored: flat, or None where no segment reads it.
+        stored: of the segments whose mode is ``stored`` or ``stored_sign``, one after the other; more may follow. None
+            where there are none.
         stream: int64 [segments, 2], or None where no segment reads it.
     """
     chosen = backends.choose("feedback_segments", weight.device.type)

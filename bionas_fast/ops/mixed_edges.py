@@ -255,8 +255,9 @@ class _MixedEdges(torch.autograd.Function):
         state, mixing, weights, z, mean, var, term_mean, term_var, *maps = ctx.saved_tensors
         want_x, _, want_weights, *_ = ctx.needs_input_grad
         separable = len(plan.separable.kernels)
-        passed = grads if given else ()
-        grads = tuple(pad_channels(grad.contiguous(), kernel) for grad in grads)
+        grads = tuple(grad.contiguous() for grad in grads)
+        passed = grads if given else ()  # what made the tensors added to need not copy them again
+        grads = tuple(pad_channels(grad, kernel) for grad in grads)
         feedback = identity_feedback = None
         if want_x or want_weights:
             flat, identity_feedback = make_feedback()

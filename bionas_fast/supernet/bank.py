@@ -19,7 +19,7 @@ class Bank(nn.Module):
 
     Attributes:
         weight: flat; a parameter, or a buffer where the layers' weights are frozen.
-        stored: flat, what rules that draw once have drawn; or None.
+        stored: flat, what the rules that draw once have drawn, of their layers; or None.
         stream: int64 [layers, 2], seed and draw of every layer; or None where no rule redraws.
     """
 
@@ -50,8 +50,11 @@ class Bank(nn.Module):
             self.register_buffer("weight", flat, persistent=False)
         self.register_buffer("stored", None)
         self.register_buffer("stream", None)
-        if any(layer.feedback is not None for layer in layers):
-            self.stored = torch.zeros_like(flat)
+        #: The layers of which something is stored, in that order: what the batched op reads comes first.
+        self.storing = [k for k, layer in enumerate(layers) if layer.feedback is not None]
+        self.storing.sort(key=lambda k: self.segments.modes[k] == "custom")
+        if self.storing:
+            self.stored = flat.new_zeros(sum(self.lengths[k] for k in self.storing))
         if any(layer.feedback_stream is not None for layer in layers):
             self.stream = torch.zeros(len(layers), 2, dtype=torch.int64)
         redraws = torch.tensor([[0, int(rules.get(rule).redraws)] for rule in self.rules])
@@ -63,7 +66,7 @@ class Bank(nn.Module):
         """Take weights, stored feedback and streams from layers like those this bank was made of."""
         for own, stored, k, layer in self._parts(layers):
             own.copy_(layer.weight.flatten())
-            if layer.feedback is not None:
+            if stored is not None:
                 stored.copy_(layer.feedback.flatten())
             if layer.feedback_stream is not None and self.stream is not None:
                 self.stream[k].copy_(layer.feedback_stream)
@@ -73,15 +76,21 @@ class Bank(nn.Module):
         """Give weights, stored feedback and streams back to such layers."""
         for own, stored, k, layer in self._parts(layers):
             layer.weight.copy_(own.view_as(layer.weight))
-            if layer.feedback is not None:
+            if stored is not None:
                 layer.feedback.copy_(stored.view_as(layer.feedback))
             if layer.feedback_stream is not None and self.stream is not None:
                 layer.feedback_stream.copy_(self.stream[k])
 
+    def _stored_parts(self) -> dict[int, Tensor]:
+        """What is stored of each layer, flat."""
+        if self.stored is None:
+            return {}
+        return dict(zip(self.storing, self.stored.split([self.lengths[k] for k in self.storing]), strict=True))
+
     def _parts(self, layers: Sequence[FeedbackLayer]):
-        stored = self.weight if self.stored is None else self.stored
-        parts = zip(self.weight.split(self.lengths), stored.split(self.lengths), layers, strict=True)
-        return ((own, kept, k, layer) for k, (own, kept, layer) in enumerate(parts))
+        stored = self._stored_parts()
+        parts = zip(self.weight.split(self.lengths), layers, strict=True)
+        return ((own, stored.get(k), k, layer) for k, (own, layer) in enumerate(parts))
 
     def prepare(self) -> Callable[[], Tensor]:
         """Call in the forward pass; what it returns makes B for this pass, flat, when the backward pass needs it."""
@@ -106,7 +115,8 @@ class Bank(nn.Module):
         for k in self.custom:
             rule, shape, part = rules.get(self.rules[k]), self.shapes[k], b.split(self.lengths)[k]
             weight = self.weight.detach().split(self.lengths)[k].view(shape)
-            stored = None if self.stored is None else self.stored.split(self.lengths)[k].view(shape)
+            stored = self._stored_parts().get(k)
+            stored = None if stored is None else stored.view(shape)
             assert stream is not None
             numbers = partial(reference.uniform, shape, stream[k])
             state = FeedbackState(self.laws[k], stored, lambda numbers=numbers: numbers().to(b.dtype))  # type: ignore[misc]

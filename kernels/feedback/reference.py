@@ -96,17 +96,22 @@ def feedback_segments(
     """B of several layers whose weights lie one after the other, flat; zeros where the mode is ``custom``.
 
     Args:
-        weight, stored: flat.
+        weight: flat.
+        stored: of the segments whose mode is ``stored`` or ``stored_sign``, one after the other; more may follow.
         stream: int64 [segments, 2].
         lengths, modes, bounds, scales: one a segment.
     """
     out = torch.zeros_like(weight)
-    first = 0
+    first = first_stored = 0
     for k, (length, mode) in enumerate(zip(lengths, modes, strict=True)):
         part = slice(first, first + length)
         first += length
+        kept = None
+        if mode.startswith("stored"):
+            assert stored is not None
+            kept = stored[first_stored : first_stored + length]
+            first_stored += length
         if mode != "custom":
-            kept = None if stored is None else stored[part]
             numbers = None if stream is None else stream[k]
             out[part] = feedback_weight(weight[part], kept, numbers, mode, bounds[k], scales[k])
     return out

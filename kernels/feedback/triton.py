@@ -111,7 +111,9 @@ def feedback_segments(
     if out.numel():
         codes = [SEGMENT_MODES.index(mode) for mode in modes]
         starts = accumulate(lengths[:-1], initial=0)
-        segments = table([*zip(starts, lengths, codes, strict=True)], weight.device)
+        kept = [length * mode.startswith("stored") for length, mode in zip(lengths, modes, strict=True)]
+        kept_starts = accumulate(kept[:-1], initial=0)
+        segments = table([*zip(starts, lengths, codes, kept_starts, strict=True)], weight.device)
         numbers = table([*zip(bounds, scales, strict=True)], weight.device, torch.float32)
         # In place of what no segment reads, any tensor of that dtype.
         stored = numbers if stored is None else stored

@@ -77,24 +77,26 @@ def weight_kernel(
 
 @triton.jit
 def segments_kernel(p_out, p_weight, p_stored, p_stream, p_segments, p_numbers, BLOCK: tl.constexpr):
-    """B of the segments of a flat tensor, from their tables: start, length and mode; bound and scale."""
+    """B of the segments of a flat tensor, from their tables: start, length, mode and start of what is stored; bound and
+    scale."""
     i_k = tl.program_id(1)
-    p_segment, p_own_stream = p_segments + 3 * i_k, p_stream + 2 * i_k
+    p_segment, p_own_stream = p_segments + 4 * i_k, p_stream + 2 * i_k
     i_start, mode = tl.load(p_segment), tl.load(p_segment + 2)
     bound, scale = tl.load(p_numbers + 2 * i_k), tl.load(p_numbers + 2 * i_k + 1)
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = o < tl.load(p_segment + 1)
+    p_kept = p_stored + (tl.load(p_segment + 3) - i_start)
     b_feedback = tl.zeros((BLOCK,), dtype=p_weight.dtype.element_ty)
     if mode == 1:
         b_feedback = tl.load(p_weight + i_start + o, mask=mask, other=0)
     elif mode == 2:
-        b_feedback = tl.load(p_stored + i_start + o, mask=mask, other=0).to(p_weight.dtype.element_ty)
+        b_feedback = tl.load(p_kept + i_start + o, mask=mask, other=0).to(p_weight.dtype.element_ty)
     elif mode == 3:
-        b_feedback = _feedback(p_weight, p_stored, p_own_stream, i_start, o, o, mask, bound, scale, "sign")
+        b_feedback = _feedback(p_weight, p_kept, p_own_stream, i_start, o, o, mask, bound, scale, "sign")
     elif mode == 4:
-        b_feedback = _feedback(p_weight, p_stored, p_own_stream, i_start, o, o, mask, bound, scale, "stored_sign")
+        b_feedback = _feedback(p_weight, p_kept, p_own_stream, i_start, o, o, mask, bound, scale, "stored_sign")
     elif mode == 5:
-        b_feedback = _feedback(p_weight, p_stored, p_own_stream, i_start, o, o, mask, bound, scale, "drawn_sign")
+        b_feedback = _feedback(p_weight, p_kept, p_own_stream, i_start, o, o, mask, bound, scale, "drawn_sign")
     tl.store(p_out + i_start + o, b_feedback, mask=mask)
 
 
