@@ -40,6 +40,13 @@ app = typer.Typer(
 SOFTHEBB = "softhebb"
 
 C = TypeVar("C", bound=Config)
+# Options that several commands take.
+Preset = Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="A YAML file of settings.")]
+DataDir = Annotated[str | None, typer.Option(help="The folder that holds the data set.")]
+Download = Annotated[bool | None, typer.Option("--download", help="Fetch the data set if it is missing.")]
+TensorBoard = Annotated[bool | None, typer.Option("--tensorboard", help="Write the figures for TensorBoard, too.")]
+CheckpointEvery = Annotated[float | None, typer.Option(help="Seconds between checkpoints within an epoch.  [60]")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as beta_decay=25; more than once."),
@@ -66,11 +73,11 @@ def _with_plugins(command: Callable[..., None]) -> Callable[..., None]:
 @app.command("search")
 @_with_plugins
 def search_command(
-    preset: Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, …, folder:PATH, npz:FILE  [digits]")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="The folder that holds the data set.")] = None,
-    download: Annotated[bool | None, typer.Option("--download", help="Fetch the data set if it is missing.")] = None,
+    data_dir: DataDir = None,
+    download: Download = None,
     space: Annotated[str | None, typer.Option(help="bionas, bionas-hl-pc, darts-bp, nb201  [bionas]")] = None,
     method: Annotated[str | None, typer.Option(help="darts, darts2, eg, random, evolution  [darts]")] = None,
     rule_names: Annotated[str | None, typer.Option("--rules", metavar="A,B", help="Only these rules.")] = None,
@@ -85,12 +92,8 @@ def search_command(
     amp: Annotated[str | None, typer.Option(help="Mixed precision: off, bf16, fp16  [off]")] = None,
     eg_mode: Annotated[str | None, typer.Option(help="For eg: persistent, published  [persistent]")] = None,
     sets: Sets = None,
-    tensorboard: Annotated[
-        bool | None, typer.Option("--tensorboard", help="Write the figures for TensorBoard, too.")
-    ] = None,
-    checkpoint_every: Annotated[
-        float | None, typer.Option(help="Seconds between checkpoints within an epoch.  [60]")
-    ] = None,
+    tensorboard: TensorBoard = None,
+    checkpoint_every: CheckpointEvery = None,
     plugin: Plugins = None,
     folder: Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the search in this folder.")] = None,
@@ -143,11 +146,11 @@ def train_command(
         str | None,
         typer.Argument(metavar="RUN|GENOTYPE|softhebb", help="A search's run folder, a genotype, or a network."),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
     dataset: Annotated[str | None, typer.Option(help="That of the search, if a run is given, else digits.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="The folder that holds the data set.")] = None,
-    download: Annotated[bool | None, typer.Option("--download", help="Fetch the data set if it is missing.")] = None,
+    data_dir: DataDir = None,
+    download: Download = None,
     epochs: Annotated[int | None, typer.Option(help="[20]")] = None,
     channels: Annotated[int | None, typer.Option(help="[8]")] = None,
     cells: Annotated[int | None, typer.Option(help="In all; of nb201, in each stage.  [3]")] = None,
@@ -155,12 +158,8 @@ def train_command(
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
     device: Annotated[str | None, typer.Option(help="[auto]")] = None,
     sets: Sets = None,
-    tensorboard: Annotated[
-        bool | None, typer.Option("--tensorboard", help="Write the figures for TensorBoard, too.")
-    ] = None,
-    checkpoint_every: Annotated[
-        float | None, typer.Option(help="Seconds between checkpoints within an epoch.  [60]")
-    ] = None,
+    tensorboard: TensorBoard = None,
+    checkpoint_every: CheckpointEvery = None,
     plugin: Plugins = None,
     rule: Annotated[str | None, typer.Option(help="This rule on every searched edge instead of those found.")] = None,
     compare: Annotated[
