@@ -123,6 +123,7 @@ def compile_edges(net: torch.nn.Module) -> None:
     graph was still compiling after forty."""
     # One variant for each shape, and for which parameters want gradients.
     torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # what runs uncompiled would be timed as compiled
     for cell in net.cells:
         for edge in cell.edges:
             edge.compile(dynamic=False)
