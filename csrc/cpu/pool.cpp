@@ -36,7 +36,7 @@ class Pool {
     peak_ = used_bytes_ > peak_ ? used_bytes_ : peak_;
     if (!found.data) {
       // With no room to spare, steps that ask for the same sizes in another order would free and allocate for ever.
-      shrink(peak_ + peak_ / 64);
+      shrink(peak_ + peak_ / 200);
       found = {std::aligned_alloc(page, bytes), bytes};
       if (!found.data) {
         shrink(0);

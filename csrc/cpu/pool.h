@@ -12,7 +12,7 @@ namespace bionas {
 constexpr std::size_t pooled_from = std::size_t{1} << 20;
 
 // A block of at least so many bytes, aligned to a cache line, uninitialised. The pool never holds, in use or kept, more
-// than an eighth above what has been in use at once. Throws std::bad_alloc.
+// than half a percent above what has been in use at once. Throws std::bad_alloc.
 void* take(std::size_t bytes);
 
 // Gives a block back; any thread may.
