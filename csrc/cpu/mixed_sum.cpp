@@ -1,5 +1,7 @@
 #include "mixed_sum.h"
 
+#include <type_traits>
+
 #include "dispatch.h"
 #include "shares.h"
 

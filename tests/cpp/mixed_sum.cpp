@@ -60,7 +60,7 @@ int main() {
     if (!supported(isa)) continue;
     set_isa(isa);
     for (int64_t p : {0, 1, 7, 127, 128, 129, 1000})
-      for (int64_t c : {16, 48})
+      for (int64_t c : {16, 32, 48, 64})
         for (bool into : {false, true}) run(p, c, into);
   }
 }
