@@ -365,3 +365,34 @@ def test_fake_tensors(device):
             out.sum().backward()
             for parameter in net.weight_parameters():
                 assert parameter.grad.shape == parameter.shape
+
+
+@pytest.mark.parametrize(
+    ("backend", "cells", "operations"),
+    [
+        # Every operation of the reference is traced into, which takes long.
+        ("reference", 1, ("dil_conv_3x3", "max_pool_3x3", "skip_connect")),
+        pytest.param("native", 2, (), marks=needs_native),
+    ],
+)
+def test_compiled_as_one_graph(backend, cells, operations):
+    """Outputs, gradients, draws and running statistics of a few steps, then of the architecture and in evaluation."""
+    space = get_space("bionas").restricted(("brsf",), operations)
+    net = bf.build_supernet(space=space, channels=3, cells=cells, in_channels=2, seed=1)
+    assert any(cell.kind == "reduce" for cell in net.cells)
+    nets = net, copy.deepcopy(net)
+    runs = nets[0], torch.compile(nets[1], fullgraph=True, backend="aot_eager")
+    generator = torch.Generator().manual_seed(0)
+    with bf.use_backend(backend):
+        for wanted in ("weight_parameters", "weight_parameters", "alpha_parameters", None):
+            x = torch.randn(2, 2, 6, 6, generator=generator)
+            results = []
+            for own, run in zip(nets, runs, strict=True):
+                own.train(wanted is not None)
+                parameters = [*getattr(own, wanted or "weight_parameters")()]
+                with frozen(p for p in own.parameters() if all(p is not other for other in parameters)):
+                    out = run(x)
+                    found = torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
+                results.append([out, *found, *own.buffers()])
+            for ours, expected in zip(*results, strict=True):
+                torch.testing.assert_close(ours, expected, rtol=0, atol=0)

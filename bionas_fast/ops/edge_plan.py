@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ class Term(NamedTuple):
     edge: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """What leaves a state.
 
@@ -49,6 +48,12 @@ class Plan:
         pools, identity: whether there are any.
         terms: what is added up beside the separable candidates, ascending by edge. Maps are counted through: the
             reductions, the two pools, the state itself.
+        taps: how many taps the depthwise kernels of the first stages have, and those of the second ones.
+        index, sums: the map and the edge of each term.
+        terms_of: the terms that read each map.
+        pool_gradients: the gradients of the two pools' maps, as sums over the gradients of the edges and then the maps
+            themselves: of each summand the map, the row of its factors, which are one for each term and then one for
+            each map, and the pool.
     """
 
     edges: int
@@ -59,47 +64,36 @@ class Plan:
     identity: bool
     terms: tuple[Term, ...]
 
+    taps: tuple[int, int] = field(init=False)
+    index: list[int] = field(init=False)
+    sums: list[int] = field(init=False)
+    terms_of: list[list[int]] = field(init=False)
+    pool_gradients: tuple[list[int], np.ndarray, list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Now and not when first asked for, which torch.compile could not trace.
+        kernels, _, _, twice = self.separable
+        self.taps = (sum(k * k for k in kernels), sum(k * k for k in kernels[:twice]))
+        self.index = [term.map for term in self.terms]
+        self.sums = [term.edge for term in self.terms]
+        self.terms_of = [[] for _ in range(self.reductions + POOLS * self.pools + self.identity)]
+        for t, term in enumerate(self.terms):
+            self.terms_of[term.map].append(t)
+        self.pool_gradients = self._pool_gradients()
+
     @property
     def empty(self) -> bool:
         """Whether nothing leaves the state."""
         return not (self.separable.kernels or self.terms)
 
-    @cached_property
-    def taps(self) -> tuple[int, int]:
-        """How many taps the depthwise kernels of the first stages have, and those of the second ones."""
-        kernels, _, _, twice = self.separable
-        return sum(k * k for k in kernels), sum(k * k for k in kernels[:twice])
-
-    @cached_property
-    def index(self) -> list[int]:
-        """The map of each term."""
-        return [term.map for term in self.terms]
-
-    @cached_property
-    def sums(self) -> list[int]:
-        """The edge of each term."""
-        return [term.edge for term in self.terms]
-
-    @cached_property
-    def pool_gradients(self) -> tuple[list[int], np.ndarray, list[int]]:
-        """The gradients of the two pools' maps, as sums over the gradients of the edges and then the maps themselves:
-        of each summand the map, the row of its factors, which are one for each term and then one for each map, and the
-        pool."""
+    def _pool_gradients(self) -> tuple[list[int], np.ndarray, list[int]]:
         maps, rows, sums = [], [], []
-        for pool in range(POOLS):
+        for pool in range(POOLS if self.pools else 0):
             terms = self.terms_of[self.reductions + pool]
             maps += [*(self.terms[term].edge for term in terms), self.edges + pool]
             rows += [*terms, len(self.terms) + self.reductions + pool]
             sums += [pool] * (len(terms) + 1)
-        return maps, np.array(rows), sums
-
-    @cached_property
-    def terms_of(self) -> list[list[int]]:
-        """The terms that read each map."""
-        found: list[list[int]] = [[] for _ in range(self.reductions + POOLS * self.pools + self.identity)]
-        for t, term in enumerate(self.terms):
-            found[term.map].append(t)
-        return found
+        return maps, np.array(rows, dtype=int), sums
 
 
 class Weights(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import wraps
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ class Kernels(NamedTuple):
     """What a backend implements; each function as its reference says.
 
     Attributes:
+        parts: what the separable edges are put together from where they are not fused.
         multiple: what the number of channels must be a multiple of.
     """
 
@@ -65,6 +66,7 @@ class Kernels(NamedTuple):
     pools_backward: Callable[..., Any]
     reductions_forward: Callable[..., Any]
     reductions_backward: Callable[..., Any]
+    parts: Composition
     multiple: int = 1
 
 
@@ -73,7 +75,6 @@ def _native(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.bionas_fast_native, name).default
 
 
-@cache
 def composition(backend: str) -> Composition:
     """The stage and the mixed sum of a backend, and the separable edges put together from them."""
     if backend == "native":
@@ -83,9 +84,18 @@ def composition(backend: str) -> Composition:
     return Composition(stage.forward, stage.backward, mixed.forward, mixed.backward)
 
 
-@cache
+# Found so far, by backend; a compiler would look through a cache.
+_kernels: dict[str, Kernels] = {}
+
+
 def kernels(backend: str) -> Kernels:
     """Of ``reference`` for any tensor, of ``native`` for float32 on the CPU, of ``triton`` for GPUs."""
+    if backend not in _kernels:
+        _kernels[backend] = _find_kernels(backend)
+    return _kernels[backend]
+
+
+def _find_kernels(backend: str) -> Kernels:
     parts = composition(backend)
     if backend == "native":
         return Kernels(
@@ -98,6 +108,7 @@ def kernels(backend: str) -> Kernels:
             pools_backward=_native("pools_backward"),
             reductions_forward=_native("factorized_reduce"),
             reductions_backward=_native("factorized_reduce_backward"),
+            parts=parts,
             multiple=16,
         )
     pools = import_module(f"bionas_fast.kernels.pools.{backend}")
@@ -108,6 +119,7 @@ def kernels(backend: str) -> Kernels:
         pools_backward=pools.backward,
         reductions_forward=factorized_reduce.forward,
         reductions_backward=factorized_reduce.backward,
+        parts=parts,
     )
 
 
@@ -156,7 +168,7 @@ def mixed_edges(
     into = [tensor.to(precise.dtype) for tensor in into]
     kernel = kernels(chosen)
     if training and batch_norm.shared():  # the fused ones take the statistics of this process
-        kernel = kernel._replace(**_unfused(composition(chosen)))
+        kernel = kernel._replace(**_unfused(kernel.parts))
     out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, make_feedback, training, kernel, *into)
     return out if precise is x else tuple(tensor.to(x.dtype) for tensor in out)
 

@@ -34,7 +34,7 @@ def forward(x: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, T
     for part, grid, weight in zip(
         z.split([first.shape[1], second.shape[1]], dim=-1), grids, (first, second), strict=True
     ):
-        torch.bmm(grid.expand(len(z), *grid.shape), weight.transpose(1, 2), out=part)
+        part.copy_(grid @ weight.transpose(1, 2))
     wide = z.double()
     total, squares = wide.sum(dim=1), wide.square().sum(dim=1)
     return z.view(-1, images, -(-height // 2), -(-width // 2), channels), total, squares
