@@ -65,7 +65,8 @@ class StateEdges(nn.Module):
         super().__init__()
         self.count, self.channels = len(edges), edges[0].channels
         self.around = edges[0].around
-        found = _Sorted(edges)
+        self.stride = stride
+        found = _Sorted(edges, stride)
         self.plan = found.plan(self.count, stride)
         self.bank = Bank(found.weights)
         self.normalisations = Normalisations(found.normalisations, self.channels)
@@ -92,7 +93,7 @@ class StateEdges(nn.Module):
         self._exchange(edges, "write")
 
     def _exchange(self, edges: Sequence[MixedOp], action: str) -> None:
-        found = _Sorted(edges)
+        found = _Sorted(edges, self.stride)
         getattr(self.bank, action)(found.weights)
         getattr(self.identities, action)(found.identities)
         getattr(self.normalisations, action)(found.normalisations)
@@ -172,9 +173,10 @@ class StateEdges(nn.Module):
 
 
 class _Sorted:
-    """The candidates of several edges, sorted by how they run; each with its column."""
+    """The candidates of several edges of one stride, sorted by how they run; each with its column."""
 
-    def __init__(self, edges: Sequence[MixedOp]) -> None:
+    def __init__(self, edges: Sequence[MixedOp], stride: int) -> None:
+        self.stride = stride
         self.twice: list[tuple[Column, list[Any]]] = []
         self.once: list[tuple[Column, list[Any]]] = []
         self.reductions: list[tuple[Column, Any]] = []
@@ -186,14 +188,14 @@ class _Sorted:
                 self._sort((e, k), module)
 
     def _sort(self, column: Column, module: nn.Module) -> None:
-        stages = _stages(module)
+        stages = _stages(module, self.stride)
         if stages:
             (self.twice if len(stages) == 2 else self.once).append((column, stages))
-        elif isinstance(module, FactorizedReduce) and _batches(module.conv_1, module.bn):
+        elif self.stride == 2 and isinstance(module, FactorizedReduce) and _batches(module.conv_1, module.bn):
             self.reductions.append((column, module))
-        elif isinstance(module, Skip) and module.rule != "dfa":
+        elif self.stride == 1 and isinstance(module, Skip) and module.rule != "dfa":
             self.identity.append((column, module))
-        elif (pool := _pool(module)) is not None:
+        elif (pool := _pool(module, self.stride)) is not None:
             self.pools[pool].append((column, module))
         elif not isinstance(module, Zero):
             self.others.append((column, module))
@@ -256,27 +258,29 @@ class _Sorted:
         )
 
 
-def _stages(module: nn.Module) -> list[Any]:
-    """The stages of a separable candidate that the batched op can run, or none."""
+def _stages(module: nn.Module, stride: int) -> list[Any]:
+    """The stages of a separable candidate that the batched op can run, the first with this stride; or none."""
     stages: list[Any] = (
         [module] if isinstance(module, SeparableStage) else list(module) if type(module) is nn.Sequential else []
     )
     fits = stages and len(stages) <= 2 and all(isinstance(stage, SeparableStage) for stage in stages)
     fits = fits and all(s[1].kernel_size[0] in (3, 5) and _batches(s[1], s[3]) for s in stages)
+    fits = fits and all(s[1].stride == (own, own) for s, own in zip(stages, (stride, 1), strict=False))
     if len(stages) == 2 and fits:
         fits = stages[0][1].kernel_size == stages[1][1].kernel_size and stages[1][1].dilation == (1, 1)
     return stages if fits else []
 
 
-def _pool(module: nn.Module) -> int | None:
-    """Which of the two pools of a supernet this is, if any."""
+def _pool(module: nn.Module, stride: int) -> int | None:
+    """Which of the two pools of a supernet with this stride this is, if any."""
     if type(module) is not nn.Sequential or len(module) != 2:
         return None
     pool, norm = module
     kinds = (nn.MaxPool2d, nn.AvgPool2d)
     if type(pool) not in kinds or type(norm) is not nn.BatchNorm2d or norm.affine:
         return None
-    if (pool.kernel_size, pool.padding, pool.ceil_mode) != (3, 1, False) or getattr(pool, "dilation", 1) != 1:
+    shape = pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode
+    if shape != (3, stride, 1, False) or getattr(pool, "dilation", 1) != 1:
         return None
     return kinds.index(type(pool)) if not getattr(pool, "count_include_pad", False) else None
 
