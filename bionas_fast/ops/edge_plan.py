@@ -34,7 +34,7 @@ class Term(NamedTuple):
     edge: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Plan:
     """What leaves a state.
 

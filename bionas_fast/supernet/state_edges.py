@@ -65,9 +65,8 @@ class StateEdges(nn.Module):
         super().__init__()
         self.count, self.channels = len(edges), edges[0].channels
         self.around = edges[0].around
-        self.stride = stride
         found = _Sorted(edges, stride)
-        self.plan = found.plan(self.count, stride)
+        self.plan = found.plan(self.count)
         self.bank = Bank(found.weights)
         self.normalisations = Normalisations(found.normalisations, self.channels)
         self.identities = Bank(found.identities)
@@ -93,7 +92,7 @@ class StateEdges(nn.Module):
         self._exchange(edges, "write")
 
     def _exchange(self, edges: Sequence[MixedOp], action: str) -> None:
-        found = _Sorted(edges, self.stride)
+        found = _Sorted(edges, self.plan.stride)
         getattr(self.bank, action)(found.weights)
         getattr(self.identities, action)(found.identities)
         getattr(self.normalisations, action)(found.normalisations)
@@ -228,7 +227,7 @@ class _Sorted:
             rows += [[module[1] for _, module in pool] for pool in self.pools]
         return rows
 
-    def plan(self, edges: int, stride: int) -> Plan:
+    def plan(self, edges: int) -> Plan:
         """What runs; and, as ``columns``, which columns of the mixing weights make each of its own."""
         maps: list[list[Column]] = [[column] for column, _ in self.reductions]
         if any(self.pools):
@@ -249,7 +248,7 @@ class _Sorted:
         )
         return Plan(
             edges=edges,
-            stride=stride,
+            stride=self.stride,
             separable=separable,
             reductions=len(self.reductions),
             pools=any(self.pools),
