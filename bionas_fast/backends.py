@@ -89,13 +89,21 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     return wanted
 
 
-# What is installed does not change while a process runs, so a compiled graph may take it for a constant.
-@torch.compiler.assume_constant_result
+def _constant(function: Callable[..., str]) -> Callable[..., str]:
+    """A compiled graph may take the result for a constant: what is installed does not change while a process runs.
+
+    As ``torch.compiler.assume_constant_result``, which would import the compiler: as much again as all of torch.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def _fastest(op: str, device: str) -> str:
     return next((name for name, obstacle in _implementations[op].items() if not obstacle(device)), "reference")
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _obstacle(op: str, device: str, backend: str) -> str:
     return explain(op, device).reasons.get(backend, "")
 

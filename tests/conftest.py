@@ -21,6 +21,10 @@ def pytest_report_header() -> str:
     return f"recordings of published code: {', '.join(topics) if topics else 'none; tests that need them are skipped'}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """``torch.empty`` gives NaN, so that reading what nobody wrote shows."""

@@ -228,6 +228,7 @@ def sanitized(tmp_path_factory):
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 @pytest.mark.parametrize("name", sorted(path.stem for path in CPP.glob("*.cpp")))
 def test_under_a_sanitizer(tmp_path, sanitized, name, sanitizer):

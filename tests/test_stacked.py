@@ -344,6 +344,7 @@ def _alpha_path(engine, dtype, backend, seed, steps=20):
     return torch.stack(path)
 
 
+@pytest.mark.slow
 def test_alpha_trajectory_of_a_search(request):
     """Twenty steps of search, weights and alphas: both engines take the same path.
 

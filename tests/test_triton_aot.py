@@ -24,6 +24,9 @@ OTHERS = {
 LAUNCHES = {*product(["any", "multiples of 16"], SHARED), ("one", 80)}
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -27,6 +27,7 @@ if INTERPRETED:
 Grads = tuple[Tensor, ...]
 
 
+@pytest.mark.slow
 def test_under_the_interpreter():
     run_interpreted(__file__)
 

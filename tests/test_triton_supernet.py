@@ -33,6 +33,7 @@ if INTERPRETED:
     from bionas_fast.kernels.separable_stage import triton as stage
 
 
+@pytest.mark.slow
 def test_under_the_interpreter():
     run_interpreted(__file__)
 

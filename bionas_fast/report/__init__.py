@@ -1,5 +1,19 @@
 """What was found, shown: a genotype in the terminal, as a picture, and a whole search as one HTML page."""
 
-from bionas_fast.report.figure import draw_figure
-from bionas_fast.report.html import write_report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from bionas_fast.report.terminal import draw_genotype
+
+if TYPE_CHECKING:
+    from bionas_fast.report.figure import draw_figure
+    from bionas_fast.report.html import write_report
+
+# matplotlib takes half a second to import, which only those need to wait for who draw.
+_drawing = {"draw_figure": "bionas_fast.report.figure", "write_report": "bionas_fast.report.html"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _drawing:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_drawing[name]), name)

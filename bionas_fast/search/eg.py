@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cma
 import numpy as np
 import torch
 from torch import Tensor
@@ -92,6 +91,8 @@ class Distribution:
         self._begin(start)
 
     def _begin(self, start: np.ndarray) -> None:
+        import cma  # with scipy's statistics, which take a second: only here
+
         sigma, population, seed = self._arguments
         generator = np.random.default_rng(seed)
         options = {
