@@ -303,6 +303,16 @@ def test_changed_cifar_is_never_unpickled(tmp_path, cifar):
         load_dataset("cifar10", tmp_path)
 
 
+def test_unreadable_cifar_is_not_called_damaged(tmp_path, cifar, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "data_batch_1")
+
+    cifar("cifar10")
+    monkeypatch.setattr("torchvision.datasets.utils.calculate_md5", refuse)
+    with pytest.raises(InputError, match=r"cifar-10-batches-py cannot be read: .*data_batch_1"):
+        load_dataset("cifar10", tmp_path)
+
+
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(InputError, match="did you mean 'fashion-mnist'"):
         load_dataset("fashon_mnist")

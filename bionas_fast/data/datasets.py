@@ -279,7 +279,9 @@ def _load_cifar(name: str, torchvision_name: str, num_classes: int, root: Path, 
     try:
         # torchvision unpickles these files, but only after comparing each with its known md5 sum.
         train, test = source(found, train=True), source(found, train=False)
-    except (RuntimeError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"dataset {name!r}: {found / source.base_folder} cannot be read: {error}") from error
+    except RuntimeError as error:
         raise InputError(
             f"dataset {name!r}: {found / source.base_folder} is incomplete or damaged: its files do not have "
             "the known md5 sums; remove it and download it anew"
