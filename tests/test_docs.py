@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def test_commands_exist():
     for page in PAGES:
         for command in re.findall(r"^bionas-fast (\w+)", page.read_text(), re.MULTILINE):
             assert re.search(rf"^\s+{command}\b", known.stdout, re.MULTILINE), command
+
+
+def test_benchmarks_are_found():
+    command = [sys.executable, "-m", "pytest", "benchmarks/", "--benchmark-only", "--collect-only", "-q"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "test_search_step.py::test_peak_memory" in done.stdout
 
 
 def test_links_lead_somewhere():
