@@ -38,8 +38,8 @@ def total(*sums: Tensor) -> tuple[Tensor, ...]:
 
 
 def all_positions(positions: int) -> int:
-    """How many positions all processes have."""
-    return positions * _processes
+    """How many positions all processes have; 1 where there are none, whose sums are 0."""
+    return max(positions * _processes, 1)
 
 
 def moments(total_: Tensor, squares: Tensor, positions: int) -> tuple[Tensor, Tensor]:

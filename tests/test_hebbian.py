@@ -131,6 +131,17 @@ def test_the_step_depends_on_neither_batch_size_nor_resolution(rule):
     assert_close(step(x.repeat(1, 1, 2, 2)), expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rule", RULES)
+def test_an_empty_batch_moves_nothing(rule, backend):
+    skip_without(backend)
+    for weight, x in ((torch.randn(5, 3, 2, 2), torch.randn(0, 3, 4, 4)), (torch.randn(5, 3), torch.randn(0, 3))):
+        u = F.conv2d(x, weight) if weight.dim() > 2 else x @ weight.T
+        moved = weight.clone()
+        assert not hebbian_update(moved, x, u, rule=rule, backend=backend).any()
+        assert torch.equal(moved, weight)
+
+
 @pytest.mark.parametrize(
     ("normalisation", "holds"),
     [

@@ -182,6 +182,40 @@ def test_architecture_step_makes_no_weight_gradients():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("space", ["bionas", "bionas-hl-pc", "nb201"])
+@pytest.mark.parametrize("training", [True, False])
+def test_empty_batch(training, space, backend):
+    """No images: no error, gradients of 0, statistics as they were, and the draws of the modular network."""
+    modular, stacked = pair(space=space)
+    with bf.use_backend(backend):
+        for net in (modular, stacked):
+            net.train(training)
+            out = net(torch.randn(0, 2, 8, 8))
+            assert out.shape == (0, 10)
+            out.sum().backward()
+            assert reached(net) and not any(p.grad.any() for p in reached(net))
+    found = stacked.to_modular().state_dict()
+    for name, value in modular.state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_single_position_cannot_be_normalised():
+    modular, stacked = pair()
+    x = torch.randn(1, 2, 4, 4)  # a pixel is left behind two reductions
+    for net in (modular, stacked):
+        with pytest.raises(ValueError, match=r"more than (1|one) value"):
+            net(x)
+        assert net.eval()(x).shape == (1, 10)
+
+
+def test_no_second_derivative():
+    _, stacked = pair(cells=1)
+    (grad,) = torch.autograd.grad(stacked(torch.randn(2, 2, 8, 8)).sum(), [stacked.alphas["reduce"]], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_several_forwards_in_flight(backend):
     """Two passes through one network and one through another, backward in another order, each as if alone."""
     _, net = pair(cells=1)

@@ -61,7 +61,8 @@ def _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geom
         delta -= reference.lower(weight, pushed, groups)
     moved = weight.contiguous()
     rates = rate.to(torch.float32).expand(len(weight)).contiguous()
-    kernels.hebbian_move(moved, delta, total, rates, u.numel() / max(u.shape[1], 1), normalisation, groups)
+    positions = max(u.numel() // max(u.shape[1], 1), 1)
+    kernels.hebbian_move(moved, delta, total, rates, positions, normalisation, groups)
     if not weight.is_contiguous():
         weight.copy_(moved)
     return delta
@@ -144,7 +145,8 @@ def hebbian_update(
 ) -> Tensor:
     """Move ``weight`` by rate · Δ, in place.
 
-    Δ is a mean over all positions of the batch: neither its size nor the resolution changes the step.
+    Δ is a mean over all positions of the batch: neither its size nor the resolution changes the step. It is 0 where
+    there are none.
 
     Args:
         weight: W, [K, C/groups, *kernel] of a convolution or [K, D] of a linear layer.

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bionas_fast import backends, native
+from bionas_fast.errors import InputError
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
 from bionas_fast.kernels.mixed_sum.normalised import NormalisedSum
@@ -37,6 +39,8 @@ class Statistics:
 
     def update(self, mean: Tensor, var: Tensor, positions: int) -> None:
         """Move on towards those of a batch; ``var`` is the biased one, and both may have more channels."""
+        if not positions:
+            return
         positions = batch_norm.all_positions(positions)
         unbiased = var * (positions / max(positions - 1, 1))
         for running, value in ((self.mean, mean), (self.var, unbiased)):
@@ -162,7 +166,17 @@ def mixed_edges(
 
     Returns:
         As many tensors [N, H_out, W_out, C] as edges.
+
+    Raises:
+        InputError: in training there is a single position, whose variance is 0.
     """
+    if training and len(statistics.mean) and not batch_norm.shared():
+        images, height, width, _ = x.shape
+        if images * -(-height // plan.stride) * -(-width // plan.stride) == 1:
+            raise InputError(
+                "batch normalisation in training needs more than one value per channel, and of one image one pixel is "
+                "left: expected a larger batch or larger images"
+            )
     chosen = chosen_backend(x, weights, backend)
     precise = x.to(weights.dtype)
     into = [tensor.to(precise.dtype) for tensor in into]
@@ -176,8 +190,10 @@ def mixed_edges(
 def chosen_backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
     """Sums over whole batches are taken in the weights' precision: under autocast that is float32."""
     chosen = backends.choose("mixed_edges", x.device.type, backend)
-    if weights.dtype != torch.float32 or (chosen == "triton" and torch._C._len_torch_dispatch_stack()):
-        return "reference"  # also where tensors are fake
+    if weights.dtype != torch.float32 or not x.numel():
+        return "reference"
+    if chosen == "triton" and torch._C._len_torch_dispatch_stack():
+        return "reference"  # fake tensors
     return chosen
 
 
@@ -262,6 +278,7 @@ class _MixedEdges(torch.autograd.Function):
 
     @staticmethod
     @_without_autocast
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         plan, make_feedback, training, kernel, channels, given = ctx.static
         state, mixing, weights, z, mean, var, term_mean, term_var, *maps = ctx.saved_tensors

@@ -37,7 +37,7 @@ def forward(x: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, T
         part.copy_(grid @ weight.transpose(1, 2))
     wide = z.double()
     total, squares = wide.sum(dim=1), wide.square().sum(dim=1)
-    return z.view(-1, images, -(-height // 2), -(-width // 2), channels), total, squares
+    return z.view(len(z), images, -(-height // 2), -(-width // 2), channels), total, squares
 
 
 def backward(

@@ -136,7 +136,7 @@ def delta(
         factor = {"square": rows, "activity": torch.ones_like(rows), "output": u.transpose(0, 1).flatten(1)}[decay]
         total = (rows * factor).sum(dim=1)
         outer = outer - total.view(-1, *[1] * (weight.dim() - 1)) * weight
-    return outer / (y.numel() // y.shape[1])
+    return outer / max(y.numel() // y.shape[1], 1)
 
 
 def outer_product(
