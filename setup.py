@@ -16,7 +16,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-spec = importlib.util.spec_from_file_location("build", Path(__file__).parent / "bionas_fast" / "native_build.py")
+spec = importlib.util.spec_from_file_location("build", Path(__file__).parent / "bionas_fast" / "native" / "build.py")
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bionas_fast.backends import explain
-from bionas_fast.ops.mixed_edges import composition, kernels
+from bionas_fast.ops.mixed_edges.autograd import composition, kernels
 from measuring import interleaved, matmul_peak, relative, show
 
 RULES = 4

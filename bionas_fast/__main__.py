@@ -1,6 +1,6 @@
 """``python -m bionas_fast``, the same as ``bionas-fast``."""
 
-from bionas_fast.cli import main
+from bionas_fast.cli.app import main
 
 if __name__ == "__main__":
     main()

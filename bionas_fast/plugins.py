@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bionas_fast.config import read_yaml
 from bionas_fast.errors import InputError, Unregistered
-from bionas_fast.runs import CONFIG
+from bionas_fast.runs.folder import CONFIG
 
 
 def import_plugins(names: Sequence[str]) -> None:

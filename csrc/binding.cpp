@@ -14,7 +14,7 @@
 #include "cpu/feedback.h"
 #include "cpu/pool.h"
 
-// What this was compiled from; native_build.py looks for it in the file.
+// What this was compiled from; bionas_fast/native/build.py looks for it in the file.
 extern "C" __attribute__((used, visibility("default"))) const char bionas_fast_source[] = BIONAS_SOURCE;
 
 namespace bionas {

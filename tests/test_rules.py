@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bionas_fast import InputError, convert, rules
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import Conv1d, Conv2d, Conv3d, Linear
-from tolerances import assert_close
+from helpers.tolerances import assert_close
 
 LOW = 0xFFFFFFFF
 

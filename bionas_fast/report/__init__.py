@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bionas_fast.report.terminal import draw_genotype
+from bionas_fast.report.text import draw_genotype
 
 if TYPE_CHECKING:
     from bionas_fast.report.figure import draw_figure

@@ -19,9 +19,9 @@ from matplotlib.path import Path as Curve
 from matplotlib.textpath import text_to_path
 
 from bionas_fast.errors import unknown
-from bionas_fast.files import write_atomic
 from bionas_fast.report.colors import INK, MUTED, NO_RULE, PAPER, SURFACE, rule_color
 from bionas_fast.report.layout import Item, Layout, cell_title, lay_out
+from bionas_fast.runs.files import write_atomic
 from bionas_fast.space import Edge, Genotype
 
 FORMATS = ("svg", "png")

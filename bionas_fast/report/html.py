@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bionas_fast.files import write_atomic
 from bionas_fast.plugins import plugin_options
 from bionas_fast.report import charts
 from bionas_fast.report.colors import FAINT, INK, MUTED, PAPER, SURFACE
 from bionas_fast.report.figure import genotype_figure, render
+from bionas_fast.runs.files import write_atomic
 from bionas_fast.space import Genotype, Space, get_space
 
 #: Colours that follow the reader's choice of light or dark; those of the rules suit both.

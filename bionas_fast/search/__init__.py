@@ -1,5 +1,5 @@
 """Searches: one loop, one strategy for each method."""
 
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.loop import METHODS, Search, SearchResult, search
-from bionas_fast.search.strategy import Strategy
+from bionas_fast.search.method import Strategy
+from bionas_fast.search.search import METHODS, Search, SearchResult, search

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from bionas_fast.config import Config
-from bionas_fast.precision import Amp
+from bionas_fast.runtime.precision import Amp
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -78,7 +78,7 @@ class SearchConfig(Config):
     #: How many architectures are judged at once by eg, random and evolution, and how often in an epoch.
     population: int = Field(50, ge=4, le=10_000)
     generations: int = Field(4, ge=1)
-    #: One CMA-ES through the whole search, or what the code of EG-NAS does (see ``bionas_fast.search.published_eg``).
+    #: One CMA-ES through the whole search, or what the code of EG-NAS does (see ``bionas_fast.search.eg_published``).
     eg_mode: Literal["persistent", "published"] = "persistent"
     #: The step size that the CMA-ES begins with, in units of alpha.
     eg_sigma: float = Field(0.5, gt=0)

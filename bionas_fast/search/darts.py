@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast import distributed
-from bionas_fast.checkpoints import expect_form, load_optimizer
 from bionas_fast.data import BatchStream
 from bionas_fast.nn import frozen_plasticity
+from bionas_fast.runs.checkpoint import expect_form, load_optimizer
+from bionas_fast.runtime import distributed
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.strategy import MIXING, Strategy, frozen
+from bionas_fast.search.method import MIXING, Strategy, frozen
 from bionas_fast.supernet import Mixing, Supernet
 
 Batch = tuple[Tensor, Tensor]

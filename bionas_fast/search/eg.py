@@ -12,9 +12,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from bionas_fast.data import BatchStream
 from bionas_fast.errors import InputError
 from bionas_fast.search.config import SearchConfig
+from bionas_fast.search.eg_published import PublishedEvolution
 from bionas_fast.search.fitness import cross_entropies, logits_of, similarity
-from bionas_fast.search.published_eg import PublishedEvolution
-from bionas_fast.search.strategy import MIXING, Strategy
+from bionas_fast.search.method import MIXING, Strategy
 from bionas_fast.supernet import Supernet
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bionas_fast import distributed
 from bionas_fast.errors import InputError
+from bionas_fast.runtime import distributed
 from bionas_fast.supernet import Mixing, Supernet
 
 

@@ -260,7 +260,7 @@ class Genotype:
         Raises:
             InputError: not such a text; the message says where.
         """
-        from bionas_fast.space.published import parse_genotype  # reads into this class
+        from bionas_fast.space.formats.darts import parse_genotype  # reads into this class
 
         return parse_genotype(text)
 
@@ -273,7 +273,7 @@ class Genotype:
         Raises:
             InputError: not such a string; the message names the node and the edge.
         """
-        from bionas_fast.space.nb201 import parse_string  # reads into this class
+        from bionas_fast.space.formats.nb201 import parse_string  # reads into this class
 
         return parse_string(text)
 
@@ -283,7 +283,7 @@ class Genotype:
         Raises:
             InputError: an architecture like those of DARTS.
         """
-        from bionas_fast.space.nb201 import write_string
+        from bionas_fast.space.formats.nb201 import write_string
 
         return write_string(self)
 

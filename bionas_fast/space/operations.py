@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.nn import Conv2d, FeedbackLayer, HebbianConv2d, PredictiveConv2d
-from bionas_fast.ops.grids import rectified_grids
+from bionas_fast.ops.factorized_reduce import rectified_grids
 from bionas_fast.rules import Law
 from bionas_fast.space.candidates import register_operation
 

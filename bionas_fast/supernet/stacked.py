@@ -14,7 +14,7 @@ from bionas_fast.space import Candidate, Space
 from bionas_fast.space.cells import PreprocessedCell
 from bionas_fast.supernet.architecture import Mixing
 from bionas_fast.supernet.modular import MixedOp, ModularSupernet, SearchCell, shuffle
-from bionas_fast.supernet.state_edges import StateEdges, add
+from bionas_fast.supernet.stacked_edges import StateEdges, add
 
 
 class StackedCell(PreprocessedCell):

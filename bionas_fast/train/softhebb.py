@@ -13,16 +13,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast import distributed
 from bionas_fast.config import Config
 from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
-from bionas_fast.device import resolve_device
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SCALE, SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
-from bionas_fast.progress import Progress
-from bionas_fast.running import Loop, Phase, keep, opened
-from bionas_fast.runs import RunFolder
+from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.resume import keep, opened
+from bionas_fast.runs.trainer import Loop, Phase
+from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import resolve_device
 from bionas_fast.train.result import TrainResult
 
 #: A part of a whole.

@@ -1,0 +1,97 @@
+"""What the command line prints: results to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from bionas_fast.errors import BionasWarning
+from bionas_fast.runs import progress
+from bionas_fast.runtime import distributed
+from bionas_fast.train import FOUND, TrainResult
+
+#: Of several processes the first one prints.
+QUIET = not distributed.is_first()
+out, err = Console(quiet=QUIET), Console(stderr=True, quiet=QUIET)
+
+
+class Bars(progress.Progress):
+    """Two bars on stderr: epochs, and the steps of this epoch with their rate."""
+
+    def start(self, description: str, epochs: int, steps: int) -> None:
+        self._steps = steps
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=err,
+        )
+        self._all = self._bars.add_task(description, total=epochs * steps, note="", rate="")
+        self._epochs, self._done = epochs, 0
+        self._bars.start()
+
+    def resume(self, epochs: int, steps: int) -> None:
+        self._done = epochs
+        self._bars.reset(self._all, completed=epochs * self._steps + steps, note="", rate="")
+
+    def step(self, loss: float | None = None) -> None:
+        self._bars.advance(self._all)
+        speed = self._bars.tasks[0].speed
+        rate = "" if not speed else f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.2f} s/step"
+        note = "" if loss is None else f"epoch {self._done + 1}/{self._epochs}  loss {loss:.3f}"
+        self._bars.update(self._all, rate=rate, note=note)
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        self._done += 1
+        name = next((n for n in ("valid_accuracy", "test_accuracy") if n in row), None)
+        accuracy = f"   {name.partition('_')[0]} {row[name]:.2f} %" if name else ""
+        self._bars.console.print(
+            f"epoch {row['epoch']:>3}   train {row['train_accuracy']:.2f} %{accuracy}   {row['seconds']:.1f} s",
+            highlight=False,
+        )
+
+    def finish(self) -> None:
+        self._bars.stop()
+
+
+def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
+    # Weights that learn without a gradient are buffers, but weights.
+    plastic = (own for name, own in result.network.named_buffers() if name.endswith("plasticity"))
+    weights = (*result.network.parameters(), *plastic)
+    print_lines(
+        {
+            **head,
+            "parameters": f"{sum(p.numel() for p in weights):,}",
+            "test accuracy": f"{result.test_accuracy:.2f} %",
+            "run folder": str(result.run_dir),
+        }
+    )
+
+
+def print_comparison(accuracies: Mapping[str, float]) -> None:
+    table = Table("rules", "test accuracy %", box=None, header_style="bold")
+    for name, accuracy in accuracies.items():
+        table.add_row(name if name == FOUND else f"all {name}", f"{accuracy:.2f}")
+    out.print(table)
+
+
+def print_lines(pairs: Mapping[str, str]) -> None:
+    width = max(len(name) for name in pairs)
+    for name, value in pairs.items():
+        out.print(Text.assemble((f"{name:<{width}}  ", "bold"), str(value)), soft_wrap=True)
+
+
+def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    if issubclass(category, BionasWarning):
+        err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,358 @@
+"""Data sets behind one function, :func:`load_dataset`, and how to add one's own.
+
+@bionas_fast.data.register_dataset("stripes")
+def stripes(data_dir, *, download, seed):
+    ...
+    return Dataset.from_tensors("stripes", (images, labels), (test_images, test_labels))
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from bionas_fast.data.batches import split
+from bionas_fast.data.files import read_idx
+from bionas_fast.errors import InputError, refuse_another, unregistered
+
+#: Where data sets are kept and looked for when no folder is given.
+CACHE = "~/.cache/bionas-fast"
+
+#: Where Debian's package dataset-fashion-mnist puts its files.
+DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images in memory.
+
+    Attributes:
+        name: what :func:`load_dataset` calls it.
+        images: training images [N, C, H, W]: uint8, a quarter of the memory, or float32 in [0, 1]. Batches
+            are float32 either way.
+        labels: int64 [N], from 0 to num_classes - 1.
+        test_images: [M, C, H, W], as images.
+        test_labels: int64 [M].
+        num_classes: how many classes there are, seen or not.
+        mean: of the training images, a value a channel, in units of [0, 1].
+        std: likewise, of all pixels of a channel.
+
+    Raises:
+        InputError: a tensor does not have the shape, dtype or range above.
+    """
+
+    name: str
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    test_images: Tensor = field(repr=False)
+    test_labels: Tensor = field(repr=False)
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for prefix, images, labels in (
+            ("", self.images, self.labels),
+            ("test_", self.test_images, self.test_labels),
+        ):
+            _check_images(images, f"dataset {self.name!r}: {prefix}images")
+            _check_labels(labels, len(images), self.num_classes, f"dataset {self.name!r}: {prefix}labels")
+        if self.images.shape[1:] != self.test_images.shape[1:]:
+            shapes = f"{list(self.images.shape)} and test_images {list(self.test_images.shape)}"
+            raise InputError(f"dataset {self.name!r}: images {shapes} must agree in [C, H, W]")
+        if not len(self.mean) == len(self.std) == self.in_channels:
+            raise InputError(f"dataset {self.name!r}: mean and std need {self.in_channels} values, one a channel")
+
+    @classmethod
+    def from_tensors(
+        cls,
+        name: str,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        num_classes: int | None = None,
+    ) -> Dataset:
+        """A data set of (images, labels) pairs, its mean and std taken from the training images.
+
+        Args:
+            name: what it is called.
+            train: images [N, C, H, W], uint8 or float32 in [0, 1], and labels int64 [N].
+            test: likewise.
+            num_classes: the default is the largest training label + 1.
+
+        Raises:
+            InputError: as the class.
+        """
+        images, labels = train
+        _check_images(images, f"dataset {name!r}: images")
+        if num_classes is None:
+            num_classes = int(labels.max()) + 1 if labels.numel() else 0
+        mean, std = _statistics(images)
+        return cls(name, images, labels, *test, num_classes, mean, std)
+
+    def checksum(self) -> int:
+        """A number that changes when an image or a label does."""
+        number = 0
+        for tensor in (self.images, self.labels, self.test_images, self.test_labels):
+            number = zlib.crc32(tensor.contiguous().numpy().data, number)
+        return number
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of an image."""
+        return self.images.shape[2], self.images.shape[3]
+
+
+#: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None when the user gave none. That of a
+#: scheme takes what follows the colon in front of it.
+Loader = Callable[..., Dataset]
+L = TypeVar("L", bound=Loader)
+
+_registry: dict[str, Loader] = {}
+
+
+def register_dataset(name: str) -> Callable[[L], L]:
+    """A decorator that makes ``loader(data_dir: Path | None, *, download: bool, seed: int)`` known by a name.
+
+    The loader returns a :class:`Dataset`. A name that ends in a colon is a scheme: ``folder:photos`` calls the loader
+    of ``folder:`` as ``loader("photos", data_dir, download=..., seed=...)``.
+
+    Raises:
+        InputError: the name is not lower-case letters, digits and hyphens, or is taken by another loader.
+    """
+    if not name.removesuffix(":").replace("-", "").isalnum() or name != name.lower():
+        raise InputError(f"a dataset's name must be lower-case, such as 'fashion-mnist', not {name!r}")
+
+    def register(loader: L) -> L:
+        refuse_another("dataset", name, _registry.get(name), loader)
+        _registry[name] = loader
+        return loader
+
+    return register
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names of all registered data sets, in the order of registration."""
+    return tuple(_registry)
+
+
+def load_dataset(name: str, data_dir: str | Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
+    """The data set of that name.
+
+    Args:
+        name: one of :func:`dataset_names`; one that ends in a colon is followed by an argument, as in
+            ``folder:photos`` or ``npz:digits.npz``.
+        data_dir: the only folder that is looked in, in the layouts of torchvision and of plain files. By
+            default ``~/.cache/bionas-fast``, and for fashion-mnist Debian's package before it. Of ``folder:`` and
+            ``npz:`` the folder that a relative path starts from.
+        download: fetch it through torchvision into that folder if it is not there.
+        seed: for data sets that are drawn at random. Those of this package are not: their test images are
+            always the same ones.
+
+    Raises:
+        InputError: no such name, nothing found (the message says where it was looked for and where to get
+            it), or damaged files.
+    """
+    plain, colon, argument = name.partition(":")
+    if plain + colon not in _registry:
+        raise unregistered("dataset", plain + colon, _registry)
+    if colon and not argument:
+        raise InputError(f"dataset {name!r}: something must follow the colon, such as {name}PATH")
+    folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
+    arguments = (argument, folder) if colon else (folder,)
+    dataset = _registry[plain + colon](*arguments, download=download, seed=seed)
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"dataset {name!r}: its loader returned {type(dataset).__name__}, not a Dataset")
+    return dataset
+
+
+@register_dataset("digits")
+def digits(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
+    """scikit-learn's 1797 handwritten digits, 8×8 grey, always split the same way, 80/20 of each class.
+
+    Needs no files. It is the test set of E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
+    Digits, UCI repository, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.tensor(bunch.images / 16, dtype=torch.float32).unsqueeze(1)
+    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    return Dataset.from_tensors("digits", *split(images, labels, 0.8, seed=0), num_classes=10)
+
+
+@register_dataset("fashion-mnist")
+def fashion_mnist(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
+    """Clothing, 28×28 grey, 60,000 + 10,000 (H. Xiao, K. Rasul and R. Vollgraf, 2017, arXiv:1708.07747)."""
+    roots = [data_dir] if data_dir else [Path(DEBIAN_FASHION_MNIST), _cache()]
+    return _load_idx("fashion-mnist", "FashionMNIST", roots, download, "Debian's package dataset-fashion-mnist, or ")
+
+
+@register_dataset("mnist")
+def mnist(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
+    """Handwritten digits, 28×28 grey, 60,000 + 10,000 (Y. LeCun et al., Proc. IEEE 86, 1998)."""
+    return _load_idx("mnist", "MNIST", [data_dir or _cache()], download)
+
+
+@register_dataset("cifar10")
+def cifar10(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
+    """Photographs of 10 classes, 32×32 colour, 50,000 + 10,000 (A. Krizhevsky, 2009)."""
+    return _load_cifar("cifar10", "CIFAR10", 10, data_dir or _cache(), download)
+
+
+@register_dataset("cifar100")
+def cifar100(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
+    """Photographs of 100 classes, 32×32 colour, 50,000 + 10,000 (A. Krizhevsky, 2009)."""
+    return _load_cifar("cifar100", "CIFAR100", 100, data_dir or _cache(), download)
+
+
+def _cache() -> Path:
+    return Path(os.path.expanduser(CACHE))
+
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def _load_idx(name: str, torchvision_name: str, roots: list[Path], download: bool, source: str = "") -> Dataset:
+    layouts = (f"{torchvision_name}/raw", name, "raw", ".")
+    found = {root / layout: _idx_files(root / layout) for root in roots for layout in layouts}
+    files = next((files for files in found.values() if len(files) == len(_IDX_FILES)), None)
+    if files is None and download:
+        _download(torchvision_name, roots[-1])
+        files = _idx_files(roots[-1] / layouts[0])
+    if files is None:
+        lacking = {
+            folder: f" (lacks {', '.join(file for file in _IDX_FILES if file not in files)})" if files else ""
+            for folder, files in found.items()
+        }
+        looked = [f"{folder}{lack}" for folder, lack in lacking.items()]
+        raise _missing(name, f"files {_IDX_FILES[0]}[.gz] and its three companions", looked, source)
+    train_images, train_labels, test_images, test_labels = (files[file] for file in _IDX_FILES)
+    train, test = _read_pair(train_images, train_labels), _read_pair(test_images, test_labels)
+    return Dataset.from_tensors(name, train, test, num_classes=10)
+
+
+def _idx_files(folder: Path) -> dict[str, Path]:
+    """Those of the four files that are in a folder, plain before ``.gz``."""
+    candidates = ((file, folder / f"{file}{suffix}") for file in _IDX_FILES for suffix in (".gz", ""))
+    # os.path, because Path.is_file raises where a folder may not be read.
+    return {file: path for file, path in candidates if os.path.isfile(path)}
+
+
+def _read_pair(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
+    images, labels = read_idx(image_file, ndim=3), read_idx(label_file, ndim=1)
+    if len(images) != len(labels):
+        raise InputError(f"{image_file} has {len(images)} images, but {label_file} has {len(labels)} labels")
+    return images.unsqueeze(1), labels.long()
+
+
+def _load_cifar(name: str, torchvision_name: str, num_classes: int, root: Path, download: bool) -> Dataset:
+    import torchvision
+
+    source = getattr(torchvision.datasets, torchvision_name)
+    # The root is the folder that holds cifar-10-batches-py; that folder itself is accepted too.
+    roots = [root, root / name, root.parent] if root.name == source.base_folder else [root, root / name]
+    found = next((r for r in roots if os.path.isdir(r / source.base_folder)), None)
+    if found is None and download:
+        _download(torchvision_name, root)
+        found = root
+    if found is None:
+        raise _missing(name, f"folder {source.base_folder}", map(str, roots))
+    try:
+        # torchvision unpickles these files, but only after comparing each with its known md5 sum.
+        train, test = source(found, train=True), source(found, train=False)
+    except OSError as error:
+        raise InputError(f"dataset {name!r}: {found / source.base_folder} cannot be read: {error}") from error
+    except RuntimeError as error:
+        raise InputError(
+            f"dataset {name!r}: {found / source.base_folder} is incomplete or damaged: its files do not have "
+            "the known md5 sums; remove it and download it anew"
+        ) from error
+
+    def tensors(part: Any) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
+
+    return Dataset.from_tensors(name, tensors(train), tensors(test), num_classes)
+
+
+def _missing(name: str, what: str, folders: Iterable[str], source: str = "") -> InputError:
+    return InputError(
+        f"dataset {name!r}: no {what} in {', '.join(folders)}; get it from {source}the network with "
+        "download=True (--download), or name its folder with data_dir (--data-dir)"
+    )
+
+
+def _download(torchvision_name: str, root: Path) -> None:
+    """Fetch a data set through torchvision, which checks its md5 sum, into ``root``: all of it or nothing.
+
+    Raises:
+        InputError: it could not be fetched or written.
+    """
+    import torchvision
+
+    # Staged on the same file system as the root, so that whole files can be moved into place.
+    above = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), Path("/"))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".bionas-fast-", dir=above) as staging:
+            getattr(torchvision.datasets, torchvision_name)(staging, download=True)
+            for file in [path for path in Path(staging).rglob("*") if path.is_file()]:
+                target = root / file.relative_to(staging)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+    except (RuntimeError, OSError, HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{torchvision_name} could not be downloaded into {root}: {reason}") from error
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of [N, C, H, W], in units of [0, 1]."""
+    if images.dtype == torch.uint8:
+        # From the histogram: exact, and without a float copy of the data set.
+        level = torch.arange(256, dtype=torch.float64) / 255
+        channels = [torch.bincount(channel.flatten(), minlength=256).double() for channel in images.unbind(1)]
+        means = [float(count @ level / count.sum()) for count in channels]
+        variances = [
+            float(count @ (level - m).square() / count.sum()) for count, m in zip(channels, means, strict=True)
+        ]
+    else:
+        pixels = images.double().transpose(0, 1).flatten(1)
+        means, variances = pixels.mean(1).tolist(), pixels.var(1, correction=0).tolist()
+    # A channel that is one colour is only shifted: dividing by its 0 would give NaN.
+    return tuple(means), tuple(v**0.5 or 1.0 for v in variances)
+
+
+def _check_images(images: Tensor, what: str) -> None:
+    if images.ndim != 4 or not images.numel():
+        raise InputError(f"{what} must be [N, C, H, W] and not empty, not {list(images.shape)}")
+    if images.dtype not in (torch.uint8, torch.float32):
+        raise InputError(f"{what} must be uint8 or float32, not {images.dtype}")
+    if images.is_floating_point():
+        low, high = (float(bound) for bound in images.aminmax())
+        if not (low >= 0 and high <= 1):  # so written, NaN is refused too
+            raise InputError(f"{what} of float32 must lie in [0, 1], not in [{low:g}, {high:g}]")
+
+
+def _check_labels(labels: Tensor, count: int, num_classes: int, what: str) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise InputError(f"{what} must be int64 [{count}], one an image, not {labels.dtype} {list(labels.shape)}")
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise InputError(f"{what} must be 0 to {num_classes - 1}, not {low} to {high}")

@@ -1,0 +1,311 @@
+"""Epochs of steps: what every run is made of, and what has to be known to go on with one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bionas_fast.config import UNBINDING, Config
+from bionas_fast.data import BatchStream, Dataset
+from bionas_fast.errors import InputError
+from bionas_fast.plugins import import_plugins
+from bionas_fast.runs.checkpoint import expect_form, load_optimizer
+from bionas_fast.runs.folder import RunFolder
+
+#: What a row of the metrics may hold.
+_PLAIN = (int, float, str, bool, type(None))
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """Epochs over one stream of batches.
+
+    Attributes:
+        description: for people.
+        counted: whether each epoch adds a row to the metrics.
+    """
+
+    description: str
+    epochs: int
+    batches: BatchStream
+    counted: bool = True
+
+
+@dataclass
+class Tally:
+    """Sums over the steps of an epoch."""
+
+    steps: int = 0
+    seen: int = 0
+    measured: int = 0  # images of steps with a loss
+    loss: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+
+
+class Loop:
+    """What a run does: phases of epochs of steps, which can be left after any step and taken up again.
+
+    A subclass sets ``data``, ``net``, ``optimizer`` and ``phases`` and says what a step is. Whatever it keeps from step
+    to step beside those belongs into :meth:`extra_state`. PyTorch's generator may be used: it is the run's own.
+
+    Attributes:
+        kind: what such a run is called in its configuration.
+        settings: the type of ``config``.
+        figures: the numbers in every row of the metrics beside those of each loop.
+        epoch: how many epochs are done, over all phases.
+        metrics: a row for every epoch of a phase that counts.
+    """
+
+    kind: ClassVar[str]
+    settings: ClassVar[type[Config]]
+    figures: ClassVar[tuple[str, ...]] = ()
+
+    data: Dataset
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    phases: Sequence[Phase]
+
+    def __init__(self, config: Any, device: torch.device) -> None:
+        import_plugins(config.plugins)
+        self.config = config
+        self.device = device
+        self.epoch = 0
+        self.metrics: list[dict[str, Any]] = []
+        self._tally = Tally()
+        self._random = {"cpu": torch.Generator().manual_seed(config.seed).get_state()}
+        self._running = False
+
+    def prepare(self) -> None:
+        """Called whenever an epoch begins or is taken up again: mode and rates, which follow from the epoch."""
+
+    def begin(self) -> None:
+        """Called before the first step of an epoch; not when one is taken up again."""
+
+    def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
+        """One step on a batch: its mean loss, if there is one, and how many images were right."""
+        raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
+
+    def conclude(self) -> dict[str, Any]:
+        """Called after the last step of an epoch: further figures for its row."""
+        return {}
+
+    def extra_state(self) -> dict[str, Any]:
+        """What else is needed to go on: tensors and plain values."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take up :meth:`extra_state`, found in the checkpoint under the same names."""
+
+    def write_beginning(self, folder: RunFolder) -> None:
+        """Write what has to stand in the folder before the first step: the settings, at the least."""
+        self.write_settings(folder)
+
+    def write_settings(self, folder: RunFolder, **notes: Any) -> None:
+        """Write the settings and the names of the plugins; ``notes`` are what else the run is known by."""
+        plugins = list(self.config.plugins)
+        folder.write_config(self.kind, self.config.settings(), plugins=plugins, **notes)
+
+    def write_results(self, folder: RunFolder) -> None:
+        """Called after every epoch, before its checkpoint."""
+
+    def write_report(self, folder: RunFolder) -> None:
+        """Called once, at the end."""
+
+    @property
+    def phase(self) -> Phase:
+        """The present phase; the last one after the end."""
+        epoch = self.epoch
+        for phase in self.phases:
+            if epoch < phase.epochs:
+                return phase
+            epoch -= phase.epochs
+        return self.phases[-1]
+
+    @property
+    def phase_epoch(self) -> int:
+        """How many epochs of the present phase are done."""
+        before = self.phases[: self.phases.index(self.phase)]
+        return self.epoch - sum(phase.epochs for phase in before)
+
+    @property
+    def steps_done(self) -> int:
+        """How many steps of the present epoch are done."""
+        return self._tally.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.epoch == sum(phase.epochs for phase in self.phases)
+
+    def enter_epoch(self) -> None:
+        """Get ready for an epoch or for what is left of one."""
+        started = time.perf_counter()
+        self.prepare()
+        if not self._tally.steps:
+            self.begin()
+        self._tally.seconds += time.perf_counter() - started
+
+    def step(self) -> float | None:
+        """Train on the next batch and return its loss."""
+        started, tally = time.perf_counter(), self._tally
+        x, y = next(self.phase.batches)
+        loss, correct = self.train_step(x, y)
+        tally.steps, tally.seen, tally.correct = tally.steps + 1, tally.seen + len(y), tally.correct + correct
+        if loss is not None:
+            tally.loss, tally.measured = tally.loss + loss * len(y), tally.measured + len(y)
+        tally.seconds += time.perf_counter() - started
+        return loss
+
+    def end_epoch(self) -> dict[str, Any] | None:
+        """What follows the last step of an epoch; returns its row, if the phase counts."""
+        started, tally = time.perf_counter(), self._tally
+        further = self.conclude()
+        row = None
+        if self.phase.counted:
+            row = {
+                "epoch": self.phase_epoch + 1,
+                "train_loss": tally.loss / tally.measured if tally.measured else math.nan,
+                "train_accuracy": 100 * tally.correct / tally.seen,
+                **further,
+                "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+                "seconds": tally.seconds + time.perf_counter() - started,
+            }
+            self.metrics.append(row)
+        self.epoch += 1
+        self._tally = Tally()
+        return row
+
+    @contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        """Inside the block PyTorch's generators are the run's; afterwards they are as they were before."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(cuda):
+            torch.manual_seed(self.config.seed)
+            torch.set_rng_state(self._random["cpu"])
+            if cuda and "cuda" in self._random:
+                torch.cuda.set_rng_state(self._random["cuda"], self.device)
+            self._running = True
+            try:
+                yield
+            finally:
+                self._random, self._running = self._randomness(), False
+
+    def _randomness(self) -> dict[str, Tensor]:
+        if not self._running:
+            return self._random
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state(), **cuda}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on as if there had been no interruption: tensors and plain values."""
+        return {
+            "kind": self.kind,
+            "config": self.config.settings(),
+            "data": self._checksum,
+            "epoch": self.epoch,
+            "tally": asdict(self._tally),
+            "metrics": self.metrics,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "batches": [phase.batches.state_dict() for phase in self.phases],
+            "random": self._randomness(),
+            **self.extra_state(),
+        }
+
+    @cached_property
+    def _checksum(self) -> int:
+        return self.data.checksum()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken.
+
+        Raises:
+            InputError: the state is damaged, or one of another kind of run, of other settings or other data. This
+                object is then of no further use.
+        """
+        expect_run(state, self.kind, self.config)
+        if state.get("data") != self._checksum:
+            raise InputError(f"dataset {self.data.name!r}: images or labels are not those that the run began with")
+        try:
+            self._load(state)
+        except InputError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            raise InputError(f"not the state of a run: {error!r:.200}") from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        expect_form({"epoch": state["epoch"], "tally": state["tally"]}, {"epoch": 0, "tally": asdict(Tally())}, "state")
+        expect_form(state["net"], self.net.state_dict(), "net")
+        self.epoch, self._tally = state["epoch"], Tally(**state["tally"])
+        steps, seen, measured = self._tally.steps, self._tally.seen, self._tally.measured
+        if not 0 <= self.epoch <= sum(phase.epochs for phase in self.phases):
+            raise InputError(f"epoch: {self.epoch} is out of range")
+        possible = 0 <= steps <= (0 if self.finished else len(self.phase.batches))
+        if not possible or (seen > 0) != (steps > 0) or not 0 <= measured <= seen:
+            raise InputError(f"tally: {steps} steps over {seen} images are out of range")
+        self.metrics = self._checked_metrics(state["metrics"])
+        self.net.load_state_dict(state["net"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        for phase, batches in zip(self.phases, state["batches"], strict=True):
+            phase.batches.load_state_dict(batches)
+        torch.Generator().set_state(state["random"]["cpu"])  # raises what is refused
+        self._random = dict(state["random"])
+        self.load_extra_state(state)
+
+    def _checked_metrics(self, rows: Any) -> list[dict[str, Any]]:
+        expected, begun = 0, 0
+        for phase in self.phases:
+            expected += min(max(self.epoch - begun, 0), phase.epochs) * phase.counted
+            begun += phase.epochs
+        if not isinstance(rows, list) or len(rows) != expected:
+            raise InputError(f"metrics: expected {expected} rows")
+        names = ("train_loss", "train_accuracy", "learning_rate", "seconds", *self.figures)
+        for number, row in enumerate(rows, start=1):
+            plain = isinstance(row, dict) and all(type(v) in _PLAIN for v in (*row, *row.values()))
+            if not plain or row.get("epoch") != number or not all(type(row.get(name)) is float for name in names):
+                raise InputError(f"metrics: row {number} is damaged")
+        return rows
+
+
+def expect_run(state: Mapping[str, Any], kind: str, config: Config) -> None:
+    """Compare the kind and the settings of a saved run with what is to go on with it.
+
+    Raises:
+        InputError: they differ. The message names the setting and both values.
+    """
+    if state.get("kind") != kind:
+        raise InputError(f"it holds a run of kind {state.get('kind')!r:.40}, not {kind!r}")
+    saved = state.get("config")
+    if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
+        raise InputError("it holds no settings")
+    expect_same(type(config)(**saved), config, "the checkpoint")
+
+
+def expect_same(saved: Config, config: Config, where: str) -> None:
+    """Compare all settings that decide what comes out of a run.
+
+    Raises:
+        InputError: one differs.
+    """
+    before = saved.model_dump()
+    for name, new in config.model_dump().items():
+        old = before[name]
+        if name not in UNBINDING and new != old:
+            raise InputError(
+                f"{name}: {where} has {old!r}, not {new!r}; a resumed run keeps its settings "
+                f"(all but {', '.join(UNBINDING)})"
+            )
+
+
+def cosine(epoch: int, epochs: int, first: float, last: float = 0.0) -> float:
+    """The learning rate of an epoch that falls from ``first`` towards ``last`` like a cosine (Loshchilov & Hutter)."""
+    return last + (first - last) * (1 + math.cos(math.pi * epoch / epochs)) / 2

@@ -1,0 +1,1 @@
+"""The device, the processes and the precision that a run computes with."""

@@ -1,0 +1,312 @@
+"""The search loop, once for all methods: weights by SGD, the architecture by the method's strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from bionas_fast import report
+from bionas_fast.data import Augment, BatchStream, load_dataset, split
+from bionas_fast.errors import InputError, unknown
+from bionas_fast.evaluate import evaluate
+from bionas_fast.nn import share_statistics
+from bionas_fast.runs.checkpoint import expect_form
+from bionas_fast.runs.folder import GENOTYPE, REPORT, RunFolder, machine, new_path
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.resume import keep, opened
+from bionas_fast.runs.trainer import Loop, Phase, cosine
+from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import resolve_device
+from bionas_fast.runtime.precision import Precision
+from bionas_fast.search.config import SearchConfig
+from bionas_fast.search.darts import Darts, SecondOrderDarts
+from bionas_fast.search.discrete import RandomSearch, RegularisedEvolution
+from bionas_fast.search.eg import PersistentEvolution, PublishedEvolution, evolution_strategy
+from bionas_fast.search.method import Strategy, frozen
+from bionas_fast.search.skip_limit import SkipLimit
+from bionas_fast.space import Genotype, get_space
+from bionas_fast.supernet import Mixture, Supernet, build_supernet
+from bionas_fast.supernet.architecture import skip_share
+
+METHODS: dict[str, Callable[..., Strategy]] = {
+    "darts": Darts,
+    "darts2": SecondOrderDarts,
+    "eg": evolution_strategy,
+    "random": RandomSearch,
+    "evolution": RegularisedEvolution,
+}
+#: The settings that some methods use and others do not.
+OPTIONS = sorted(
+    {
+        name
+        for kind in (Darts, PersistentEvolution, PublishedEvolution, RandomSearch, RegularisedEvolution)
+        for name in kind.options
+    }
+)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search ends with.
+
+    Attributes:
+        genotype: the found architecture and learning rules.
+        run_dir: the folder that holds everything about the search.
+        metrics: one mapping for every epoch.
+        figures: that of the epoch which the genotype is of.
+        notes: what has to be known to judge the genotype, in sentences.
+    """
+
+    genotype: Genotype
+    run_dir: Path
+    metrics: list[dict[str, Any]]
+    figures: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def search(
+    config: SearchConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Search for an architecture and the learning rule of every layer in it.
+
+    Args:
+        config: the settings; by default the embedded digits at a size for two processor cores.
+        out: the run folder, new or empty; by default one under ``runs/``, named after dataset, method and time.
+        resume: the folder of a search that was stopped, to go on with. It ends as if it had not been stopped. Settings
+            given with it may only say where and how to work.
+        progress: hears how the search goes.
+
+    Raises:
+        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty; a run that
+            cannot be gone on with. Then nothing has been written.
+        Interrupted: by Ctrl-C or SIGTERM. The search is saved.
+    """
+    if resume is None:
+        config = config or SearchConfig()
+        out = new_path(f"search-{config.dataset}-{config.method}") if out is None else out
+    with (
+        distributed.joined(),
+        opened(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
+    ):
+        keep(search, folder, progress or Progress())
+        path = distributed.agreed(None if folder is None else folder.path)
+        assert path is not None
+        return SearchResult(search.genotype, path, search.metrics, search.last_figures, search.notes)
+
+
+class Search(Loop):
+    """A search in progress: the supernet, its data and optimisers."""
+
+    kind = "search"
+    settings = SearchConfig
+    figures = ("valid_loss", "valid_accuracy", "alpha_entropy")
+
+    def __init__(self, config: SearchConfig) -> None:
+        if config.method not in METHODS:
+            raise unknown("method", config.method, METHODS)
+        if config.nesterov and not config.momentum:
+            raise InputError("nesterov: needs a momentum above 0")
+        super().__init__(config, resolve_device(config.device))
+        space = get_space(config.space).restricted(config.rules, config.operations)
+        data = load_dataset(config.dataset, config.data_dir, download=config.download)
+        (x, y), self.validation = split(data.images, data.labels, config.train_fraction, config.seed)
+        self.data = data
+        augment = Augment(config.flip, config.crop_padding, config.cutout)
+
+        def stream(images, labels, seed):
+            return BatchStream(
+                images,
+                labels,
+                config.batch_size,
+                seed=seed,
+                augment=augment,
+                mean=data.mean,
+                std=data.std,
+                device=self.device,
+            )
+
+        self.train = stream(x, y, config.seed)
+        self.valid = stream(*self.validation, config.seed + 1)
+        distributed.expect_shares(self.train.batch_size, self.valid.batch_size)
+        self.phases = [Phase(f"searching {config.dataset}", config.epochs, self.train)]
+        self.net: Supernet = build_supernet(
+            space,
+            channels=config.channels,
+            cells=config.cells,
+            num_classes=data.num_classes,
+            in_channels=data.in_channels,
+            engine=config.engine,
+            seed=config.seed,
+            fixed=config.fixed,
+            skip_rules=config.skip_rules,
+            mixture=Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
+        ).to(self.device)
+        share_statistics(self.net)
+        self.precision = Precision(config.amp, self.device)
+        self.optimizer = torch.optim.SGD(
+            self.net.weight_parameters(),
+            config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        if config.warmup_epochs >= config.epochs:
+            raise InputError(f"warmup_epochs: {config.warmup_epochs} of {config.epochs} epochs leave none to search in")
+        if config.auxiliary_skip:
+            skip_share(space)
+        self.strategy = METHODS[config.method](self.net, config, self.optimizer, self.precision)
+        self._refuse_unused()
+        self.limit = SkipLimit(config.skip_limit)
+        self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in space.kinds}
+        self._record_alphas()
+
+    def _refuse_unused(self) -> None:
+        for name in OPTIONS:
+            value, default = getattr(self.config, name), SearchConfig.model_fields[name].default
+            if value != default and name not in self.strategy.options:
+                mode = f" in mode {self.config.eg_mode}" if self.config.method == "eg" else ""
+                raise InputError(f"{name}: method {self.config.method}{mode} has no use for it; got {value!r}")
+
+    def prepare(self) -> None:
+        self.net.train()
+        config = self.config
+        rate = cosine(self.epoch, config.epochs, config.learning_rate, config.learning_rate_min)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.strategy.prepare(self.epoch)
+
+    def begin(self) -> None:
+        self.strategy.before_epoch(self.valid)
+
+    @property
+    def finished(self) -> bool:
+        return super().finished or self.limit.exceeded
+
+    @property
+    def genotype(self) -> Genotype:
+        """The architecture that the search would end with now."""
+        return self.limit.kept or self.strategy.genotype()
+
+    @property
+    def last_figures(self) -> dict[str, Any]:
+        """The row of the metrics that belongs to the genotype."""
+        return self.metrics[-2 if self.limit.exceeded else -1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known to judge the genotype."""
+        present, cells = self.net.skeleton.sequence(self.config.cells), self.config.cells
+        chance = [
+            f"with cells={cells} no cell is of kind {kind}: what the genotype says of it is chance"
+            for kind in self.net.space.kinds
+            if kind not in present
+        ]
+        verdict = self.limit.verdict(self.genotype)
+        return (*chance, *([verdict] if verdict else []))
+
+    def train_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float | None, int]:
+        self.strategy.before_weight_step(x, y, self.valid)
+        return self._weight_step(x, y)
+
+    def _weight_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float | None, int]:
+        x, y = distributed.part(x, y)
+        scaler, weights = self.precision.scaler, list(self.net.weight_parameters())
+        with frozen(self.net.alpha_parameters()):
+            with self.precision.autocast():
+                logits = self.net(x, self.strategy.mixing())
+                loss = F.cross_entropy(logits, y)
+            self.optimizer.zero_grad()
+            scaler.scale(loss).backward()
+        distributed.average_gradients(weights)
+        scaler.unscale_(self.optimizer)
+        # A loss that is not finite is caught by the norm of its gradient, before it reaches a weight.
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
+        if not torch.isfinite(norm) and not scaler.is_enabled():
+            raise InputError(
+                f"the weights' gradient is not finite in epoch {self.epoch + 1} (loss {loss.item():.3g}); "
+                f"a learning rate below {self.config.learning_rate:g} may help"
+            )
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.precision.expect_scale(f"the weights' gradient is not finite in epoch {self.epoch + 1}")
+        loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
+        # float16 may overflow on the way up, too; then there was no step and is no loss.
+        return loss_sum / distributed.size() if math.isfinite(loss_sum) else None, int(hits)
+
+    def conclude(self) -> dict[str, Any]:
+        distributed.expect_equal(self.net.alpha_parameters(), "the architecture parameters")
+        found = self.strategy.found()
+        valid = evaluate(
+            self.net, *self.validation, mean=self.data.mean, std=self.data.std, forward=lambda x: self.net(x, found)
+        )
+        self._record_alphas()
+        if not self.strategy.warming_up:
+            self.limit.judge(self.strategy.genotype())
+        return {
+            "valid_loss": valid["loss"],
+            "valid_accuracy": valid["accuracy"],
+            "alpha_entropy": self._alpha_entropy(),
+            "genotype": self.genotype.hash,
+        }
+
+    def _alpha_entropy(self) -> float:
+        """Mean over edges, in nats: ln(candidates) when nothing is decided, 0 when all is."""
+        logits = self.net.architecture.logits().values()
+        weights = torch.cat([torch.softmax(own.detach(), dim=-1) for own in logits])
+        return float(torch.special.entr(weights).sum(dim=-1).mean())
+
+    def _record_alphas(self) -> None:
+        for kind, alpha in self.net.architecture.logits().items():
+            self.alphas[kind].append(alpha.detach().cpu().numpy().copy())
+
+    def extra_state(self) -> dict[str, Any]:
+        return {
+            "strategy": self.strategy.state_dict(),
+            "limit": self.limit.state_dict(),
+            "precision": self.precision.state_dict(),
+            "valid": self.valid.state_dict(),
+            "alphas": {kind: [torch.from_numpy(a) for a in rows] for kind, rows in self.alphas.items()},
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        logits = self.net.architecture.logits()
+        rows = {kind: [alpha.detach()] * (self.epoch + 1) for kind, alpha in logits.items()}
+        expect_form(state["alphas"], rows, "alphas")
+        self.alphas = {kind: [a.numpy() for a in state["alphas"][kind]] for kind in rows}
+        self.valid.load_state_dict(state["valid"])
+        self.strategy.load_state_dict(state["strategy"])
+        self.limit.load_state_dict(state["limit"])
+        self.precision.load_state_dict(state["precision"])
+
+    def write_results(self, folder: RunFolder) -> None:
+        folder.write_alphas(self.alphas, [str(c) for c in self.net.space.candidates])
+        folder.write(GENOTYPE, self.genotype.to_json())
+
+    def write_report(self, folder: RunFolder) -> None:
+        genotype = self.genotype
+        report.write_report(
+            folder.path / REPORT,
+            genotype=genotype,
+            config={**self.config.settings(), "plugins": self.config.plugins},
+            metrics=self.metrics,
+            alphas={kind: np.stack(rows) for kind, rows in self.alphas.items()},
+            space=self.net.space,
+            machine=machine(),
+            summary={
+                "genotype": genotype.hash,
+                "rules": ", ".join(genotype.rules),
+                "validation accuracy": f"{self.last_figures['valid_accuracy']:.2f} %",
+                "time": f"{sum(row['seconds'] for row in self.metrics):.0f} s",
+                **({"to be noted": "; ".join(self.notes)} if self.notes else {}),
+            },
+        )

@@ -1,0 +1,239 @@
+"""Training of found networks, and the comparison of their learning rules with single ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bionas_fast import rules
+from bionas_fast.config import Config
+from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
+from bionas_fast.errors import InputError
+from bionas_fast.evaluate import evaluate
+from bionas_fast.models import FoundNetwork, build_network
+from bionas_fast.nn import share_statistics
+from bionas_fast.plugins import import_plugins
+from bionas_fast.runs.folder import GENOTYPE, RunFolder
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.resume import keep, opened
+from bionas_fast.runs.trainer import Loop, Phase, cosine
+from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import resolve_device
+from bionas_fast.space import Genotype
+from bionas_fast.train.result import TrainResult
+
+FOUND = "found"
+
+
+class TrainConfig(Config):
+    """Everything that decides a training run; the defaults are sized for the embedded digits on two processor cores.
+
+    The optimiser is that of DARTS's evaluation networks: SGD, cosine schedule to 0, momentum 0.9, weight decay 3e-4,
+    gradients clipped at norm 5.
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    channels: int = Field(8, ge=1)
+    cells: int = Field(3, ge=1)
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(64, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = "auto"
+    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
+    checkpoint_every: float = Field(60.0, ge=0)
+    #: Whether to write the figures also for TensorBoard, whose package must be installed.
+    tensorboard: bool = False
+
+    learning_rate: float = Field(0.025, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(3e-4, ge=0)
+    gradient_clip: float = Field(5.0, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    #: The weight of the auxiliary head's loss; 0 for no such head.
+    auxiliary_weight: float = Field(0.0, ge=0)
+    #: The chance to drop a path, rising linearly from 0 to this.
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    flip: bool = False
+    crop_padding: int = Field(0, ge=0)
+    cutout: int = Field(0, ge=0)
+
+
+def train(
+    genotype: Genotype | None = None,
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+) -> TrainResult[FoundNetwork]:
+    """Train the network of a genotype from scratch and test it.
+
+    Args:
+        genotype: what to train; that of the run, if one is resumed.
+        config: the settings; by default the embedded digits.
+        out: a run folder, new or empty; by default nothing is written.
+        resume: the folder of a training that was stopped, to go on with. It ends as if it had not been stopped.
+            Settings given with it may only say where and how to work.
+        progress: hears how the training goes.
+
+    Raises:
+        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, a loss that
+            is no longer finite; a run that cannot be gone on with.
+        Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
+    """
+    if genotype is None and resume is None:
+        raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
+
+    def make(config: TrainConfig, folder: RunFolder | None) -> Training:
+        return Training(_own(genotype, folder), config)
+
+    with (
+        distributed.joined(),
+        opened(Training, config, out=out, resume=resume, make=make) as (training, folder),
+    ):
+        keep(training, folder, progress or Progress())
+        return training.result(folder)
+
+
+def _own(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
+    """What is to be trained: the genotype of a resumed run, if it was written before the run was killed."""
+    if folder is None or (genotype is not None and not (folder.path / GENOTYPE).exists()):
+        assert genotype is not None
+        return genotype
+    stored = Genotype.load(folder.file(GENOTYPE))
+    if genotype is not None and genotype != stored:
+        raise InputError(f"the run {folder.path} trains genotype {stored.hash}, not {genotype.hash}")
+    return stored
+
+
+class Training(Loop):
+    """The training of a found network: the network, its data and its optimiser."""
+
+    kind = "train"
+    settings = TrainConfig
+    figures = ("test_loss", "test_accuracy")
+    net: FoundNetwork
+
+    def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
+        super().__init__(config, resolve_device(config.device))
+        self.genotype = genotype
+        self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
+        self.net = _build(genotype, config, data).to(self.device)
+        share_statistics(self.net)
+        batches = BatchStream(
+            data.images,
+            data.labels,
+            config.batch_size,
+            seed=config.seed,
+            augment=Augment(config.flip, config.crop_padding, config.cutout),
+            mean=data.mean,
+            std=data.std,
+            device=self.device,
+        )
+        distributed.expect_shares(batches.batch_size)
+        self.phases = [Phase(f"training {genotype.hash}", config.epochs, batches)]
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+
+    def prepare(self) -> None:
+        config = self.config
+        self.net.train()
+        self.net.drop_path = config.drop_path * self.epoch / config.epochs
+        self.optimizer.param_groups[0]["lr"] = cosine(self.epoch, config.epochs, config.learning_rate)
+
+    def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
+        x, y = distributed.part(x, y)
+        logits, loss = _loss(self.net(x), y, self.config)
+        self.optimizer.zero_grad()
+        loss.backward()
+        distributed.average_gradients(self.net.parameters())
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
+        if not torch.isfinite(norm):
+            raise InputError(
+                f"the loss is {loss.item():.3g} and its gradient not finite in epoch {self.epoch + 1}; "
+                f"a learning rate below {self.config.learning_rate:g} may help"
+            )
+        self.optimizer.step()
+        loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
+        return loss_sum / distributed.size(), int(hits)
+
+    def conclude(self) -> dict[str, Any]:
+        data = self.data
+        test = evaluate(self.net, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+        return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
+
+    def write_beginning(self, folder: RunFolder) -> None:
+        self.write_settings(folder, network=_shape(self.data))
+        folder.write(GENOTYPE, self.genotype.to_json())
+
+    def result(self, folder: RunFolder | None) -> TrainResult[FoundNetwork]:
+        """What the training ends with."""
+        run_dir = None if folder is None else folder.path
+        return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
+
+
+def compare_rules(
+    genotype: Genotype,
+    config: TrainConfig | None = None,
+    *,
+    single_rules: Iterable[str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Test accuracy (percent) of the found rules beside the same architecture under each single rule.
+
+    Args:
+        single_rules: by default every registered rule, ``bp`` among them.
+
+    Returns:
+        ``{"found": …, "bp": …, "fa": …, …}``, each trained alike from the same seed.
+    """
+    config = config or TrainConfig()
+    import_plugins(config.plugins)  # whose rules are compared, too
+    variants = {FOUND: genotype}
+    variants |= {rule: genotype.with_rule(rule) for rule in (single_rules or rules.names())}
+    return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
+
+
+def load_found(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> FoundNetwork:
+    """The network of a run; see :func:`bionas_fast.load`."""
+    config = TrainConfig(**settings)
+    return build_network(
+        Genotype.load(folder.file(GENOTYPE)),
+        channels=config.channels,
+        cells=config.cells,
+        auxiliary=config.auxiliary_weight > 0,
+        in_channels=shape["in_channels"],
+        num_classes=shape["num_classes"],
+    )
+
+
+def _shape(data: Dataset) -> dict[str, int]:
+    return {"in_channels": data.in_channels, "num_classes": data.num_classes}
+
+
+def _build(genotype: Genotype, config: TrainConfig, data: Dataset) -> FoundNetwork:
+    return build_network(
+        genotype,
+        channels=config.channels,
+        cells=config.cells,
+        auxiliary=config.auxiliary_weight > 0,
+        seed=config.seed,
+        **_shape(data),
+    )
+
+
+def _loss(output: Tensor | tuple[Tensor, Tensor], y: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    logits, *auxiliary = output if isinstance(output, tuple) else (output,)
+    loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+    for extra in auxiliary:
+        loss = loss + config.auxiliary_weight * F.cross_entropy(extra, y, label_smoothing=config.label_smoothing)
+    return logits, loss

@@ -1,0 +1,80 @@
+"""What each of the processes does in test_distributed: ``torchrun … distributed_worker.py CASE FOLDER``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from bionas_fast.runtime import distributed
+from bionas_fast.search import Search, SearchConfig, search
+
+BASE = SearchConfig(
+    channels=2,
+    cells=3,
+    epochs=2,
+    batch_size=32,
+    train_fraction=0.05,
+    rules=("usf", "brsf"),
+    operations=("sep_conv_3x3", "dil_conv_5x5", "skip_connect", "max_pool_3x3"),
+    checkpoint_every=0,
+)
+CASES = {
+    "darts": BASE,
+    "modular": BASE.with_settings(engine="modular", epochs=1),
+    "darts2": BASE.with_settings(method="darts2", epochs=1),
+    "eg": BASE.with_settings(method="eg", population=7, generations=2),
+    "random": BASE.with_settings(method="random", population=6, generations=1),
+}
+
+
+def run(folder: Path) -> None:
+    """Every search, one after the other."""
+    for name, config in CASES.items():
+        search(config, out=folder / name)
+
+
+def die(folder: Path) -> None:
+    """The second process is killed in the middle of the second epoch; the first is slow to say so."""
+    step = Search.train_step
+
+    def train_step(self, x, y):
+        if self.epoch == 1 and self.steps_done == 1 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, x, y)
+
+    Search.train_step = train_step
+    from bionas_fast.cli.app import app
+
+    def slow_console(*words, **options):
+        time.sleep(1)
+        return console(*words, **options)
+
+    console, app.Console = app.Console, slow_console
+    settings = [f"--set={name}={value!r}" for name, value in (("train_fraction", 0.05), ("checkpoint_every", 0))]
+    words = ["search", "--channels", "2", "--cells", "3", "--epochs", "2", "--batch-size", "32", *settings]
+    words += ["--rules", "usf,brsf", "--ops", ",".join(BASE.operations), "--out", str(folder / "dead")]
+    app.main(words)
+
+
+def blind(folder: Path) -> None:
+    """The second process does not find the data."""
+    from bionas_fast import InputError
+    from bionas_fast.cli.app import main
+    from bionas_fast.search import loop
+
+    load = loop.load_dataset
+
+    def load_dataset(name, *rest, **options):
+        if distributed.rank() == 1:
+            raise InputError(f"{name}: not on this machine")
+        return load(name, *rest, **options)
+
+    loop.load_dataset = load_dataset
+    main(["search", "--out", str(folder / "blind")])
+
+
+if __name__ == "__main__":
+    {"run": run, "die": die, "blind": blind}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,92 @@
+"""What the tests of Triton kernels share.
+
+The interpreter must be chosen before Triton is imported, so those files run themselves again in a process that has
+chosen it; what that process runs is named ``interpreted_*``. bfloat16 is left out: the interpreter does not round it as
+a card does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers.tolerances import TOLERANCES
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def run_interpreted(file: str) -> None:
+    """Run the functions of a test file that are named ``interpreted_*``, under the interpreter."""
+    pytest.importorskip("triton", reason="Triton exists for Linux only")
+    options = ["-q", "-p", "no:cacheprovider", "-o", "python_functions=interpreted_*"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, file],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    print(result.stdout[-4000:], result.stderr[-4000:])
+    summary = result.stdout.strip().splitlines()[-1]
+    assert result.returncode == 0, summary
+    assert re.match(r"\d+ passed in", summary), summary
+
+
+def by_name(name: str, cases: dict) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(name, cases.values(), ids=cases)
+
+
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values with gaps between them, along every axis, full of NaN."""
+    gaps = torch.full([2 * size for size in tensor.shape], torch.nan, dtype=tensor.dtype)
+    view = gaps[tuple(slice(None, None, 2) for _ in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def assert_near(ours: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """Within the tolerance of ``dtype``; what cancels in a sum is judged by the largest element beside it."""
+    tolerance = TOLERANCES[dtype]
+    for a, b in zip(ours, wanted, strict=True):
+        largest = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        torch.testing.assert_close(a.double(), b, rtol=tolerance["rtol"], atol=tolerance["atol"] * largest)
+
+
+def record_launches(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> set[tuple]:
+    """From now on the module's kernels do nothing but to note themselves here, as :func:`listed` does.
+
+    The dtype that a kernel is compiled for is the narrowest of its arguments: sums are wider.
+    """
+    launched: set[tuple] = set()
+
+    class Spy:
+        def __init__(self, kernel: Any):
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]):
+            def launch(*arguments: Any, **options: Any) -> None:
+                dtypes = {a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()}
+                launched.add((self.kernel, min(dtypes, key=lambda t: t.itemsize), *sorted(options.items())))
+
+            return launch
+
+    for name in {name for name in vars(module) if name.endswith("_kernel")}:
+        monkeypatch.setattr(module, name, Spy(getattr(module, name)))
+    return launched
+
+
+def listed(module: ModuleType) -> set[tuple]:
+    """The configurations that are compiled ahead of time for real cards."""
+    return {(c.kernel, c.dtype, *sorted(c.options.items())) for c in module.configurations()}

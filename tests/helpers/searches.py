@@ -1,0 +1,7 @@
+"""A search that takes seconds."""
+
+from bionas_fast.search import SearchConfig
+
+TINY = SearchConfig(
+    channels=2, cells=1, epochs=2, rules=("usf", "brsf"), operations=("skip_connect", "sep_conv_3x3", "max_pool_3x3")
+)

@@ -1,0 +1,34 @@
+"""Pairs of supernets, one of each engine, and their gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+import bionas_fast as bf
+
+
+def pair(dtype=torch.float32, **shape):
+    """The same supernet in both engines."""
+    shape = {"channels": 3, "cells": 3, "in_channels": 2, "seed": 3, **shape}
+    return tuple(bf.build_supernet(engine=engine, **shape).to(dtype) for engine in ("modular", "stacked"))
+
+
+def relative(actual, expected):
+    """The largest error over the largest entry."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+def reached(net):
+    """The parameters that a gradient reached: a network of few cells has no use for one of the two alphas."""
+    return [p for p in net.parameters() if p.grad is not None]
+
+
+def gradients(stacked):
+    """The stacked network's gradients under the modular names."""
+    holder = copy.deepcopy(stacked)
+    with torch.no_grad():
+        for p, q in zip(holder.parameters(), stacked.parameters(), strict=True):
+            p.copy_(torch.zeros_like(q) if q.grad is None else q.grad)
+    return dict(holder.to_modular().named_parameters())

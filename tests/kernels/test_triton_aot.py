@@ -1,0 +1,54 @@
+"""Every Triton kernel compiles for every card we name, spills no register and fits the card's shared memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton exists for Linux only")
+
+#: Shared memory that one block can have, in KiB: CUDA C++ Programming Guide, technical specifications.
+SHARED = {80: 163, 90: 227, 100: 227}
+OF_A_MODE = {"weight_kernel", "product_kernel", "depthwise_kernel"}
+OTHERS = {
+    *("segments_kernel", "stage_kernel", "error_kernel", "weight_gradient_kernel", "input_kernel"),
+    *("mixed_sum_kernel", "product_sum_kernel", "pools_kernel", "pools_backward_kernel"),
+}
+LAUNCHES = {*product(["any", "multiples of 16"], SHARED), ("one", 80)}
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory) -> list[dict]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    environment |= {"TRITON_DISABLE_LINE_INFO": "1", "TRITON_STORE_BINARY_ONLY": "1"}  # saves time
+    script = Path(__file__).parents[1] / "helpers" / "triton_aot.py"
+    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_everything_was_compiled(builds: list[dict]):
+    seen = {(b["kernel"], b["dtype"], b["options"].get("MODE"), (b["sizes"], b["architecture"])) for b in builds}
+    dtypes = [str(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    modes = ["sign", "stored_sign", "drawn_sign"]
+    assert seen == {*product(OF_A_MODE, dtypes, modes, LAUNCHES), *product(OTHERS, dtypes, [None], LAUNCHES)}
+    assert len({json.dumps(b, sort_keys=True) for b in builds}) == len(builds)
+
+
+def test_no_kernel_spills(builds: list[dict]):
+    assert [b for b in builds if b["STACK"] or b["LOCAL"]] == []
+
+
+def test_shared_memory_fits(builds: list[dict]):
+    assert [b for b in builds if b["shared"] > SHARED[b["architecture"]] * 1024] == []

@@ -1,0 +1,403 @@
+"""The Triton kernels of the stacked supernet against their specifications, on the CPU under Triton's interpreter."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import bionas_fast as bf
+from bionas_fast.kernels import launching
+from bionas_fast.kernels.mixed_sum import reference as mixed_sum_reference
+from bionas_fast.kernels.pools import reference as pools_reference
+from bionas_fast.kernels.separable_stage import reference as stage_reference
+from helpers.interpreter import (
+    INTERPRETED,
+    assert_near,
+    by_name,
+    every_dtype,
+    listed,
+    record_launches,
+    run_interpreted,
+    strided,
+)
+
+if INTERPRETED:
+    from bionas_fast.kernels.mixed_sum import triton as mixed_sum
+    from bionas_fast.kernels.pools import triton as pools
+    from bionas_fast.kernels.separable_stage import triton as stage
+
+
+@pytest.mark.slow
+def test_under_the_interpreter():
+    run_interpreted(__file__)
+
+
+def mapped(function: Any, value: Any) -> Any:
+    """Arguments with every floating-point tensor in them, also in lists, passed through ``function``."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return function(value)
+    return type(value)(mapped(function, one) for one in value) if isinstance(value, (list, tuple)) else value
+
+
+def low(arguments: tuple, dtype: torch.dtype) -> tuple:
+    return mapped(lambda tensor: tensor.to(dtype), arguments)
+
+
+def wide(arguments: tuple) -> tuple:
+    return mapped(Tensor.double, arguments)
+
+
+def sum_gradients(tensor: Tensor) -> Tensor:
+    """A gradient as ``.sum()`` sends it, of stride 0."""
+    return torch.tensor(0.7, dtype=tensor.dtype).expand(tensor.shape)
+
+
+SHAPES = {
+    "one": (1, 1, 1, 1),
+    "odd": (2, 7, 5, 5),
+    "even": (3, 6, 4, 16),
+    "line": (2, 1, 9, 3),
+    "many-rows": (2, 5, 9, 3),
+    "many-channels": (1, 2, 3, 35),
+    "no-images": (0, 4, 3, 2),
+}
+every_shape = by_name("shape", SHAPES)
+every_stride = pytest.mark.parametrize("stride", [1, 2], ids=["stride-1", "stride-2"])
+
+
+# Separable stages
+
+
+@dataclass
+class Stage:
+    """A stage of K branches, and what comes down to it: two stacks of gradients, of which branches share some."""
+
+    shape: tuple[int, ...] = (2, 7, 5, 5)
+    kernels: tuple[int, ...] = (3, 5, 3, 5)
+    dilations: tuple[int, ...] = (1, 1, 2, 2)
+    stride: int = 1
+    own: bool = False
+    affine: bool = False
+    outputs: int | None = None
+    index: tuple[int, ...] = (2, 0, 2, 1)
+
+    @property
+    def geometry(self) -> tuple:
+        return (self.kernels, self.dilations, self.stride)
+
+    def forward(self) -> tuple:
+        """Arguments of ``forward``, float32."""
+        torch.manual_seed(0)
+        count, channels = len(self.kernels), self.shape[-1]
+        x = torch.randn(count, *self.shape) if self.own else torch.randn(self.shape)
+        depthwise = torch.randn(sum(channels * k * k for k in self.kernels))
+        pointwise = torch.randn(count, self.outputs or channels, channels)
+        affine = (torch.randn(count, channels), torch.randn(count, channels)) if self.affine else (None, None)
+        return (x, depthwise, pointwise, *self.geometry, *affine)
+
+    def backward(self) -> tuple:
+        """Arguments of ``backward``, float32."""
+        x, depthwise, pointwise, *geometry, scale, shift = self.forward()
+        z = stage_reference.forward(x, depthwise, pointwise, *geometry, scale, shift)[0]
+        grads = [torch.randn(1, *z.shape[1:]), torch.randn(2, *z.shape[1:])]
+        affine = torch.randn(3, z.shape[0], z.shape[-1]).unbind()
+        feedback = (torch.randn_like(depthwise), torch.randn_like(pointwise))
+        return (grads, self.index, z, *affine, x, depthwise, pointwise, *feedback, *geometry, scale, shift, True)
+
+
+STAGES = {
+    "3x3": Stage(kernels=(3,), dilations=(1,), index=(0,)),
+    "5x5": Stage(kernels=(5,), dilations=(1,), index=(1,)),
+    "dilated": Stage(kernels=(3, 5), dilations=(2, 2), index=(0, 0)),
+    "own": Stage(own=True),
+    "affine": Stage(own=True, affine=True),
+    "shared-affine": Stage(affine=True),
+    "own-stride-2": Stage(own=True, affine=True, stride=2),
+    "more-outputs": Stage((1, 3, 4, 5), outputs=18, own=True),
+    "fewer-outputs": Stage((1, 3, 4, 33), (3,), (1,), outputs=2, index=(0,)),
+    "many-outputs": Stage((1, 2, 3, 3), (3,), (1,), outputs=35, index=(0,)),
+} | {
+    f"{name}-stride-{stride}": Stage(shape, stride=stride, affine=stride == 2)
+    for name, shape in SHAPES.items()
+    for stride in (1, 2)
+}
+LIKE = {"shared": Stage(stride=2), "own": Stage(own=True, affine=True)}
+
+
+def assert_stage(direction: str, arguments: tuple, dtype: torch.dtype = torch.float32) -> None:
+    ours = getattr(stage, direction)(*arguments)
+    other = torch.float64
+    expected = {"forward": (dtype, other, other), "backward": (dtype, other, other, dtype, dtype)}
+    assert tuple(result.dtype for result in ours) == expected[direction]
+    assert_near(ours, getattr(stage_reference, direction)(*wide(arguments)), dtype)
+
+
+@every_dtype
+@by_name("case", STAGES)
+def interpreted_stage_forward(case: Stage, dtype: torch.dtype):
+    assert_stage("forward", low(case.forward(), dtype), dtype)
+
+
+@by_name("case", STAGES)
+def interpreted_stage_backward(case: Stage):
+    assert_stage("backward", case.backward())
+
+
+@by_name("case", LIKE | {"no-images": STAGES["no-images-stride-1"], "many-outputs": STAGES["many-outputs"]})
+def interpreted_stage_backward_float16(case: Stage):
+    assert_stage("backward", low(case.backward(), torch.float16), torch.float16)
+
+
+@by_name("case", LIKE | {"fewer-outputs": STAGES["fewer-outputs"]})
+def interpreted_stage_error_without_weight_gradients(case: Stage, monkeypatch):
+    monkeypatch.delattr(stage, "weight_gradient_kernel")
+    *arguments, _ = case.backward()
+    *ours, depthwise_grad, pointwise_grad = stage.backward(*arguments, False)
+    assert depthwise_grad.shape == pointwise_grad.shape == (0,)
+    assert_near(ours, stage_reference.backward(*wide(tuple(arguments)), True)[:3], torch.float32)
+
+
+@by_name("case", LIKE)
+def interpreted_stage_strided(case: Stage):
+    assert_stage("forward", mapped(strided, case.forward()))
+    assert_stage("backward", mapped(strided, case.backward()))
+
+
+@by_name("case", LIKE)
+def interpreted_stage_gradient_of_a_sum(case: Stage):
+    grads, *others = case.backward()
+    assert_stage("backward", ([sum_gradients(grad) for grad in grads], *others))
+
+
+@by_name("case", LIKE)
+def interpreted_stage_wide_affine_maps_beside_float16(case: Stage):
+    """Batch normalisation has float32 statistics also where activations are narrower."""
+    grads, index, z, *affine, x, d, p, fd, fp, kernels, dilations, stride, scale, shift, weights = case.backward()
+    narrow = low(([grads, z, x, d, p, fd, fp],), torch.float16)[0]
+    grads, z, x, d, p, fd, fp = narrow
+    whole = (grads, index, z, *affine, x, d, p, fd, fp, kernels, dilations, stride, scale, shift, weights)
+    assert_stage("backward", whole, torch.float16)
+
+
+@pytest.mark.parametrize("programs", [1, 8])
+@by_name("case", {"shared": STAGES["many-rows-stride-1"], "own": Stage((2, 9, 9, 2), own=True)})
+def interpreted_stage_few_programs_for_weights(case: Stage, programs: int, monkeypatch):
+    monkeypatch.setattr(stage, "WEIGHT_PROGRAMS", programs)
+    assert_stage("backward", case.backward())
+
+
+@by_name("case", LIKE)
+def interpreted_stage_not_a_number_stays(case: Stage):
+    x, *others = case.forward()
+    x.view(-1)[3] = torch.nan
+    ours, wanted = stage.forward(x, *others)[0], stage_reference.forward(x, *others)[0]
+    assert 0 < wanted.isnan().sum() < wanted.numel()
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+BEYOND = {
+    "stride-3": Stage(stride=3),
+    "7x7": Stage(kernels=(3, 7), dilations=(1, 1), index=(0, 1)),
+}
+
+
+@by_name("case", BEYOND)
+def interpreted_stage_beyond_what_kernels_do(case: Stage):
+    assert_stage("forward", case.forward())
+    assert_stage("backward", case.backward())
+
+
+def interpreted_stage_float64_as_the_reference():
+    assert_stage("forward", wide(Stage().forward()), torch.float64)
+    assert_stage("backward", wide(Stage().backward()), torch.float64)
+
+
+def interpreted_stage_every_configuration_is_launched(monkeypatch):
+    """What the cases above launch, and what is compiled ahead of time for real cards, is the same list."""
+    launched = record_launches(stage, monkeypatch)
+    for case, dtype in product(STAGES.values(), stage.DTYPES):
+        stage.forward(*low(case.forward(), dtype))
+        stage.backward(*low(case.backward(), dtype))
+    monkeypatch.undo()
+    assert launched == listed(stage)
+
+
+# Mixed sum
+
+
+INDEX, EDGES, COUNT = (0, 4, 2, 0, 1, 4), (0, 0, 1, 3, 3, 3), 5  # two edges without a term; maps that two edges read
+
+
+def mixed_forward(shape: tuple[int, ...], add: bool) -> tuple:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, *shape), torch.randn(3, *shape)]
+    into = [torch.randn(shape) for _ in range(COUNT)] if add else ()
+    return (maps, INDEX, EDGES, torch.randn(len(INDEX), shape[-1]), torch.randn(COUNT, shape[-1]), into)
+
+
+def mixed_backward(shape: tuple[int, ...]) -> tuple:
+    maps, *_, grads = mixed_forward(shape, True)
+    return (maps, INDEX, EDGES, grads)
+
+
+def assert_mixed(direction: str, arguments: tuple, dtype: torch.dtype = torch.float32) -> None:
+    ours = getattr(mixed_sum, direction)(*arguments)
+    assert {result.dtype for result in ours} == {dtype if direction == "forward" else torch.float64}
+    assert_near(ours, getattr(mixed_sum_reference, direction)(*wide(arguments)), dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("add", [True, False], ids=["into", "alone"])
+@every_shape
+def interpreted_mixed_sum(shape: tuple[int, ...], add: bool, dtype: torch.dtype):
+    assert_mixed("forward", low(mixed_forward(shape, add), dtype), dtype)
+
+
+@every_dtype
+@every_shape
+def interpreted_mixed_sum_backward(shape: tuple[int, ...], dtype: torch.dtype):
+    assert_mixed("backward", low(mixed_backward(shape), dtype), dtype)
+
+
+def interpreted_mixed_sum_of_terms_in_any_order():
+    maps, index, _, *others = mixed_forward(SHAPES["odd"], True)
+    assert_mixed("forward", (maps, index, (3, 1, 0, 3, 0, 1), *others))
+
+
+def interpreted_mixed_sum_strided():
+    assert_mixed("forward", mapped(strided, mixed_forward(SHAPES["odd"], True)))
+    assert_mixed("backward", mapped(strided, mixed_backward(SHAPES["odd"])))
+
+
+def interpreted_mixed_sum_gradient_of_a_sum():
+    *others, grads = mixed_backward(SHAPES["many-rows"])
+    assert_mixed("backward", (*others, [sum_gradients(grad) for grad in grads]))
+
+
+def interpreted_mixed_sum_float64_as_the_reference():
+    assert_mixed("forward", wide(mixed_forward(SHAPES["odd"], True)), torch.float64)
+    assert_mixed("backward", wide(mixed_backward(SHAPES["odd"])), torch.float64)
+
+
+def interpreted_mixed_sum_every_configuration_is_launched(monkeypatch):
+    launched = record_launches(mixed_sum, monkeypatch)
+    for shape, dtype in product(SHAPES.values(), mixed_sum.DTYPES):
+        mixed_sum.forward(*low(mixed_forward(shape, True), dtype))
+        mixed_sum.backward(*low(mixed_backward(shape), dtype))
+    monkeypatch.undo()
+    assert launched == listed(mixed_sum)
+
+
+# Pools
+
+
+def pools_tensors(shape: tuple[int, ...], stride: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """A gradient of both pools, and x with many equal values."""
+    torch.manual_seed(0)
+    x = torch.randn(shape).round(decimals=1).to(dtype)
+    x[torch.rand(shape) < 0.3] = 0
+    return torch.randn_like(pools_reference.forward(x, stride)[0]), x
+
+
+def assert_pools(grad: Tensor, x: Tensor, stride: int) -> None:
+    z, *sums = pools.forward(x, stride)
+    ours = (z, *sums, pools.backward([*grad], x, stride))
+    assert [result.dtype for result in ours] == [x.dtype, torch.float64, torch.float64, x.dtype]
+    wanted = pools_reference.forward(x.double(), stride)
+    assert_near(ours, (*wanted, pools_reference.backward([*grad.double()], x.double(), stride)), x.dtype)
+    assert torch.equal(z[0].double(), wanted[0][0])
+
+
+@every_dtype
+@every_stride
+@every_shape
+def interpreted_pools(shape: tuple[int, ...], stride: int, dtype: torch.dtype):
+    assert_pools(*pools_tensors(shape, stride, dtype), stride)
+
+
+@every_stride
+def interpreted_pools_strided(stride: int):
+    assert_pools(*map(strided, pools_tensors(SHAPES["odd"], stride)), stride)
+
+
+@every_stride
+def interpreted_pools_gradient_of_a_sum(stride: int):
+    grad, x = pools_tensors(SHAPES["odd"], stride)
+    assert_pools(sum_gradients(grad), x, stride)
+
+
+@every_stride
+def interpreted_pools_of_equal_values(stride: int):
+    grad, x = pools_tensors(SHAPES["many-rows"], stride)
+    assert_pools(grad, torch.full_like(x, -2), stride)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@every_stride
+def interpreted_pools_of_what_is_not_finite(stride: int, value: float):
+    """Whole windows of it too, for which the first place inside counts, or the last that is not a number."""
+    grad, x = pools_tensors(SHAPES["many-rows"], stride)
+    x[torch.rand(x.shape) < 0.3] = value
+    x[:, :4, :4] = value
+    ours, wanted = pools.forward(x, stride)[0], pools_reference.forward(x, stride)[0]
+    torch.testing.assert_close(ours, wanted, equal_nan=True)
+    torch.testing.assert_close(pools.backward([*grad], x, stride), pools_reference.backward([*grad], x, stride))
+
+
+def interpreted_pools_float64_and_stride_3_as_the_reference():
+    assert_pools(*pools_tensors(SHAPES["odd"], 1, torch.float64), 1)
+    assert_pools(*pools_tensors(SHAPES["odd"], 3), 3)
+
+
+def interpreted_pools_every_configuration_is_launched(monkeypatch):
+    launched = record_launches(pools, monkeypatch)
+    for shape, stride, dtype in product(SHAPES.values(), (1, 2), pools.DTYPES):
+        grad, x = pools_tensors(shape, stride)
+        pools.forward(x.to(dtype), stride)
+        pools.backward([*grad.to(dtype)], x.to(dtype), stride)
+    monkeypatch.undo()
+    assert launched == listed(pools)
+
+
+# All together
+
+
+def interpreted_the_stacked_supernet():
+    """A search step through the op that calls these kernels errs no more than through the references."""
+    operations = ("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3", "dil_conv_5x5")
+    space = bf.space.get_space("bionas").restricted(("brsf",), operations)
+    net = bf.build_supernet(space=space, channels=2, cells=1, in_channels=1, seed=3)
+    x = torch.randn(4, 1, 8, 8)
+
+    def step(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        module = copy.deepcopy(net).to(dtype)
+        with bf.use_backend(backend):
+            logits = module(x.to(dtype))
+            logits.logsumexp(1).sum().backward()
+        return [logits.detach(), *(p.grad for p in module.parameters() if p.grad is not None)]
+
+    exact = step("reference", torch.float64)
+    for ours, plain, wanted in zip(step("triton", torch.float32), step("reference", torch.float32), exact, strict=True):
+        assert (ours - wanted).norm() <= 4 * (plain - wanted).norm() + 1e-5 * wanted.norm()
+
+
+# Limits
+
+
+@pytest.mark.parametrize("limit", ["ROW_LIMIT", "BLOCK_LIMIT"])
+def interpreted_beyond_a_limit_the_reference_runs(limit: str, monkeypatch):
+    monkeypatch.setattr(launching, limit, 2)
+    for module in (stage, mixed_sum, pools):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.delattr(module, name)
+    assert_stage("forward", Stage().forward())
+    assert_stage("backward", Stage().backward())
+    assert_mixed("forward", mixed_forward(SHAPES["odd"], True))
+    assert_mixed("backward", mixed_backward(SHAPES["odd"]))
+    assert_pools(*pools_tensors(SHAPES["odd"], 1), 1)

@@ -1,0 +1,151 @@
+"""The network of a genotype, and its training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import bionas_fast as bf
+from bionas_fast import InputError, rules
+from bionas_fast.nn import FeedbackLayer
+from bionas_fast.runs.folder import RunFolder
+from bionas_fast.train import FOUND
+from helpers.genotypes import GENOTYPE, random_genotype
+
+SMALL = bf.TrainConfig(channels=2, cells=3, epochs=1, batch_size=256)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_layers_follow_the_genotype(seed):
+    genotype = random_genotype(seed)
+    net = bf.build_network(genotype, channels=4, cells=3, num_classes=10)
+    for cell in net.cells:
+        for edge, module in zip(genotype.cells[cell.kind].edges, cell.edges, strict=True):
+            found = {m.rule for m in module.modules() if isinstance(m, FeedbackLayer)}
+            assert found == ({edge.candidate.rule} if edge.candidate.rule else set())
+    # Affine normalisation everywhere, none behind pools.
+    assert all(m.affine for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    pools = [m for cell in net.cells for m in cell.edges if isinstance(m, (nn.MaxPool2d, nn.AvgPool2d))]
+    weightless = sum(edge.candidate.rule is None for cell in net.cells for edge in genotype.cells[cell.kind].edges)
+    assert len(pools) == weightless
+    assert not any(p.count_include_pad for p in pools if isinstance(p, nn.AvgPool2d))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (16, 5)], ids=str)
+def test_a_cell_by_hand(size):
+    """The output of the first cell from its modules, edge by edge."""
+    net = bf.build_network(GENOTYPE, channels=4, cells=3).double().eval()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    s = net.stem(x)
+    cell = net.cells[0]
+    s0, s1 = cell.preprocess0(s), cell.preprocess1(s)
+    node0 = cell.edges[0](s0) + cell.edges[1](s1)
+    node1 = cell.edges[2](s1) + cell.edges[3](node0)
+    torch.testing.assert_close(cell(s, s, 0.0), torch.cat([node0, node1], dim=1))
+    assert net(x).shape == (2, 10)
+
+
+def test_drop_path_zeroes_images_of_an_edge_and_keeps_the_mean():
+    from bionas_fast.models.genotype_network import _drop
+
+    torch.manual_seed(0)
+    x = torch.ones(4000, 2, 1, 1)
+    y = _drop(x, 0.25)
+    assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(y[:, 0], y[:, 1])
+    assert y.mean() == pytest.approx(1, abs=0.03)  # standard error 0.009
+    assert _drop(x, 0.0) is x
+
+
+@pytest.mark.parametrize("size", [8, 16, 33])
+def test_auxiliary_head_in_training_only(size):
+    net = bf.build_network(GENOTYPE, channels=2, cells=3, auxiliary=True, num_classes=5)
+    x = torch.randn(2, 3, size, size)
+    logits, auxiliary = net(x)
+    assert logits.shape == auxiliary.shape == (2, 5)
+    (logits.sum() + auxiliary.sum()).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert net.eval()(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize("rule", rules.names())
+def test_every_single_rule_trains(rule):
+    """Thirty steps on one batch lower the loss, dfa with its error from the logits included."""
+    torch.manual_seed(0)
+    net = bf.build_network(GENOTYPE.with_rule(rule), channels=4, cells=2, in_channels=1)
+    assert {m.rule for m in net.cells.modules() if isinstance(m, FeedbackLayer)} - {"bp"} == {rule} - {"bp"}
+    x, y = torch.randn(32, 1, 8, 8), torch.arange(32) % 10
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_training_reaches_95_percent_on_digits(tmp_path):
+    """With mixed rules, trained by the library alone; and the folder gives the same network back."""
+    result = bf.train(GENOTYPE, out=tmp_path / "run")
+    assert result.test_accuracy >= 95
+    assert {p.name for p in result.run_dir.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "genotype.json",
+    }
+    loaded = bf.load(result.run_dir)
+    assert not loaded.training
+    data = bf.load_dataset("digits")
+    again = bf.evaluate(loaded, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+    assert again["accuracy"] == result.test_accuracy
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(loaded(x), result.network(x))
+
+
+def test_comparison_covers_every_rule():
+    table = bf.compare_rules(GENOTYPE, SMALL)
+    assert list(table) == [FOUND, *rules.names()]
+    assert all(0 <= accuracy <= 100 for accuracy in table.values())
+    assert table["bp"] == bf.train(GENOTYPE.with_rule("bp"), SMALL).test_accuracy
+
+
+def test_evaluate_by_hand():
+    net = bf.build_network(GENOTYPE, channels=2, cells=1, in_channels=1)
+    data = bf.load_dataset("digits")
+    net.train()
+    figures = bf.evaluate(net, data.test_images, data.test_labels, mean=data.mean, std=data.std, batch_size=100)
+    assert net.training
+    with torch.no_grad():
+        logits = net.eval()((data.test_images - data.mean[0]) / data.std[0])
+    assert figures["accuracy"] == pytest.approx(100 * (logits.argmax(1) == data.test_labels).double().mean().item())
+    expected = nn.functional.cross_entropy(logits, data.test_labels).item()
+    assert figures["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_load_refuses_other_folders(tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        bf.load(tmp_path / "none")
+    with pytest.raises(InputError, match="holds no run"):
+        bf.load(tmp_path)
+    result = bf.train(GENOTYPE, SMALL, out=tmp_path / "run")
+    folder = RunFolder.open(result.run_dir)
+    config = (folder.path / "config.yaml").read_text()
+    folder.write("config.yaml", config.replace("kind: train", "kind: search"))
+    with pytest.raises(InputError, match="no trained network"):
+        bf.load(folder.path)
+    folder.write("config.yaml", config)
+    folder.write("genotype.json", GENOTYPE.with_rule("usf").to_json().replace("sep_conv_3x3", "sep_conv_5x5"))
+    with pytest.raises(InputError, match="does not fit"):
+        bf.load(folder.path)
+
+
+def test_training_refuses_bad_settings(tmp_path):
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(InputError, match="not empty"):
+        bf.train(GENOTYPE, SMALL, out=tmp_path)
+    with pytest.raises(InputError, match="the loss is"):
+        bf.train(GENOTYPE, SMALL.with_settings(learning_rate=1e30, gradient_clip=1e30, epochs=3))

@@ -1,0 +1,160 @@
+"""The supernet against recordings of the code published with the paper."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bionas_fast.search.config import SearchConfig
+from bionas_fast.search.darts import Darts
+from bionas_fast.space import get_space
+from bionas_fast.supernet import build_supernet
+from bionas_fast.supernet.modular import MixedOp, SearchCell, without_skip_rules
+from bionas_fast.supernet.stacked import StackedCell
+from helpers.oracles.data import assert_close, cases, load
+from helpers.oracles.supernet import candidate_order, entries, gradients, inject, to_ours, to_published
+
+TOLERANCE = 1e-4  # suggested by the recordings; the published code itself reaches 4e-6 in float32
+TIGHT = 1e-5  # for single operations and cells
+
+
+def _check_gradients(module, arrays, info, primitives, tolerance):
+    names = [text.split()[0] for text in info["weights_index"]]
+    grads = gradients(module, names, primitives)
+    assert_close(torch.stack([grads[name].norm() for name in names]), arrays["grad_norms"], tolerance, "gradient norms")
+    # One word, "all…", stands for every tensor.
+    index = info["weights_index"] if isinstance(info["grads_index"], str) else info["grads_index"]
+    for name, (expected, _) in entries([" ".join(t.split()[:2]) for t in index], arrays["grads_flat"]).items():
+        # A gradient that vanishes by symmetry is judged against the others' size.
+        scale = max(expected.abs().max().item(), 1e-3 * arrays["grads_flat"].abs().max().item())
+        error = (grads[name] - expected).abs().max().item()
+        assert error <= tolerance * scale, f"{name}: error {error:.3g} for {scale:.3g}"
+
+
+SPACE = get_space("bionas")
+CANDIDATES = without_skip_rules(SPACE.candidates)
+
+
+@pytest.mark.parametrize("case", cases("lrnas_mixedop"))
+def test_mixed_op(case):
+    arrays, info = load("lrnas_mixedop", case)
+    primitives = info["arguments"]["primitives"]
+    op = MixedOp(CANDIDATES, info["arguments"]["C"], info["arguments"]["stride"])
+    inject(op, arrays, info, primitives)
+    x = arrays["x"].clone().requires_grad_()
+    weights = to_ours(arrays["op_weights"], primitives).requires_grad_()
+    output = op(x, weights)
+    output.backward(arrays["grad_output"])
+    assert_close(output, arrays["output"], TIGHT, "output")
+    assert_close(x.grad, arrays["grad_x"], TIGHT, "grad_x")
+    assert_close(to_published(weights.grad, primitives), arrays["grad_op_weights"], TIGHT, "grad_op_weights")
+    _check_gradients(op, arrays, info, primitives, TIGHT)
+    with torch.no_grad():
+        for column, expected in zip(candidate_order(primitives), arrays["op_outputs"], strict=True):
+            assert_close(op.candidates[column](x), expected, TIGHT, str(SPACE.candidates[column]))
+
+
+@pytest.mark.parametrize("case", cases("lrnas_cell"))
+def test_cell(case):
+    arrays, info = load("lrnas_cell", case)
+    arguments = info["arguments"]
+    primitives = arguments["primitives"]
+    cell = SearchCell(
+        SPACE,
+        CANDIDATES,
+        1,
+        (arguments["C_prev_prev"], arguments["C_prev"]),
+        arguments["C"],
+        arguments["reduction"],
+        arguments["reduction_prev"],
+        rule="bp",
+        affine=False,
+    )
+    inject(cell, arrays, info, primitives)
+    s0, s1 = arrays["s0"].clone().requires_grad_(), arrays["s1"].clone().requires_grad_()
+    weights = to_ours(arrays["op_weights"], primitives).requires_grad_()
+    output = cell(s0, s1, weights)
+    output.backward(arrays["grad_output"])
+    assert_close(output, arrays["output"], TIGHT, "output")
+    assert_close(s0.grad, arrays["grad_s0"], TIGHT, "grad_s0")
+    assert_close(s1.grad, arrays["grad_s1"], TIGHT, "grad_s1")
+    assert_close(to_published(weights.grad, primitives), arrays["grad_op_weights"], TIGHT, "grad_op_weights")
+    _check_gradients(cell, arrays, info, primitives, TIGHT)
+
+
+def _batched(net):
+    """The same network, feedback of the recorded pass included, with its cells batched."""
+    net = copy.deepcopy(net)
+    net.cells = nn.ModuleList(StackedCell(cell) for cell in net.cells)
+    return net
+
+
+def _with_gradients(modular, batched):
+    """The modular network with the gradients of the batched one."""
+    holder = copy.deepcopy(batched)
+    with torch.no_grad():
+        for p, q in zip(holder.parameters(), batched.parameters(), strict=True):
+            p.copy_(torch.zeros_like(q) if q.grad is None else q.grad)
+        for cell, theirs in zip(holder.cells, modular.cells, strict=True):
+            cell.exchange(theirs, "write")
+        for name in ("stem", "classifier", "architecture"):
+            getattr(modular, name).load_state_dict(getattr(holder, name).state_dict())
+    for p in modular.parameters():
+        p.grad = p.detach().clone()
+    return modular
+
+
+@pytest.mark.parametrize("engine", ["modular", "stacked"])
+@pytest.mark.parametrize("case", cases("lrnas_network"))
+def test_network(case, engine):
+    arrays, info = load("lrnas_network", case)
+    arguments = info["arguments"]
+    primitives = arguments["primitives"]
+    net = build_supernet(
+        SPACE,
+        channels=arguments["C"],
+        cells=arguments["layers"],
+        num_classes=arguments["num_classes"],
+        skip_rules=False,
+        engine="modular",
+    )
+    inject(net, arrays, info, primitives)
+    with torch.no_grad():
+        for kind in ("normal", "reduce"):
+            net.alphas[kind].copy_(to_ours(arrays[f"alphas_{kind}"], primitives))
+    modular = net
+    if engine == "stacked":
+        net = _batched(modular)
+    stepped = copy.deepcopy(net)
+
+    x = arrays["x"].clone().requires_grad_()
+    logits = net(x)
+    loss = F.cross_entropy(logits, arrays["target"])
+    loss.backward()
+    assert_close(logits, arrays["logits"], TIGHT, "logits")
+    assert_close(loss, arrays["loss"], TIGHT, "loss")
+    assert_close(x.grad, arrays["grad_x"], TOLERANCE, "grad_x")
+    for kind in ("normal", "reduce"):
+        grad = to_published(net.alphas[kind].grad, primitives)
+        assert_close(grad, arrays[f"grad_alphas_{kind}"], TOLERANCE, f"grad_alphas_{kind}")
+    graded = net if engine == "modular" else _with_gradients(modular, net)
+    _check_gradients(graded, arrays, info, primitives, TOLERANCE)
+
+    strategy = Darts(stepped, SearchConfig(), torch.optim.SGD(stepped.weight_parameters()))
+    strategy.before_weight_step(arrays["x"], arrays["target"], iter([(arrays["x"], arrays["target"])]))
+    for kind in ("normal", "reduce"):
+        # The step is what moved, at most about 3e-4; its size is compared, not the alpha's.
+        moved = to_published(stepped.alphas[kind].detach(), primitives) - arrays[f"alphas_{kind}"]
+        expected = arrays[f"alphas_{kind}_after_adam"] - arrays[f"alphas_{kind}"]
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+
+    assert_close(net.stem[1].running_mean, arrays["stem_bn_running_mean"], TIGHT, "running mean")
+    assert_close(net.stem[1].running_var, arrays["stem_bn_running_var"], TIGHT, "running variance")
+    with torch.no_grad():
+        for kind in ("normal", "reduce"):
+            net.alphas[kind].copy_(to_ours(arrays[f"alphas_{kind}"], primitives))
+        assert_close(net.eval()(x), arrays["logits_eval"], TIGHT, "logits_eval")
