@@ -1,8 +1,11 @@
 """Packages and their folders, and the compiled kernels; everything else about the project is in pyproject.toml.
 
-The kernels live beside the package: `kernels/` is installed inside it as `bionas_fast.kernels`, and so are the sources
+The kernels live next to the package: `kernels/` is installed inside it as `bionas_fast.kernels`, and so are the sources
 of the compiled ones, `csrc/`, for a library that is to be compiled on first use. Where torch is at hand (it is not in
 pip's isolated builds) the library is compiled here and now instead, as `bionas_fast._C`.
+
+In a checkout `bionas_fast/kernels` is a link to `kernels/`, for type checkers and editors. Nothing is installed through
+it: file systems and archives without links lose it.
 
 `BIONAS_CUDA_ARCHITECTURES="80 90"` asks for `bionas_fast._C_cuda` too, the kernels for CUDA, for GPUs of these compute
 capabilities and newer ones; it needs nvcc and a torch with CUDA, but no GPU.
@@ -38,8 +41,9 @@ class BuildKernels(build_ext):
             print(f"bionas-fast: {kernels} kernels not compiled ahead of time: {error}", file=sys.stderr)
 
 
-library = find_packages(include=["bionas_fast", "bionas_fast.*"])
-kernels = ["bionas_fast.kernels"] + [f"bionas_fast.kernels.{name}" for name in find_packages("kernels")]
+linked = ["bionas_fast.kernels", "bionas_fast.kernels.*"]
+library = find_packages(include=["bionas_fast", "bionas_fast.*"], exclude=linked)
+kernels = ["bionas_fast.kernels", *(f"bionas_fast.kernels.{name}" for name in find_packages("kernels"))]
 # The libraries hold no Python symbol at all, so they serve every version, which abi3 tells pip.
 names = ["bionas_fast._C", *(["bionas_fast._C_cuda"] if architectures else [])]
 extensions = [Extension(name, sources=[], py_limited_api=True, optional=True) for name in names]
@@ -48,6 +52,7 @@ setup(
     packages=[*library, *kernels, "bionas_fast.csrc"],
     package_dir={"bionas_fast": "bionas_fast", "bionas_fast.kernels": "kernels", "bionas_fast.csrc": "csrc"},
     package_data={
+        "bionas_fast": ["py.typed"],
         "bionas_fast.presets": ["*.yaml"],
         "bionas_fast.csrc": ["**/*.cpp", "**/*.h", "**/*.inc", "**/*.cu", "**/*.cuh"],
     },

@@ -1,0 +1,96 @@
+"""Wheels and sdists: what they hold, with the link to the kernels and where it was lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("bionas_fast", "kernels", "csrc", "benchmarks", "docs", "tests")
+LINK = Path("bionas_fast", "kernels")
+
+
+def sources(folder: str, *suffixes: str) -> set[str]:
+    """The files of a folder with these suffixes, but for those that are reached through the link."""
+    found = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.suffix in suffixes}
+    return {path.as_posix() for path in found if LINK not in path.parents}
+
+
+def copy_checkout(to: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", ".*")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, to / name, ignore=ignored, symlinks=True)
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, to)
+
+
+def build(kind: str, folder: Path) -> tuple[Path, str]:
+    """A package of the sources in ``folder``, and what its making wrote to stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_{kind}('made')"],
+        env={**os.environ, "CXX": "/bin/false", "BIONAS_CUDA_ARCHITECTURES": "80 hopper"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = (folder / "made").iterdir()
+    return made, done.stderr
+
+
+def check_wheel(folder: Path) -> str:
+    """Build a wheel, which holds every module, kernel and C++ source once. Returns what it wrote to stderr."""
+    wheel, messages = build("wheel", folder)
+    names = Counter(zipfile.ZipFile(wheel).namelist())
+    shipped = {name for name in names if ".dist-info/" not in name}
+    inside = sources("kernels", ".py") | sources("csrc", ".cpp", ".h", ".inc", ".cu", ".cuh")
+    outside = sources("bionas_fast", ".py", ".yaml", ".typed")
+    assert shipped == outside | {f"bionas_fast/{name}" for name in inside}
+    assert set(names.values()) == {1}
+    return messages
+
+
+def test_a_wheel_is_made_without_a_compiler(tmp_path):
+    copy_checkout(tmp_path)
+    lines = [line for line in check_wheel(tmp_path).splitlines() if line.startswith("bionas-fast:")]
+    reasons = [line.removeprefix("bionas-fast: ").replace(" kernels not compiled ahead of time", "") for line in lines]
+    assert reasons == [
+        "CPU: /bin/false failed: exit status 1",
+        "CUDA: architectures: expected some such as 80 or 90, got hopper",
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "../kernels"], ids=["no file", "a file that names the target"])
+def test_a_checkout_that_lost_the_link(tmp_path, content):
+    """An archive leaves it out; git on Windows writes a file in its place."""
+    copy_checkout(tmp_path)
+    (tmp_path / LINK).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / LINK).write_text(content)
+    check_wheel(tmp_path)
+
+
+def test_an_sdist_holds_everything_once_and_makes_the_same_wheel(tmp_path):
+    copy_checkout(tmp_path)
+    sdist, _ = build("sdist", tmp_path)
+    with tarfile.open(sdist) as archive:
+        files = Counter(member.name.partition("/")[2] for member in archive if member.isfile())
+        unpacked = tmp_path / "unpacked"
+        archive.extractall(unpacked, filter="data")
+    wanted = {
+        path for folder in FOLDERS for path in sources(folder, ".py", ".yaml", ".cpp", ".h", ".cu", ".cuh", ".md")
+    }
+    assert wanted - set(files) == set()
+    assert {name for name in files if name.startswith(LINK.as_posix())} == set()
+    assert set(files.values()) == {1}
+    (folder,) = unpacked.iterdir()
+    check_wheel(folder)
