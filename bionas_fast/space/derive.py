@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bionas_fast.errors import InputError
 from bionas_fast.space.candidates import NONE, Space
-from bionas_fast.space.genotype import Cell, Edge, Genotype
+from bionas_fast.space.edges import Cell, Edge
+from bionas_fast.space.genotype import Genotype
 
 
 def derive_genotype(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bionas_fast.space.candidates import NONE, Candidate, Space
 from bionas_fast.space.derive import derive_genotype
-from bionas_fast.space.genotype import Edge, Genotype
+from bionas_fast.space.edges import Edge
+from bionas_fast.space.genotype import Genotype
 
 
 def random_genotype(space: Space, generator: torch.Generator, fixed: Mapping[str, str] | None = None) -> Genotype:
