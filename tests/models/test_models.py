@@ -42,7 +42,7 @@ def test_a_cell_by_hand(size):
     s0, s1 = cell.preprocess0(s), cell.preprocess1(s)
     node0 = cell.edges[0](s0) + cell.edges[1](s1)
     node1 = cell.edges[2](s1) + cell.edges[3](node0)
-    torch.testing.assert_close(cell(s, s, 0.0), torch.cat([node0, node1], dim=1))
+    torch.testing.assert_close(cell([s, s], 0.0), torch.cat([node0, node1], dim=1))
     assert net(x).shape == (2, 10)
 
 
