@@ -1,4 +1,4 @@
-"""The network that a genotype stands for, to be trained from scratch (DARTS, section 3.2)."""
+"""The network of a genotype, to be trained from scratch (DARTS, section 3.2)."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _drop(x: Tensor, probability: float) -> Tensor:
     """Drop-path (Larsson et al. 2017): zero whole images of an edge, scale up the rest."""
     if not probability:
         return x
-    kept = distributed.part_of_draw(lambda n: x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability), x.shape[0])
-    return x * kept / (1 - probability)
+    mask = distributed.part_of_draw(lambda n: x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability), x.shape[0])
+    return x * mask / (1 - probability)
 
 
 class AuxiliaryHead(nn.Sequential):

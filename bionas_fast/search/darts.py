@@ -85,7 +85,9 @@ class Darts(Strategy):
         return torch.autograd.grad(strength * decay, alphas, allow_unused=True)
 
     def mixing(self) -> Mixing:
-        return self.net.architecture.mixing(self._sampled if self.config.sampling == "gdas" else None, self.auxiliary_skip)
+        return self.net.architecture.mixing(
+            self._sampled if self.config.sampling == "gdas" else None, self.auxiliary_skip
+        )
 
     def found(self) -> Mixing:
         # What GDAS trains is one candidate an edge; the mixture of all has never been seen by the weights.

@@ -24,19 +24,19 @@ from bionas_fast.space.skeleton import SKELETONS, Skeleton
 FIXED_LAYERS = ("stem", "preprocess", "head")
 
 
-def fixed_rules(given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The rules of stem, preprocess and head: those given, ``bp`` for the others.
+def fixed_rules(fixed: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Complete the rules of stem, preprocess and head: ``bp`` where ``fixed`` names none.
 
     Raises:
         InputError: an unknown layer or rule.
     """
-    given = given or {}
-    for layer, rule in given.items():
+    fixed = fixed or {}
+    for layer, rule in fixed.items():
         if layer not in FIXED_LAYERS:
             raise unknown("layer", layer, FIXED_LAYERS, "fixed")
         if rule not in rules.names():
             raise unregistered("rule", rule, rules.names(), f"fixed.{layer}")
-    return {**dict.fromkeys(FIXED_LAYERS, "bp"), **given}
+    return {**dict.fromkeys(FIXED_LAYERS, "bp"), **fixed}
 
 
 @dataclass(frozen=True, init=False)
@@ -66,15 +66,15 @@ class Genotype:
         fixed: Mapping[str, str] | None = None,
         **cells: Cell,
     ) -> None:
-        given = {"normal": normal, "reduce": reduce, **cells}
-        found = {kind: cell for kind, cell in given.items() if cell is not None}
+        optional = {"normal": normal, "reduce": reduce, **cells}
+        cells = {kind: cell for kind, cell in optional.items() if cell is not None}
         if not any(
-            tuple(found) == known.kinds and all(cell.skeleton == known for cell in found.values())
+            tuple(cells) == known.kinds and all(cell.skeleton == known for cell in cells.values())
             for known in SKELETONS
         ):
             wanted = " or ".join(" and ".join(known.kinds) for known in SKELETONS)
-            raise InputError(f"genotype: expected the cells {wanted}, of that skeleton; got {', '.join(found)}")
-        object.__setattr__(self, "cells", found)
+            raise InputError(f"genotype: expected the cells {wanted}, of that skeleton; got {', '.join(cells)}")
+        object.__setattr__(self, "cells", cells)
         object.__setattr__(self, "fixed", fixed_rules(fixed))
 
     def __hash__(self) -> int:
@@ -82,7 +82,7 @@ class Genotype:
 
     @property
     def skeleton(self) -> Skeleton:
-        """How the cells are wired, and networks made of them."""
+        """The wiring of the cells, and of networks made of them."""
         return next(iter(self.cells.values())).skeleton
 
     @property
@@ -111,7 +111,7 @@ class Genotype:
         return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
     def with_rule(self, rule: str) -> Genotype:
-        """The same architecture with one rule on every searched edge."""
+        """Put one rule on every searched edge of the same architecture."""
         rules.get(rule)
 
         def cell(old: Cell) -> Cell:
@@ -126,7 +126,7 @@ class Genotype:
         return Genotype(**{kind: cell(old) for kind, old in self.cells.items()}, fixed=self.fixed)
 
     def to_json(self) -> str:
-        """The genotype as text, one node a line."""
+        """Write the genotype as text, one node a line."""
         return json_format.write(self.cells, self.fixed)
 
     @classmethod
@@ -149,7 +149,7 @@ class Genotype:
         Raises:
             InputError: not such a text; the message says where.
         """
-        return cls(**darts.read(text))
+        return cls(**darts.read(text), fixed=None)
 
     @classmethod
     def from_nb201(cls, text: str) -> Genotype:
@@ -160,10 +160,10 @@ class Genotype:
         Raises:
             InputError: not such a string; the message names the node and the edge.
         """
-        return cls(**nb201.read(text))
+        return cls(**nb201.read(text), fixed=None)
 
     def to_nb201(self) -> str:
-        """The cell as such a string, with ``bp`` left out: what :meth:`from_nb201` reads.
+        """Write the cell as a string of NAS-Bench-201, with ``bp`` left out; :meth:`from_nb201` reads it.
 
         Raises:
             InputError: an architecture like those of DARTS.

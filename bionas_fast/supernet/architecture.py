@@ -75,7 +75,9 @@ class Architecture(nn.Module):
         if not self.mixture.factorised:
             return dict(self.alphas.items())
         return {
-            kind: torch.stack([self.alphas[f"{kind}_{name}"][:, levels] for name, levels in self._factors.items()]).sum(0)
+            kind: torch.stack([self.alphas[f"{kind}_{name}"][:, levels] for name, levels in self._factors.items()]).sum(
+                0
+            )
             for kind in self.space.kinds
         }
 

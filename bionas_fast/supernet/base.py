@@ -1,4 +1,4 @@
-"""The supernet as both engines share it: its cells in a chain, its architecture parameters, the genotype they encode."""
+"""The supernet as both engines share it: cells in a chain, architecture parameters, the genotype that they encode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from bionas_fast.errors import InputError
 from bionas_fast.space import Candidate, Genotype, Space
 from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell
-from bionas_fast.space.operations import ResidualReduction
 from bionas_fast.supernet.architecture import Architecture, Mixing, Mixture
 
 

@@ -49,9 +49,7 @@ class MixedOp(nn.Module):
 def mixed_ops(cell: SearchCell) -> list[MixedOp]:
     """Fresh mixed ops for a cell, one an edge."""
     channels, candidates = cell.shape.channels, cell.space.candidates
-    return [
-        MixedOp(candidates, channels, cell.stride(source), cell.partial_channels) for _, source in cell.space.edges
-    ]
+    return [MixedOp(candidates, channels, cell.stride(source), cell.partial_channels) for _, source in cell.space.edges]
 
 
 def bypass(stride: int) -> nn.Module:

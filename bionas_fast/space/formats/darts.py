@@ -16,7 +16,7 @@ _SKIP_SUFFIXES = {"_u": "usf", "_b": "brsf", "_f": "frsf"}
 
 
 def parse_published_name(name: str) -> Candidate:
-    """The candidate behind a name of the paper's code, such as ``sep_conv_3x3_br``."""
+    """Read the candidate from a name of the paper's code, such as ``sep_conv_3x3_br``."""
     suffixes = _SKIP_SUFFIXES if name.startswith("skip_connect") else _SUFFIXES
     for suffix, rule in suffixes.items():
         if name.endswith(suffix):

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def located(where: str, parse: Callable[[str], T], text: str) -> T:
-    """``parse(text)``, with the place in front of any complaint."""
+    """Call ``parse(text)``, and put the place in front of its error message."""
     try:
         return parse(text)
     except InputError as error:
