@@ -45,7 +45,7 @@ class ReLUConvBN(nn.Sequential):
 
 
 class ResidualReduction(nn.Module):
-    """The block that halves the size between two stages of NAS-Bench-201: a basic block (He et al. 2016) with ReLU in front.
+    """The block between two stages of NAS-Bench-201: a basic block (He et al. 2016) of stride 2, ReLU in front.
 
     [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉]: two (ReLU, 3×3 convolution, BN), the first of stride 2, added to average
     pooling and a 1×1 convolution.
