@@ -137,7 +137,7 @@ def build_network(
         channels: C of the first cell; reductions double it.
         cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋. For a genotype of NAS-Bench-201, the cells of each stage.
         auxiliary: a second classifier after two thirds of the cells, used in training only.
-        drop_path: the probability, in training, that an edge loses an image, unless ``forward`` is given another.
+        drop_path: the probability, in training, that an edge loses an image, unless ``forward`` is called with another.
         seed: of all weights and random feedback. PyTorch's own generator is left untouched.
 
     Returns:

@@ -19,7 +19,7 @@ from bionas_fast.supernet.stacked import StackedSupernet
 ENGINES: dict[str, type[Supernet]] = {"stacked": StackedSupernet, "modular": ModularSupernet}
 
 
-def build_supernet(
+def build_supernet(  # noqa: PLR0913 settings by keyword, as those of a layer
     space: str | Space = "bionas",
     *,
     channels: int = 16,

@@ -22,7 +22,7 @@ Mixing = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Mixture:
-    """How the mixed ops of a supernet mix their candidates.
+    """The way in which mixed ops mix their candidates.
 
     Attributes:
         factorised: alphas of the operations and of the rules, whose sum is a candidate's, in place of one each.

@@ -166,7 +166,7 @@ def test_mutations_change_one_edge():
     assert {word.partition("~")[2] for word in seen} == {"0", "1", "2"}
 
 
-def test_one_hot_weights_are_the_found_cell():
+def test_one_hot_weights_are_the_cell_of_the_genotype():
     """A supernet cell with the weights of a genotype has its wiring: with identities x, 0 and x + x + 0."""
     space = get_space("nb201")
     genotype = bf.Genotype.from_nb201(
@@ -174,7 +174,7 @@ def test_one_hot_weights_are_the_found_cell():
     )
     cell = ModularCell(space, 1, CellShape((3,), 3, False, False, rule="bp", affine=False))
     x = torch.randn(2, 3, 5, 5)
-    torch.testing.assert_close(cell(x, one_hot(genotype, space)["cell"]), 2 * x)
+    torch.testing.assert_close(cell([x], one_hot(genotype, space)["cell"]), 2 * x)
 
 
 def parameters(text, channels, cells, in_channels=3, classes=10):

@@ -63,12 +63,12 @@ def read(text: str) -> tuple[dict[str, Cell], dict[str, str]]:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in data:
             raise InputError(f"genotype: {key!r} is given twice")
-        found[key] = value
-    return found
+        data[key] = value
+    return data
 
 
 _JSON_NAMES = {
