@@ -58,6 +58,24 @@ def test_drop_path_zeroes_images_of_an_edge_and_keeps_the_mean():
     assert _drop(x, 0.0) is x
 
 
+def test_drop_path_is_an_argument_of_forward():
+    """In training, in place of that of the construction; never in evaluation."""
+    plain, dropping = (bf.build_network(GENOTYPE, channels=4, cells=3, drop_path=p) for p in (0.0, 0.5))
+    x = torch.randn(8, 3, 8, 8)
+
+    def logits(net, *drop_path):
+        torch.manual_seed(0)
+        return net(x, *drop_path)
+
+    assert torch.equal(logits(plain, 0.5), logits(dropping))
+    assert torch.equal(logits(plain), logits(dropping, 0.0))
+    assert not torch.equal(logits(plain), logits(plain, 0.5))
+    assert torch.equal(logits(plain.eval()), logits(plain, 0.5))
+    for build in (lambda: plain(x, 1.0), lambda: bf.build_network(GENOTYPE, drop_path=-0.1)):
+        with pytest.raises(InputError, match="drop_path: expected 0 <= drop_path < 1"):
+            build()
+
+
 @pytest.mark.parametrize("size", [8, 16, 33])
 def test_auxiliary_head_in_training_only(size):
     net = bf.build_network(GENOTYPE, channels=2, cells=3, auxiliary=True, num_classes=5)
