@@ -43,7 +43,8 @@ class StackedCell(SearchCell):
 
     def forward(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         """See :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
-        states, bypassed = self._begin(inputs)
+        states = self._first_states(inputs)
+        bypassed: dict[int, Tensor] = {}
         for source, (edges, weights) in enumerate(self._leaving(mixing)):
             nodes = self.nodes[source]
             x = states[source]
@@ -63,7 +64,8 @@ class StackedCell(SearchCell):
             inputs: outputs of the preceding cells, [P·N, C_in, H, W]: individual by individual; or, where ``shared``,
                 [N, C_in, H, W] for all of them.
         """
-        states, bypassed = self._begin(inputs)
+        states = self._first_states(inputs)
+        bypassed: dict[int, Tensor] = {}
         for source, (edges, weights) in enumerate(self._leaving(mixing)):
             nodes = self.nodes[source]
             x = states[source]
@@ -77,10 +79,10 @@ class StackedCell(SearchCell):
             self._complete(source + 1, states, bypassed)
         return self._output(states)
 
-    def _begin(self, inputs: Sequence[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """The states, of which the inputs are known; and the sums of the channels that bypass the candidates."""
+    def _first_states(self, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The cell's inputs as its first states, by their number."""
         images = self.preprocess([x.contiguous(memory_format=torch.channels_last) for x in inputs])
-        return {state: image.permute(0, 2, 3, 1) for state, image in enumerate(images)}, {}
+        return {state: image.permute(0, 2, 3, 1) for state, image in enumerate(images)}
 
     def _leaving(self, mixing: Tensor) -> Iterator[tuple[StackedEdges, Tensor]]:
         """For each state the edges that leave it and their mixing weights [..., edges, candidates]."""
@@ -94,7 +96,7 @@ class StackedCell(SearchCell):
         return x, edges.bypass(rest.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _complete(self, state: int, states: dict[int, Tensor], bypassed: dict[int, Tensor]) -> None:
-        """Shuffle the channels of a node together, those that bypassed the candidates with the others."""
+        """Shuffle the channels of a complete node together, those that bypassed the candidates with the others."""
         if state in bypassed:
             both = torch.cat([states[state], bypassed[state]], dim=-1)
             states[state] = shuffle(both, self.partial_channels, dim=3)
