@@ -1,9 +1,10 @@
-"""The network that a genotype stands for, to be trained from scratch (DARTS, section 3.2)."""
+"""The network of a genotype, to be trained from scratch (DARTS, section 3.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +13,31 @@ from bionas_fast.errors import InputError
 from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
 from bionas_fast.runtime import distributed
 from bionas_fast.space import Genotype
-from bionas_fast.space.cells import CellNetwork, PreprocessedCell
+from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell
 from bionas_fast.space.operations import Skip, convolution
 
 
-class FoundCell(PreprocessedCell):
+class GenotypeCell(PreprocessedCell):
     """A cell of a genotype."""
 
-    def __init__(
-        self,
-        genotype: Genotype,
-        in_channels: tuple[int, ...],
-        channels: int,
-        reduction: bool,
-        previous_reduction: bool,
-        rule: str,
-        affine: bool,
-    ) -> None:
-        super().__init__(genotype.skeleton, in_channels, channels, reduction, previous_reduction, rule, affine)
-        found = genotype.cells[self.kind]
-        self.concat = found.concat
-        self.sources = [[edge.source for edge in edges] for edges in found.nodes]
+    def __init__(self, genotype: Genotype, shape: CellShape) -> None:
+        super().__init__(genotype.skeleton, shape)
+        cell = genotype.cells[self.kind]
+        self.concat = cell.concat
+        self.sources = [[edge.source for edge in edges] for edges in cell.nodes]
         self.edges = nn.ModuleList(
-            edge.candidate.build(channels, self.stride(edge.source), searching=False) for edge in found.edges
+            edge.candidate.build(shape.channels, self.stride(edge.source), searching=False) for edge in cell.edges
         )
-        self.out_channels = channels * len(found.concat)
+        self.out_channels = shape.channels * len(cell.concat)
 
-    def forward(self, *inputs: Any) -> Tensor:
-        """Outputs of the preceding cells, and the chance to lose an edge (drop-path) → [N, out_channels, H', W']."""
-        *outputs, drop_path = inputs
-        states = self.first_states(outputs)
+    def forward(self, inputs: Sequence[Tensor], drop_path: float) -> Tensor:
+        """The outputs of the preceding cells → the output of this one, [N, out_channels, H', W'].
+
+        Args:
+            inputs: [N, C_in, H, W] each, the older first.
+            drop_path: the probability that an edge loses an image.
+        """
+        states = self.preprocess(inputs)
         edges = iter(self.edges)
         for sources in self.sources:
             outputs = []
@@ -53,12 +49,12 @@ class FoundCell(PreprocessedCell):
         return torch.cat([states[state] for state in self.concat], dim=1)
 
 
-def _drop(x: Tensor, chance: float) -> Tensor:
+def _drop(x: Tensor, probability: float) -> Tensor:
     """Drop-path (Larsson et al. 2017): zero whole images of an edge, scale up the rest."""
-    if not chance:
+    if not probability:
         return x
-    kept = distributed.part_of_draw(lambda count: x.new_empty(count, 1, 1, 1).bernoulli_(1 - chance), x.shape[0])
-    return x * kept / (1 - chance)
+    mask = distributed.part_of_draw(lambda n: x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability), x.shape[0])
+    return x * mask / (1 - probability)
 
 
 class AuxiliaryHead(nn.Sequential):
@@ -79,52 +75,48 @@ class AuxiliaryHead(nn.Sequential):
         )
 
 
-class FoundNetwork(CellNetwork):
+class GenotypeNetwork(CellNetwork):
     """The network of a genotype; see :func:`build_network`.
 
-    Attributes:
-        drop_path: the chance, in training, that an edge loses an image; set it from epoch to epoch.
+    Args:
+        drop_path: the probability that :meth:`forward` uses by default.
+
+    Raises:
+        InputError: a probability out of range.
     """
 
-    def __init__(
-        self,
-        genotype: Genotype,
-        *,
-        channels: int,
-        cells: int,
-        num_classes: int,
-        in_channels: int,
-        auxiliary: bool,
-        drop_path: float,
-    ) -> None:
-        super().__init__(
-            genotype.skeleton,
-            partial(FoundCell, genotype),
-            channels=channels,
-            cells=cells,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            fixed=genotype.fixed,
-            affine=True,
-        )
+    def __init__(self, genotype: Genotype, shape: NetworkShape, *, auxiliary: bool, drop_path: float) -> None:
+        super().__init__(genotype.skeleton, shape, partial(GenotypeCell, genotype))
         self.genotype = genotype
-        if not 0 <= drop_path < 1:
-            raise InputError(f"drop_path: expected 0 <= drop_path < 1, got {drop_path}")
-        self.drop_path = drop_path
+        self.drop_path = _checked(drop_path)
         self.auxiliary_index = 2 * len(self.cells) // 3
-        width: Any = self.cells[self.auxiliary_index].out_channels
-        self.auxiliary = AuxiliaryHead(width, num_classes, genotype.fixed["head"]) if auxiliary else None
+        width = cast("PreprocessedCell", self.cells[self.auxiliary_index]).out_channels
+        self.auxiliary = AuxiliaryHead(width, shape.num_classes, genotype.fixed["head"]) if auxiliary else None
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Images [N, in_channels, H, W] → logits [N, classes]; in training with an auxiliary head, both logits."""
-        self._check_input(x)
-        drop_path = self.drop_path if self.training else 0.0
+    def forward(self, x: Tensor, drop_path: float | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Images [N, in_channels, H, W] → logits [N, classes]; in training with an auxiliary head, both logits.
+
+        Args:
+            drop_path: the probability, in training, that an edge loses an image; by default that of the construction.
+        """
+        inputs = self._begin(x)
+        probability = self.drop_path if drop_path is None else _checked(drop_path)
+        if not self.training:
+            probability = 0.0
         auxiliary = None
-        for index, out in enumerate(self._outputs(x, lambda cell, inputs: cell(*inputs, drop_path))):
+        for index, cell in enumerate(self.cells):
+            out = cell(inputs, probability) if isinstance(cell, GenotypeCell) else cell(inputs[-1])
+            inputs = [*inputs[1:], out]
             if self.training and self.auxiliary is not None and index == self.auxiliary_index:
                 auxiliary = self.auxiliary(out)
-        logits = self._classify(out)
+        logits = self._classify(inputs[-1])
         return logits if auxiliary is None else (logits, auxiliary)
+
+
+def _checked(drop_path: float) -> float:
+    if not 0 <= drop_path < 1:
+        raise InputError(f"drop_path: expected 0 <= drop_path < 1, got {drop_path}")
+    return drop_path
 
 
 def build_network(
@@ -137,15 +129,15 @@ def build_network(
     auxiliary: bool = False,
     drop_path: float = 0.0,
     seed: int = 0,
-) -> FoundNetwork:
-    """The network of a genotype, with fresh weights.
+) -> GenotypeNetwork:
+    """Build the network of a genotype, with fresh weights.
 
     Args:
         genotype: the cells and their learning rules.
         channels: C of the first cell; reductions double it.
         cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋. For a genotype of NAS-Bench-201, the cells of each stage.
         auxiliary: a second classifier after two thirds of the cells, used in training only.
-        drop_path: the chance, in training, that an edge loses an image.
+        drop_path: the probability, in training, that an edge loses an image, unless ``forward`` is called with another.
         seed: of all weights and random feedback. PyTorch's own generator is left untouched.
 
     Returns:
@@ -154,17 +146,10 @@ def build_network(
     Raises:
         InputError: a number out of range.
     """
+    shape = NetworkShape(channels, cells, num_classes, in_channels, genotype.fixed, affine=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = FoundNetwork(
-            genotype,
-            channels=channels,
-            cells=cells,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            auxiliary=auxiliary,
-            drop_path=drop_path,
-        )
+        network = GenotypeNetwork(genotype, shape, auxiliary=auxiliary, drop_path=drop_path)
     connect_direct_feedback(network, num_classes)
     name_layers(network)
     return network

@@ -6,7 +6,7 @@ A block is BN without affine parameters, a Hebbian convolution with reflected bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from bionas_fast.nn import HebbianConv2d, Linear, Triangle, name_layers
 
 #: ‖W_k‖ of the initial filters, from which the adaptive rate lets them come down to 1.
 INITIAL_NORM = 25.0
-
-#: The place of the scale in a network's head.
-SCALE = 1
 
 
 class Block(NamedTuple):
@@ -123,10 +120,15 @@ class SoftHebbNetwork(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), Scale(), nn.Dropout(dropout), Linear(shape[1:].numel(), num_classes))
 
     def features(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] → what the head sees, before it is flattened."""
+        """Images [N, C, H, W] → the features that the head reads, not yet flattened."""
         for block in self.blocks:
             x = block(x)
         return x
+
+    @property
+    def scale(self) -> Scale:
+        """The scale in front of the head's linear layer."""
+        return cast("Scale", self.head[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] → logits [N, classes]."""
@@ -143,7 +145,7 @@ def build_softhebb(
     dropout: float = 0.5,
     seed: int = 0,
 ) -> SoftHebbNetwork:
-    """A SoftHebb network with fresh weights.
+    """Build a SoftHebb network with fresh weights.
 
     Args:
         architecture: ``cifar10`` (96, 384 and 1536 filters), ``mnist`` (32 and 128) or ``fashion-mnist`` (32 and 64).

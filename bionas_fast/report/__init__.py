@@ -1,4 +1,4 @@
-"""What was found, shown: a genotype in the terminal, as a picture, and a whole search as one HTML page."""
+"""Reports: a genotype in the terminal and as a picture, a whole search as one HTML page."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -32,7 +32,7 @@ def softmax(alpha: np.ndarray) -> np.ndarray:
 
 
 def grouped(weights: np.ndarray, space: Space, key: Callable[[Candidate], Any]) -> dict[Any, np.ndarray]:
-    """Weights [..., candidates] summed over the candidates with the same key, in the order of the space."""
+    """Sum weights [..., candidates] over the candidates with the same key, in the order of the space."""
     keys = [key(candidate) for candidate in space.candidates]
     return {k: weights[..., [i for i, own in enumerate(keys) if own == k]].sum(axis=-1) for k in dict.fromkeys(keys)}
 
@@ -61,8 +61,8 @@ def rule_shares(alpha: np.ndarray, space: Space) -> dict[str | None, np.ndarray]
     return {rule: np.array([w[node == n].mean() for n in range(space.nodes)]) for rule, w in by_rule.items()}
 
 
-def found_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
-    """Rule → its share of the edges into every node of a found cell, [nodes]."""
+def edge_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
+    """Rule → its share of the edges into every node of a genotype's cell, [nodes]."""
     nodes = [[edge.candidate.learning for edge in edges] for edges in genotype.cells[kind].nodes]
     used = dict.fromkeys(rule for node in nodes for rule in node)
     if not used:
@@ -71,12 +71,12 @@ def found_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
 
 
 def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """Stacked bars, a node each: the share of every rule by α and on the edges that were found."""
+    """Stacked bars, a node each: the share of every rule by α and on the edges of the genotype."""
     panels = []
     for kind in genotype.cells:
         if kind in alphas:
             panels.append((f"{cell_title(kind)}, by α", rule_shares(alphas[kind][-1], space)))
-        panels.append((f"{cell_title(kind)}, found edges", found_shares(genotype, kind)))
+        panels.append((f"{cell_title(kind)}, found edges", edge_shares(genotype, kind)))
     order = sorted(dict.fromkeys(rule for _, shares in panels for rule in shares), key=lambda rule: rule is None)
     nodes = max(len(next(iter(shares.values()))) for _, shares in panels)
     skeleton = genotype.skeleton
@@ -173,15 +173,15 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, Real) else math.nan
 
 
-def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """``count`` panels in rows of equal size, with room for a key below; ``height`` of a row in inches."""
-    rows = -(-count // columns)
+def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Lay out ``n`` panels in rows of equal size, with room for a key below; ``height`` of a row in inches."""
+    rows = -(-n // columns)
     total = rows * height + 0.3
     figure = Figure(figsize=(_WIDTH, total), facecolor=PAPER)
     gap = 0.36
     width = (_WIDTH - _LEFT - 0.2 - gap * (columns - 1)) / columns
     axes = []
-    for i in range(count):
+    for i in range(n):
         row, column = divmod(i, columns)
         x, y = _LEFT + column * (width + gap), total - (row + 1) * height + 0.28
         axes.append(figure.add_axes((x / _WIDTH, y / total, width / _WIDTH, (height - 0.65) / total)))

@@ -100,7 +100,9 @@ def _columns(layout: Layout, label: float) -> list[tuple[float, float]]:
     x, columns = _MARGIN, []
     for layer in range(len(layout.layers)):
         named = layer % 2 == 1 and layer < len(layout.layers) - 1
-        width = _INPUT if layer in (0, len(layout.layers) - 1) else label if named else _NODE
+        width = label if named else _NODE
+        if layer in (0, len(layout.layers) - 1):
+            width = _INPUT
         columns.append((x, x + width))
         x += width + (_ARROW if named else _BEND)
     return columns
@@ -138,7 +140,7 @@ def _draw_cell(
 
 
 def _port(target: Item, source: Item) -> float:
-    """Where on a box's left side a line arrives: in the order in which the lines come."""
+    """The height at which a line arrives at a box's left side: in the order in which the lines come."""
     sources = sorted((item.y for item, _ in target.neighbours[-1]))
     step = min(0.13, 0.7 * target.height / max(len(sources) - 1, 1))
     return target.y + (sources.index(source.y) - (len(sources) - 1) / 2) * step
@@ -163,7 +165,8 @@ def _draw_line(axes: Axes, points: list[tuple[float, float]], color: str, width:
 
 
 def _draw_label(axes: Axes, edge: Edge, item: Item, column: tuple[float, float], dy: float) -> None:
-    (left, right), y, color = column, item.y + dy, rule_color(edge.candidate.learning)
+    left, right = column
+    y, color = item.y + dy, rule_color(edge.candidate.learning)
     corner, style = (left, y - item.height / 2), "round,pad=0,rounding_size=0.06"
     for fill, alpha in ((PAPER, 1.0), (color, 0.14)):
         axes.add_patch(
@@ -180,7 +183,7 @@ def _draw_label(axes: Axes, edge: Edge, item: Item, column: tuple[float, float],
 
 
 def _legend(genotype: Genotype, edges: list[Edge]) -> tuple[list[tuple[str | None, str]], str]:
-    """The rules with how often each is used, and the line about the fixed layers."""
+    """The rules with the number of their uses, and the line about the fixed layers."""
     counts = sorted(Counter(e.candidate.learning for e in edges).items(), key=lambda pair: (pair[0] is None, -pair[1]))
     fixed = "  ·  ".join(f"{layer} {rule}" for layer, rule in genotype.fixed.items())
     return [(rule, f"{rule or NO_RULE}  ×{count}") for rule, count in counts], fixed

@@ -1,4 +1,4 @@
-"""A search as one HTML page that needs nothing but itself."""
+"""A search as one HTML page that depends on no other file."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def write_report(
 
     Args:
         path: the file, inside the folder of the run; its commands at the end name that folder.
-        genotype: what was found.
+        genotype: the result of the search.
         config: the settings, nested as they may be.
         metrics: one entry an epoch. ``epoch``, ``train_loss``, ``train_accuracy``, ``valid_loss``, ``valid_accuracy``,
             ``alpha_entropy`` and ``seconds`` are drawn where present; all entries are in the table.
         alphas: for each kind of cell [epochs + 1, edges, candidates] before the softmax; empty for a
             method without architecture parameters.
         space: the search space that the last two axes belong to.
-        machine: what it ran on.
-        summary: the headline figures, by name.
+        machine: the properties of the machine that it ran on.
+        summary: the headline metrics, by name.
 
     Raises:
         InputError: ``alphas`` do not fit the space, or the file cannot be written.

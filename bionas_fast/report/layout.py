@@ -1,4 +1,4 @@
-"""Where the parts of a cell stand in a drawing: a layered layout (Sugiyama, Tagawa & Toda 1981) from left to right.
+"""The layout of a cell's drawing: in layers from left to right (Sugiyama, Tagawa & Toda 1981).
 
 Layer 0 holds the cell's inputs, layers 2i+1 the labels of the edges into node i, layers 2i+2 node i, the last one
 the output. An edge that spans several layers holds a place in each of them, so nothing can be drawn over
@@ -18,7 +18,7 @@ _SWEEPS = 24
 
 
 def cell_title(kind: str) -> str:
-    """What a kind of cell is called: ``normal cell``; where there is only one, ``cell``."""
+    """The title of a kind of cell: ``normal cell``; where there is only one, ``cell``."""
     return kind if kind == "cell" else f"{kind} cell"
 
 
@@ -28,7 +28,7 @@ class Item:
 
     Attributes:
         layer: its column.
-        height: how much room it takes, in inches.
+        height: the room it takes, in inches.
         y: the height of its centre in inches, known once the layout is.
     """
 
@@ -68,7 +68,7 @@ class Layout:
 
 
 def lay_out(cell: Cell, *, box: float = 0.44, label: float = 0.36, line: float = 0.0, gap: float = 0.14) -> Layout:
-    """A place for every state, label and line of a cell, with few crossings and lines that are nearly straight.
+    """Place every state, label and line of a cell, with few crossings and lines that are nearly straight.
 
     Args:
         box, label, line: the height of a state's box, an edge's label and a passing line, in inches.
@@ -96,7 +96,8 @@ def lay_out(cell: Cell, *, box: float = 0.44, label: float = 0.36, line: float =
     for r in routes:
         for left, right in pairwise(r.items):
             # Long lines are kept straight before short ones (Gansner et al. 1993).
-            weight = 8.0 if left.height == right.height == line else 2.0 if line in (left.height, right.height) else 1.0
+            passing = (left.height, right.height).count(line)
+            weight = (1.0, 2.0, 8.0)[passing]
             left.neighbours[1].append((right, weight))
             right.neighbours[-1].append((left, weight))
     _order(layers)
@@ -173,7 +174,7 @@ def _level(layers: list[list[Item]], gap: float) -> None:
 
 
 def _straighten(layers: list[list[Item]], routes: Sequence[Route], gap: float) -> None:
-    """Take the small steps out of long lines: as many places in a row as can be get the same height."""
+    """Take the small steps out of long lines: give as many places in a row as possible the same height."""
 
     def free(item: Item) -> tuple[float, float]:
         layer = layers[item.layer]

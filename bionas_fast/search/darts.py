@@ -85,11 +85,13 @@ class Darts(Strategy):
         return torch.autograd.grad(strength * decay, alphas, allow_unused=True)
 
     def mixing(self) -> Mixing:
-        return self.net.architecture.mixing(self._sampled if self.config.sampling == "gdas" else None)
+        return self.net.architecture.mixing(
+            self._sampled if self.config.sampling == "gdas" else None, self.auxiliary_skip
+        )
 
     def found(self) -> Mixing:
         # What GDAS trains is one candidate an edge; the mixture of all has never been seen by the weights.
-        return self.net.architecture.mixing(_strongest if self.config.sampling == "gdas" else None)
+        return self.net.architecture.mixing(_strongest if self.config.sampling == "gdas" else None, self.auxiliary_skip)
 
     def _sampled(self, logits: Tensor) -> Tensor:
         """One candidate an edge, drawn by its softmax; the gradient is that of the Gumbel-softmax (GDAS, Dong 2019)."""

@@ -60,7 +60,8 @@ class PersistentEvolution(Strategy):
         architecture = self.net.architecture
         like = next(architecture.parameters())
         with torch.no_grad():
-            mixing, present = architecture.mixings(individuals.to(like)), architecture.mixing()
+            mixing = architecture.mixings(individuals.to(like), self.auxiliary_skip)
+            present = architecture.mixing(auxiliary_skip=self.auxiliary_skip)
             loss = cross_entropies(logits_of(self.net, x, mixing), y)
             alike = similarity(mixing, present)
         return (self.config.fitness_cross_entropy * loss + self.config.fitness_similarity * alike).cpu()

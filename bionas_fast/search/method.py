@@ -45,12 +45,13 @@ class Strategy:
         self.net, self.config, self.optimizer = net, config, optimizer
         self.precision = precision or Precision()
         self.epoch = 0
+        self.auxiliary_skip = 0.0
 
     def prepare(self, epoch: int) -> None:
         """Called whenever an epoch begins or is taken up again: sets what follows from its number."""
         self.epoch = epoch
         if self.config.auxiliary_skip:  # DARTS- (Chu et al. 2021): falls from 1 to 0
-            self.net.architecture.auxiliary = 1 - epoch / self.config.epochs
+            self.auxiliary_skip = 1 - epoch / self.config.epochs
 
     @property
     def warming_up(self) -> bool:
@@ -65,11 +66,11 @@ class Strategy:
 
     def mixing(self) -> Mixing:
         """What the candidates are mixed by in the next pass in training."""
-        return self.net.architecture.mixing()
+        return self.net.architecture.mixing(auxiliary_skip=self.auxiliary_skip)
 
     def found(self) -> Mixing:
         """What they are mixed by when the supernet is judged after an epoch."""
-        return self.net.architecture.mixing()
+        return self.net.architecture.mixing(auxiliary_skip=self.auxiliary_skip)
 
     def genotype(self) -> Genotype:
         """The architecture that the search would end with now."""

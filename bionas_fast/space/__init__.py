@@ -1,4 +1,4 @@
-"""What can be searched: operations, candidates, spaces, and the genotype that a search ends with."""
+"""Search spaces: operations, candidates, spaces, and the genotype that a search ends with."""
 
 from bionas_fast.space import operations as _operations  # registers the operations
 from bionas_fast.space.candidates import (
@@ -13,6 +13,7 @@ from bionas_fast.space.candidates import (
     space_names,
 )
 from bionas_fast.space.derive import derive_genotype
-from bionas_fast.space.genotype import Cell, Edge, Genotype
+from bionas_fast.space.edges import Cell, Edge
+from bionas_fast.space.genotype import Genotype
 from bionas_fast.space.sampling import mutated, one_hot, random_genotype
 from bionas_fast.space.skeleton import DARTS, NB201, Skeleton

@@ -1,4 +1,4 @@
-"""What can stand on an edge: (operation, rule) pairs, and the named sets of them that a search chooses from."""
+"""The candidates for an edge, (operation, rule) pairs, and the named spaces of them that a search chooses from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Operation:
             [N, C, ⌈H/stride⌉, ⌈W/stride⌉]. ``rule`` is None for operations without weights. ``searching`` is True
             in a supernet (no affine parameters in batch normalisation, pools followed by one).
         takes_rule: whether one of the learning rules can be chosen for it.
-        own_rule: for an operation that learns in a way of its own, what to call that.
+        own_rule: the name of the way in which the operation learns, where that is one of its own.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Candidate:
 
     @property
     def learning(self) -> str | None:
-        """How its weights learn: by its rule, in a way of the operation's own, or None without weights."""
+        """The way its weights learn: its rule, the operation's own way, or None without weights."""
         return self.rule or get_operation(self.operation).own_rule
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ class Candidate:
 
 
 def _check_output(candidate: str, stride: int, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
-    """A forward hook: a sum of candidates would broadcast an output of another shape."""
+    """Refuse an output of another shape, which a sum of candidates would broadcast. A forward hook."""
     (x,) = inputs
     height, width = x.shape[-2:]
     expected = (*x.shape[:2], -(-height // stride), -(-width // stride))
@@ -147,8 +147,8 @@ class Space:
 
     Attributes:
         candidates: what can stand on an edge, the same on all.
-        nodes: of every cell, its inputs not counted.
-        skeleton: how cells are wired, and networks made of them.
+        nodes: the number of nodes of every cell, its inputs not counted.
+        skeleton: the wiring of the cells, and of networks made of them.
     """
 
     name: str
@@ -168,7 +168,7 @@ class Space:
 
     @property
     def inputs(self) -> int:
-        """How many states of a cell come from preceding cells."""
+        """The number of states of a cell that come from preceding cells."""
         return len(self.skeleton.input_names)
 
     @property

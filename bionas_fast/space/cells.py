@@ -1,9 +1,9 @@
-"""What a supernet and a found network have in common: stem, a chain of cells with their preprocessing, head."""
+"""The frame that a supernet and a genotype network share: stem, a chain of cells with their preprocessing, head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -13,122 +13,147 @@ from bionas_fast.space.operations import FactorizedReduce, ReLUConvBN, ResidualR
 from bionas_fast.space.skeleton import REDUCTIONS, RESIDUAL, Skeleton
 
 
-class PreprocessedCell(nn.Module):
-    """A cell that first brings its inputs to its own number of channels and size, where its skeleton says so.
+@dataclass(frozen=True)
+class CellShape:
+    """The shape of one cell.
 
-    Args:
-        in_channels: of the cell's inputs, the older first.
+    Attributes:
+        in_channels: the channels of its inputs, the older input first.
         channels: C of this cell.
         reduction: whether its edges from the inputs have stride 2.
         previous_reduction: whether the previous cell halved the size, so that the older input must be halved too.
+        rule: the learning rule of its preprocessing.
+        affine: whether its preprocessing's batch normalisation has affine parameters.
     """
 
-    def __init__(
-        self,
-        skeleton: Skeleton,
-        in_channels: Sequence[int],
-        channels: int,
-        reduction: bool,
-        previous_reduction: bool,
-        rule: str,
-        affine: bool,
-    ) -> None:
-        super().__init__()
-        self.kind = skeleton.kinds[int(reduction)]
-        self.inputs = len(skeleton.input_names)
-        self.strides = [2 if reduction else 1] * self.inputs  # of the edges that leave the inputs
-        if skeleton.preprocessed:
-            for i, width in enumerate(in_channels):
-                halved = previous_reduction and i < self.inputs - 1
-                module = (FactorizedReduce if halved else ReLUConvBN)(width, channels, rule, affine)
-                self.add_module(f"preprocess{i}", module)
-        self.out_channels = channels  # of the whole cell; set by the subclass
-
-    def stride(self, source: int) -> int:
-        """The stride of the edges that leave a state."""
-        return self.strides[source] if source < self.inputs else 1
-
-    @property
-    def preprocessing(self) -> list[nn.Module]:
-        """What each input passes; empty where it is taken as it is."""
-        return [module for name, module in self.named_children() if name.startswith("preprocess")]
-
-    def first_states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs [N, C_in, H, W], in the cell's own channels and size."""
-        modules = self.preprocessing
-        return [module(x) for module, x in zip(modules, inputs, strict=True)] if modules else list(inputs)
+    in_channels: tuple[int, ...]
+    channels: int
+    reduction: bool
+    previous_reduction: bool
+    rule: str
+    affine: bool
 
 
-class CellNetwork(nn.Module):
-    """Stem (3×3 convolution, BN), the skeleton's cells, global average pooling, classifier. Subclasses run the cells.
+@dataclass(frozen=True)
+class NetworkShape:
+    """The shape of a network of cells.
 
-    Args:
-        skeleton: which cells follow each other; those that halve the size double C.
-        make_cell: called with the arguments of :class:`PreprocessedCell` after the skeleton.
-        channels: C of the first cell, ≥ 1.
-        cells: ≥ 1; what it counts is the skeleton's.
+    Attributes:
+        channels: C of the first cell, ≥ 1; cells that halve the size double it.
+        cells: ≥ 1; the skeleton defines what it counts.
+        num_classes: the width of the logits, ≥ 1.
+        in_channels: the channels of the images, ≥ 1.
         fixed: the rules of stem, preprocess and head.
+        affine: whether batch normalisation in and between the cells has affine parameters.
 
     Raises:
         InputError: a number below 1.
     """
 
-    def __init__(
-        self,
-        skeleton: Skeleton,
-        make_cell: Callable[[tuple[int, ...], int, bool, bool, str, bool], PreprocessedCell],
-        *,
-        channels: int,
-        cells: int,
-        num_classes: int,
-        in_channels: int,
-        fixed: Mapping[str, str],
-        affine: bool,
-    ) -> None:
-        super().__init__()
-        sizes = {"channels": channels, "cells": cells, "num_classes": num_classes, "in_channels": in_channels}
-        for name, value in sizes.items():
+    channels: int
+    cells: int
+    num_classes: int
+    in_channels: int
+    fixed: Mapping[str, str]
+    affine: bool
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "cells", "num_classes", "in_channels"):
+            value = getattr(self, name)
             if value < 1:
                 raise InputError(f"{name}: expected at least 1, got {value}")
-        self.in_channels, self.num_classes = in_channels, num_classes
-        self.skeleton = skeleton
+
+
+class PreprocessedCell(nn.Module):
+    """A cell that first brings its inputs to its own number of channels and size, where its skeleton says so.
+
+    Attributes:
+        kind: the kind of cell, by which the architecture is looked up.
+        out_channels: the channels of the output; the subclass sets it.
+    """
+
+    kind: str
+    out_channels: int
+
+    def __init__(self, skeleton: Skeleton, shape: CellShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.kind = skeleton.kinds[int(shape.reduction)]
+        self.inputs = len(skeleton.input_names)
+        self.input_stride = 2 if shape.reduction else 1
+        if skeleton.preprocessed:
+            for i, width in enumerate(shape.in_channels):
+                halved = shape.previous_reduction and i < self.inputs - 1
+                module = (FactorizedReduce if halved else ReLUConvBN)(width, shape.channels, shape.rule, shape.affine)
+                self.add_module(f"preprocess{i}", module)
+        self.out_channels = shape.channels
+
+    def stride(self, source: int) -> int:
+        """The stride of the edges that leave a state."""
+        return self.input_stride if source < self.inputs else 1
+
+    @property
+    def preprocessing(self) -> list[nn.Module]:
+        """The module that each input passes; empty where inputs are taken as they are."""
+        return [module for name, module in self.named_children() if name.startswith("preprocess")]
+
+    def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The cell's first states: its inputs [N, C_in, H, W] in the cell's own channels and size."""
+        modules = self.preprocessing
+        return [module(x) for module, x in zip(modules, inputs, strict=True)] if modules else list(inputs)
+
+
+class CellNetwork(nn.Module):
+    """Stem (3×3 convolution, BN), the skeleton's cells, global average pooling, classifier.
+
+    A subclass's ``forward`` passes the images through :meth:`_begin`, the ``cells`` and :meth:`_classify`.
+
+    Args:
+        skeleton: which cells follow each other.
+        make_cell: builds a searched cell of a given shape.
+    """
+
+    def __init__(
+        self, skeleton: Skeleton, shape: NetworkShape, make_cell: Callable[[CellShape], PreprocessedCell]
+    ) -> None:
+        super().__init__()
+        self.skeleton, self.shape = skeleton, shape
+        self.in_channels, self.num_classes = shape.in_channels, shape.num_classes
+        channels, fixed = shape.channels, shape.fixed
         stem_channels = skeleton.stem * channels
         self.stem = nn.Sequential(
-            convolution(in_channels, stem_channels, 3, fixed["stem"], padding=1),
+            convolution(shape.in_channels, stem_channels, 3, fixed["stem"], padding=1),
             nn.BatchNorm2d(stem_channels),
         )
         self.cells = nn.ModuleList()
-        widths, previous_reduction = (stem_channels,) * len(skeleton.input_names), False
-        for kind in skeleton.sequence(cells):
+        widths = (stem_channels,) * len(skeleton.input_names)
+        previous_reduction = False
+        for kind in skeleton.sequence(shape.cells):
             reduction = kind in REDUCTIONS
             channels *= 2 if reduction else 1
             cell: PreprocessedCell | ResidualReduction
             if kind == RESIDUAL:
-                cell = ResidualReduction(widths[-1], channels, fixed["preprocess"], affine)
+                cell = ResidualReduction(widths[-1], channels, fixed["preprocess"], shape.affine)
             else:
-                cell = make_cell(widths, channels, reduction, previous_reduction, fixed["preprocess"], affine)
+                cell = make_cell(
+                    CellShape(widths, channels, reduction, previous_reduction, fixed["preprocess"], shape.affine)
+                )
             self.cells.append(cell)
-            widths, previous_reduction = (*widths[1:], cell.out_channels), reduction
+            widths = (*widths[1:], cell.out_channels)
+            previous_reduction = reduction
         self.final = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU()) if skeleton.final_norm else nn.Identity()
-        self.classifier = Linear(widths[-1], num_classes, rule=fixed["head"])
+        self.classifier = Linear(widths[-1], shape.num_classes, rule=fixed["head"])
 
-    def _check_input(self, x: Tensor) -> None:
+    def _begin(self, x: Tensor) -> list[Tensor]:
+        """Images [N, in_channels, H, W] → the inputs of the first cell.
+
+        Raises:
+            InputError: the images have another shape.
+        """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"x: expected images [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
-
-    def _outputs(self, x: Tensor, run: Callable[[Any, tuple[Tensor, ...]], Tensor]) -> Iterator[Tensor]:
-        """What each cell makes of the images, one after the other; ``run(cell, inputs)`` runs a searched one."""
-        last = (self.stem(x),) * len(self.skeleton.input_names)
-        for cell in self.cells:
-            out = run(cell, last) if isinstance(cell, PreprocessedCell) else cell(*last)
-            last = (*last[1:], out)
-            yield out
-
-    def _features(self, x: Tensor, run: Callable[[Any, tuple[Tensor, ...]], Tensor]) -> Tensor:
-        """What the last cell makes of them."""
-        for out in self._outputs(x, run):  # noqa: B007 one after the other, so that none is kept
-            pass
-        return out
+        return [self.stem(x)] * len(self.skeleton.input_names)
 
     def _classify(self, features: Tensor) -> Tensor:
+        """The output of the last cell [N, C, H, W] → logits [N, classes]."""
         return self.classifier(self.final(features).mean(dim=(2, 3)))

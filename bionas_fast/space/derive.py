@@ -1,4 +1,4 @@
-"""From architecture parameters to the discrete architecture that they stand for."""
+"""The discrete architecture that architecture parameters encode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bionas_fast.errors import InputError
 from bionas_fast.space.candidates import NONE, Space
-from bionas_fast.space.genotype import Cell, Edge, Genotype
+from bionas_fast.space.edges import Cell, Edge
+from bionas_fast.space.genotype import Genotype
 
 
 def derive_genotype(
@@ -17,9 +18,9 @@ def derive_genotype(
     space: Space,
     fixed: Mapping[str, str] | None = None,
     edges_per_node: int | None = None,
-    shares: Mapping[str, Tensor] | None = None,
+    edge_weights: Mapping[str, Tensor] | None = None,
 ) -> Genotype:
-    """The discrete cells that architecture parameters stand for (DARTS, section 2.4).
+    """Derive the discrete cells that architecture parameters encode (DARTS, section 2.4).
 
     Each node keeps the edges with the largest softmax weight of any candidate but ``none`` (ties: the smaller
     source), each with its best candidate other than ``none`` (ties: the first). In the skeleton of NAS-Bench-201 every
@@ -28,7 +29,8 @@ def derive_genotype(
     Args:
         alphas: for each kind of cell [edges, candidates] before the softmax.
         edges_per_node: how many edges a node keeps; by default as many as the skeleton says.
-        shares: for each kind of cell what multiplies the weights of an edge, [edges] (PC-DARTS); 1 by default.
+        edge_weights: for each kind of cell a factor of the candidates' weights on each edge, [edges] (PC-DARTS); 1 by
+            default.
     """
     wanted = (len(space.edges), len(space.candidates))
     keep = edges_per_node or space.skeleton.edges_per_node
@@ -42,8 +44,8 @@ def derive_genotype(
             raise InputError(f"alphas[{kind!r}] holds values that are not finite")
         weights = torch.softmax(alpha.detach().to("cpu", torch.float64), dim=-1)[:, eligible]
         best, choice = weights.max(dim=-1)  # max returns the first of equals
-        if shares:
-            best = best * shares[kind].detach().to(best)
+        if edge_weights:
+            best = best * edge_weights[kind].detach().to(best)
         nodes = []
         for node in range(space.nodes):
             rows = [row for row, edge in enumerate(space.edges) if edge[0] == node]

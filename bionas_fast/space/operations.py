@@ -6,7 +6,7 @@ normalisation has no affine parameters and follows the pools; in a network to be
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from bionas_fast.space.candidates import register_operation
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str | None, **geometry: Any) -> Conv2d:
-    """A convolution as the paper has it: no bias, Xavier initialisation."""
+    """Build a convolution as the paper has it: no bias, Xavier initialisation."""
     return Conv2d(
         in_channels,
         out_channels,
@@ -45,7 +45,7 @@ class ReLUConvBN(nn.Sequential):
 
 
 class ResidualReduction(nn.Module):
-    """What halves the size between two stages of NAS-Bench-201: a basic block (He et al. 2016) with ReLU in front.
+    """The block between two stages of NAS-Bench-201: a basic block (He et al. 2016) of stride 2, ReLU in front.
 
     [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉]: two (ReLU, 3×3 convolution, BN), the first of stride 2, added to average
     pooling and a 1×1 convolution.
@@ -137,6 +137,21 @@ class SeparableStage(nn.Sequential):
             convolution(channels, channels, 1, rule),
             nn.BatchNorm2d(channels, affine=affine),
         )
+
+    @property
+    def depthwise(self) -> Conv2d:
+        """The k×k convolution of every channel by itself."""
+        return cast("Conv2d", self[1])
+
+    @property
+    def pointwise(self) -> Conv2d:
+        """The 1×1 convolution."""
+        return cast("Conv2d", self[2])
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The batch normalisation."""
+        return cast("nn.BatchNorm2d", self[3])
 
 
 def _register_separable(kernel_size: int) -> None:

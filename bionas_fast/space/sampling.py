@@ -1,32 +1,36 @@
-"""Genotypes by chance, and as weights of the candidates of a supernet."""
+"""Random genotypes, mutations of them, and genotypes as mixing weights of a supernet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from bionas_fast.space.candidates import NONE, Candidate, Space
 from bionas_fast.space.derive import derive_genotype
-from bionas_fast.space.genotype import Edge, Genotype
+from bionas_fast.space.edges import Edge
+from bionas_fast.space.genotype import Genotype
+
+T = TypeVar("T")
 
 
 def random_genotype(space: Space, generator: torch.Generator, fixed: Mapping[str, str] | None = None) -> Genotype:
-    """Every architecture of the space with the same probability: that of alphas which are equally distributed."""
+    """Draw a genotype, every architecture of the space with the same probability, from alphas of equal distribution."""
     shape = len(space.edges), len(space.candidates)
     return derive_genotype({kind: torch.randn(shape, generator=generator) for kind in space.kinds}, space, fixed)
 
 
 def mutated(genotype: Genotype, space: Space, generator: torch.Generator) -> Genotype:
-    """The same architecture with one edge changed (Real et al. 2019): another candidate, or another source.
+    """Change one edge of an architecture (Real et al. 2019): another candidate, or another source.
 
     Either comes with probability 1/2; where a node has no further source, or its edge no further candidate, the other.
     Where every edge has a candidate (NAS-Bench-201) it is always that, ``none`` among them.
     """
 
-    def pick(options):
+    def pick(options: Sequence[T]) -> T:
         return options[int(torch.randint(len(options), (), generator=generator))]
 
     kind = pick(list(genotype.cells))
@@ -52,7 +56,7 @@ def mutated(genotype: Genotype, space: Space, generator: torch.Generator) -> Gen
 
 
 def one_hot(genotype: Genotype, space: Space) -> dict[str, Tensor]:
-    """1 for every candidate of the genotype, 0 for the others: for each kind of cell [edges, candidates]."""
+    """The mixing weights of a genotype: 1 for its candidates, 0 for the others, [edges, candidates] for each kind."""
     candidates: list[Candidate] = list(space.candidates)
     weights = {}
     for kind, cell in genotype.cells.items():

@@ -1,4 +1,4 @@
-"""How the cells of a space are wired, and how a network is made of them."""
+"""Skeletons: the wiring of a space's cells, and of a network made of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REDUCTIONS = ("reduce", RESIDUAL)
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What a search space is, beside the candidates on its edges.
+    """The parts of a search space besides the candidates on its edges.
 
     A cell's states are its inputs, then its nodes; every node sums edges from states before it.
 
@@ -21,8 +21,8 @@ class Skeleton:
         kinds: the kinds of cells that are searched, each with parameters of its own.
         input_names: of the states that come from preceding cells, the older first.
         first_node: the number that the first node goes by in drawings.
-        edges_per_node: how many edges a found node keeps, the strongest, each with its best candidate but ``none``. Or
-            None: of every edge the best candidate, and where that is ``none``, no edge.
+        edges_per_node: the number of edges that a node of a genotype keeps, the strongest, each with its best candidate
+            but ``none``. Or None: every edge keeps its best candidate, and where that is ``none``, there is no edge.
         joined: whether a cell's output is all of its nodes, side by side, or the last one.
         preprocessed: whether a cell first brings its inputs to its own channels and size.
         stem: channels of the stem, in multiples of the first cell's.
@@ -41,12 +41,12 @@ class Skeleton:
     sequence: Callable[[int], tuple[str, ...]]
 
     def output(self, nodes: int) -> tuple[int, ...]:
-        """The states that make up the output of a cell with so many nodes."""
+        """The states that make up the output of a cell with ``nodes`` nodes."""
         last = len(self.input_names) + nodes
         return tuple(range(len(self.input_names) if self.joined else last - 1, last))
 
     def state_name(self, state: int) -> str:
-        """What a state is called in drawings: ``c_{k-2}``, ``c_{k-1}``, then the nodes by number."""
+        """The name of a state in drawings: ``c_{k-2}``, ``c_{k-1}``, then the nodes by number."""
         nodes = state - len(self.input_names)
         return self.input_names[state] if nodes < 0 else str(self.first_node + nodes)
 

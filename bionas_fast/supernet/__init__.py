@@ -1,4 +1,4 @@
-"""The network that holds every candidate at once."""
+"""The supernet: a network that holds every candidate at once."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from bionas_fast.errors import unknown
 from bionas_fast.nn import connect_direct_feedback, name_layers
 from bionas_fast.space import Space, get_space
+from bionas_fast.space.cells import NetworkShape
 from bionas_fast.space.genotype import fixed_rules
 from bionas_fast.supernet.architecture import Architecture, Mixing, Mixture
+from bionas_fast.supernet.base import Supernet
 from bionas_fast.supernet.modular import ModularSupernet
 from bionas_fast.supernet.stacked import StackedSupernet
 
-#: The type of a supernet, whichever engine runs it.
-Supernet = ModularSupernet
-ENGINES = {"stacked": StackedSupernet, "modular": ModularSupernet}
+ENGINES: dict[str, type[Supernet]] = {"stacked": StackedSupernet, "modular": ModularSupernet}
 
 
-def build_supernet(
+def build_supernet(  # noqa: PLR0913 settings by keyword, as those of a layer
     space: str | Space = "bionas",
     *,
     channels: int = 16,
@@ -32,7 +32,7 @@ def build_supernet(
     skip_rules: bool = True,
     mixture: Mixture | None = None,
 ) -> Supernet:
-    """The supernet of a search space.
+    """Build the supernet of a search space.
 
     Args:
         space: its name, or a :class:`bionas_fast.space.Space`.
@@ -55,19 +55,10 @@ def build_supernet(
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     space = get_space(space)
-    rules = fixed_rules(fixed)
+    shape = NetworkShape(channels, cells, num_classes, in_channels, fixed_rules(fixed), affine=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ENGINES[engine](
-            space,
-            channels=channels,
-            cells=cells,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            fixed=rules,
-            skip_rules=skip_rules,
-            mixture=mixture,
-        )
+        net = ENGINES[engine](space, shape, mixture or Mixture(), skip_rules)
     connect_direct_feedback(net, num_classes)
     name_layers(net)
     return net

@@ -1,4 +1,4 @@
-"""The architecture parameters of a supernet, and the mixing weights that they stand for."""
+"""The architecture parameters of a supernet, and the mixing weights that they encode."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Mixing = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Mixture:
-    """What the mixed ops of a supernet are, beside the candidates.
+    """The way in which mixed ops mix their candidates.
 
     Attributes:
         factorised: alphas of the operations and of the rules, whose sum is a candidate's, in place of one each.
         edge_normalisation: a softmax over the edges into a node weights them, too (PC-DARTS, Xu et al. 2020).
-        partial_channels: only 1/k of the channels pass the candidates; the others go around them, and are shuffled
+        partial_channels: only 1/k of the channels pass the candidates; the others bypass them, and are shuffled
             together with those that passed (PC-DARTS: k = 4).
 
     Raises:
@@ -50,19 +50,16 @@ class Architecture(nn.Module):
         alphas: one for each kind of cell, [edges, candidates]; factorised: two for each, ``KIND_operation``
             [edges, operations] and ``KIND_rule`` [edges, rules]. Drawn from N(0, 10⁻⁶).
         betas: one for each kind of cell, [edges], zero at first; none without edge normalisation.
-        auxiliary: what is added to the weight of the skip connections on every edge, shared out among them (DARTS-,
-            Chu et al. 2021). Not part of the state: whoever trains sets it.
     """
 
     def __init__(self, space: Space, mixture: Mixture) -> None:
         super().__init__()
         self.space, self.mixture = space, mixture
-        self.auxiliary = 0.0
         edges = len(space.edges)
         self._factors = _factors(space)
-        sizes = {f"_{name}": len(set(own)) for name, own in self._factors.items()}
-        if not mixture.factorised:
-            sizes = {"": len(space.candidates)}
+        sizes = {"": len(space.candidates)}
+        if mixture.factorised:
+            sizes = {f"_{name}": len(set(levels)) for name, levels in self._factors.items()}
         self.alphas = nn.ParameterDict(
             {
                 kind + suffix: nn.Parameter(ALPHA_STD * torch.randn(edges, size))
@@ -74,58 +71,74 @@ class Architecture(nn.Module):
         self.betas = nn.ParameterDict({kind: nn.Parameter(torch.zeros(edges)) for kind in kinds})
 
     def logits(self) -> dict[str, Tensor]:
-        """For each kind of cell what the softmax over the candidates is taken of, [edges, candidates]."""
+        """The arguments of the softmax over the candidates, [edges, candidates] for each kind of cell."""
         if not self.mixture.factorised:
             return dict(self.alphas.items())
         return {
-            kind: torch.stack([self.alphas[f"{kind}_{name}"][:, own] for name, own in self._factors.items()]).sum(0)
+            kind: torch.stack([self.alphas[f"{kind}_{name}"][:, levels] for name, levels in self._factors.items()]).sum(
+                0
+            )
             for kind in self.space.kinds
         }
 
-    def shares(self) -> dict[str, Tensor]:
-        """For each kind of cell the weight of every edge among those into its node, [edges]; empty without betas."""
+    def edge_weights(self) -> dict[str, Tensor]:
+        """The weight of every edge among those into its node, [edges] for each kind of cell; empty without betas."""
         nodes = torch.tensor([node for node, _ in self.space.edges])
-        found = {}
+        weights = {}
         for kind, beta in self.betas.items():
-            found[kind] = torch.zeros_like(beta)
+            weights[kind] = torch.zeros_like(beta)
             for node in range(self.space.nodes):
                 rows = (nodes == node).nonzero().flatten().to(beta.device)
-                found[kind] = found[kind].index_copy(0, rows, torch.softmax(beta[rows], dim=0))
-        return found
+                weights[kind] = weights[kind].index_copy(0, rows, torch.softmax(beta[rows], dim=0))
+        return weights
 
-    def mixing(self, choose: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+    def mixing(
+        self, choose: Callable[[Tensor], Tensor] | None = None, auxiliary_skip: float = 0.0
+    ) -> dict[str, Tensor]:
         """The weights of the candidates, [edges, candidates] for each kind of cell.
 
         Args:
             choose: maps the logits of the candidates to their weights; by default the softmax.
-        """
-        choose = choose or (lambda logits: torch.softmax(logits, dim=-1))
-        weights = {kind: choose(logits) for kind, logits in self.logits().items()}
-        if self.auxiliary:
-            extra = self.auxiliary * skip_share(self.space)
-            weights = {kind: own + extra.to(own) for kind, own in weights.items()}
-        return {**weights, **{kind: weights[kind] * share[:, None] for kind, share in self.shares().items()}}
+            auxiliary_skip: added to the weight of the skip connections on every edge, in equal shares (DARTS-, Chu et
+                al. 2021).
 
-    def mixings(self, vectors: Tensor) -> dict[str, Tensor]:
-        """What :meth:`mixing` would be for other parameters, [P, edges, candidates] for each kind of cell.
+        Raises:
+            InputError: an auxiliary skip in a space without skip connections.
+        """
+        choose = choose or _softmax
+        weights = {kind: choose(logits) for kind, logits in self.logits().items()}
+        if auxiliary_skip:
+            extra = auxiliary_skip * skip_share(self.space)
+            weights = {kind: weight + extra.to(weight) for kind, weight in weights.items()}
+        for kind, edge_weights in self.edge_weights().items():
+            weights[kind] = weights[kind] * edge_weights[:, None]
+        return weights
+
+    def mixings(self, vectors: Tensor, auxiliary_skip: float = 0.0) -> dict[str, Tensor]:
+        """The result of :meth:`mixing` for other parameters, [P, edges, candidates] for each kind of cell.
 
         Args:
             vectors: [P, D], each all parameters one after the other.
+            auxiliary_skip: see :meth:`mixing`.
         """
         probe = copy.deepcopy(self)
-        found = []
+        mixings = []
         for vector in vectors:
             vector_to_parameters(vector, probe.parameters())
-            found.append(probe.mixing())
-        return {kind: torch.stack([each[kind] for each in found]).detach() for kind in self.space.kinds}
+            mixings.append(probe.mixing(auxiliary_skip=auxiliary_skip))
+        return {kind: torch.stack([mixing[kind] for mixing in mixings]).detach() for kind in self.space.kinds}
 
     def genotype(self, fixed: Mapping[str, str]) -> Genotype:
         """The discrete architecture that the parameters stand for."""
-        return derive_genotype(self.logits(), self.space, fixed, shares=self.shares())
+        return derive_genotype(self.logits(), self.space, fixed, edge_weights=self.edge_weights())
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return torch.softmax(logits, dim=-1)
 
 
 def skip_share(space: Space) -> Tensor:
-    """[candidates]: the skip connections' equal parts of 1.
+    """The shares of the candidates in an auxiliary skip, [candidates]: equal for skip connections, 0 for the others.
 
     Raises:
         InputError: the space has none.
@@ -137,9 +150,9 @@ def skip_share(space: Space) -> Tensor:
 
 
 def _factors(space: Space) -> dict[str, list[int]]:
-    """For each candidate the index of its operation, and of how it learns (without weights: one of its own)."""
-    parts: dict[str, list[str | None]] = {
+    """For each candidate the index of its operation, and of its way to learn (without weights: one of its own)."""
+    factors: dict[str, list[str | None]] = {
         "operation": [candidate.operation for candidate in space.candidates],
         "rule": [candidate.learning for candidate in space.candidates],
     }
-    return {name: [list(dict.fromkeys(own)).index(value) for value in own] for name, own in parts.items()}
+    return {name: [list(dict.fromkeys(values)).index(v) for v in values] for name, values in factors.items()}

@@ -3,171 +3,187 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from bionas_fast.nn import connect_direct_feedback
-from bionas_fast.space import Candidate, Space
-from bionas_fast.space.cells import PreprocessedCell
+from bionas_fast.space import Space
+from bionas_fast.space.cells import CellShape
 from bionas_fast.supernet.architecture import Mixing
-from bionas_fast.supernet.modular import MixedOp, ModularSupernet, SearchCell, shuffle
-from bionas_fast.supernet.stacked_edges import StateEdges, add
+from bionas_fast.supernet.base import SearchCell, Supernet
+from bionas_fast.supernet.modular import MixedOp, ModularCell, ModularSupernet, add, mixed_ops, shuffle
+from bionas_fast.supernet.stacked_edges import StackedEdges
+
+#: The most values that a feature map of a population may have; larger populations are split.
+LARGEST_MAP = 2**26
 
 
-class StackedCell(PreprocessedCell):
-    """The batched form of a :class:`SearchCell`."""
+class StackedCell(SearchCell):
+    """A cell that runs the edges which leave a state as one op. Activations are [N, H, W, C].
 
-    def __init__(self, cell: SearchCell) -> None:
-        nn.Module.__init__(self)
-        self.kind, self.space, self.out_channels = cell.kind, cell.space, cell.out_channels
-        self.inputs, self.strides = cell.inputs, cell.strides
-        for i, module in enumerate(cell.preprocessing):
-            self.add_module(f"preprocess{i}", module)
-        self.partial_channels: int = cell.edges[0].partial_channels  # type: ignore[assignment]
+    A node is complete when the edges of all states before it have been added.
+    """
+
+    def __init__(self, space: Space, partial_channels: int, shape: CellShape) -> None:
+        super().__init__(space, partial_channels, shape)
+        sources = range(self.inputs + space.nodes - 1)
+        #: For each state but the last: the edges that leave it, and the nodes that they enter, as states.
+        self.rows = [[row for row, edge in enumerate(space.edges) if edge[1] == source] for source in sources]
+        self.nodes = [[self.inputs + space.edges[row][0] for row in rows] for rows in self.rows]
+        self.stack(mixed_ops(self))
+
+    def stack(self, edges: Sequence[MixedOp]) -> None:
+        """Take over the candidates of mixed ops, one an edge."""
         self.states = nn.ModuleList(
-            StateEdges(edges, self.stride(source)) for source, edges in enumerate(_leaving(cell))
+            StackedEdges([edges[row] for row in rows], self.stride(source)) for source, rows in enumerate(self.rows)
         )
 
-    def exchange(self, cell: SearchCell, action: str) -> None:
-        """``read`` everything from a modular cell, or ``write`` it to one."""
-        for own, theirs in zip(self.preprocessing, cell.preprocessing, strict=True):
-            _copy(own, theirs, action)
-        for state, edges in zip(self.states, _leaving(cell), strict=True):
-            getattr(state, action)(edges)
+    def forward(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
+        """See :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
+        states = self._first_states(inputs)
+        bypassed: dict[int, Tensor] = {}
+        for source, (edges, weights) in enumerate(self._leaving(mixing)):
+            nodes = self.nodes[source]
+            x = states[source]
+            if self.partial_channels > 1:
+                x, rest = self._split(edges, x)
+                for node, scale in zip(nodes, weights.sum(dim=-1).unbind(), strict=True):
+                    bypassed[node] = add(bypassed.get(node), scale * rest)
+            sums = edges(x, weights, [states.get(node) for node in nodes])
+            states.update(zip(nodes, sums, strict=True))
+            self._complete(source + 1, states, bypassed)
+        return self._output(states)
 
-    def forward(self, *inputs: Any) -> Tensor:
-        """As :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
-        *outputs, weights = inputs
-        return self._run(outputs, weights, None)
-
-    def population(self, outputs: Sequence[Tensor], weights: Tensor, shared: Sequence[bool]) -> Tensor:
+    def population(self, inputs: Sequence[Tensor], mixing: Tensor, shared: Sequence[bool]) -> Tensor:
         """The same for P individuals with mixing weights [P, edges, candidates] → [P·N, out_channels, H', W'].
 
         Args:
-            outputs: of the preceding cells, for every individual, one after the other; or for all, where ``shared``.
+            inputs: outputs of the preceding cells, [P·N, C_in, H, W]: individual by individual; or, where ``shared``,
+                [N, C_in, H, W] for all of them.
         """
-        return self._run(outputs, weights, shared)
-
-    def _run(self, outputs: Sequence[Tensor], weights: Tensor, shared: Sequence[bool] | None) -> Tensor:
-        first = self.first_states([s.contiguous(memory_format=torch.channels_last) for s in outputs])
-        states: list[Any] = [x.permute(0, 2, 3, 1) for x in first] + [None] * self.space.nodes
-        bypass: list[Any] = [None] * len(states)
-        leaving = _rows_leaving(self.space)
-        ordered = weights[..., [row for own in leaving for row in own], :].split([len(own) for own in leaving], dim=-2)
-        # A node is complete when the edges of all states before it have been added.
-        for source, (own, mixing) in enumerate(zip(leaving, ordered, strict=True)):
-            state: Any = self.states[source]
-            nodes = [self.inputs + self.space.edges[row][0] for row in own]
-            x, common = states[source], bool(shared and source < self.inputs and shared[source])
+        states = self._first_states(inputs)
+        bypassed: dict[int, Tensor] = {}
+        for source, (edges, weights) in enumerate(self._leaving(mixing)):
+            nodes = self.nodes[source]
+            x = states[source]
+            common = source < self.inputs and shared[source]
             if self.partial_channels > 1:
-                x, other = x.split([state.channels, x.shape[-1] - state.channels], dim=-1)
-                other = state.around(other.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-                for node, scale in zip(nodes, mixing.sum(dim=-1).unbind(dim=-1), strict=True):
-                    bypass[node] = add(bypass[node], _scaled(other, scale, common))
-            into = [states[node] for node in nodes]
-            given = shared is None and all(tensor is not None for tensor in into)
-            if shared is None:
-                sums = state(x, mixing, into if given else ())
-            else:
-                sums = state.population(x, mixing, common)
-            for node, out in zip(nodes, sums, strict=True):
-                states[node] = out if given else add(states[node], out)
-            complete = source + 1
-            if bypass[complete] is not None:
-                both = torch.cat([states[complete], bypass[complete]], dim=-1)
-                states[complete] = shuffle(both, self.partial_channels, dim=3)
+                x, rest = self._split(edges, x)
+                for node, scales in zip(nodes, weights.sum(dim=-1).unbind(dim=-1), strict=True):
+                    bypassed[node] = add(bypassed.get(node), _scaled(rest, scales, common))
+            for node, out in zip(nodes, edges.population(x, weights, common), strict=True):
+                states[node] = add(states.get(node), out)
+            self._complete(source + 1, states, bypassed)
+        return self._output(states)
+
+    def _first_states(self, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The cell's inputs as its first states, by their number."""
+        images = self.preprocess([x.contiguous(memory_format=torch.channels_last) for x in inputs])
+        return {state: image.permute(0, 2, 3, 1) for state, image in enumerate(images)}
+
+    def _leaving(self, mixing: Tensor) -> Iterator[tuple[StackedEdges, Tensor]]:
+        """For each state the edges that leave it and their mixing weights [..., edges, candidates]."""
+        ordered = mixing[..., [row for rows in self.rows for row in rows], :]
+        weights = ordered.split([len(rows) for rows in self.rows], dim=-2)
+        return zip(cast("Sequence[StackedEdges]", self.states), weights, strict=True)
+
+    def _split(self, edges: StackedEdges, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The channels that the candidates see, and the others behind their bypass."""
+        x, rest = x.split([edges.channels, x.shape[-1] - edges.channels], dim=-1)
+        return x, edges.bypass(rest.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _complete(self, state: int, states: dict[int, Tensor], bypassed: dict[int, Tensor]) -> None:
+        """Shuffle the channels of a complete node together, those that bypassed the candidates with the others."""
+        if state in bypassed:
+            both = torch.cat([states[state], bypassed[state]], dim=-1)
+            states[state] = shuffle(both, self.partial_channels, dim=3)
+
+    def _output(self, states: dict[int, Tensor]) -> Tensor:
         return torch.cat([states[state] for state in self.space.output], dim=-1).permute(0, 3, 1, 2)
 
+    def read(self, cell: ModularCell) -> None:
+        """Copy weights, feedback, streams and statistics from a modular cell."""
+        for own, theirs in zip(self.preprocessing, cell.preprocessing, strict=True):
+            own.load_state_dict(theirs.state_dict())
+        for edges, modular in self._pairs(cell):
+            edges.read(modular)
 
-def _scaled(x: Tensor, scale: Tensor, shared: bool) -> Tensor:
-    """scale · x; with a scale for each of P individuals [P·N, …], of x [P·N, …] or, ``shared``, [N, …]."""
-    if not scale.dim():
-        return scale * x
-    each = x.unflatten(0, (1 if shared else len(scale), -1))
-    return (scale.view(-1, *[1] * x.dim()) * each).flatten(0, 1)
+    def write(self, cell: ModularCell) -> None:
+        """Copy them to a modular cell."""
+        for own, theirs in zip(self.preprocessing, cell.preprocessing, strict=True):
+            theirs.load_state_dict(own.state_dict())
+        for edges, modular in self._pairs(cell):
+            edges.write(modular)
 
-
-def _rows_leaving(space: Space) -> list[list[int]]:
-    """The rows of the edges that leave each state which any edge leaves: all but the last."""
-    sources = range(space.inputs + space.nodes - 1)
-    return [[row for row, edge in enumerate(space.edges) if edge[1] == source] for source in sources]
-
-
-def _leaving(cell: SearchCell) -> Iterable[list[MixedOp]]:
-    edges: list[Any] = list(cell.edges)
-    return [[edges[row] for row in rows] for rows in _rows_leaving(cell.space)]
-
-
-def _copy(own: nn.Module, theirs: nn.Module, action: str) -> None:
-    """``read`` all state from the other module, or ``write`` it to it."""
-    source, target = (theirs, own) if action == "read" else (own, theirs)
-    target.load_state_dict(source.state_dict())
+    def _pairs(self, cell: ModularCell) -> Iterator[tuple[StackedEdges, list[MixedOp]]]:
+        """For each state the edges that leave it, and the same edges of a modular cell."""
+        modular = cast("Sequence[MixedOp]", cell.edges)
+        leaving = ([modular[row] for row in rows] for rows in self.rows)
+        return zip(cast("Sequence[StackedEdges]", self.states), leaving, strict=True)
 
 
-#: Of so many values may a map of a population consist.
-AT_ONCE = 2**26
+def _scaled(x: Tensor, scales: Tensor, shared: bool) -> Tensor:
+    """scale · x with the scales [P] of P individuals, of x [P·N, …] or, ``shared``, [N, …] → [P·N, …]."""
+    each = x.unflatten(0, (1 if shared else len(scales), -1))
+    return (scales.view(-1, *[1] * x.dim()) * each).flatten(0, 1)
 
 
-class StackedSupernet(ModularSupernet):
+class StackedSupernet(Supernet):
     """The batched supernet; see :func:`bionas_fast.build_supernet`. The same seed gives the modular one's weights."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self._build = (args, settings)
-
-    @staticmethod
-    def _make_cell(
-        space: Space, candidates: tuple[Candidate, ...], partial_channels: int, *shape: Any
-    ) -> PreprocessedCell:
-        return StackedCell(SearchCell(space, candidates, partial_channels, *shape))
+    cell_type = StackedCell
 
     @torch.no_grad()
     def population(self, x: Tensor, mixing: Mixing) -> Tensor:
-        """As the modular one, with the individuals side by side on the batch axis.
+        """See :meth:`Supernet.population`: the individuals side by side on the batch axis.
 
-        What no individual changes, which is all in front of the first mixed sums, is computed once.
+        Whatever no individual changes, which is all in front of the first mixed sums, is computed once.
         """
-        self._check_input(x)
-        self._check_population(mixing)
-        individuals = len(mixing[self.space.kinds[0]])
-        cells: list[Any] = list(self.cells)
-        largest = max(1, AT_ONCE // (x.shape[0] * math.prod(x.shape[2:]) * cells[0].out_channels))
+        individuals = self._check_population(mixing)
+        first = cast("StackedCell", self.cells[0])
+        largest = max(1, LARGEST_MAP // (x.shape[0] * math.prod(x.shape[2:]) * first.out_channels))
         if individuals > largest:
-            parts = zip(*(mixing[kind].split(largest) for kind in self.space.kinds), strict=True)
-            return torch.cat([self.population(x, dict(zip(self.space.kinds, part, strict=True))) for part in parts])
-        shared = [True] * self.space.inputs  # whether the present cell's inputs are those of all individuals
+            shards = zip(*(mixing[kind].split(largest) for kind in self.space.kinds), strict=True)
+            return torch.cat([self.population(x, dict(zip(self.space.kinds, shard, strict=True))) for shard in shards])
+        inputs = self._begin(x)
+        shared = [True] * len(inputs)
+        for cell in self.cells:
+            if isinstance(cell, StackedCell):
+                out = cell.population(inputs, mixing[cell.kind], shared)
+                shared = [*shared[1:], False]
+            else:
+                out = cell(inputs[-1])
+            inputs = [*inputs[1:], out]
+        return self._classify(inputs[-1]).unflatten(0, (individuals, -1))
 
-        def run(cell: Any, outputs: tuple[Tensor, ...]) -> Tensor:
-            out = cell.population(outputs, mixing[cell.kind], shared)
-            shared[:] = [*shared[1:], False]
-            return out
-
-        return self._classify(self._features(x, run)).unflatten(0, (individuals, -1))
-
+    @torch.no_grad()
     def load_modular(self, net: ModularSupernet) -> None:
         """Take all weights, alphas, feedback, streams and statistics from a modular supernet of the same shape."""
-        self._exchange(net, "read")
+        for own, theirs in self._pairs(net):
+            if isinstance(own, StackedCell) and isinstance(theirs, ModularCell):
+                own.read(theirs)
+            else:
+                own.load_state_dict(theirs.state_dict())
 
     def to_modular(self) -> ModularSupernet:
         """The same supernet with one module per candidate."""
-        args, settings = self._build
         with torch.random.fork_rng(devices=[]):
-            net = ModularSupernet(*args, **settings)
+            net = ModularSupernet(self.space, self.shape, self.architecture.mixture, self.skip_rules)
         connect_direct_feedback(net, self.num_classes)
         net.to(next(self.stem.parameters())).train(self.training)
-        self._exchange(net, "write")
+        with torch.no_grad():
+            for own, theirs in self._pairs(net):
+                if isinstance(own, StackedCell) and isinstance(theirs, ModularCell):
+                    own.write(theirs)
+                else:
+                    theirs.load_state_dict(own.state_dict())
         return net
 
-    @torch.no_grad()
-    def _exchange(self, net: ModularSupernet, action: str) -> None:
+    def _pairs(self, net: ModularSupernet) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """The parts of this network, and the same parts of a modular one."""
         for name in ("stem", "final", "classifier", "architecture"):
-            _copy(getattr(self, name), getattr(net, name), action)
-        theirs: Any
-        for own, theirs in zip(self.cells, net.cells, strict=True):
-            if isinstance(own, StackedCell):
-                own.exchange(theirs, action)
-            else:
-                _copy(own, theirs, action)
+            yield self.get_submodule(name), net.get_submodule(name)
+        yield from zip(self.cells, net.cells, strict=True)

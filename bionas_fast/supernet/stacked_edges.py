@@ -16,7 +16,7 @@ from bionas_fast.ops.mixed_edges.autograd import Statistics, mixed_edges
 from bionas_fast.ops.mixed_edges.candidate_maps import candidate_maps
 from bionas_fast.ops.mixed_edges.plan import POOLS, Plan, Separable, Term
 from bionas_fast.space.operations import FactorizedReduce, SeparableStage, Skip, Zero
-from bionas_fast.supernet.modular import MixedOp
+from bionas_fast.supernet.modular import MixedOp, add
 from bionas_fast.supernet.weight_bank import Bank
 
 Column = tuple[int, int]  # edge, candidate
@@ -54,7 +54,7 @@ class Normalisations(nn.Module):
                 layer.num_batches_tracked.copy_(self.batches)
 
 
-class StateEdges(nn.Module):
+class StackedEdges(nn.Module):
     """All edges that leave one state of a cell, made of their mixed ops."""
 
     incidence: Tensor
@@ -64,7 +64,7 @@ class StateEdges(nn.Module):
     def __init__(self, edges: Sequence[MixedOp], stride: int) -> None:
         super().__init__()
         self.count, self.channels = len(edges), edges[0].channels
-        self.around = edges[0].around
+        self.bypass = edges[0].bypass
         found = _Sorted(edges, stride)
         self.plan = found.plan(self.count)
         self.bank = Bank(found.weights)
@@ -100,13 +100,13 @@ class StateEdges(nn.Module):
             source, target = (theirs, own) if action == "read" else (own, theirs)
             target.load_state_dict(source.state_dict())
 
-    def forward(self, x: Tensor, weights: Tensor, into: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, weights: Tensor, into: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The state [N, H, W, C] and mixing weights [E, candidates] → the sum of every edge, E × [N, H', W', C].
 
         Args:
-            into: what each edge's sum is added to, or nothing.
+            into: for each edge the tensor that its sum is added to, or None.
         """
-        total: list[Any] = list(into) or [None] * self.count
+        total: list[Any] = list(into)
         image = x.permute(0, 3, 1, 2).contiguous() if self.others else x
         for (e, k), module in zip(self.other_columns, self.others, strict=True):
             total[e] = add(total[e], weights[e, k] * module(image).permute(0, 2, 3, 1))
@@ -142,7 +142,7 @@ class StateEdges(nn.Module):
             x: the state of each individual, one after the other, [P·N, H, W, C]; or ``shared``, [N, H, W, C].
         """
         if not shared:
-            each = [self(own, w, ()) for own, w in zip(x.chunk(len(weights)), weights, strict=True)]
+            each = [self(own, w, [None] * self.count) for own, w in zip(x.chunk(len(weights)), weights, strict=True)]
             return tuple(torch.cat(sums) for sums in zip(*each, strict=True))
         # What does not depend on the individual is computed once, and mixing it is a matrix product.
         columns = [*self.other_columns]
@@ -286,8 +286,3 @@ def _pool(module: nn.Module, stride: int) -> int | None:
 
 def _batches(layer: Any, norm: nn.BatchNorm2d) -> bool:
     return not norm.affine and layer.rule != "dfa"
-
-
-def add(total: Tensor | None, more: Tensor) -> Tensor:
-    """Their sum, where there is a total already."""
-    return more if total is None else total + more

@@ -16,7 +16,7 @@ from bionas_fast.config import Config
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
-from bionas_fast.models import FoundNetwork, build_network
+from bionas_fast.models import GenotypeNetwork, build_network
 from bionas_fast.nn import share_statistics
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
@@ -73,7 +73,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
-) -> TrainResult[FoundNetwork]:
+) -> TrainResult[GenotypeNetwork]:
     """Train the network of a genotype from scratch and test it.
 
     Args:
@@ -120,7 +120,7 @@ class Training(Loop):
     kind = "train"
     settings = TrainConfig
     figures = ("test_loss", "test_accuracy")
-    net: FoundNetwork
+    net: GenotypeNetwork
 
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
         super().__init__(config, resolve_device(config.device))
@@ -147,12 +147,12 @@ class Training(Loop):
     def prepare(self) -> None:
         config = self.config
         self.net.train()
-        self.net.drop_path = config.drop_path * self.epoch / config.epochs
         self.optimizer.param_groups[0]["lr"] = cosine(self.epoch, config.epochs, config.learning_rate)
 
     def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
         x, y = distributed.part(x, y)
-        logits, loss = _loss(self.net(x), y, self.config)
+        drop_path = self.config.drop_path * self.epoch / self.config.epochs
+        logits, loss = _loss(self.net(x, drop_path), y, self.config)
         self.optimizer.zero_grad()
         loss.backward()
         distributed.average_gradients(self.net.parameters())
@@ -175,7 +175,7 @@ class Training(Loop):
         self.write_settings(folder, network=_shape(self.data))
         folder.write(GENOTYPE, self.genotype.to_json())
 
-    def result(self, folder: RunFolder | None) -> TrainResult[FoundNetwork]:
+    def result(self, folder: RunFolder | None) -> TrainResult[GenotypeNetwork]:
         """What the training ends with."""
         run_dir = None if folder is None else folder.path
         return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
@@ -203,7 +203,7 @@ def compare_rules(
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
 
 
-def load_found(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> FoundNetwork:
+def load_found(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> GenotypeNetwork:
     """The network of a run; see :func:`bionas_fast.load`."""
     config = TrainConfig(**settings)
     return build_network(
@@ -220,7 +220,7 @@ def _shape(data: Dataset) -> dict[str, int]:
     return {"in_channels": data.in_channels, "num_classes": data.num_classes}
 
 
-def _build(genotype: Genotype, config: TrainConfig, data: Dataset) -> FoundNetwork:
+def _build(genotype: Genotype, config: TrainConfig, data: Dataset) -> GenotypeNetwork:
     return build_network(
         genotype,
         channels=config.channels,

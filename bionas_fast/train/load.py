@@ -7,14 +7,14 @@ from pathlib import Path
 
 from bionas_fast.config import read_settings, read_yaml
 from bionas_fast.errors import InputError
-from bionas_fast.models import FoundNetwork, SoftHebbNetwork
+from bionas_fast.models import GenotypeNetwork, SoftHebbNetwork
 from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import CONFIG, RunFolder
 from bionas_fast.train.genotype import load_found
 from bionas_fast.train.softhebb import load_softhebb
 
-Network = FoundNetwork | SoftHebbNetwork
+Network = GenotypeNetwork | SoftHebbNetwork
 
 _KINDS: dict[str, Callable[..., Network]] = {"train": load_found, "softhebb": load_softhebb}
 

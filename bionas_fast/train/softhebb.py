@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bionas_fast.config import Config
 from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
 from bionas_fast.evaluate import evaluate
-from bionas_fast.models.softhebb import SCALE, SoftHebbNetwork, build_softhebb
+from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
@@ -163,7 +163,7 @@ class SoftHebbTraining(Loop):
         if config.scale_features:
             parts = features.split(_CHUNK) if kept else self._features(data.images)
             squares = sum(float(part.square().sum(dtype=torch.float64)) for part in parts)
-            scale: Any = self.net.head[SCALE]
+            scale = self.net.scale
             scale.size.fill_(math.sqrt(squares / (len(data.images) * shape.numel())) or 1.0)
         self.reader, self.test = (self.net.head if kept else self.net), tests
         self.normal: dict[str, Any] = {} if kept else {"mean": data.mean, "std": data.std}

@@ -42,7 +42,7 @@ def test_a_cell_by_hand(size):
     s0, s1 = cell.preprocess0(s), cell.preprocess1(s)
     node0 = cell.edges[0](s0) + cell.edges[1](s1)
     node1 = cell.edges[2](s1) + cell.edges[3](node0)
-    torch.testing.assert_close(cell(s, s, 0.0), torch.cat([node0, node1], dim=1))
+    torch.testing.assert_close(cell([s, s], 0.0), torch.cat([node0, node1], dim=1))
     assert net(x).shape == (2, 10)
 
 
@@ -56,6 +56,24 @@ def test_drop_path_zeroes_images_of_an_edge_and_keeps_the_mean():
     assert torch.equal(y[:, 0], y[:, 1])
     assert y.mean() == pytest.approx(1, abs=0.03)  # standard error 0.009
     assert _drop(x, 0.0) is x
+
+
+def test_drop_path_is_an_argument_of_forward():
+    """In training, in place of that of the construction; never in evaluation."""
+    plain, dropping = (bf.build_network(GENOTYPE, channels=4, cells=3, drop_path=p) for p in (0.0, 0.5))
+    x = torch.randn(8, 3, 8, 8)
+
+    def logits(net, *drop_path):
+        torch.manual_seed(0)
+        return net(x, *drop_path)
+
+    assert torch.equal(logits(plain, 0.5), logits(dropping))
+    assert torch.equal(logits(plain), logits(dropping, 0.0))
+    assert not torch.equal(logits(plain), logits(plain, 0.5))
+    assert torch.equal(logits(plain.eval()), logits(plain, 0.5))
+    for build in (lambda: plain(x, 1.0), lambda: bf.build_network(GENOTYPE, drop_path=-0.1)):
+        with pytest.raises(InputError, match="drop_path: expected 0 <= drop_path < 1"):
+            build()
 
 
 @pytest.mark.parametrize("size", [8, 16, 33])

@@ -18,7 +18,7 @@ from rich.console import Console
 from bionas_fast import rules
 from bionas_fast.errors import InputError
 from bionas_fast.report import draw_figure, draw_genotype, write_report
-from bionas_fast.report.charts import found_shares, rule_shares
+from bionas_fast.report.charts import edge_shares, rule_shares
 from bionas_fast.report.colors import OWN_RULE_COLORS, RULE_COLORS, rule_color
 from bionas_fast.report.figure import genotype_figure
 from bionas_fast.report.layout import lay_out
@@ -244,7 +244,7 @@ class TestShares:
         np.testing.assert_allclose(rule_shares(alpha, space)["fa"], [4 / 22, (1 + 8 / 22) / 3, 4 / 22, 4 / 22])
 
     def test_found_edges(self):
-        shares = found_shares(Genotype(WIDE, SMALLEST), "normal")
+        shares = edge_shares(Genotype(WIDE, SMALLEST), "normal")
         expected = {None: [1 / 3, 0, 1], "fa": [1 / 3, 0, 0], "dfa": [1 / 3, 0, 0], "bp": [0, 1, 0]}
         assert {rule: list(share) for rule, share in shares.items()} == expected
 

@@ -133,7 +133,7 @@ def test_auxiliary_skip_falls_from_one_to_zero(tmp_path):
     seen = []
     for epoch in range(4):
         search.strategy.prepare(epoch)
-        seen.append(search.net.architecture.auxiliary)
+        seen.append(search.strategy.auxiliary_skip)
     assert seen == [1.0, 0.75, 0.5, 0.25]
 
 

@@ -1,4 +1,4 @@
-"""The cells of NAS-Bench-201 with learning rules: space, both engines, strings, found networks, a search."""
+"""The cells of NAS-Bench-201 with learning rules: space, both engines, strings, genotype networks, a search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import report
-from bionas_fast.cli.app import app
+from bionas_fast.cli.app import main
 from bionas_fast.errors import InputError
 from bionas_fast.space import (
     NB201,
@@ -26,9 +26,10 @@ from bionas_fast.space import (
     one_hot,
     random_genotype,
 )
+from bionas_fast.space.cells import CellShape
 from bionas_fast.space.operations import ResidualReduction
 from bionas_fast.supernet import Mixture
-from bionas_fast.supernet.modular import SearchCell
+from bionas_fast.supernet.modular import ModularCell
 from helpers.supernets import gradients, relative
 
 EVERY_3X3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
@@ -165,15 +166,15 @@ def test_mutations_change_one_edge():
     assert {word.partition("~")[2] for word in seen} == {"0", "1", "2"}
 
 
-def test_one_hot_weights_are_the_found_cell():
+def test_one_hot_weights_are_the_cell_of_the_genotype():
     """A supernet cell with the weights of a genotype has its wiring: with identities x, 0 and x + x + 0."""
     space = get_space("nb201")
     genotype = bf.Genotype.from_nb201(
         "|skip_connect@usf~0|+|none~0|none~1|+|skip_connect@usf~0|skip_connect@frsf~1|skip_connect@usf~2|"
     )
-    cell = SearchCell(space, space.candidates, 1, (3,), 3, False, False, rule="bp", affine=False)
+    cell = ModularCell(space, 1, CellShape((3,), 3, False, False, rule="bp", affine=False))
     x = torch.randn(2, 3, 5, 5)
-    torch.testing.assert_close(cell(x, one_hot(genotype, space)["cell"]), 2 * x)
+    torch.testing.assert_close(cell([x], one_hot(genotype, space)["cell"]), 2 * x)
 
 
 def parameters(text, channels, cells, in_channels=3, classes=10):
@@ -187,7 +188,7 @@ def parameters(text, channels, cells, in_channels=3, classes=10):
     return total + 8 * channels + (4 * channels + 1) * classes
 
 
-class TestFoundNetwork:
+class TestGenotypeNetwork:
     @pytest.mark.parametrize(
         ("text", "count"),
         # In the published benchmark: 1.531546 M and, without any convolution, 0.073306 M.
@@ -208,7 +209,7 @@ class TestFoundNetwork:
         node1 = F.conv2d(x.relu(), cell.edges[0][1].weight) * scale
         node2 = F.avg_pool2d(node1, 3, 1, 1, count_include_pad=False)
         expected = x + F.conv2d(node2.relu(), cell.edges[3][1].weight, padding=1) * scale
-        torch.testing.assert_close(cell(x, 0.0), expected)
+        torch.testing.assert_close(cell([x], 0.0), expected)
         assert [edge[1].rule for edge in (cell.edges[0], cell.edges[3])] == ["usf", "fa"]
 
     def test_a_residual_block_by_hand(self):
@@ -225,7 +226,7 @@ class TestFoundNetwork:
         genotype = bf.Genotype(cell=bf.Genotype.from_nb201(MIXED).cells["cell"], fixed={"preprocess": "usf"})
         network = bf.build_network(genotype, cells=2, channels=3, auxiliary=True, drop_path=0.5)
         kinds = [type(cell).__name__ for cell in network.cells]
-        assert kinds == [*["FoundCell"] * 2, "ResidualReduction"] * 2 + ["FoundCell"] * 2
+        assert kinds == [*["GenotypeCell"] * 2, "ResidualReduction"] * 2 + ["GenotypeCell"] * 2
         assert network.cells[2].conv_1[1].rule == "usf"
         logits, auxiliary = network(torch.randn(4, 3, 9, 9))
         assert logits.shape == auxiliary.shape == (4, 10)
@@ -240,11 +241,11 @@ class TestFoundNetwork:
 def test_wiring_of_the_supernet():
     """With identities alone the nodes are x, 2x and 4x; the last one is the output."""
     space = get_space("nb201")
-    cell = SearchCell(space, space.candidates, 1, (3,), 3, False, False, rule="bp", affine=False)
+    cell = ModularCell(space, 1, CellShape((3,), 3, False, False, rule="bp", affine=False))
     weights = torch.zeros(6, 13)
     weights[:, [str(c) for c in space.candidates].index("skip_connect@usf")] = 1
     x = torch.randn(2, 3, 5, 5)
-    torch.testing.assert_close(cell(x, weights), 4 * x)
+    torch.testing.assert_close(cell([x], weights), 4 * x)
 
 
 def both(space, **settings):
@@ -340,7 +341,7 @@ class TestReports:
 def test_search_show_and_train_from_the_command_line(tmp_path, capsys):
     def command(*arguments):
         with pytest.raises(SystemExit) as stop:
-            app.main([str(word) for word in arguments])
+            main([str(word) for word in arguments])
         printed = capsys.readouterr()
         assert stop.value.code == 0, printed.err
         return printed.out
@@ -353,7 +354,7 @@ def test_search_show_and_train_from_the_command_line(tmp_path, capsys):
     assert np.load(run / "alphas.npz")["cell"].shape == (2, 6, 13)
     (tmp_path / "cell.txt").write_text(MIXED + "\n")
     assert "skip_connect  brsf" in command("show", tmp_path / "cell.txt", "--save", tmp_path / "cell.png")
-    # A found cell of one epoch may be disconnected, which learns nothing; this one is not.
+    # A cell after one epoch of search may be disconnected, which learns nothing; this one is not.
     (run / "genotype.json").write_text(bf.Genotype.load(tmp_path / "cell.txt").to_json())
     small = ("--channels", 8, "--cells", 1, "--epochs", 3)
     assert "test accuracy" in command("train", run, *small, "--out", trained)

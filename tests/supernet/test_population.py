@@ -61,7 +61,7 @@ def test_a_large_population_is_taken_in_parts(monkeypatch):
     stacked.eval()
     x, mixing = torch.randn(3, 2, 8, 8), mixing_of(stacked.space, 5)
     whole = stacked.population(x, mixing)
-    monkeypatch.setattr("bionas_fast.supernet.stacked.AT_ONCE", 2 * 3 * 64 * 16)
+    monkeypatch.setattr("bionas_fast.supernet.stacked.LARGEST_MAP", 2 * 3 * 64 * 16)
     calls = []
     forward = stacked.stem.forward
     monkeypatch.setattr(stacked.stem, "forward", lambda x: calls.append(len(x)) or forward(x))
@@ -152,13 +152,13 @@ def test_edge_normalisation():
 
 
 def test_partial_channels_of_one_edge():
-    """A quarter passes the candidates, the others go around and are dealt between them (PC-DARTS, section 3.1)."""
+    """A quarter passes the candidates, the others bypass them and are dealt between them (PC-DARTS, section 3.1)."""
     from bionas_fast.supernet.modular import MixedOp
 
     space = Space("skip", (Candidate("none"), Candidate("skip_connect", "bp")))
     x = torch.arange(8.0).view(1, 8, 1, 1).expand(2, 8, 4, 4)
     out = MixedOp(space.candidates, 8, 1, partial_channels=4)(x, torch.tensor([0.0, 10.0]))
-    # Channels 0 and 1 pass the skip, 2 to 7 go around; then one of each group of two, in turn.
+    # Channels 0 and 1 pass the skip, 2 to 7 bypass the candidates; then one of each group of two, in turn.
     assert (out[0, :, 0, 0] / 10).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
     halved = MixedOp(space.candidates, 8, 2, partial_channels=4)(torch.randn(1, 8, 5, 7), torch.ones(2))
     assert halved.shape == (1, 8, 3, 4)
@@ -167,16 +167,14 @@ def test_partial_channels_of_one_edge():
 def test_auxiliary_skip_is_added():
     net = built("modular").double()
     plain = net.architecture.mixing()
-    net.architecture.auxiliary = 0.6
     skips = [k for k, c in enumerate(net.space.candidates) if c.operation == "skip_connect"]
-    for kind, weights in net.architecture.mixing().items():
+    for kind, weights in net.architecture.mixing(auxiliary_skip=0.6).items():
         difference = weights - plain[kind]
         torch.testing.assert_close(difference.sum(-1), torch.full((14,), 0.6, dtype=torch.float64))
         assert set(difference.nonzero()[:, 1].tolist()) == set(skips)
     bare = build_supernet(get_space("bionas").restricted((), ("sep_conv_3x3",)), **SHAPE)
-    bare.architecture.auxiliary = 0.5
     with pytest.raises(InputError, match="no skip_connect"):
-        bare(torch.randn(2, 2, 8, 8))
+        bare.architecture.mixing(auxiliary_skip=0.5)
 
 
 def test_bad_mixtures():

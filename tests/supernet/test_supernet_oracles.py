@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch.nn import functional as F
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.darts import Darts
 from bionas_fast.space import get_space
+from bionas_fast.space.cells import CellShape
 from bionas_fast.supernet import build_supernet
-from bionas_fast.supernet.modular import MixedOp, SearchCell, without_skip_rules
+from bionas_fast.supernet.base import without_skip_rules
+from bionas_fast.supernet.modular import MixedOp, ModularCell
 from bionas_fast.supernet.stacked import StackedCell
 from helpers.oracles.data import assert_close, cases, load
 from helpers.oracles.supernet import candidate_order, entries, gradients, inject, to_ours, to_published
@@ -63,10 +66,7 @@ def test_cell(case):
     arrays, info = load("lrnas_cell", case)
     arguments = info["arguments"]
     primitives = arguments["primitives"]
-    cell = SearchCell(
-        SPACE,
-        CANDIDATES,
-        1,
+    shape = CellShape(
         (arguments["C_prev_prev"], arguments["C_prev"]),
         arguments["C"],
         arguments["reduction"],
@@ -74,10 +74,11 @@ def test_cell(case):
         rule="bp",
         affine=False,
     )
+    cell = ModularCell(replace(SPACE, candidates=CANDIDATES), 1, shape)
     inject(cell, arrays, info, primitives)
     s0, s1 = arrays["s0"].clone().requires_grad_(), arrays["s1"].clone().requires_grad_()
     weights = to_ours(arrays["op_weights"], primitives).requires_grad_()
-    output = cell(s0, s1, weights)
+    output = cell([s0, s1], weights)
     output.backward(arrays["grad_output"])
     assert_close(output, arrays["output"], TIGHT, "output")
     assert_close(s0.grad, arrays["grad_s0"], TIGHT, "grad_s0")
@@ -89,8 +90,17 @@ def test_cell(case):
 def _batched(net):
     """The same network, feedback of the recorded pass included, with its cells batched."""
     net = copy.deepcopy(net)
-    net.cells = nn.ModuleList(StackedCell(cell) for cell in net.cells)
+    net.cells = nn.ModuleList(_batched_cell(cell) for cell in net.cells)
     return net
+
+
+def _batched_cell(cell):
+    batched = StackedCell(cell.space, cell.partial_channels, cell.shape)
+    batched.stack(cell.edges)
+    for name, module in cell.named_children():
+        if name.startswith("preprocess"):
+            setattr(batched, name, module)
+    return batched
 
 
 def _with_gradients(modular, batched):
@@ -100,7 +110,7 @@ def _with_gradients(modular, batched):
         for p, q in zip(holder.parameters(), batched.parameters(), strict=True):
             p.copy_(torch.zeros_like(q) if q.grad is None else q.grad)
         for cell, theirs in zip(holder.cells, modular.cells, strict=True):
-            cell.exchange(theirs, "write")
+            cell.write(theirs)
         for name in ("stem", "classifier", "architecture"):
             getattr(modular, name).load_state_dict(getattr(holder, name).state_dict())
     for p in modular.parameters():

@@ -7,7 +7,8 @@ from typing import Any
 
 from bionas_fast.errors import InputError, shown
 from bionas_fast.space.candidates import Candidate
-from bionas_fast.space.genotype import Cell, Edge, Genotype, located
+from bionas_fast.space.edges import Cell, Edge
+from bionas_fast.space.formats.located import located
 from bionas_fast.space.skeleton import DARTS
 
 _SUFFIXES = {"_u": "usf", "_br": "brsf", "_fr": "frsf", "_fa": "fa"}
@@ -15,7 +16,7 @@ _SKIP_SUFFIXES = {"_u": "usf", "_b": "brsf", "_f": "frsf"}
 
 
 def parse_published_name(name: str) -> Candidate:
-    """The candidate behind a name of the paper's code, such as ``sep_conv_3x3_br``."""
+    """Read the candidate from a name of the paper's code, such as ``sep_conv_3x3_br``."""
     suffixes = _SKIP_SUFFIXES if name.startswith("skip_connect") else _SUFFIXES
     for suffix, rule in suffixes.items():
         if name.endswith(suffix):
@@ -23,8 +24,8 @@ def parse_published_name(name: str) -> Candidate:
     return Candidate(name) if name in ("none", "max_pool_3x3", "avg_pool_3x3") else Candidate(name, "bp")
 
 
-def parse_genotype(text: str) -> Genotype:
-    """See :meth:`Genotype.from_darts`."""
+def read(text: str) -> dict[str, Cell]:
+    """Read the two cells; see :meth:`Genotype.from_darts`."""
     try:
         tree = ast.parse(text.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -66,7 +67,7 @@ def parse_genotype(text: str) -> Genotype:
             cells[kind] = Cell(nodes, tuple(concat))
         except InputError as error:
             raise InputError(f"{kind}: {error}") from None
-    return Genotype(cells["normal"], cells["reduce"])
+    return cells
 
 
 def _is_state(value: object) -> bool:

@@ -6,22 +6,25 @@ operation without a rule is trained by back-propagation, so that architectures o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bionas_fast.errors import InputError
 from bionas_fast.space.candidates import NONE, Candidate, get_operation
-from bionas_fast.space.genotype import Cell, Edge, Genotype, located
+from bionas_fast.space.edges import Cell, Edge
+from bionas_fast.space.formats.located import located
 from bionas_fast.space.skeleton import NB201
 
 _PLAIN = "bp"
 
 
-def write_string(genotype: Genotype) -> str:
+def write(cells: Mapping[str, Cell]) -> str:
     """See :meth:`Genotype.to_nb201`."""
-    if genotype.skeleton != NB201:
-        raise InputError(f"genotype: a string of NAS-Bench-201 has one cell; this has {', '.join(genotype.cells)}")
+    if tuple(cells) != NB201.kinds:
+        raise InputError(f"genotype: a string of NAS-Bench-201 has one cell; this has {', '.join(cells)}")
     nodes = []
-    for i, edges in enumerate(genotype.cells["cell"].nodes):
-        found = {edge.source: edge.candidate for edge in edges}
-        texts = (f"{_name(found.get(source))}~{source}|" for source in range(i + 1))
+    for i, edges in enumerate(cells["cell"].nodes):
+        candidates = {edge.source: edge.candidate for edge in edges}
+        texts = (f"{_name(candidates.get(source))}~{source}|" for source in range(i + 1))
         nodes.append("|" + "".join(texts))
     return "+".join(nodes)
 
@@ -32,8 +35,8 @@ def _name(candidate: Candidate | None) -> str:
     return candidate.operation if candidate.rule == _PLAIN else str(candidate)
 
 
-def parse_string(text: str) -> Genotype:
-    """See :meth:`Genotype.from_nb201`."""
+def read(text: str) -> dict[str, Cell]:
+    """Read the cell; see :meth:`Genotype.from_nb201`."""
     nodes = []
     for i, part in enumerate(text.strip().split("+")):
         where = f"node {i + 1}"
@@ -44,7 +47,7 @@ def parse_string(text: str) -> Genotype:
         if sorted(sources) != list(range(i + 1)):
             raise InputError(f"{where}: expected one edge from each of the states 0 to {i}, got {sources}")
         nodes.append(tuple(Edge(candidate, source) for source, candidate in sorted(read, key=_source) if candidate))
-    return Genotype(cell=Cell(tuple(nodes), NB201.output(len(nodes)), NB201))
+    return {"cell": Cell(tuple(nodes), NB201.output(len(nodes)), NB201)}
 
 
 def _source(read: tuple[int, Candidate | None]) -> int:
