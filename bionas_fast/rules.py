@@ -35,6 +35,7 @@ from torch import Tensor
 from bionas_fast.errors import InputError, refuse_another, unknown, unregistered
 from bionas_fast.kernels.feedback.records import MODES
 
+
 @dataclass(frozen=True)
 class Law:
     """The uniform law U(-bound, bound) that W starts from, and the constant magnitude that stands for it.

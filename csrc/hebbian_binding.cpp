@@ -1,4 +1,4 @@
-// Hebbian updates as operators of torch; see binding.cpp.
+// Hebbian updates as operators of torch; see library.cpp.
 
 #include "cpu/weight_gradient.h"
 #include "hebbian_arguments.h"
@@ -39,6 +39,10 @@ Tensor weight_gradient(const Tensor& gradient, const Tensor& x, std::vector<int6
   return output;
 }
 
+std::vector<std::string> activities() { return split(bionas::Activity_words); }
+std::vector<std::string> decays() { return split(bionas::Decay_words); }
+std::vector<std::string> normalisations() { return split(bionas::Normalisation_words); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
@@ -49,10 +53,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
       "hebbian_move(Tensor(a!) weight, Tensor(b!) delta, Tensor total, Tensor rate, float positions, "
       "str normalisation, int groups) -> ()");
   m.def("weight_gradient(Tensor gradient, Tensor x, int[] padding) -> Tensor");
+  m.def("hebbian_activities() -> str[]");
+  m.def("hebbian_decays() -> str[]");
+  m.def("hebbian_normalisations() -> str[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {
   m.impl("hebbian_activity", TORCH_BOX(&hebbian_activity));
   m.impl("hebbian_move", TORCH_BOX(&hebbian_move));
   m.impl("weight_gradient", TORCH_BOX(&weight_gradient));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CompositeExplicitAutograd, m) {
+  m.impl("hebbian_activities", TORCH_BOX(&activities));
+  m.impl("hebbian_decays", TORCH_BOX(&decays));
+  m.impl("hebbian_normalisations", TORCH_BOX(&normalisations));
 }

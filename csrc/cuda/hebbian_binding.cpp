@@ -8,7 +8,7 @@
 
 #include "../hebbian_arguments.h"
 
-// As in binding.cpp.
+// As in library.cpp.
 extern "C" __attribute__((used, visibility("default"))) const char bionas_fast_cuda_source[] = BIONAS_SOURCE;
 
 namespace {

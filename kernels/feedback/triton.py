@@ -60,11 +60,12 @@ def operands(
     weight: Tensor, feedback: Feedback, layout: torch.memory_format = torch.contiguous_format
 ) -> dict[str, Tensor | None]:
     """Weight, stored tensor and stream in this layout; None for those that the mode does not read."""
-    stored, stream = feedback.stored, feedback.stream
+    stored = feedback.stored if feedback.mode == "stored_sign" else None
+    stream = feedback.stream if feedback.mode == "drawn_sign" else None
     return {
         "p_weight": weight.contiguous(memory_format=layout),
-        "p_stored": stored.contiguous(memory_format=layout) if stored is not None and feedback.mode == "stored_sign" else None,
-        "p_stream": stream.contiguous() if stream is not None and feedback.mode == "drawn_sign" else None,
+        "p_stored": None if stored is None else stored.contiguous(memory_format=layout),
+        "p_stream": None if stream is None else stream.contiguous(),
     }
 
 

@@ -14,7 +14,7 @@ from bionas_fast.functional import hebbian_update
 from bionas_fast.kernels.hebbian import reference
 from bionas_fast.ops.hebbian import NORMALISATIONS, RULES
 
-ACTIVITIES = {"linear": "plain", "normalised": "hebb", "hard": "hard_wta", "soft": "soft_wta", "signed": "softhebb"}
+ACTIVITIES = {"linear": "plain", "normalised": "hebb", "hard": "hard_wta", "soft": "soft_wta", "competing": "softhebb"}
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +185,7 @@ def test_results_repeat_and_hardly_depend_on_threads(isa):
     try:
         for threads in (1, 2, 3, 3):
             torch.set_num_threads(threads)
-            y, total = operators().hebbian_activity(u, None, None, "signed", "output", 1.0, 1)
+            y, total = operators().hebbian_activity(u, None, None, "competing", "output", 1.0, 1)
             moved, delta = weight.clone(), outer.clone()
             operators().hebbian_move(moved, delta, total, torch.ones(70), 650.0, "max", 1)
             results.append((y, total, delta, moved))

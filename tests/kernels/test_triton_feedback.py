@@ -306,7 +306,9 @@ def interpreted_float32_magnitudes_beside_float16(case: Case):
 def interpreted_signs_of_zero_and_not_a_number(mode: str):
     w = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-45])
     feedback = feedback_of(mode, torch.randn(6))
-    torch.testing.assert_close(kernels.feedback_weight(w, feedback), reference.feedback_weight(w, feedback), rtol=0, atol=0)
+    torch.testing.assert_close(
+        kernels.feedback_weight(w, feedback), reference.feedback_weight(w, feedback), rtol=0, atol=0
+    )
 
 
 def interpreted_every_configuration_is_launched(monkeypatch):
