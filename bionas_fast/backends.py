@@ -107,7 +107,7 @@ def traced() -> bool:
 
 
 def explain(op: str, device: str) -> Choice:
-    """What runs ``op`` on this device type when nothing is chosen, and why nothing else does."""
+    """Explain the automatic choice for ``op`` on this device type, and why no other backend is chosen."""
     implemented = _implementations[op]
     reasons = {}
     for name in BACKENDS:

@@ -1,7 +1,6 @@
-"""Everything that is read of PyTorch under a private name, each with what happens once the name is gone.
+"""Everything that this package reads of PyTorch under a private name, with a fallback once the name is gone.
 
-The names are looked up when they are used. Without one of them results stay the same; what is lost is said at each
-function. ``tests/test_torch_private.py`` says when torch has changed.
+The names are looked up when they are used. Without one of them results stay the same; each function says what is lost. ``tests/test_torch_private.py`` says when torch has changed.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def _forget(_: Tensor) -> None:
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place. Only where :func:`can_replace_saved_weight`."""
+    """The number of changes in place of a tensor. Only where :func:`can_replace_saved_weight`."""
     return getattr(tensor, VERSION)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Window(NamedTuple):
-    """How a kernel moves over its input: one number for each dimension, and the number of groups of channels."""
+    """The movement of a kernel over its input: one number for each dimension, and the number of groups of channels."""
 
     stride: list[int]
     padding: list[int]
