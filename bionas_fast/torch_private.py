@@ -1,6 +1,7 @@
 """Everything that this package reads of PyTorch under a private name, with a fallback once the name is gone.
 
-The names are looked up when they are used. Without one of them results stay the same; each function says what is lost. ``tests/test_torch_private.py`` says when torch has changed.
+The names are looked up when they are used. Without one of them results stay the same; each function says what is lost.
+``tests/test_torch_private.py`` says when torch has changed.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ namespace bionas::arguments {
 // All but the results.
 inline HebbianActivity read_activity(
     const Tensor& u,                     // [N, K, P]
-    const std::optional<Tensor>& given,  // y of a linear activity, [N, K, P]; u where there is none
+    const std::optional<Tensor>& external,  // y of the caller, for a linear activity, [N, K, P]; u where there is none
     const std::optional<Tensor>& norm,   // what y is divided by, [N, groups, P]
     const std::string& activity,         // linear, normalised, hard, soft or competing
     const std::string& decay,            // none, square, activity or output
@@ -26,9 +26,9 @@ inline HebbianActivity read_activity(
   STD_TORCH_CHECK(a.decay != Decay::lower, "decay: got lower");
   a.temperature = float(temperature);
   a.u = u.const_data_ptr<float>();
-  a.given = pointer("given", given, u.device());
+  a.external = pointer("external", external, u.device());
   a.norm = pointer("norm", norm, u.device());
-  STD_TORCH_CHECK(!a.given || given->numel() == u.numel(), "given: expected the shape of u");
+  STD_TORCH_CHECK(!a.external || external->numel() == u.numel(), "external: expected the shape of u");
   STD_TORCH_CHECK(!a.norm || int64_t(norm->numel()) == a.n * groups * a.p, "norm: expected [N, groups, P]");
   return a;
 }

@@ -8,9 +8,9 @@ namespace {
 using namespace bionas::arguments;
 
 std::tuple<Tensor, Tensor> hebbian_activity(
-    const Tensor& u, const std::optional<Tensor>& given, const std::optional<Tensor>& norm, std::string activity,
+    const Tensor& u, const std::optional<Tensor>& external, const std::optional<Tensor>& norm, std::string activity,
     std::string decay, double temperature, int64_t groups) {
-  bionas::HebbianActivity a = read_activity(u, given, norm, activity, decay, temperature, groups);
+  bionas::HebbianActivity a = read_activity(u, external, norm, activity, decay, temperature, groups);
   Tensor y = new_map(u, made(a, norm));
   Tensor total = torch::stable::new_empty(u, {decay == "none" ? 0 : a.k}, ScalarType::Double);
   a.y = y.numel() ? y.mutable_data_ptr<float>() : nullptr;
@@ -47,7 +47,7 @@ std::vector<std::string> normalisations() { return split(bionas::Normalisation_w
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def(
-      "hebbian_activity(Tensor u, Tensor? given, Tensor? norm, str activity, str decay, float temperature, int groups) "
+      "hebbian_activity(Tensor u, Tensor? external, Tensor? norm, str activity, str decay, float temperature, int groups) "
       "-> (Tensor, Tensor)");
   m.def(
       "hebbian_move(Tensor(a!) weight, Tensor(b!) delta, Tensor total, Tensor rate, float positions, "

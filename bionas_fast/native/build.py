@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parents[1]
-#: Inside an installed package, or beside the package in a checkout.
+#: Inside an installed package, or next to the package in a checkout.
 _SOURCES = next((folder for folder in (_HERE / "csrc", _HERE.parent / "csrc") if folder.is_dir()), _HERE / "csrc")
 
 # The oldest torch whose stable ABI the libraries may use, 2.11: they run on that one and on every later one.

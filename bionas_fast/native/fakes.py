@@ -134,7 +134,7 @@ def factorized_reduce_backward(
 
 @fake
 def hebbian_activity(
-    u: Tensor, given: Tensor | None, norm: Tensor | None, activity: str, decay: str, temperature: float, groups: int
+    u: Tensor, external: Tensor | None, norm: Tensor | None, activity: str, decay: str, temperature: float, groups: int
 ) -> tuple[Tensor, Tensor]:
     made = activity != "linear" or norm is not None
     return u.new_empty(u.shape if made else (0,)), u.new_empty(u.shape[1] * (decay != "none"), dtype=torch.float64)

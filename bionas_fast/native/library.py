@@ -1,7 +1,7 @@
 """The compiled kernels: those that came with the package, or else compiled once, on first use.
 
 Nothing happens at import. :func:`load` takes the library that was compiled ahead of time if it belongs to the sources
-beside it, and otherwise compiles them into the user's cache (:mod:`.build`), which takes a few seconds and a
+next to it, and otherwise compiles them into the user's cache (:mod:`.build`), which takes a few seconds and a
 C++ compiler. A failure leaves the reference implementation and a reason, never an exception. The same goes for the
 kernels for CUDA, a library of their own, with ``nvcc`` and only where there is a CUDA device.
 """

@@ -146,7 +146,7 @@ class PredictiveConv2d(ErrorPath):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw W, the feedback and b as ``torch.nn.Conv2d`` does; b0 = 0; begin the power iteration anew."""
+        """Draw W, the feedback and b as ``torch.nn.Conv2d`` does; b0 = 0; begin the power iteration again."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.feedback is not None:
             nn.init.kaiming_uniform_(self.feedback, a=math.sqrt(5))
@@ -267,7 +267,7 @@ class PredictiveConv2d(ErrorPath):
         return step if self.direction is None else step / self._sigma_squared(kernels[0], training)
 
     def _sigma_squared(self, weight: Tensor, training: bool) -> Tensor:
-        """‖W ⋆ v‖² for the kept v of norm 1, after a power iteration if ``training``. Never above σ²max."""
+        """‖W ⋆ v‖² for the saved v of norm 1, after a power iteration if ``training``. Never above σ²max."""
         assert self.direction is not None
         padding = (self.kernel_size[0] - 1, self.kernel_size[1] - 1)
         geometry = (self._dense_stride, padding, (1, 1), self.groups)

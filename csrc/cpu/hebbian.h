@@ -19,7 +19,7 @@ struct HebbianActivity {
   Decay decay;
   float temperature;
   const float* u;      // [N, K, P]
-  const float* given;  // what a linear activity takes for y, [N, K, P]; null for u
+  const float* external;  // y of the caller, for a linear activity, [N, K, P]; null for u
   const float* norm;   // what y is divided by, [N, groups, P]; or null
   float* y;            // [N, K, P]; null where nobody asks for it, which is for a linear activity only
 };

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,8 +98,7 @@ class LinearArguments(NamedTuple):
         return LinearArguments(feedback, self.backend)
 
 
-Arguments = TypeVar("Arguments", ConvArguments, LinearArguments)
-Backward = Callable[[Tensor, Tensor, Tensor, Arguments, Sequence[bool]], Grads]
+Arguments = ConvArguments | LinearArguments
 
 
 def _triton() -> ModuleType:
@@ -137,11 +136,11 @@ def conv_backward(
         # Without δ_in no feedback is needed; any tensor of the right shape does.
         b = make_b(weight, feedback, backend) if output_mask[0] else weight
         grads = reference.conv_backward(grad, input, b, window, output_mask)
-    down, own, of_bias = grads
+    input_grad, weight_grad, bias_grad = grads
     return (
-        down.contiguous(memory_format=reference.layout(input)) if output_mask[0] else None,
-        own.contiguous(memory_format=reference.layout(weight)) if output_mask[1] else None,
-        of_bias if output_mask[2] else None,
+        input_grad.contiguous(memory_format=reference.layout(input)) if output_mask[0] else None,
+        weight_grad.contiguous(memory_format=reference.layout(weight)) if output_mask[1] else None,
+        bias_grad if output_mask[2] else None,
     )
 
 
@@ -182,7 +181,7 @@ def _tables(parts: FeedbackSegments) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(lengths.T.copy()), torch.from_numpy(magnitudes.T.copy())
 
 
-def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: ConvArguments | LinearArguments) -> None:
+def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Arguments) -> None:
     """Save for :func:`gradients` what it reads.
 
     Args:
@@ -198,31 +197,37 @@ def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Con
     ctx.arguments = arguments.having(Feedback(mode, None, None, bound, scale))
 
 
-def gradients(ctx: Any, grad: Tensor, backward: Backward) -> Grads:
+def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
     """The gradients of input, weight and bias by one of the functions ``*_backward``."""
     input, weight, stored, snapshot = ctx.saved_tensors
     mode, _, _, bound, scale, _ = ctx.arguments.feedback
     arguments = ctx.arguments.having(Feedback(mode, stored, snapshot, bound, scale))
     mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
-    down, own, of_bias = backward(grad, input, weight, arguments, mask)
+    grads = backward(grad, input, weight, arguments, mask)
     if ctx.stream is not None:
         ctx.stream[1].add_(1)
-    return down if mask[0] else None, own if mask[1] else None, of_bias if mask[2] else None
+    input_grad, weight_grad, bias_grad = (g if wanted else None for g, wanted in zip(grads, mask, strict=True))
+    return input_grad, weight_grad, bias_grad
 
 
-def _register(name: str, kind: type, forward: Callable[..., Tensor], backward: Backward) -> None:
+def _register(
+    name: str,
+    kind: type[ConvArguments] | type[LinearArguments],
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Grads],
+) -> None:
     """Register implementations and gradient of an op and of its backward op; their arguments come flat."""
 
     def implementation(input: Tensor, weight: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
-        return forward(input, weight, bias, kind.read(flat))  # type: ignore[attr-defined]
+        return forward(input, weight, bias, kind.read(flat))
 
     def backward_implementation(grad: Tensor, input: Tensor, weight: Tensor, *flat: Any) -> tuple[Tensor, ...]:
-        *own, output_mask = flat
-        grads = backward(grad, input, weight, kind.read(own), output_mask)  # type: ignore[attr-defined]
+        *arguments, output_mask = flat
+        grads = backward(grad, input, weight, kind.read(arguments), output_mask)
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        save(ctx, inputs[:3], kind.read(inputs[3:]))  # type: ignore[attr-defined]
+        save(ctx, inputs[:3], kind.read(inputs[3:]))
 
     def call(grad: Tensor, input: Tensor, weight: Tensor, arguments: Any, output_mask: Sequence[bool]) -> Grads:
         return backward_op(grad, input, weight, *arguments.flat(), output_mask)
