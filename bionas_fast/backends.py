@@ -1,4 +1,4 @@
-"""Which implementation runs an op, and why.
+"""The choice of the implementation that runs an op.
 
 Every op has a ``reference`` in plain PyTorch. Where a faster implementation exists for the tensors' device it runs by
 itself; ``with use_backend("reference"):`` or an op's ``backend=`` makes the choice explicit, and an explicit choice
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import torch
 
+from bionas_fast import torch_private
 from bionas_fast.errors import InputError, unknown
 
 BACKENDS = ("reference", "native", "triton")
 
 _chosen: ContextVar[str | None] = ContextVar("bionas_fast_backend", default=None)
 
-#: Says why a backend cannot run on a device type; empty if it can.
+#: Gives the reason why a backend cannot run on a device type; empty if it can.
 Obstacle = Callable[[str], str]
 
 _implementations: dict[str, dict[str, Obstacle]] = {}
@@ -29,7 +30,7 @@ _implementations: dict[str, dict[str, Obstacle]] = {}
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs an op on a device, and what speaks against each backend that does not."""
+    """The backend that runs an op on a device, and for each other backend the reason why it does not."""
 
     op: str
     device: str
@@ -38,12 +39,12 @@ class Choice:
 
 
 def declare(op: str, **implementations: Obstacle) -> None:
-    """Say which backends beside ``reference`` implement an op, fastest first, and what may keep each from running."""
+    """Declare the backends besides ``reference`` that implement an op, fastest first, each with its obstacle."""
     _implementations[op] = implementations
 
 
 def triton_obstacle(device: str) -> str:
-    """Why Triton kernels cannot run on this device type; empty if they can."""
+    """The reason why Triton kernels cannot run on this device type; empty if they can."""
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "runs on CUDA devices only"
     try:
@@ -89,32 +90,24 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     return wanted
 
 
-def _constant(function: Callable[..., str]) -> Callable[..., str]:
-    """A compiled graph may take the result for a constant: what is installed does not change while a process runs.
-
-    As ``torch.compiler.assume_constant_result``, which would import the compiler: as much again as all of torch.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_constant
+# A compiled graph may take the results for constants: what is installed does not change while a process runs.
+@torch_private.constant
 def _fastest(op: str, device: str) -> str:
     return next((name for name, obstacle in _implementations[op].items() if not obstacle(device)), "reference")
 
 
-@_constant
+@torch_private.constant
 def _obstacle(op: str, device: str, backend: str) -> str:
     return explain(op, device).reasons.get(backend, "")
 
 
 def traced() -> bool:
-    """Whether somebody looks on: a compiler, or a mode such as that of fake tensors."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    """Whether a tracer is active: ``torch.compile`` or a dispatch mode (fake tensors)."""
+    return torch.compiler.is_compiling() or torch_private.has_dispatch_modes()
 
 
 def explain(op: str, device: str) -> Choice:
-    """What runs ``op`` on this device type when nothing is chosen, and why nothing else does."""
+    """Explain the automatic choice for ``op`` on this device type, and why no other backend is chosen."""
     implemented = _implementations[op]
     reasons = {}
     for name in BACKENDS:

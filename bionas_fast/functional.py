@@ -1,6 +1,7 @@
-"""The ops as functions, without layers around them."""
+"""The ops as plain functions."""
 
-from bionas_fast.ops.feedback import Feedback, feedback_conv, feedback_linear, feedback_weight
+from bionas_fast.kernels.feedback.records import Feedback
+from bionas_fast.ops.feedback import feedback_conv, feedback_linear, feedback_weight
 from bionas_fast.ops.hebbian import adaptive_rate, hebbian_activity, hebbian_update, raised_cosine, triangle
 
 __all__ = [

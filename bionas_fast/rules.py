@@ -33,16 +33,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from bionas_fast.errors import InputError, refuse_another, unknown, unregistered
-
-#: How B is made where it is used. These are the constructions that the kernels implement:
-#:
-#: - ``weight``       B = W
-#: - ``stored``       B = a stored tensor
-#: - ``sign``         B = scale · sign(W)
-#: - ``stored_sign``  B = |stored tensor| ⊙ sign(W)
-#: - ``drawn_sign``   B = |M| ⊙ sign(W), M drawn anew for every training forward/backward pair
-#: - ``direct``       the error at the logits through a stored tensor of shape [classes, ...]
-MODES = ("weight", "stored", "sign", "stored_sign", "drawn_sign", "direct")
+from bionas_fast.kernels.feedback.records import MODES
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-// What the operators of Hebbian updates make of their arguments, on every device.
+// The arguments of the operators of Hebbian updates, on every device.
 
 #pragma once
 
@@ -6,35 +6,29 @@
 
 #include "arguments.h"
 #include "cpu/hebbian.h"
+#include "names.h"
 
 namespace bionas::arguments {
-
-// The place of a word among those that an argument may be.
-template <class Enum>
-Enum read(const char* name, const std::string& word, const std::vector<std::string>& words) {
-  const auto found = std::find(words.begin(), words.end(), word);
-  STD_TORCH_CHECK(found != words.end(), name, ": got ", word);
-  return Enum(found - words.begin());
-}
 
 // All but the results.
 inline HebbianActivity read_activity(
     const Tensor& u,                     // [N, K, P]
-    const std::optional<Tensor>& given,  // y of a linear activity, [N, K, P]; u where there is none
+    const std::optional<Tensor>& external,  // y of the caller, for a linear activity, [N, K, P]; u where there is none
     const std::optional<Tensor>& norm,   // what y is divided by, [N, groups, P]
-    const std::string& activity,         // linear, normalised, hard, soft or signed
+    const std::string& activity,         // linear, normalised, hard, soft or competing
     const std::string& decay,            // none, square, activity or output
     double temperature, int64_t groups) {
   check("u", u, ScalarType::Float, u.device());
   STD_TORCH_CHECK(u.dim() == 3 && groups > 0 && u.size(1) % groups == 0, "u: expected [N, K, P], K divided by groups");
   HebbianActivity a{u.size(0), u.size(1), u.size(2), groups};
-  a.activity = read<Activity>("activity", activity, {"linear", "normalised", "hard", "soft", "signed"});
-  a.decay = read<Decay>("decay", decay, {"none", "square", "activity", "output"});
+  a.activity = read<Activity>("activity", activity, Activity_words);
+  a.decay = read<Decay>("decay", decay, Decay_words);
+  STD_TORCH_CHECK(a.decay != Decay::lower, "decay: got lower");
   a.temperature = float(temperature);
   a.u = u.const_data_ptr<float>();
-  a.given = pointer("given", given, u.device());
+  a.external = pointer("external", external, u.device());
   a.norm = pointer("norm", norm, u.device());
-  STD_TORCH_CHECK(!a.given || given->numel() == u.numel(), "given: expected the shape of u");
+  STD_TORCH_CHECK(!a.external || external->numel() == u.numel(), "external: expected the shape of u");
   STD_TORCH_CHECK(!a.norm || int64_t(norm->numel()) == a.n * groups * a.p, "norm: expected [N, groups, P]");
   return a;
 }
@@ -63,7 +57,7 @@ inline HebbianMove read_move(
   STD_TORCH_CHECK(int64_t(rate.numel()) == k, "rate: expected one a filter");
   STD_TORCH_CHECK(!total.numel() || int64_t(total.numel()) == k, "total: expected one a filter, or none");
   HebbianMove m{k, k ? int64_t(weight.numel()) / k : 0, groups};
-  m.normalisation = read<Normalisation>("normalisation", normalisation, {"none", "clamp", "unit", "max"});
+  m.normalisation = read<Normalisation>("normalisation", normalisation, Normalisation_words);
   m.positions = positions;
   m.total = total.numel() ? total.const_data_ptr<double>() : nullptr;
   m.rate = rate.const_data_ptr<float>();

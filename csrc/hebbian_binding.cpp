@@ -1,4 +1,4 @@
-// Hebbian updates as operators of torch; see binding.cpp.
+// Hebbian updates as operators of torch; see library.cpp.
 
 #include "cpu/weight_gradient.h"
 #include "hebbian_arguments.h"
@@ -8,9 +8,9 @@ namespace {
 using namespace bionas::arguments;
 
 std::tuple<Tensor, Tensor> hebbian_activity(
-    const Tensor& u, const std::optional<Tensor>& given, const std::optional<Tensor>& norm, std::string activity,
+    const Tensor& u, const std::optional<Tensor>& external, const std::optional<Tensor>& norm, std::string activity,
     std::string decay, double temperature, int64_t groups) {
-  bionas::HebbianActivity a = read_activity(u, given, norm, activity, decay, temperature, groups);
+  bionas::HebbianActivity a = read_activity(u, external, norm, activity, decay, temperature, groups);
   Tensor y = new_map(u, made(a, norm));
   Tensor total = torch::stable::new_empty(u, {decay == "none" ? 0 : a.k}, ScalarType::Double);
   a.y = y.numel() ? y.mutable_data_ptr<float>() : nullptr;
@@ -39,20 +39,33 @@ Tensor weight_gradient(const Tensor& gradient, const Tensor& x, std::vector<int6
   return output;
 }
 
+std::vector<std::string> activities() { return split(bionas::Activity_words); }
+std::vector<std::string> decays() { return split(bionas::Decay_words); }
+std::vector<std::string> normalisations() { return split(bionas::Normalisation_words); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def(
-      "hebbian_activity(Tensor u, Tensor? given, Tensor? norm, str activity, str decay, float temperature, int groups) "
+      "hebbian_activity(Tensor u, Tensor? external, Tensor? norm, str activity, str decay, float temperature, int groups) "
       "-> (Tensor, Tensor)");
   m.def(
       "hebbian_move(Tensor(a!) weight, Tensor(b!) delta, Tensor total, Tensor rate, float positions, "
       "str normalisation, int groups) -> ()");
   m.def("weight_gradient(Tensor gradient, Tensor x, int[] padding) -> Tensor");
+  m.def("hebbian_activities() -> str[]");
+  m.def("hebbian_decays() -> str[]");
+  m.def("hebbian_normalisations() -> str[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {
   m.impl("hebbian_activity", TORCH_BOX(&hebbian_activity));
   m.impl("hebbian_move", TORCH_BOX(&hebbian_move));
   m.impl("weight_gradient", TORCH_BOX(&weight_gradient));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CompositeExplicitAutograd, m) {
+  m.impl("hebbian_activities", TORCH_BOX(&activities));
+  m.impl("hebbian_decays", TORCH_BOX(&decays));
+  m.impl("hebbian_normalisations", TORCH_BOX(&normalisations));
 }

@@ -3,7 +3,8 @@
 The cache is ``$XDG_CACHE_HOME/bionas-fast``, by default in ``~/.cache``; C++ is compiled by ``$CXX``, by default
 ``c++``, and CUDA by ``nvcc`` of ``$CUDA_HOME``, of the path or of ``/usr/local/cuda``.
 
-``setup.py`` runs this file by itself, so it imports nothing but the standard library.
+``setup.py`` runs this file by itself, in environments that may hold nothing but the standard library: whatever else is
+of use is imported where it is used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parents[1]
-#: Inside an installed package, or beside the package in a checkout.
+#: Inside an installed package, or next to the package in a checkout.
 _SOURCES = next((folder for folder in (_HERE / "csrc", _HERE.parent / "csrc") if folder.is_dir()), _HERE / "csrc")
 
 # The oldest torch whose stable ABI the libraries may use, 2.11: they run on that one and on every later one.
@@ -77,7 +78,7 @@ def compile_cuda_library(output: Path, architectures: Sequence[str]) -> None:
 
 @functools.cache
 def source_hash() -> str:
-    """Of what is in ``csrc`` and of how it is compiled; every library holds the one that it was made from."""
+    """The hash of ``csrc`` and of the compiler's options; every library holds that of the sources it was made from."""
     digest = hashlib.sha256(repr((_COMPILE, _COMPILE_CUDA, _DEFINES)).encode())
     for file in sorted(_SOURCES.rglob("*")):
         if file.suffix in {".cpp", ".h", ".inc", ".cu", ".cuh"}:
@@ -102,8 +103,8 @@ def built_cuda_on_first_use(torch_version: str, architectures: Sequence[str]) ->
 
 
 def _cached(name: str, title: str, made_of: tuple[str, ...], compile: Callable[[Path], None]) -> Path:
-    """A library, compiled if it is not there. Processes that come meanwhile wait for it."""
-    import fcntl
+    """The library in the cache, compiled if it is not there. Processes that come meanwhile wait for it."""
+    from filelock import FileLock
 
     compiler = _compiler()
     made_of = (name, source_hash(), *made_of, *compiler, _version(compiler))
@@ -114,8 +115,7 @@ def _cached(name: str, title: str, made_of: tuple[str, ...], compile: Callable[[
         return path
     cache.mkdir(parents=True, exist_ok=True)
     # The lock goes with the process that holds it, however that ends.
-    with open(cache / f"{key}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(cache / f"{key}.lock"):
         if path.exists():
             return path
         for left_behind in cache.glob(f".{key}-*"):
@@ -131,16 +131,38 @@ def _cached(name: str, title: str, made_of: tuple[str, ...], compile: Callable[[
 
 
 def _link(commands: list[list[str]], linker: list[str], libraries: list[str], output: Path) -> None:
-    """Run the commands, each of which compiles a file, and link what comes of them."""
+    """Run the commands, each of which compiles a file, and link their objects."""
     if not commands:
         raise BuildError(f"no sources in {_SOURCES}")
+    output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".objects-") as folder:
         objects = [f"{folder}/{index}.o" for index in range(len(commands))]
-        calls = [[*command, "-c", "-o", made] for command, made in zip(commands, objects, strict=True)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, calls))
-        _run([*linker, *objects, *libraries, "-o", str(output)])
+        compile = [[*command, "-c", "-o", made] for command, made in zip(commands, objects, strict=True)]
+        link = [*linker, *objects, *libraries, "-o", str(output)]
+        if not _run_ninja(compile, link, Path(folder)):
+            # There is no ninja; or something fails, and says why when it is run again.
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(_run, compile))
+            _run(link)
+
+
+def _run_ninja(compile: list[list[str]], link: list[str], folder: Path) -> bool:
+    """Have ninja run the commands, those that compile side by side. Returns whether it did, and all went well."""
+    try:
+        import ninja
+    except ImportError:
+        return False
+    lines = ["rule run", "  command = $command"]
+    for name, command in [*enumerate(compile), ("library", link)]:
+        needed = " ".join(map(str, range(len(compile)))) if command is link else ""
+        lines += [f"build {name}: run {needed}", f"  command = {shlex.join(command).replace('$', '$$')}"]
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    try:
+        done = subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", folder], capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def _torch() -> Path:
@@ -152,7 +174,7 @@ def _torch() -> Path:
 
 
 def _for_torch() -> list[str]:
-    """What files that include torch's headers are compiled with."""
+    """The options for files that include torch's headers."""
     return [*_DEFINES, f'-DBIONAS_SOURCE="{source_hash()}"', f"-I{_torch() / 'include'}"]
 
 
@@ -173,7 +195,7 @@ def _version(compiler: list[str]) -> str:
 
 
 def _run(command: list[str]) -> str:
-    """What a command prints.
+    """Run a command and return its output.
 
     Raises:
         BuildError: it cannot be run or fails.

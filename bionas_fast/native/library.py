@@ -1,7 +1,7 @@
 """The compiled kernels: those that came with the package, or else compiled once, on first use.
 
 Nothing happens at import. :func:`load` takes the library that was compiled ahead of time if it belongs to the sources
-beside it, and otherwise compiles them into the user's cache (:mod:`.build`), which takes a few seconds and a
+next to it, and otherwise compiles them into the user's cache (:mod:`.build`), which takes a few seconds and a
 C++ compiler. A failure leaves the reference implementation and a reason, never an exception. The same goes for the
 kernels for CUDA, a library of their own, with ``nvcc`` and only where there is a CUDA device.
 """
@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bionas_fast.native import build
+import torch
+
+from bionas_fast.native import build, fakes
 
 _HERE = Path(__file__).resolve().parents[1]
 _AHEAD_OF_TIME = _HERE / "_C.abi3.so"
@@ -25,7 +27,7 @@ _lock = threading.Lock()
 
 
 class Status(NamedTuple):
-    """What became of the compiled kernels in this process.
+    """The state of the compiled kernels in this process.
 
     Attributes:
         available: whether they run.
@@ -46,18 +48,16 @@ def load() -> bool:
     The outcome stands for the whole process; later calls cost nothing.
 
     Returns:
-        whether they are; :func:`status` says why not.
+        Whether they are; :func:`status` says why not.
     """
     return status().available
 
 
 def status() -> Status:
-    """What :func:`load` came to; loads if nobody has yet."""
+    """The outcome of :func:`load`; loads if nobody has yet."""
     path, reason = _loaded()
     if path is None:
         return Status(False, reason, "", None)
-    import torch
-
     return Status(True, "", torch.ops.bionas_fast_native.isa(), path)
 
 
@@ -67,19 +67,19 @@ def _loaded() -> tuple[Path | None, str]:
 
 
 def cuda_status() -> Status:
-    """What became of the kernels for CUDA; loads them if nobody has yet."""
+    """The state of the kernels for CUDA; loads them if nobody has yet."""
     with _lock:
         path, reason = _load_cuda()
     return Status(not reason, reason, "", path)
 
 
 def obstacle(device: str) -> str:
-    """Why the compiled kernels cannot run on this device type; empty if they can."""
+    """The reason why the compiled kernels cannot run on this device type; empty if they can."""
     return "runs on the CPU only" if device != "cpu" else _loaded()[1]
 
 
 def obstacle_with_cuda(device: str) -> str:
-    """As :func:`obstacle`, of kernels that there are for CUDA too."""
+    """The same as :func:`obstacle`, for kernels that exist for CUDA too."""
     return cuda_status().reason if device == "cuda" else obstacle(device)
 
 
@@ -87,8 +87,6 @@ def isas() -> tuple[str, ...]:
     """The instruction sets that run here, fastest first, of avx512, avx2 and baseline; none without the library."""
     if not load():
         return ()
-    import torch
-
     return tuple(torch.ops.bionas_fast_native.isas())
 
 
@@ -103,8 +101,6 @@ def use_isa(name: str) -> Iterator[None]:
 
     if name not in isas():
         raise unknown("instruction set", name, isas())
-    import torch
-
     native = torch.ops.bionas_fast_native
     before = native.isa()
     native.set_isa(name)
@@ -115,30 +111,24 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def release_memory() -> int:
-    """Give the memory that the kernels keep for the next step back to the system; how many bytes that were."""
+    """Give the memory that the kernels keep for the next step back to the system; returns the number of bytes."""
     if not load():
         return 0
-    import torch
-
     return torch.ops.bionas_fast_native.release_memory()
 
 
 @functools.cache
 def _load_cpu() -> tuple[Path | None, str]:
     """The library that was loaded, or None and the reason."""
-    import torch
-
     path, reason = _open(_AHEAD_OF_TIME, lambda: build.built_on_first_use(torch.__version__))
     if path is not None:
-        _register_fakes()
+        fakes.register()
     return path, reason
 
 
 @functools.cache
 def _load_cuda() -> tuple[Path | None, str]:
-    """As :func:`_load_cpu`; also with a reason if the library was loaded and no device can run it."""
-    import torch
-
+    """The library for CUDA; also with a reason if it was loaded and no device can run it."""
     path, reason = _load_cpu()  # which defines the operators
     if path is not None:
         path, reason = _open(_CUDA_AHEAD_OF_TIME, _cuda_on_first_use)
@@ -147,8 +137,6 @@ def _load_cuda() -> tuple[Path | None, str]:
 
 def _open(ahead_of_time: Path, make: Callable[[], Path]) -> tuple[Path | None, str]:
     """The library that was compiled ahead of time, if it will do, or else one that is built."""
-    import torch
-
     path = ahead_of_time
     try:
         if not (build.is_current(path) and _loads(path)):
@@ -161,8 +149,6 @@ def _open(ahead_of_time: Path, make: Callable[[], Path]) -> tuple[Path | None, s
 
 
 def _loads(path: Path) -> bool:
-    import torch
-
     try:
         torch.ops.load_library(path)
     except OSError:
@@ -171,121 +157,8 @@ def _loads(path: Path) -> bool:
 
 
 def _cuda_on_first_use() -> Path:
-    import torch
-
     if not torch.cuda.is_available():
         raise build.BuildError("there is no CUDA device")
     capabilities = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     architectures = [f"{major}{minor}" for major, minor in sorted(capabilities)]
     return build.built_cuda_on_first_use(torch.__version__, architectures)
-
-
-def _register_fakes() -> None:
-    """How the operators look to ``torch.compile`` and to ``FakeTensorMode``."""
-    import torch
-
-    def fake(function: Callable) -> Callable:
-        # A library made from some of the kernels has some of the operators.
-        if hasattr(torch.ops.bionas_fast_native, name := function.__name__.lstrip("_")):
-            torch.library.register_fake(f"bionas_fast_native::{name}")(function)
-        return function
-
-    @fake
-    def _feedback_weight(weight, stored, stream, mode, bound, scale):
-        return torch.empty_like(weight, memory_format=torch.contiguous_format)
-
-    @fake
-    def _uniform(shape, stream):
-        return stream.new_empty(shape, dtype=torch.float32)
-
-    @fake
-    def _stage_forward(x, depthwise, pointwise, kernels, dilations, stride, scale, shift):
-        n, h, w, c = x.shape[-4:]
-        sums = (x.new_empty(len(kernels), c, dtype=torch.float64) for _ in range(2))
-        return x.new_empty(len(kernels), n, -(-h // stride), -(-w // stride), c), *sums
-
-    @fake
-    def _stage_backward(
-        grads, index, z, a, b, d, x, depthwise, pointwise, b_depthwise, b_pointwise, kernels, dilations, stride, scale,
-        shift, weights,
-    ):  # fmt: skip
-        rows = len(kernels) if x.dim() == 5 else 0
-        sums = (x.new_empty(rows, x.shape[-1], dtype=torch.float64) for _ in range(2))
-        square = pointwise.shape if weights else (0, *pointwise.shape[1:])
-        grads = x.new_empty(depthwise.shape if weights else (0,)), x.new_empty(square)
-        return x.new_empty(x.shape), *sums, *grads
-
-    @fake
-    def _separable_edges(x, weights, kernels, dilations, stride, edges, count, mixing, mean, var, into):
-        n, h, w, c = x.shape
-        size = (n, -(-h // stride), -(-w // stride), c)
-        rows = len(kernels) + len(weights[3])
-        moments = (x.new_empty(rows, c, dtype=torch.float64) for _ in range(2))
-        return [x.new_empty(size) for _ in range(count)], x.new_empty(len(kernels), *size), *moments
-
-    @fake
-    def _separable_edges_backward(
-        grads, z, mean, var, training, x, weights, feedback, kernels, dilations, stride, edges, mixing, weights_wanted
-    ):  # fmt: skip
-        down = len(feedback) > 0
-        count = sum(tensor.numel() for tensor in weights) if down and weights_wanted else 0
-        return torch.empty_like(mixing), x.new_empty(x.shape if down else (0,)), x.new_empty(count)
-
-    @fake
-    def _feedback_segments(weight, stored, stream, segments, magnitudes):
-        return torch.empty_like(weight)
-
-    @fake
-    def _mixed_sum(maps, index, edges, weight, offset, into):
-        return [maps[0].new_empty(maps[0].shape[1:]) for _ in range(offset.shape[0])]
-
-    @fake
-    def _mixed_sum_backward(maps, index, edges, grads):
-        c = maps[0].shape[-1]
-        return tuple(maps[0].new_empty(count, c, dtype=torch.float64) for count in (len(grads), len(index)))
-
-    @fake
-    def _normalised_sum(maps, index, edges, count, factors, total, squares, mean, var, into):
-        out = [maps[0].new_empty(maps[0].shape[1:]) for _ in range(count)]
-        return out, torch.empty_like(total), torch.empty_like(squares)
-
-    @fake
-    def _normalised_sum_backward(maps, index, edges, factors, mean, var, training, grads):
-        affine = (maps[0].new_empty(rows, maps[0].shape[-1]) for rows in (len(index), len(mean), len(mean)))
-        return torch.empty_like(factors), *affine
-
-    @fake
-    def _pools(x, stride):
-        n, h, w, c = x.shape
-        sums = (x.new_empty(2, c, dtype=torch.float64) for _ in range(2))
-        return x.new_empty(2, n, -(-h // stride), -(-w // stride), c), *sums
-
-    @fake
-    def _pools_backward(grads, x, stride):
-        return x.new_empty(x.shape)
-
-    @fake
-    def _factorized_reduce(x, first, second):
-        n, h, w, c = x.shape
-        sums = (x.new_empty(len(first), c, dtype=torch.float64) for _ in range(2))
-        return x.new_empty(len(first), n, -(-h // 2), -(-w // 2), c), *sums
-
-    @fake
-    def _factorized_reduce_backward(
-        grads, edges, z, a, b, d, x, first, second, first_feedback, second_feedback, weights
-    ):  # fmt: skip
-        shapes = (tensor.shape if weights else (0,) for tensor in (first, second))
-        return x.new_empty(x.shape), *(x.new_empty(shape) for shape in shapes)
-
-    @fake
-    def _hebbian_activity(u, given, norm, activity, decay, temperature, groups):
-        made = activity != "linear" or norm is not None
-        return u.new_empty(u.shape if made else (0,)), u.new_empty(u.shape[1] * (decay != "none"), dtype=torch.float64)
-
-    @fake
-    def _weight_gradient(gradient, x, padding):
-        return x.new_empty(gradient.shape[1], x.shape[1], 3, 3)
-
-    @fake
-    def _hebbian_move(weight, delta, total, rate, positions, normalisation, groups):
-        return None

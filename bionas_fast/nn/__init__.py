@@ -2,16 +2,17 @@
 
 from bionas_fast.nn.batch_norm import share_statistics
 from bionas_fast.nn.convert import convert
-from bionas_fast.nn.direct import connect_direct_feedback
-from bionas_fast.nn.feedback import FeedbackLayer, true_gradients
+from bionas_fast.nn.feedback import FeedbackLayer, connect_direct_feedback
 from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity, name_layers
 from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 from bionas_fast.nn.predictive import PredictiveConv2d
+from bionas_fast.nn.true_gradients import ErrorPath, true_gradients
 
 __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ErrorPath",
     "FeedbackLayer",
     "HebbianConv2d",
     "HebbianLinear",

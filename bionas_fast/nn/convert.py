@@ -12,8 +12,7 @@ from torch import nn
 
 from bionas_fast import rules
 from bionas_fast.errors import BionasWarning, InputError, unknown
-from bionas_fast.nn.direct import connect_direct_feedback
-from bionas_fast.nn.feedback import FeedbackLayer, random_state, seed_from
+from bionas_fast.nn.feedback import FeedbackLayer, connect_direct_feedback, random_state, seed_from
 from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 
 RuleChoice = str | rules.Rule | Mapping[str, str] | Callable[[str, nn.Module], str | rules.Rule | None]
@@ -44,11 +43,11 @@ def convert(
         rule: a rule for all layers; or a mapping of patterns of module names to rules, of which the first that matches
             counts (``{"layer1.*": "usf", "*": "bp"}``); or a function of (name, module) that returns a rule or None to
             leave that layer as it is.
-        copy_weights: keep the model's weights; otherwise they are drawn anew by ``feedback_init``.
+        copy_weights: keep the model's weights; otherwise they are drawn again by ``feedback_init``.
         feedback_init: the law of random feedback, ``"default"`` or ``"xavier"``.
         num_classes: the number of logits, for ``dfa``; by default the outputs of the model's last linear layer.
         seed: of all random feedback; by default drawn from PyTorch's generator.
-        inplace: change ``model`` itself. Parameters stay the same objects, so an optimiser made before goes on working.
+        inplace: change ``model`` itself. Parameters stay the same objects, so an optimiser made before keeps working.
 
     Returns:
         The converted model; by default a copy, and ``model`` is left as it was.
@@ -85,7 +84,7 @@ def convert(
         layer.__class__ = _LAYERS.get(type(layer), type(layer))
         layer.set_rule(choice, feedback_init=feedback_init, num_classes=num_classes, seed=layer_seed)
         if not copy_weights:
-            layer._reset_weight(torch.Generator().manual_seed(layer_seed))
+            layer.reset_weight(torch.Generator().manual_seed(layer_seed))
     return connect_direct_feedback(model)
 
 

@@ -1,4 +1,4 @@
-"""How the error at the logits reaches the layers that learn by direct feedback alignment.
+"""The path of the error at the logits to the layers that learn by direct feedback alignment.
 
 Each such layer makes a token, zeros shaped like the logits that hang on the layer's input. The tokens of a forward
 pass are added to the logits: that changes no value, and autograd carries the error at the logits back into each
@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bionas_fast import rules
+from bionas_fast import torch_private
 from bionas_fast.errors import InputError
-from bionas_fast.nn.feedback import FeedbackLayer
 
 
 class DirectFeedback:
@@ -34,7 +33,7 @@ class DirectFeedback:
         """Take the token of one layer."""
         tokens = self._tokens.get(token.device)
         if tokens is None:
-            if torch._C._current_graph_task_id() != -1:
+            if torch_private.in_backward_pass():
                 return  # gradient checkpointing runs the layer again inside the backward pass; its first token counts
             raise InputError(
                 "a layer with direct feedback ran outside the forward pass of the model it is connected to; "
@@ -68,29 +67,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensors(part)
-
-
-def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:
-    """Let the layers of ``model`` that learn by direct feedback see the error at its logits; without any, do nothing.
-
-    ``convert`` and the network builders call this themselves; a model put together by hand needs it once.
-
-    Args:
-        model: returns logits [N, classes], or a tuple that starts with them.
-        num_classes: needed where layers were made without it.
-
-    Returns:
-        ``model``.
-
-    Raises:
-        InputError: a layer does not know the number of classes and ``num_classes`` is not given.
-    """
-    direct = DirectFeedback()
-    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct"]
-    if not layers:
-        return model
-    for layer in layers:
-        layer.connect(direct, num_classes)
-    model.register_forward_pre_hook(direct.start, with_kwargs=True)
-    model.register_forward_hook(direct.finish)
-    return model

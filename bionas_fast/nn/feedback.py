@@ -1,13 +1,11 @@
-"""What every layer with a learning rule shares: the rule, its tensors, its random stream, its metrics."""
+"""The base of every layer with a learning rule: the rule, its tensors, its random stream, its metrics."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +13,16 @@ from torch import Tensor, nn
 from bionas_fast import rules
 from bionas_fast.errors import InputError
 from bionas_fast.kernels.feedback import reference
+from bionas_fast.kernels.feedback.records import Feedback
+from bionas_fast.nn.direct import DirectFeedback
+from bionas_fast.nn.true_gradients import ErrorPath
 from bionas_fast.ops import feedback as ops
-from bionas_fast.ops.feedback import Feedback
 from bionas_fast.rules import FeedbackState, Law
 
 if TYPE_CHECKING:
-    from bionas_fast.nn.direct import DirectFeedback
+    from typing_extensions import Unpack
+
+    from bionas_fast.ops.geometry import Geometry
 
 _MAX_SEED = 2**64
 _NOT_CONNECTED = (
@@ -29,14 +31,14 @@ _NOT_CONNECTED = (
 )
 
 
-class FeedbackLayer(nn.Module):
+class FeedbackLayer(ErrorPath):
     """A layer with a ``weight`` whose error travels down through B. Mixed into the layers of this package.
 
     Attributes:
-        law: of W's initial values.
+        law: the law of W's initial values.
 
     Buffers, all in ``state_dict``:
-        feedback: what the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
+        feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
         feedback_stream: int64 [2], seed and number of the draw, where a rule redraws. The backward pass of a training
             step moves it on, so that every forward/backward pair sees fresh numbers and a resumed run continues.
     """
@@ -82,11 +84,10 @@ class FeedbackLayer(nn.Module):
         self.feedback_init = feedback_init
         self.law = self._initial_law()
         self.direct: DirectFeedback | None = None
-        self._true_gradient = False
         self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
         self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
-        # A rule of a user's own may draw at any time; of the built-in ones only those that redraw keep a stream.
+        # A user's rule may draw at any time; of the built-in ones only those that redraw keep a stream.
         if known.redraws or known.mode == "custom":
             self.feedback_stream = self._new_stream()
         if known.stores == "direct":
@@ -139,7 +140,7 @@ class FeedbackLayer(nn.Module):
 
     def feedback_weight(self) -> Tensor:
         """B that the next backward pass uses, shaped like ``weight`` ([classes, ...] for ``dfa``); detached."""
-        if rules.get(self.rule).mode == "direct" and not self._true_gradient:
+        if rules.get(self.rule).mode == "direct" and not self.true_gradient:
             return self._direct_feedback().clone()
         return ops.feedback_weight(self.weight, self._feedback()).clone()
 
@@ -169,9 +170,9 @@ class FeedbackLayer(nn.Module):
         return b.double().flatten(), w.double().flatten()
 
     def _feedback(self) -> Feedback:
-        """How the op makes B at this forward pass."""
+        """The construction of B for this forward pass."""
         rule = rules.get(self.rule)
-        if self._true_gradient or rule.mode in ("weight", "direct"):
+        if self.true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
         law = self.law
         advance = rule.redraws and self.training
@@ -188,7 +189,7 @@ class FeedbackLayer(nn.Module):
 
     def _is_direct(self, input: Tensor) -> bool:
         """Whether the error reaches ``input`` from the logits at this forward pass."""
-        if self._true_gradient or rules.get(self.rule).mode != "direct":
+        if self.true_gradient or rules.get(self.rule).mode != "direct":
             return False
         return torch.is_grad_enabled() and input.requires_grad
 
@@ -202,30 +203,39 @@ class FeedbackLayer(nn.Module):
             raise InputError(_NOT_CONNECTED.format(self.rule))
         self.direct.collect(token)
 
-    def _convolve(self, input: Tensor, bias: Tensor | None, groups: int, **geometry: Any) -> Tensor:
+    def _convolve(self, input: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
         """The layer as a convolution, whichever way the error comes."""
         if not self._is_direct(input):
-            return ops.feedback_conv(input, self.weight, bias, self._feedback(), groups=groups, **geometry)
-        output = ops.feedback_conv(input.detach(), self.weight, bias, groups=groups, **geometry)
+            return ops.feedback_conv(input, self.weight, bias, self._feedback(), **geometry)
+        output = ops.feedback_conv(input.detach(), self.weight, bias, **geometry)
         self._collect(ops.direct_conv(input, self._direct_feedback(), output.shape[2:], **geometry))
         return output
 
 
-@contextmanager
-def true_gradients(model: nn.Module) -> Iterator[None]:
-    """Inside the block, forward passes of ``model`` carry the true gradient: W stands in for B in every layer.
+def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:
+    """Let the layers of ``model`` that learn by direct feedback see the error at its logits; without any, do nothing.
 
-    For attacks and analysis; several passes may be in flight, each keeps what it was made with.
+    ``convert`` and the network builders call this themselves; a model put together by hand needs it once.
+
+    Args:
+        model: returns logits [N, classes], or a tuple that starts with them.
+        num_classes: needed where layers were made without it.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        InputError: a layer does not know the number of classes and ``num_classes`` is not given.
     """
-    layers: list[Any] = [m for m in model.modules() if hasattr(m, "_true_gradient")]
-    before = [layer._true_gradient for layer in layers]
+    direct = DirectFeedback()
+    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct"]
+    if not layers:
+        return model
     for layer in layers:
-        layer._true_gradient = True
-    try:
-        yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer._true_gradient = value
+        layer.connect(direct, num_classes)
+    model.register_forward_pre_hook(direct.start, with_kwargs=True)
+    model.register_forward_hook(direct.finish)
+    return model
 
 
 def random_state(generator: torch.Generator | None, device: torch.device) -> bytes:

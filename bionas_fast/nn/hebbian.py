@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.nn.padding import pad
 from bionas_fast.ops import hebbian as ops
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bionas_fast.ops.geometry import Geometry
 
 MODES = ("hebbian", "mixed")
 
@@ -36,60 +43,72 @@ _ARGUMENTS = """
             range. In a forward pass: H would no longer be finite; the message names layer and step, and H stays.
 
     Attributes:
-        name: what messages call the layer; :func:`name_layers` sets it to the place in a model.
+        name: the name of the layer in messages; :func:`name_layers` sets it to the place in a model.
         plasticity: H.
-        steps: int64, how many batches have been seen in training mode.
+        steps: int64, the number of batches seen in training mode.
     """
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments that make a layer plastic; see there."""
+
+    rule: str
+    mode: str
+    rate: float
+    adaptive: bool
+    temperature: float
+    normalisation: str
+    every: int
+    norm: float | None
+
+    def __post_init__(self) -> None:
+        for kind, word, known in (
+            ("rule", self.rule, ops.RULES),
+            ("mode", self.mode, MODES),
+            ("normalisation", self.normalisation, ops.NORMALISATIONS),
+        ):
+            if word not in known:
+                raise unknown(kind, word, known)
+        for name, number in (("rate", self.rate), ("temperature", self.temperature), ("norm", self.norm)):
+            if number is not None and not (math.isfinite(number) and number >= 0):
+                raise InputError(f"{name}: expected a finite number of at least 0, got {number}")
+        if self.every < 1:
+            raise InputError(f"every: expected at least 1, got {self.every}")
+
+
 class _Plastic(nn.Module):
-    """What both layers share; mixed into torch.nn's."""
+    """The plastic weights and their updates, shared by both layers; mixed into torch.nn's."""
 
     weight: Any
     bias: Any
     plasticity: Tensor
     steps: Tensor
 
-    def _set_up(
-        self,
-        rule: str,
-        mode: str,
-        rate: float,
-        adaptive: bool,
-        temperature: float,
-        normalisation: str,
-        every: int,
-        norm: float | None,
-    ) -> None:
-        for kind, value, known in (
-            ("rule", rule, ops.RULES),
-            ("mode", mode, MODES),
-            ("normalisation", normalisation, ops.NORMALISATIONS),
-        ):
-            if value not in known:
-                raise unknown(kind, value, known)
-        for name, number in (("rate", rate), ("temperature", temperature), ("norm", 1.0 if norm is None else norm)):
-            if not (math.isfinite(number) and number >= 0):
-                raise InputError(f"{name}: expected a finite number of at least 0, got {number}")
-        if every < 1:
-            raise InputError(f"every: expected at least 1, got {every}")
-        self.rule, self.mode, self.rate, self.adaptive = rule, mode, rate, adaptive
-        self.temperature, self.normalisation, self.every = temperature, normalisation, every
+    def _set_up(self, settings: _Settings) -> None:
+        self.rule = settings.rule
+        self.mode = settings.mode
+        self.rate = settings.rate
+        self.adaptive = settings.adaptive
+        self.temperature = settings.temperature
+        self.normalisation = settings.normalisation
+        self.every = settings.every
         self._frozen = False
         self.name = type(self).__name__
         initial = self.weight.detach().clone()
-        if norm is not None:
-            initial = norm * F.normalize(initial.flatten(1), dim=1).view_as(initial)
-        if mode == "mixed":
+        if settings.norm is not None:
+            initial = settings.norm * F.normalize(initial.flatten(1), dim=1).view_as(initial)
+        if settings.mode == "mixed":
             self.plastic_scale = nn.Parameter(torch.full_like(initial, 0.01))
             initial = torch.zeros_like(initial)
         else:
             self.register_parameter("weight", None)
         self.register_buffer("plasticity", initial)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_refuse_another_shape)
 
     def effective_weight(self) -> Tensor:
-        """What a forward pass multiplies by: H, or W + α ⊙ H."""
+        """The weights that a forward pass multiplies by: H, or W + α ⊙ H."""
         # A copy: autograd keeps it, and the update changes H in place.
         plasticity = self.plasticity.clone() if torch.is_grad_enabled() else self.plasticity
         if self.mode == "hebbian":
@@ -97,7 +116,7 @@ class _Plastic(nn.Module):
         return self.weight + self.plastic_scale * plasticity
 
     @torch.no_grad()
-    def _learn(self, x: Tensor, u: Tensor, **geometry: Any) -> None:
+    def _learn(self, x: Tensor, u: Tensor, **geometry: Unpack[Geometry]) -> None:
         """One update with the input and the output, without bias, of a pass."""
         if not self.training or self._frozen:
             return
@@ -123,16 +142,16 @@ class _Plastic(nn.Module):
             )
         self.plasticity.copy_(moved)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        own, theirs = self.plasticity, state_dict.get(f"{prefix}plasticity")
-        if theirs is not None and theirs.shape != own.shape:
-            raise InputError(
-                f"{prefix}plasticity: the checkpoint holds shape {list(theirs.shape)}, this layer {list(own.shape)}"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule!r}, mode={self.mode!r}, rate={self.rate:g}"
+
+
+def _refuse_another_shape(layer: _Plastic, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    own, theirs = layer.plasticity, state_dict.get(f"{prefix}plasticity")
+    if theirs is not None and theirs.shape != own.shape:
+        raise InputError(
+            f"{prefix}plasticity: the checkpoint holds shape {list(theirs.shape)}, this layer {list(own.shape)}"
+        )
 
 
 class HebbianConv2d(_Plastic, nn.Conv2d):
@@ -169,22 +188,15 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **kwargs
         )
-        self._set_up(rule, mode, rate, adaptive, temperature, normalisation, every, norm)
+        self._set_up(_Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] → [N, K, H', W']."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"x: expected [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
-        pads = self._reversed_padding_repeated_twice  # (before, after) of every dimension, the last one first
-        padding = pads[-2::-2]
-        if self.padding_mode != "zeros" or padding != pads[-1::-2]:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, pads, mode=mode), [0, 0]
-        geometry: dict[str, Any] = {
-            "stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups
-        }  # fmt: skip
-        u = F.conv2d(x, self.effective_weight(), None, **geometry)
-        self._learn(x, u, **geometry)
+        x, padding = pad(self, x)
+        u = F.conv2d(x, self.effective_weight(), None, self.stride, padding, self.dilation, self.groups)
+        self._learn(x, u, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
         return u if self.bias is None else u + self.bias.view(-1, 1, 1)
 
 
@@ -211,7 +223,7 @@ class HebbianLinear(_Plastic, nn.Linear):
         **kwargs: Any,
     ) -> None:
         super().__init__(in_features, out_features, bias, **kwargs)
-        self._set_up(rule, mode, rate, adaptive, temperature, normalisation, every, norm)
+        self._set_up(_Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., K]."""
@@ -237,7 +249,7 @@ class Triangle(nn.Module):
 
 
 def name_layers(model: nn.Module) -> None:
-    """Have messages call every plastic layer of ``model`` by its place in it."""
+    """Name every plastic layer of ``model`` by its place in it, for messages."""
     for name, module in model.named_modules():
         if isinstance(module, _Plastic):
             module.name = f"{name} ({type(module).__name__})"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 from bionas_fast import rules
 from bionas_fast.errors import InputError
 from bionas_fast.nn.feedback import FeedbackLayer
+from bionas_fast.nn.padding import pad
 from bionas_fast.ops import feedback as ops
+from bionas_fast.ops.geometry import Geometry
 
 _FEEDBACK_ARGUMENTS = """
     Args:
@@ -47,20 +50,21 @@ class _Initialised(FeedbackLayer):
         rules.get_law(feedback_init, (1, 1))
         super().__init__(*args, **kwargs)
         self.feedback_init = feedback_init
-        self._reset_weight(generator)
+        self.reset_weight(generator)
         self.set_rule(rule, feedback_init=feedback_init, num_classes=num_classes, seed=seed, generator=generator)
 
     def reset_parameters(self) -> None:
-        """Draw weights and feedback anew."""
+        """Draw weights and feedback again."""
         if "feedback_init" not in self.__dict__:
             return  # torch.nn's constructor calls this before there is a rule; ours follows
-        self._reset_weight(None)
+        self.reset_weight(None)
         classes = len(self.feedback) if rules.get(self.rule).stores == "direct" and self.feedback is not None else None
         direct = self.direct
         self.set_rule(self.rule, feedback_init=self.feedback_init, num_classes=classes)
         self.direct = direct
 
-    def _reset_weight(self, generator: torch.Generator | None) -> None:
+    def reset_weight(self, generator: torch.Generator | None) -> None:
+        """Draw weights and bias again; the feedback stays."""
         weight, bias = self.weight, self.bias
         if generator is not None and generator.device.type != weight.device.type:
             # Drawn where the generator is: the same values on every device.
@@ -87,20 +91,22 @@ class _Initialised(FeedbackLayer):
 
 
 class _Conv(_Initialised):
+    #: torch.nn.functional's convolution.
+    function: ClassVar[Callable[..., Tensor]]
     # What torch.nn's constructors set.
+    kernel_size: Any
     stride: Any
     padding: Any
     dilation: Any
     groups: int
-    _conv_forward: Any
     padding_mode: Any
-    _reversed_padding_repeated_twice: list[int]
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C_in, *positions] or [C_in, *positions] → the same with C_out channels."""
         weight = self.weight
         if not self._is_direct(input) and (backend := ops.can_swap(input, weight, self.groups)):
-            output = self._conv_forward(input, weight, self.bias)
+            padded, padding = pad(self, input)
+            output = self.function(padded, weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return ops.with_feedback(output, input, weight, self._feedback(), backend)
         dims = weight.dim() - 2
         if input.dim() == dims + 1:
@@ -110,31 +116,26 @@ class _Conv(_Initialised):
                 f"input: expected {dims + 2} dimensions [N, C, *positions] or {dims + 1} without the batch, "
                 f"got shape {list(input.shape)}"
             )
-        input, padding = self._pad(input)
-        return self._convolve(
-            input, self.bias, self.groups, stride=self.stride, padding=padding, dilation=self.dilation
-        )
-
-    def _pad(self, input: Tensor) -> tuple[Tensor, list[int]]:
-        """The input and the padding that is left to the convolution."""
-        amounts = self._reversed_padding_repeated_twice  # (before, after) of every dimension, the last one first
-        before, after = amounts[-2::-2], amounts[-1::-2]
-        if self.padding_mode == "zeros" and before == after:
-            return input, before
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(input, amounts, mode=mode), [0] * len(before)
+        input, padding = pad(self, input)
+        geometry: Geometry = {
+            "stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups
+        }  # fmt: skip
+        return self._convolve(input, self.bias, **geometry)
 
 
 class Conv1d(_Conv, nn.Conv1d):
     __doc__ = "``torch.nn.Conv1d`` with a learning rule: its arguments, and\n" + _FEEDBACK_ARGUMENTS
+    function = staticmethod(F.conv1d)
 
 
 class Conv2d(_Conv, nn.Conv2d):
     __doc__ = "``torch.nn.Conv2d`` with a learning rule: its arguments, and\n" + _FEEDBACK_ARGUMENTS
+    function = staticmethod(F.conv2d)
 
 
 class Conv3d(_Conv, nn.Conv3d):
     __doc__ = "``torch.nn.Conv3d`` with a learning rule: its arguments, and\n" + _FEEDBACK_ARGUMENTS
+    function = staticmethod(F.conv3d)
 
 
 class Linear(_Initialised, nn.Linear):

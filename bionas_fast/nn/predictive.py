@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.nn.true_gradients import ErrorPath
 
 _PATCH = 16  # side of the image on which the power iteration runs, in strides
 _WARM_UP = 30  # power iterations on new weights
@@ -22,7 +23,7 @@ Kernels = tuple[Tensor, Tensor]  # the weights of W ⋆ and of Wᵀ ⋆
 Pair = tuple[int, int]
 
 
-class PredictiveConv2d(nn.Module):
+class PredictiveConv2d(ErrorPath):
     """Predictive-coding convolution, [N, C_in, H, W] → [N, C_out, H', W'], H' and W' as for ``torch.nn.Conv2d``.
 
     With x = N(input) and r⁰ = φ(W ⋆ x + b), it takes ``steps`` steps down the energy ½‖e‖² + ½λ‖r − r⁰‖²::
@@ -120,7 +121,6 @@ class PredictiveConv2d(nn.Module):
         self.step_size, self.decay, self.tied = step_size if constant is None else constant, float(decay), tied
         self.normalize_error, self.rectify_error = normalize_error, rectify_error
         self.activation, self.credit = activation, credit
-        self._true_gradient = False  # true_gradients() sets it; credit is unrolled then
         self._guarded = constant is not None and tied and not gated and not normalize_error
         self._geometry = (self.stride, self.padding, self.dilation, groups)
         self._spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
@@ -146,7 +146,7 @@ class PredictiveConv2d(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw W, the feedback and b as ``torch.nn.Conv2d`` does; b0 = 0; begin the power iteration anew."""
+        """Draw W, the feedback and b as ``torch.nn.Conv2d`` does; b0 = 0; begin the power iteration again."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.feedback is not None:
             nn.init.kaiming_uniform_(self.feedback, a=math.sqrt(5))
@@ -171,7 +171,7 @@ class PredictiveConv2d(nn.Module):
         """
         self._check(input)
         x = input if self.input_norm is None else self.input_norm(input)
-        local = self.credit == "local" and not self._true_gradient
+        local = self.credit == "local" and not self.true_gradient
         kernels = self._kernels(detached=local)
         step = self._step(kernels, self.training)
         r = r0 = self._start(x, kernels)
@@ -267,7 +267,7 @@ class PredictiveConv2d(nn.Module):
         return step if self.direction is None else step / self._sigma_squared(kernels[0], training)
 
     def _sigma_squared(self, weight: Tensor, training: bool) -> Tensor:
-        """‖W ⋆ v‖² for the kept v of norm 1, after a power iteration if ``training``. Never above σ²max."""
+        """‖W ⋆ v‖² for the saved v of norm 1, after a power iteration if ``training``. Never above σ²max."""
         assert self.direction is not None
         padding = (self.kernel_size[0] - 1, self.kernel_size[1] - 1)
         geometry = (self._dense_stride, padding, (1, 1), self.groups)

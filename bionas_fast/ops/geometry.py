@@ -1,12 +1,23 @@
-"""Stride, padding and dilation as users give them: a number, or one for each dimension."""
+"""Stride, padding, dilation and groups as users give them: a number, or one for each dimension."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 from bionas_fast.errors import InputError
+from bionas_fast.kernels.window import Window
 
 PerDimension = int | Sequence[int]
+
+
+class Geometry(TypedDict, total=False):
+    """The keyword arguments of a convolution; by default 1, 0, 1 and 1."""
+
+    stride: PerDimension
+    padding: PerDimension
+    dilation: PerDimension
+    groups: int
 
 
 def per_dimension(name: str, value: PerDimension, dims: int) -> list[int]:
@@ -22,15 +33,21 @@ def per_dimension(name: str, value: PerDimension, dims: int) -> list[int]:
 
 
 def window(
-    stride: PerDimension, padding: PerDimension, dilation: PerDimension, dims: int
-) -> tuple[list[int], list[int], list[int]]:
-    """All three, one number for each dimension.
+    dims: int,
+    *,
+    stride: PerDimension = 1,
+    padding: PerDimension = 0,
+    dilation: PerDimension = 1,
+    groups: int = 1,
+) -> Window:
+    """The record of a :class:`Geometry` in so many dimensions.
 
     Raises:
         InputError: another number of numbers, naming the argument.
     """
-    return (
+    return Window(
         per_dimension("stride", stride, dims),
         per_dimension("padding", padding, dims),
         per_dimension("dilation", dilation, dims),
+        groups,
     )

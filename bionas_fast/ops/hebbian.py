@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from bionas_fast import backends, native
 from bionas_fast.errors import InputError, unknown
-from bionas_fast.kernels.hebbian import reference
-from bionas_fast.ops.geometry import PerDimension, window
+from bionas_fast.kernels.hebbian import records, reference
+from bionas_fast.kernels.hebbian.records import NORMALISATIONS
+from bionas_fast.kernels.window import Window
+from bionas_fast.ops.geometry import Geometry, window
 
-RULES = tuple(reference.RULES)
-NORMALISATIONS = ("none", "clamp", "unit", "max")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+RULES = tuple(records.RULES)
 
 backends.declare("hebbian_update", native=native.obstacle_with_cuda)
 
@@ -25,38 +29,75 @@ _library.define(
 )
 
 
+class UpdateOptions(Geometry, total=False):
+    """Further keyword arguments of :func:`hebbian_update`: those of :class:`Geometry`, and two more."""
+
+    normalisation: str
+    backend: str | None
+
+
+class _Arguments(NamedTuple):
+    """The arguments of the op ``hebbian_update`` after its tensors."""
+
+    rule: str
+    temperature: float
+    normalisation: str
+    window: Window
+    backend: str
+
+    @classmethod
+    def read(cls, flat: Sequence[Any]) -> _Arguments:
+        """Put together what the schema takes apart."""
+        rule, temperature, normalisation, *geometry, backend = flat
+        return cls(rule, temperature, normalisation, Window(*geometry), backend)
+
+    def flat(self) -> tuple[Any, ...]:
+        """The arguments as the schema takes them."""
+        return (self.rule, self.temperature, self.normalisation, *self.window, self.backend)
+
+
 @torch.library.impl(_library, "hebbian_update", "CompositeExplicitAutograd")
-def _update(weight, x, u, y, rate, rule, temperature, normalisation, stride, padding, dilation, groups, backend):
-    geometry = stride, padding, dilation, groups
-    if backend == "native" and all(t is None or t.dtype == torch.float32 for t in (weight, x, u, y)):
-        return _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geometry)
+def _update_flat(weight: Tensor, x: Tensor, u: Tensor, y: Tensor | None, rate: Tensor, *flat: Any) -> Tensor:
+    return _update((weight, x, u, y), rate, _Arguments.read(flat))
+
+
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None]  # weight, x, u and y
+
+
+def _update(tensors: Tensors, rate: Tensor, arguments: _Arguments) -> Tensor:
+    weight, x, u, y = tensors
+    rule, temperature, normalisation, shape, backend = arguments
+    if backend == "native" and all(t is None or t.dtype == torch.float32 for t in tensors):
+        return _update_native(tensors, rate, arguments)
     if y is None:
-        y = reference.activity(u, rule, temperature, groups)
-    delta = reference.delta(weight, x, u, y, rule, *geometry)
-    delta = reference.scaled(delta, normalisation, groups).contiguous()
+        y = reference.activity(u, rule, temperature, shape.groups)
+    delta = reference.delta(weight, x, u, y, rule, shape)
+    delta = reference.scaled(delta, normalisation, shape.groups).contiguous()
     moved = weight + rate.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)) * delta
     weight.copy_(reference.normalise(moved, normalisation))
     return delta
 
 
-def _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geometry):
+def _update_native(tensors: Tensors, rate: Tensor, arguments: _Arguments) -> Tensor:
     """One pass over u, the outer product, which unless filtered is PyTorch's, and one over W."""
-    kernels, groups = torch.ops.bionas_fast_native, geometry[-1]
-    activity, decay = reference.RULES[rule]
+    weight, x, u, y = tensors
+    rule, temperature, normalisation, shape, _ = arguments
+    kernels, groups = torch.ops.bionas_fast_native, shape.groups
+    activity, decay = records.RULES[rule]
     activity = activity if y is None else "linear"
     norm, total = None, weight.new_empty(0, dtype=torch.float64)
     if rule == "hebb":
-        norm = reference.patch_norm(x, weight.shape[2:], *geometry)
+        norm = reference.patch_norm(x, weight.shape[2:], shape)
     pushed = u if y is None else y
     if activity != "linear" or decay not in ("none", "lower") or norm is not None:
-        given = None if y is None else _rows(y)
+        linear = None if y is None else _rows(y)
         norm = None if norm is None else _rows(norm)
-        made, total = kernels.hebbian_activity(_rows(u), given, norm, activity, decay, temperature, groups)
+        made, total = kernels.hebbian_activity(_rows(u), linear, norm, activity, decay, temperature, groups)
         pushed = _maps(made, u) if made.numel() else pushed
-    if _is_filtered(weight, pushed, *geometry):
-        delta = kernels.weight_gradient(pushed.contiguous(), x.contiguous(), geometry[1])
+    if _is_filtered(weight, pushed, shape):
+        delta = kernels.weight_gradient(pushed.contiguous(), x.contiguous(), shape.padding)
     else:
-        delta = reference.outer_product(weight, x, pushed, *geometry).contiguous()
+        delta = reference.outer_product(weight, x, pushed, shape).contiguous()
     if decay == "lower":
         delta -= reference.lower(weight, pushed, groups)
     moved = weight.contiguous()
@@ -68,12 +109,13 @@ def _update_native(weight, x, u, y, rate, rule, temperature, normalisation, geom
     return delta
 
 
-# So many weights let more than one thread work, each with whole blocks of 32 channels.
+# This many weights let more than one thread work, each with whole blocks of 32 channels.
 _MANY = 2048
 
 
-def _is_filtered(weight, y, stride, padding, dilation, groups):
+def _is_filtered(weight: Tensor, y: Tensor, window: Window) -> bool:
     """Whether the outer product is that of kernels.weight_gradient, with a quarter of the multiplications."""
+    stride, _, dilation, groups = window
     return (
         weight.device.type == "cpu"
         and tuple(weight.shape[2:]) == (3, 3)
@@ -101,7 +143,7 @@ def _maps(rows: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("bionas_fast::hebbian_update", lib=_library)
-def _update_fake(weight, x, u, y, rate, rule, temperature, normalisation, *geometry):
+def _update_fake(weight: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
@@ -136,12 +178,7 @@ def hebbian_update(
     rule: str = "softhebb",
     rate: float | Tensor = 1e-3,
     temperature: float = 1.0,
-    normalisation: str = "none",
-    stride: PerDimension = 1,
-    padding: PerDimension = 0,
-    dilation: PerDimension = 1,
-    groups: int = 1,
-    backend: str | None = None,
+    **options: Unpack[UpdateOptions],
 ) -> Tensor:
     """Move ``weight`` by rate · Δ, in place.
 
@@ -152,13 +189,14 @@ def hebbian_update(
         weight: W, [K, C/groups, *kernel] of a convolution or [K, D] of a linear layer.
         x: the layer's input, [N, C, *positions] or [..., D].
         u: its output before the update and without bias, [N, K, *positions] or [..., K].
-        y: the activity, shaped like u; by default what ``rule`` makes of u (:func:`hebbian_activity`). With an activity
-            of your own the rule says only what decays.
+        y: the activity, shaped like u; by default the one that ``rule`` makes of u (:func:`hebbian_activity`). With an
+            activity of your own the rule says only what decays.
         rule: as in :func:`hebbian_activity`.
         rate: η, or η_k as a tensor [K].
         temperature: t in softmax(t·u).
-        normalisation: ``none``; ``clamp`` W to ±1; ``unit`` L2 norm of every filter; ``max``: Δ is divided by its
-            largest magnitude, as SoftHebb does.
+        options: ``stride``, ``padding``, ``dilation`` and ``groups`` of the convolution, by default 1, 0, 1 and 1;
+            ``backend``, an explicit choice of implementation; and ``normalisation``: ``none``, the default; ``clamp`` W
+            to ±1; ``unit`` L2 norm of every filter; ``max``: Δ is divided by its largest magnitude, as SoftHebb does.
 
     Returns:
         Δ, shaped like ``weight``.
@@ -167,23 +205,24 @@ def hebbian_update(
         InputError: shapes that do not fit, naming the argument; an unknown rule or normalisation.
     """
     _check_rule(rule)
+    normalisation, backend = options.pop("normalisation", "none"), options.pop("backend", None)
     if normalisation not in NORMALISATIONS:
         raise unknown("normalisation", normalisation, NORMALISATIONS)
     dims = weight.dim() - 2
     if dims not in (0, 1, 2, 3):
         raise InputError(f"weight: expected [K, D] or [K, C/groups, *kernel], got {list(weight.shape)}")
+    shape = window(max(dims, 1), **cast(Geometry, options))
     if dims == 0:
         if x.shape[-1:] != weight.shape[1:]:
             raise InputError(f"x: expected [..., {weight.shape[1]}], got shape {list(x.shape)}")
         if u.shape != (*x.shape[:-1], weight.shape[0]):
             raise InputError(f"u: expected {[*x.shape[:-1], weight.shape[0]]}, got {list(u.shape)}")
-        shaped = [None if t is None else t.reshape(-1, t.shape[-1], 1) for t in (x, u, y)]
-        geometry: tuple[list[int], ...] = ([1], [0], [1])
-        view = weight.unsqueeze(-1)
+        shape = Window([1], [0], [1], shape.groups)
+        view, flat_x, flat_u = weight.unsqueeze(-1), _positions(x), _positions(u)
+        flat_y = None if y is None else _positions(y)
     else:
-        geometry = window(stride, padding, dilation, dims)
-        _check_convolution(weight, x, u, groups, *geometry)
-        shaped, view = [x, u, y], weight
+        _check_convolution(weight, x, u, shape)
+        view, flat_x, flat_u, flat_y = weight, x, u, y
     if y is not None and y.shape != u.shape:
         raise InputError(f"y: expected the shape of u, {list(u.shape)}, got {list(y.shape)}")
     if isinstance(rate, Tensor):
@@ -193,10 +232,17 @@ def hebbian_update(
     if rates.dim() and rates.shape != (weight.shape[0],):
         raise InputError(f"rate: expected a number or [{weight.shape[0]}], got shape {list(rates.shape)}")
     chosen = backends.choose("hebbian_update", weight.device.type, backend)
-    # Without anybody looking on, past the dispatcher, which takes as long as a small update.
-    update: Any = torch.ops.bionas_fast.hebbian_update if backends.traced() else _update
-    made = update(view, *shaped, rates, rule, float(temperature), normalisation, *geometry, groups, chosen)
+    arguments = _Arguments(rule, float(temperature), normalisation, shape, chosen)
+    if backends.traced():
+        made = torch.ops.bionas_fast.hebbian_update(view, flat_x, flat_u, flat_y, rates, *arguments.flat())
+    else:  # past the dispatcher, which takes as long as a small update
+        made = _update((view, flat_x, flat_u, flat_y), rates, arguments)
     return made.view_as(weight)
+
+
+def _positions(rows: Tensor) -> Tensor:
+    """[..., D] as [N, D, 1]."""
+    return rows.reshape(-1, rows.shape[-1], 1)
 
 
 def adaptive_rate(weight: Tensor, rate: float, power: float = 0.5) -> Tensor:
@@ -210,21 +256,17 @@ def triangle(u: Tensor, power: float = 1.0) -> Tensor:
     return torch.relu(u - u.mean(dim=1, keepdim=True)).pow(power)
 
 
-def raised_cosine(x: Tensor, weight: Tensor, u: Tensor, **geometry: PerDimension) -> Tensor:
+def raised_cosine(x: Tensor, weight: Tensor, u: Tensor, **geometry: Unpack[Geometry]) -> Tensor:
     """((cos(x_p, W_k) + 1) / 2)², a similarity in [0, 1] to take the place of u in a competition (FastHebb).
 
     Args:
         x, weight, u: as in :func:`hebbian_update`, of a convolution.
         geometry: its stride, padding, dilation and groups.
     """
-    groups = int(geometry.pop("groups", 1))  # type: ignore[arg-type]
     dims = weight.dim() - 2
-    parts = (geometry.pop("stride", 1), geometry.pop("padding", 0), geometry.pop("dilation", 1))
-    shape = window(*parts, dims)
-    if geometry:
-        raise unknown("argument", next(iter(geometry)), ("stride", "padding", "dilation", "groups"))
-    _check_convolution(weight, x, u, groups, *shape)
-    norm = reference.patch_norm(x, weight.shape[2:], *shape, groups).repeat_interleave(u.shape[1] // groups, dim=1)
+    shape = window(dims, **geometry)
+    _check_convolution(weight, x, u, shape)
+    norm = reference.patch_norm(x, weight.shape[2:], shape).repeat_interleave(u.shape[1] // shape.groups, dim=1)
     own = torch.linalg.vector_norm(weight.flatten(1), dim=1).view(-1, *[1] * dims)
     return ((u / (norm * own).clamp_min(reference.NORM_EPSILON) + 1) / 2).square()
 
@@ -239,15 +281,8 @@ def _check_groups(name: str, groups: int, channels: int) -> None:
         raise InputError(f"groups: {groups} does not divide the {channels} channels of {name}")
 
 
-def _check_convolution(
-    weight: Tensor,
-    x: Tensor,
-    u: Tensor,
-    groups: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> None:
+def _check_convolution(weight: Tensor, x: Tensor, u: Tensor, window: Window) -> None:
+    stride, padding, dilation, groups = window
     _check_groups("weight", groups, weight.shape[0])
     if x.dim() != weight.dim() or x.shape[1] != weight.shape[1] * groups:
         raise InputError(f"x: expected [N, {weight.shape[1] * groups}, *positions], got shape {list(x.shape)}")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bionas_fast import rules
-from bionas_fast.nn import FeedbackLayer
+from bionas_fast.nn import ErrorPath, FeedbackLayer
 from bionas_fast.ops.feedback import FeedbackSegments, feedback_segments
 from bionas_fast.rules import FeedbackState
 
 
-class Bank(nn.Module):
+class Bank(ErrorPath):
     """The weights of several layers, one after the other, and what their rules draw.
 
     Attributes:
@@ -30,7 +30,6 @@ class Bank(nn.Module):
 
     def __init__(self, layers: Sequence[FeedbackLayer]) -> None:
         super().__init__()
-        self._true_gradient = False  # see bionas_fast.true_gradients
         self.shapes = [tuple(layer.weight.shape) for layer in layers]
         self.lengths = [layer.weight.numel() for layer in layers]
         self.rules = [layer.rule for layer in layers]
@@ -94,7 +93,7 @@ class Bank(nn.Module):
 
     def prepare(self) -> Callable[[], Tensor]:
         """Call in the forward pass; what it returns makes B for this pass, flat, when the backward pass needs it."""
-        if self._true_gradient:
+        if self.true_gradient:
             return self.weight.detach
         snapshot = None if self.stream is None else self.stream.clone()
         training = self.training

@@ -19,7 +19,13 @@ std::atomic<Isa>& current() {
 
 }  // namespace
 
-const char* name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
+const char* name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512: return "avx512";
+    case Isa::avx2: return "avx2";
+    default: return "baseline";
+  }
+}
 
 bool supported(Isa isa) {
   if (isa == Isa::baseline) return true;

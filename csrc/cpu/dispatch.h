@@ -40,8 +40,11 @@ void set_isa(Isa isa);
 
 template <class Function>
 Function* choose(Function* avx512, Function* avx2, Function* baseline) {
-  const Isa isa = current_isa();
-  return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : baseline;
+  switch (current_isa()) {
+    case Isa::avx512: return avx512;
+    case Isa::avx2: return avx2;
+    default: return baseline;
+  }
 }
 
 // Calls body(begin, end, context) on consecutive pieces of [0, count), each at least `grain` long where there are

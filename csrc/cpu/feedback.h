@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "enum.h"
+
 namespace bionas {
 
 struct Stream {
@@ -11,17 +13,18 @@ struct Stream {
   uint32_t draw;
 };
 
-enum class Magnitude { constant, stored, drawn };
+// As kernels/feedback/records.py lists them.
+BIONAS_ENUM(Mode, weight, stored, sign, stored_sign, drawn_sign, direct, custom);
 
 // B = |M| sign(W)
 struct FeedbackWeight {
   float* output;        // B, [count]
   const float* weight;  // W, [count]
   int64_t count;        // below 2^32, so that an element's number is one word of the counter
-  Magnitude magnitude;
-  float scale;          // M where constant
-  const float* stored;  // M where stored, [count]
-  Stream stream;        // M where drawn: uniform numbers in [0, bound)
+  Mode mode;            // sign, stored_sign or drawn_sign
+  float scale;          // M of sign
+  const float* stored;  // M of stored_sign, [count]
+  Stream stream;        // M of drawn_sign: uniform numbers in [0, bound)
   float bound;
 };
 

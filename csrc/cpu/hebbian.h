@@ -1,14 +1,17 @@
-// What a Hebbian update does beside its outer product; the formulas stand in kernels/hebbian/reference.py.
+// The parts of a Hebbian update other than its outer product; the formulas stand in kernels/hebbian/reference.py.
 
 #pragma once
 
 #include <cstdint>
 
+#include "enum.h"
+
 namespace bionas {
 
-enum class Activity { linear, normalised, hard, soft, competing };  // competing: soft, negative but at the largest
-enum class Decay { none, square, activity, output };
-enum class Normalisation { none, clamp, unit, max };
+// As kernels/hebbian/records.py lists them.
+BIONAS_ENUM(Activity, linear, normalised, hard, soft, competing);  // competing: soft, negative but at the largest
+BIONAS_ENUM(Decay, none, square, activity, output, lower);         // lower: not here, for it mixes filters
+BIONAS_ENUM(Normalisation, none, clamp, unit, max);
 
 struct HebbianActivity {
   int64_t n, k, p, groups;  // images, channels, positions of an image, groups of channels that compete
@@ -16,7 +19,7 @@ struct HebbianActivity {
   Decay decay;
   float temperature;
   const float* u;      // [N, K, P]
-  const float* given;  // what a linear activity takes for y, [N, K, P]; null for u
+  const float* external;  // y of the caller, for a linear activity, [N, K, P]; null for u
   const float* norm;   // what y is divided by, [N, groups, P]; or null
   float* y;            // [N, K, P]; null where nobody asks for it, which is for a linear activity only
 };

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(lanes* max_rows) activity_kernel(
           float value = factor;
           if constexpr (soft) value *= exponential(c);
           else if constexpr (ACTIVITY == Activity::hard) value = c == peak.winner ? value : 0.0f;
-          else value *= a.given && inside ? a.given[offset + c * a.p] : u(c);
+          else value *= a.external && inside ? a.external[offset + c * a.p] : u(c);
           if constexpr (ACTIVITY == Activity::competing) value = c == peak.winner ? value : -value;
           if (a.y && inside) a.y[offset + c * a.p] = value;
           const float term = a.decay == Decay::square ? value * value : a.decay == Decay::output ? value * u(c) : value;

@@ -8,7 +8,7 @@
 
 #include "../hebbian_arguments.h"
 
-// As in binding.cpp.
+// As in library.cpp.
 extern "C" __attribute__((used, visibility("default"))) const char bionas_fast_cuda_source[] = BIONAS_SOURCE;
 
 namespace {
@@ -22,9 +22,9 @@ bionas::cuda::Stream current_stream(const Tensor& on) {
 }
 
 std::tuple<Tensor, Tensor> hebbian_activity(
-    const Tensor& u, const std::optional<Tensor>& given, const std::optional<Tensor>& norm, std::string activity,
+    const Tensor& u, const std::optional<Tensor>& external, const std::optional<Tensor>& norm, std::string activity,
     std::string decay, double temperature, int64_t groups) {
-  bionas::HebbianActivity a = read_activity(u, given, norm, activity, decay, temperature, groups);
+  bionas::HebbianActivity a = read_activity(u, external, norm, activity, decay, temperature, groups);
   const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
   const bool decays = decay != "none";
   Tensor y = torch::stable::new_empty(u, made(a, norm));

@@ -15,6 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..window import Window
+from .records import Feedback, FeedbackSegments
+
+#: (δ_in, ∂W, ∂b)
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -60,24 +66,16 @@ def uniform(shape: Sequence[int], stream: Tensor) -> Tensor:
     return ((word >> 8).float() * 2.0**-24).reshape(shape)
 
 
-def feedback_weight(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, mode: str, bound: float, scale: float
-) -> Tensor:
-    """B, shaped like ``weight`` and in its dtype. The modes are those of ``rules.MODES``.
-
-    Args:
-        stored: what ``stored`` and ``stored_sign`` read.
-        stream: int64 [2], seed and draw, what ``drawn_sign`` reads.
-        bound: a of |M| ~ U(0, a).
-        scale: the constant magnitude of ``sign``.
-    """
+def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
+    """B, shaped like ``weight`` and in its dtype."""
+    mode, stored, stream = feedback.mode, feedback.stored, feedback.stream
     if mode == "weight":
         return weight
     if mode == "sign":
-        return weight.sign() * scale
+        return weight.sign() * feedback.scale
     if mode == "drawn_sign":
         assert stream is not None
-        return (uniform(weight.shape, stream) * bound).to(weight.dtype) * weight.sign()
+        return (uniform(weight.shape, stream) * feedback.bound).to(weight.dtype) * weight.sign()
     assert stored is not None
     if mode == "stored_sign":
         return stored.to(weight.dtype).abs() * weight.sign()
@@ -85,13 +83,7 @@ def feedback_weight(
 
 
 def feedback_segments(
-    weight: Tensor,
-    stored: Tensor | None,
-    stream: Tensor | None,
-    lengths: Sequence[int],
-    modes: Sequence[str],
-    bounds: Sequence[float],
-    scales: Sequence[float],
+    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
 ) -> Tensor:
     """B of several layers whose weights lie one after the other, flat; zeros where the mode is ``custom``.
 
@@ -99,21 +91,20 @@ def feedback_segments(
         weight: flat.
         stored: of the segments whose mode is ``stored`` or ``stored_sign``, one after the other; more may follow.
         stream: int64 [segments, 2].
-        lengths, modes, bounds, scales: one a segment.
     """
     out = torch.zeros_like(weight)
     first = first_stored = 0
-    for k, (length, mode) in enumerate(zip(lengths, modes, strict=True)):
+    for k, (length, mode, bound, scale) in enumerate(zip(*segments, strict=True)):
         part = slice(first, first + length)
         first += length
-        kept = None
+        read = None
         if mode.startswith("stored"):
             assert stored is not None
-            kept = stored[first_stored : first_stored + length]
+            read = stored[first_stored : first_stored + length]
             first_stored += length
         if mode != "custom":
-            numbers = None if stream is None else stream[k]
-            out[part] = feedback_weight(weight[part], kept, numbers, mode, bounds[k], scales[k])
+            draw = None if stream is None else stream[k]
+            out[part] = feedback_weight(weight[part], Feedback(mode, read, draw, bound, scale))
     return out
 
 
@@ -125,33 +116,18 @@ def layout(tensor: Tensor) -> torch.memory_format:
     return last
 
 
-def conv(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """W ⋆ x + b, [N, C_out, …]."""
+    stride, padding, dilation, groups = window
     return torch.convolution(input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
-def conv_backward(
-    grad: Tensor,
-    input: Tensor,
-    feedback: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+def conv_backward(grad: Tensor, input: Tensor, feedback: Tensor, window: Window, output_mask: Sequence[bool]) -> Grads:
     """(δ_in, ∂W, ∂b), those that ``output_mask`` asks for.
 
     One call suffices: ∂W does not depend on the weight that is passed in, so passing B changes δ_in only.
     """
+    stride, padding, dilation, groups = window
     return torch.ops.aten.convolution_backward.default(
         grad,
         input,
@@ -163,7 +139,7 @@ def conv_backward(
         False,
         [0] * len(stride),
         groups,
-        output_mask,
+        list(output_mask),
     )
 
 
@@ -172,9 +148,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(input, weight, bias)
 
 
-def linear_backward(
-    grad: Tensor, input: Tensor, feedback: Tensor, output_mask: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def linear_backward(grad: Tensor, input: Tensor, feedback: Tensor, output_mask: Sequence[bool]) -> Grads:
     """(δ_in, ∂W, ∂b) for δ_out of shape [..., out_features], those that ``output_mask`` asks for."""
     count = grad.shape[:-1].numel()
     rows = grad.reshape(count, grad.shape[-1])
@@ -190,9 +164,7 @@ def direct_conv_backward(
     feedback: Tensor,
     input_shape: Sequence[int],
     output_size: Sequence[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    window: Window,
 ) -> Tensor:
     """δ_in of direct feedback alignment through a convolution: convᵀ(E; B), E(n, k, ·) = e(n, k) at every position.
 
@@ -207,6 +179,7 @@ def direct_conv_backward(
     """
     classes, channels = feedback.shape[:2]
     plane = feedback.new_ones(1, 1, *output_size)
+    stride, padding, dilation, _ = window
     spread = torch.ops.aten.convolution_backward.default(
         plane,
         plane.new_empty(1, classes * channels, *input_shape[2:]),

@@ -11,18 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from ..launching import table
+from ..window import Window
 from . import reference
+from .records import COMPUTED, SEGMENT_MODES, Feedback, FeedbackSegments
+from .reference import Grads
 from .triton_kernels import (
     DTYPES,
-    MODES,
-    SEGMENT_MODES,
     SEGMENTS_OPTIONS,
     TILES,
     WEIGHT_BLOCK,
@@ -38,7 +38,6 @@ from .triton_kernels import (
 
 __all__ = [
     "DTYPES",
-    "MODES",
     "configurations",
     "conv_backward",
     "feedback_segments",
@@ -52,37 +51,28 @@ GRID_LIMIT = 65535  # CUDA's, in the second dimension
 ROW_LIMIT, BLOCK_STRIDE_LIMIT = 2**30, 2**24  # of what the kernels count in 32 bits
 
 
-class Feedback(NamedTuple):
-    """What B is made of; the fields are the arguments of :func:`feedback_weight`."""
-
-    weight: Tensor
-    stored: Tensor | None
-    stream: Tensor | None
-    mode: str
-    bound: float
-    scale: float
-
-    @property
-    def made(self) -> bool:
-        """Whether a kernel makes B: not where it is a tensor already, nor in a dtype that no kernel computes in."""
-        return self.mode in MODES and self.weight.dtype in DTYPES
-
-    def operands(self, layout: torch.memory_format = torch.contiguous_format) -> tuple[Tensor | None, ...]:
-        """Weight, stored tensor and stream in this layout; None for those that the mode does not read."""
-        return (
-            self.weight.contiguous(memory_format=layout),
-            self.stored.contiguous(memory_format=layout) if self.mode == "stored_sign" else None,
-            self.stream.contiguous() if self.mode == "drawn_sign" else None,
-        )
+def is_computed(weight: Tensor, feedback: Feedback) -> bool:
+    """Whether a kernel makes B: not where it is a tensor already, nor in a dtype that no kernel computes in."""
+    return feedback.mode in COMPUTED and weight.dtype in DTYPES
 
 
-def feedback_weight(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, mode: str, bound: float, scale: float
-) -> Tensor:
-    """B, shaped like ``weight`` and in its dtype; arguments as in :func:`.reference.feedback_weight`."""
-    feedback = Feedback(weight, stored, stream, mode, bound, scale)
-    if not feedback.made:
-        return reference.feedback_weight(*feedback)
+def operands(
+    weight: Tensor, feedback: Feedback, layout: torch.memory_format = torch.contiguous_format
+) -> dict[str, Tensor | None]:
+    """Weight, stored tensor and stream in this layout; None for those that the mode does not read."""
+    stored = feedback.stored if feedback.mode == "stored_sign" else None
+    stream = feedback.stream if feedback.mode == "drawn_sign" else None
+    return {
+        "p_weight": weight.contiguous(memory_format=layout),
+        "p_stored": None if stored is None else stored.contiguous(memory_format=layout),
+        "p_stream": None if stream is None else stream.contiguous(),
+    }
+
+
+def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
+    """B, shaped like ``weight`` and in its dtype."""
+    if not is_computed(weight, feedback):
+        return reference.feedback_weight(weight, feedback)
     layout = reference.layout(weight)
     channels, taps = (1, 1) if layout == torch.contiguous_format else (weight.shape[1], math.prod(weight.shape[2:]))
     out = torch.empty_like(weight, memory_format=layout)
@@ -90,109 +80,88 @@ def feedback_weight(
         grid = (triton.cdiv(out.numel(), WEIGHT_BLOCK),)
         with torch.cuda.device_of(out):
             weight_kernel[grid](
-                out, *feedback.operands(layout), out.numel(), channels, taps, bound, scale, **weight_options(mode)
-            )
+                p_out=out, **operands(weight, feedback, layout), elements=out.numel(), channels=channels, taps=taps,
+                bound=feedback.bound, scale=feedback.scale, **weight_options(feedback.mode),
+            )  # fmt: skip
     return out
 
 
 def feedback_segments(
-    weight: Tensor,
-    stored: Tensor | None,
-    stream: Tensor | None,
-    lengths: Sequence[int],
-    modes: Sequence[str],
-    bounds: Sequence[float],
-    scales: Sequence[float],
+    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
 ) -> Tensor:
     """B of every segment, flat, in one launch; arguments as in :func:`.reference.feedback_segments`."""
+    lengths, modes, bounds, scales = segments
     if weight.dtype not in DTYPES or len(lengths) > GRID_LIMIT:
-        return reference.feedback_segments(weight, stored, stream, lengths, modes, bounds, scales)
+        return reference.feedback_segments(weight, stored, stream, segments)
     out = torch.empty_like(weight, memory_format=torch.contiguous_format)
     if out.numel():
         codes = [SEGMENT_MODES.index(mode) for mode in modes]
         starts = accumulate(lengths[:-1], initial=0)
-        kept = [length * mode.startswith("stored") for length, mode in zip(lengths, modes, strict=True)]
-        kept_starts = accumulate(kept[:-1], initial=0)
-        segments = table([*zip(starts, lengths, codes, kept_starts, strict=True)], weight.device)
+        read = [length * mode.startswith("stored") for length, mode in zip(lengths, modes, strict=True)]
+        read_starts = accumulate(read[:-1], initial=0)
+        places = table([*zip(starts, lengths, codes, read_starts, strict=True)], weight.device)
         numbers = table([*zip(bounds, scales, strict=True)], weight.device, torch.float32)
         # In place of what no segment reads, any tensor of that dtype.
         stored = numbers if stored is None else stored
-        stream = segments if stream is None else stream
+        stream = places if stream is None else stream
         grid = (triton.cdiv(max(lengths), SEGMENTS_OPTIONS["BLOCK"]), len(lengths))
         with torch.cuda.device_of(out):
             segments_kernel[grid](
-                out, weight.contiguous(), stored.contiguous(), stream.contiguous(), segments, numbers,
-                **SEGMENTS_OPTIONS,
+                p_out=out, p_weight=weight.contiguous(), p_stored=stored.contiguous(), p_stream=stream.contiguous(),
+                p_segments=places, p_numbers=numbers, **SEGMENTS_OPTIONS,
             )  # fmt: skip
     return out
 
 
 def linear_backward(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stored: Tensor | None,
-    stream: Tensor | None,
-    mode: str,
-    bound: float,
-    scale: float,
-    output_mask: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, output_mask: Sequence[bool]
+) -> Grads:
     """(δ_in, ∂W, ∂b) of a linear map for δ_out of shape [..., out_features], those that ``output_mask`` asks for."""
-    feedback = Feedback(weight, stored, stream, mode, bound, scale)
     down, mask = None, list(output_mask)
     rows = math.prod(grad.shape[:-1])
-    if mask[0] and feedback.made and _countable(rows, weight.shape[1]):
+    if mask[0] and is_computed(weight, feedback) and _countable(rows, weight.shape[1]):
         down = torch.empty_like(input, memory_format=torch.contiguous_format)
-        _product(down, grad.contiguous(), feedback, rows, 1)
+        _product(down, grad.contiguous(), weight, feedback, (rows, 1))
         mask[0] = False
-    b = feedback_weight(*feedback) if mask[0] else weight
+    b = feedback_weight(weight, feedback) if mask[0] else weight
     others = reference.linear_backward(grad, input, b, mask)
     return (others[0] if mask[0] else down, *others[1:])
 
 
 def conv_backward(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stored: Tensor | None,
-    stream: Tensor | None,
-    mode: str,
-    bound: float,
-    scale: float,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    output_mask: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, window: Window, output_mask: Sequence[bool]
+) -> Grads:
     """(δ_in, ∂W, ∂b) of a convolution in one to three dimensions, those that ``output_mask`` asks for."""
-    feedback = Feedback(weight, stored, stream, mode, bound, scale)
-    geometry = (list(stride), list(padding), list(dilation))
     down, mask = None, list(output_mask)
     images, channels, *size = input.shape
     positions = max(math.prod(size), math.prod(grad.shape[2:]))
-    if mask[0] and feedback.made and weight.dim() == 4 and _countable(images * positions, positions, channels):
-        if groups == 1 and weight.shape[2:] == (1, 1) and not any(padding):
-            down = _pointwise(grad, input, feedback, stride)
-        elif groups == channels == weight.shape[0] <= GRID_LIMIT:
-            down = _depthwise(grad, input, feedback, *geometry)
+    countable = weight.dim() == 4 and _countable(images * positions, positions, channels)
+    if mask[0] and is_computed(weight, feedback) and countable:
+        if window.groups == 1 and weight.shape[2:] == (1, 1) and not any(window.padding):
+            down = _pointwise(grad, input, weight, feedback, window)
+        elif window.groups == channels == weight.shape[0] <= GRID_LIMIT:
+            down = _depthwise(grad, input, weight, feedback, window)
         mask[0] = down is None
     if not any(mask):
         return down, None, None
-    b = feedback_weight(*feedback) if mask[0] else weight
-    others = reference.conv_backward(grad, input, b, *geometry, groups, mask)
-    others = [gradient if wanted else None for gradient, wanted in zip(others, mask, strict=True)]
-    return (others[0] if mask[0] else down, *others[1:])
+    b = feedback_weight(weight, feedback) if mask[0] else weight
+    others = reference.conv_backward(grad, input, b, window, mask)
+    first, own, of_bias = (gradient if wanted else None for gradient, wanted in zip(others, mask, strict=True))
+    return first if mask[0] else down, own, of_bias
 
 
 def _countable(rows: int, *block_strides: int) -> bool:
     return rows < ROW_LIMIT and max(block_strides) < BLOCK_STRIDE_LIMIT
 
 
-def _product(down: Tensor, up: Tensor, feedback: Feedback, images: int, positions: int) -> None:
-    """Fills ``down`` [images, inputs, positions] from ``up`` [images, outputs, positions], both dense."""
-    outputs, inputs = feedback.weight.shape[:2]
+def _product(down: Tensor, up: Tensor, weight: Tensor, feedback: Feedback, split: tuple[int, int]) -> None:
+    """Fill ``down`` [images, inputs, positions] from ``up`` [images, outputs, positions], both dense.
+
+    Args:
+        split: images and positions.
+    """
+    outputs, inputs = weight.shape[:2]
+    images, positions = split
     rows = images * positions
     resident, streamed = TILES[down.dtype.itemsize]
     tile = resident if outputs <= resident.outputs else streamed
@@ -202,18 +171,19 @@ def _product(down: Tensor, up: Tensor, feedback: Feedback, images: int, position
     if down.numel():
         with torch.cuda.device_of(down):
             product_kernel[grid](
-                down, up, *feedback.operands(), rows, outputs, inputs, positions, feedback.bound, feedback.scale,
+                p_down=down, p_up=up, **operands(weight, feedback), rows=rows, outputs=outputs, inputs=inputs,
+                positions=positions, bound=feedback.bound, scale=feedback.scale,
                 **product_options(feedback.mode, tile),
             )  # fmt: skip
 
 
-def _pointwise(grad: Tensor, input: Tensor, feedback: Feedback, stride: Sequence[int]) -> Tensor:
+def _pointwise(grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, window: Window) -> Tensor:
     """δ_in of a 1×1 convolution without padding or groups."""
-    layout = reference.layout(input)
+    layout, stride = reference.layout(input), window.stride
     images, positions = grad.shape[0], math.prod(grad.shape[2:])
     down = torch.empty_like(input[:, :, :: stride[0], :: stride[1]], memory_format=layout)
     split = (images * positions, 1) if layout == torch.channels_last else (images, positions)
-    _product(down, grad.contiguous(memory_format=layout), feedback, *split)
+    _product(down, grad.contiguous(memory_format=layout), weight, feedback, split)
     if down.shape == input.shape:
         return down
     full = torch.empty_like(input, memory_format=layout).zero_()
@@ -221,9 +191,7 @@ def _pointwise(grad: Tensor, input: Tensor, feedback: Feedback, stride: Sequence
     return full
 
 
-def _depthwise(
-    grad: Tensor, input: Tensor, feedback: Feedback, stride: list[int], padding: list[int], dilation: list[int]
-) -> Tensor:
+def _depthwise(grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, window: Window) -> Tensor:
     """δ_in of a convolution with one input and one output channel to a group."""
     layout = reference.layout(input)
     up, down = grad.contiguous(memory_format=layout), torch.empty_like(input, memory_format=layout)
@@ -234,7 +202,11 @@ def _depthwise(
     if down.numel():
         with torch.cuda.device_of(down):
             depthwise_kernel[grid](
-                down, up, *feedback.operands(), rows, channels, height, width, *up.shape[2:], feedback.bound,
-                feedback.scale, *feedback.weight.shape[2:], *stride, *padding, *dilation, **options,
+                p_down=down, p_up=up, **operands(weight, feedback), rows=rows, channels=channels,
+                height=height, width=width, up_height=up.shape[2], up_width=up.shape[3],
+                bound=feedback.bound, scale=feedback.scale, kernel_h=weight.shape[2], kernel_w=weight.shape[3],
+                stride_h=window.stride[0], stride_w=window.stride[1],
+                padding_h=window.padding[0], padding_w=window.padding[1],
+                dilation_h=window.dilation[0], dilation_w=window.dilation[1], **options,
             )  # fmt: skip
     return down

@@ -13,13 +13,16 @@ import triton
 import triton.language as tl
 
 from ..launching import Configuration
+from .records import COMPUTED, SEGMENT_MODES
 
 #: What the kernels compute in. Stored magnitudes may be float32 beside a narrower weight, as under autocast.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: The modes that make B; in the others it is a tensor already.
-MODES = ("sign", "stored_sign", "drawn_sign")
-#: The modes of a segment; the kernel knows them by their place.
-SEGMENT_MODES = ("custom", "weight", "stored", *MODES)
+#: The modes of a segment as the kernel reads them.
+_WEIGHT = tl.constexpr(SEGMENT_MODES.index("weight"))
+_STORED = tl.constexpr(SEGMENT_MODES.index("stored"))
+_SIGN = tl.constexpr(SEGMENT_MODES.index("sign"))
+_STORED_SIGN = tl.constexpr(SEGMENT_MODES.index("stored_sign"))
+_DRAWN_SIGN = tl.constexpr(SEGMENT_MODES.index("drawn_sign"))
 
 
 class Tile(NamedTuple):
@@ -87,15 +90,15 @@ def segments_kernel(p_out, p_weight, p_stored, p_stream, p_segments, p_numbers, 
     mask = o < tl.load(p_segment + 1)
     p_kept = p_stored + (tl.load(p_segment + 3) - i_start)
     b_feedback = tl.zeros((BLOCK,), dtype=p_weight.dtype.element_ty)
-    if mode == 1:
+    if mode == _WEIGHT:
         b_feedback = tl.load(p_weight + i_start + o, mask=mask, other=0)
-    elif mode == 2:
+    elif mode == _STORED:
         b_feedback = tl.load(p_kept + i_start + o, mask=mask, other=0).to(p_weight.dtype.element_ty)
-    elif mode == 3:
+    elif mode == _SIGN:
         b_feedback = _feedback(p_weight, p_kept, p_own_stream, i_start, o, o, mask, bound, scale, "sign")
-    elif mode == 4:
+    elif mode == _STORED_SIGN:
         b_feedback = _feedback(p_weight, p_kept, p_own_stream, i_start, o, o, mask, bound, scale, "stored_sign")
-    elif mode == 5:
+    elif mode == _DRAWN_SIGN:
         b_feedback = _feedback(p_weight, p_kept, p_own_stream, i_start, o, o, mask, bound, scale, "drawn_sign")
     tl.store(p_out + i_start + o, b_feedback, mask=mask)
 
@@ -180,9 +183,10 @@ def depthwise_kernel(
 
 def configurations() -> Iterator[Configuration]:
     """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    ones: tuple[str, ...]
     for dtype in DTYPES:
         yield Configuration(segments_kernel, dtype, (), SEGMENTS_OPTIONS)
-        for mode in MODES:
+        for mode in COMPUTED:
             for ones in (("channels", "taps"), ()):
                 yield Configuration(weight_kernel, dtype, ones, weight_options(mode))
             for tile in TILES[dtype.itemsize]:

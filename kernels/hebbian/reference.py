@@ -24,35 +24,13 @@ hpca       u                                           Σ_{j≤k} Σ_p y_pk y_pj
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class HebbianRule(NamedTuple):
-    """How y is made of u, and what is taken away from the outer product.
-
-    Attributes:
-        activity: linear | normalised | hard | soft | signed.
-        decay: none | square | activity | output | lower.
-    """
-
-    activity: str
-    decay: str
-
-
-RULES = {
-    "plain": HebbianRule("linear", "none"),
-    "hebb": HebbianRule("normalised", "none"),
-    "oja": HebbianRule("linear", "square"),
-    "instar": HebbianRule("linear", "activity"),
-    "hard_wta": HebbianRule("hard", "activity"),
-    "soft_wta": HebbianRule("soft", "activity"),
-    "softhebb": HebbianRule("signed", "output"),
-    "hpca": HebbianRule("linear", "lower"),
-}
+from ..window import Window
+from .records import RULES
 
 NORM_EPSILON = 1e-12  # of patches and outputs
 MAX_EPSILON = 1e-30
@@ -80,37 +58,20 @@ def activity(u: Tensor, rule: str, temperature: float, groups: int) -> Tensor:
         y = winner
         if kind != "hard":
             y = torch.softmax(temperature * grouped, dim=2)
-        if kind == "signed":
+        if kind == "competing":
             y = y * (2 * winner - 1)
     return y.flatten(1, 2)
 
 
-def patch_norm(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def patch_norm(x: Tensor, kernel: Sequence[int], window: Window) -> Tensor:
     """‖x_p‖ of every patch of every group, [N, groups, *positions]; a box filter of x²."""
     convolve = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
-    box = x.new_ones(groups, x.shape[1] // groups, *kernel)
-    squares = convolve(x.square(), box, None, list(stride), list(padding), list(dilation), groups)
+    box = x.new_ones(window.groups, x.shape[1] // window.groups, *kernel)
+    squares = convolve(x.square(), box, None, *window)
     return squares.clamp_min(0).sqrt()
 
 
-def delta(
-    weight: Tensor,
-    x: Tensor,
-    u: Tensor,
-    y: Tensor,
-    rule: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def delta(weight: Tensor, x: Tensor, u: Tensor, y: Tensor, rule: str, window: Window) -> Tensor:
     """Δ.
 
     Args:
@@ -126,11 +87,11 @@ def delta(
     decay = RULES[rule].decay
     pushed = y
     if rule == "hebb":
-        norm = patch_norm(x, weight.shape[2:], stride, padding, dilation, groups).clamp_min(NORM_EPSILON)
-        pushed = y / norm.repeat_interleave(y.shape[1] // groups, dim=1)
-    outer = outer_product(weight, x, pushed, stride, padding, dilation, groups)
+        norm = patch_norm(x, weight.shape[2:], window).clamp_min(NORM_EPSILON)
+        pushed = y / norm.repeat_interleave(y.shape[1] // window.groups, dim=1)
+    outer = outer_product(weight, x, pushed, window)
     if decay == "lower":
-        outer = outer - lower(weight, y, groups)
+        outer = outer - lower(weight, y, window.groups)
     elif decay != "none":
         rows = y.transpose(0, 1).flatten(1)
         factor = {"square": rows, "activity": torch.ones_like(rows), "output": u.transpose(0, 1).flatten(1)}[decay]
@@ -139,17 +100,10 @@ def delta(
     return outer / max(y.numel() // y.shape[1], 1)
 
 
-def outer_product(
-    weight: Tensor,
-    x: Tensor,
-    y: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Σ_p y_pk x_p, shaped like ``weight``, of which nothing else is read; the weight gradient of a convolution."""
-    geometry = list(stride), list(padding), list(dilation), False, [0] * len(stride), groups
+def outer_product(weight: Tensor, x: Tensor, y: Tensor, window: Window) -> Tensor:
+    """Σ_p y_pk x_p, the weight gradient of a convolution; only the shape of ``weight`` is read."""
+    stride, padding, dilation, groups = window
+    geometry = stride, padding, dilation, False, [0] * len(stride), groups
     return torch.ops.aten.convolution_backward(y, x, weight, None, *geometry, [False, True, False])[1]
 
 

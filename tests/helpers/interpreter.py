@@ -22,6 +22,8 @@ from torch import Tensor
 
 from helpers.tolerances import TOLERANCES
 
+#: Options of every launch besides the kernel's own, which are written in capitals.
+OPTIONS = ("num_warps", "num_stages")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -76,8 +78,9 @@ def record_launches(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> set[
             self.kernel = kernel
 
         def __getitem__(self, grid: tuple[int, ...]):
-            def launch(*arguments: Any, **options: Any) -> None:
-                dtypes = {a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()}
+            def launch(**arguments: Any) -> None:
+                dtypes = {a.dtype for a in arguments.values() if isinstance(a, Tensor) and a.is_floating_point()}
+                options = {name: value for name, value in arguments.items() if name.isupper() or name in OPTIONS}
                 launched.add((self.kernel, min(dtypes, key=lambda t: t.itemsize), *sorted(options.items())))
 
             return launch

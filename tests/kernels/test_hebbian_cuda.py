@@ -21,7 +21,7 @@ CPP = Path(__file__).parents[1] / "cpp"
 SOURCES = Path(__file__).parents[2] / "csrc"
 COMPILER = shutil.which("c++")
 #: In the order of the kernels' enums.
-ACTIVITIES = {"linear": "plain", "normalised": "hebb", "hard": "hard_wta", "soft": "soft_wta", "signed": "softhebb"}
+ACTIVITIES = {"linear": "plain", "normalised": "hebb", "hard": "hard_wta", "soft": "soft_wta", "competing": "softhebb"}
 DECAYS = ("none", "square", "activity", "output")
 
 
@@ -150,7 +150,7 @@ CASES = [
     *(Activity(*size, kind, "square") for size, kind in product(SIZES, ACTIVITIES)),
     *(Activity(2, 2, 9, 65, *kind) for kind in product(ACTIVITIES, DECAYS)),
     *(Activity(2, 2, 9, 40, kind, "output", ties=True, divided=True) for kind in ACTIVITIES),
-    *(Activity(2, 2, 9, 5, kind, "output", t) for kind, t in product(("soft", "signed"), (0.0, 0.3, 30.0, -30.0))),
+    *(Activity(2, 2, 9, 5, kind, "output", t) for kind, t in product(("soft", "competing"), (0.0, 0.3, 30.0, -30.0))),
     *(Activity(1, 2, 3, 40, "linear", decay, own=True, divided=divided) for decay, divided in product(DECAYS, (0, 1))),
     *(Activity(*size, "soft", "activity") for size in [(0, 1, 3, 5), (2, 1, 3, 0)]),
     *(
@@ -165,7 +165,7 @@ CASES = [
 ]
 #: More channels than the threads of a block sum up at once; more tiles and groups than there are blocks.
 LARGE = [
-    *(Activity(1, 1, 300, 3, kind, "output") for kind in ("hard", "signed")),
+    *(Activity(1, 1, 300, 3, kind, "output") for kind in ("hard", "competing")),
     Activity(1030, 1, 1, 1, "linear", "square"),
     Activity(1, 1030, 1, 2, "hard", "activity"),
 ]
@@ -228,5 +228,5 @@ def test_a_missing_barrier_is_noticed(program, tmp_path, barrier):
     kernels = tmp_path / "csrc" / "cuda" / "hebbian.cuh"
     assert barrier in kernels.read_text()
     kernels.write_text(kernels.read_text().replace(barrier, ""))
-    _, said = run(program("thread", tmp_path / "csrc"), [Activity(2, 2, 9, 65, "signed", "output")])
+    _, said = run(program("thread", tmp_path / "csrc"), [Activity(2, 2, 9, 65, "competing", "output")])
     assert "data race" in said

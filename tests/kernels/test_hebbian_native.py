@@ -14,7 +14,7 @@ from bionas_fast.functional import hebbian_update
 from bionas_fast.kernels.hebbian import reference
 from bionas_fast.ops.hebbian import NORMALISATIONS, RULES
 
-ACTIVITIES = {"linear": "plain", "normalised": "hebb", "hard": "hard_wta", "soft": "soft_wta", "signed": "softhebb"}
+ACTIVITIES = {"linear": "plain", "normalised": "hebb", "hard": "hard_wta", "soft": "soft_wta", "competing": "softhebb"}
 
 
 @pytest.fixture(autouse=True)
@@ -69,17 +69,17 @@ def test_activities_are_those_of_the_reference(
     generator = torch.Generator().manual_seed(seed)
     u = 3 * torch.randn(n, groups * each, p, generator=generator)
     u = u.round() if ties else u
-    given = torch.randn(u.shape, generator=generator) if own and activity == "linear" else None
+    external = torch.randn(u.shape, generator=generator) if own and activity == "linear" else None
     norm = torch.rand(n, groups, p, generator=generator) + 0.1 if divided else None
     expected = reference.activity(u.double(), ACTIVITIES[activity], temperature, groups)
-    if given is not None:
-        expected = given.double()
+    if external is not None:
+        expected = external.double()
     if norm is not None:
         expected = expected / norm.double().repeat_interleave(each, dim=1)
     factor = {"square": expected, "output": u.double()}.get(decay, torch.ones(()))
     for name in native.isas():
         with native.use_isa(name):
-            y, total = operators().hebbian_activity(u, given, norm, activity, decay, temperature, groups)
+            y, total = operators().hebbian_activity(u, external, norm, activity, decay, temperature, groups)
         if activity != "linear" or divided:
             assert_near(y, expected)
         else:
@@ -185,7 +185,7 @@ def test_results_repeat_and_hardly_depend_on_threads(isa):
     try:
         for threads in (1, 2, 3, 3):
             torch.set_num_threads(threads)
-            y, total = operators().hebbian_activity(u, None, None, "signed", "output", 1.0, 1)
+            y, total = operators().hebbian_activity(u, None, None, "competing", "output", 1.0, 1)
             moved, delta = weight.clone(), outer.clone()
             operators().hebbian_move(moved, delta, total, torch.ones(70), 650.0, "max", 1)
             results.append((y, total, delta, moved))
@@ -205,7 +205,7 @@ def test_results_repeat_and_hardly_depend_on_threads(isa):
         ({"u": torch.ones(2, 4)}, r"u: expected \[N, K, P\]"),
         ({"u": torch.ones(2, 3, 4).transpose(1, 2)}, "u: expected a contiguous"),
         ({"groups": 3}, "K divided by groups"),
-        ({"given": torch.ones(2, 4, 2)}, "given: expected the shape of u"),
+        ({"external": torch.ones(2, 4, 2)}, "external: expected the shape of u"),
         ({"norm": torch.ones(2, 4, 3)}, r"norm: expected \[N, groups, P\]"),
         ({"activity": "softer"}, "activity: got softer"),
         ({"decay": "lower"}, "decay: got lower"),
@@ -213,7 +213,7 @@ def test_results_repeat_and_hardly_depend_on_threads(isa):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refuses_what_it_cannot_do(change, message):
-    arguments = {"u": torch.ones(2, 4, 3), "given": None, "norm": None, "activity": "soft", "decay": "none"}
+    arguments = {"u": torch.ones(2, 4, 3), "external": None, "norm": None, "activity": "soft", "decay": "none"}
     with pytest.raises(RuntimeError, match=message):
         operators().hebbian_activity(**(arguments | {"temperature": 1.0, "groups": 2} | change))
 
@@ -322,7 +322,7 @@ def test_updates_of_large_layers_are_those_of_the_reference(monkeypatch, geometr
     """So large that the outer product is taken by minimal filtering where the geometry allows it."""
     taken = []
     outer_product = reference.outer_product
-    monkeypatch.setattr(reference, "outer_product", lambda *given: taken.append(1) or outer_product(*given))
+    monkeypatch.setattr(reference, "outer_product", lambda *arguments: taken.append(1) or outer_product(*arguments))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 64, 12, 11, generator=generator)
     weight = torch.randn(96, 64 // geometry.get("groups", 1), 3, 3, generator=generator) / 24

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from bionas_fast.kernels.feedback import reference
+from bionas_fast.kernels.feedback.records import Feedback, FeedbackSegments
+from bionas_fast.kernels.window import Window
 from helpers.interpreter import (
     INTERPRETED,
     assert_near,
@@ -44,8 +46,9 @@ class Case:
     groups: int = 1
 
     @property
-    def geometry(self) -> tuple:
-        return ([*self.stride], [*self.padding], [*self.dilation], self.groups) if len(self.weight) > 2 else ()
+    def geometry(self) -> tuple[Window, ...]:
+        window = Window([*self.stride], [*self.padding], [*self.dilation], self.groups)
+        return (window,) if len(self.weight) > 2 else ()
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A gradient of the output, input, weight (some of it zero) and stored tensor."""
@@ -56,14 +59,14 @@ class Case:
         grad = torch.randn(forward(x, w, None, *self.geometry).shape)
         return grad.to(dtype), x.to(dtype), w.to(dtype), stored.to(dtype)
 
-    def ours(self, grad: Tensor, x: Tensor, w: Tensor, made: tuple, mask: tuple = (True, True, True)) -> Grads:
+    def ours(self, grad: Tensor, x: Tensor, w: Tensor, feedback: Feedback, mask: tuple = (True, True, True)) -> Grads:
         run = kernels.conv_backward if self.geometry else kernels.linear_backward
-        return run(grad, x, w, *made, *self.geometry, mask)
+        return run(grad, x, w, feedback, *self.geometry, mask)
 
-    def wanted(self, grad: Tensor, x: Tensor, w: Tensor, made: tuple) -> Grads:
+    def wanted(self, grad: Tensor, x: Tensor, w: Tensor, feedback: Feedback) -> Grads:
         """B rounded as the weight's dtype does, everything else in float64."""
         run = reference.conv_backward if self.geometry else reference.linear_backward
-        b = reference.feedback_weight(w, *made).double()
+        b = reference.feedback_weight(w, feedback).double()
         return run(grad.double(), x.double(), b, *self.geometry, [True, True, True])
 
 
@@ -119,10 +122,10 @@ every_mode = pytest.mark.parametrize("mode", MODES)
 every_made_mode = pytest.mark.parametrize("mode", MADE)
 
 
-def made_of(mode: str, stored: Tensor, seed: int = 3, draw: int = 4) -> tuple:
-    """How B is made, without what the mode does not read."""
+def feedback_of(mode: str, stored: Tensor, seed: int = 3, draw: int = 4) -> Feedback:
+    """The construction of B, without what the mode does not read."""
     stream = torch.tensor([seed, draw]) if mode == "drawn_sign" else None
-    return (stored if mode.startswith("stored") else None, stream, mode, 0.3, 0.1)
+    return Feedback(mode, stored if mode.startswith("stored") else None, stream, 0.3, 0.1)
 
 
 def assert_grads(ours: Grads, wanted: Grads, dtype: torch.dtype) -> None:
@@ -135,17 +138,17 @@ def assert_grads(ours: Grads, wanted: Grads, dtype: torch.dtype) -> None:
 @by_name("case", CASES)
 def interpreted_backward(case: Case, mode: str, dtype: torch.dtype):
     grad, x, w, stored = case.tensors(dtype)
-    made = made_of(mode, stored)
-    assert_grads(case.ours(grad, x, w, made), case.wanted(grad, x, w, made), dtype)
+    feedback = feedback_of(mode, stored)
+    assert_grads(case.ours(grad, x, w, feedback), case.wanted(grad, x, w, feedback), dtype)
 
 
 @every_mode
 @by_name("case", IMAGES)
 def interpreted_channels_last(case: Case, mode: str):
     grad, x, w, stored = (t.to(memory_format=torch.channels_last) for t in case.tensors())
-    made = made_of(mode, stored)
-    ours = case.ours(grad, x, w, made)
-    assert_grads(ours, case.wanted(grad, x, w, made), x.dtype)
+    feedback = feedback_of(mode, stored)
+    ours = case.ours(grad, x, w, feedback)
+    assert_grads(ours, case.wanted(grad, x, w, feedback), x.dtype)
     if x.numel():
         assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
@@ -154,25 +157,25 @@ def interpreted_channels_last(case: Case, mode: str):
 @by_name("case", ODD)
 def interpreted_strided(case: Case, mode: str):
     grad, x, w, stored = (strided(t) for t in case.tensors())
-    made = made_of(mode, stored)
-    assert_grads(case.ours(grad, x, w, made), case.wanted(grad, x, w, made), x.dtype)
+    feedback = feedback_of(mode, stored)
+    assert_grads(case.ours(grad, x, w, feedback), case.wanted(grad, x, w, feedback), x.dtype)
 
 
 @every_made_mode
 @by_name("case", ODD)
 def interpreted_transposed(case: Case, mode: str):
     grad, x, w, stored = (t.transpose(0, -1).contiguous().transpose(0, -1) for t in case.tensors())
-    made = made_of(mode, stored)
-    assert_grads(case.ours(grad, x, w, made), case.wanted(grad, x, w, made), x.dtype)
+    feedback = feedback_of(mode, stored)
+    assert_grads(case.ours(grad, x, w, feedback), case.wanted(grad, x, w, feedback), x.dtype)
 
 
 @every_made_mode
 @by_name("case", ODD)
 def interpreted_gradient_of_a_sum(case: Case, mode: str):
     grad, x, w, stored = case.tensors()
-    grad, made = torch.tensor(0.7).expand(grad.shape), made_of(mode, stored)
+    grad, feedback = torch.tensor(0.7).expand(grad.shape), feedback_of(mode, stored)
     assert set(grad.stride()) == {0}
-    assert_grads(case.ours(grad, x, w, made), case.wanted(grad, x, w, made), x.dtype)
+    assert_grads(case.ours(grad, x, w, feedback), case.wanted(grad, x, w, feedback), x.dtype)
 
 
 @every_made_mode
@@ -181,8 +184,8 @@ def interpreted_few_programs_for_many_rows(case: Case, mode: str, monkeypatch):
     monkeypatch.setattr(kernels, "RESIDENT_PROGRAMS", 2)
     monkeypatch.setattr(kernels, "GRID_LIMIT", 1)
     grad, x, w, stored = case.tensors()
-    made = made_of(mode, stored)
-    assert_grads(case.ours(grad, x, w, made), case.wanted(grad, x, w, made), x.dtype)
+    feedback = feedback_of(mode, stored)
+    assert_grads(case.ours(grad, x, w, feedback), case.wanted(grad, x, w, feedback), x.dtype)
 
 
 @pytest.mark.parametrize("limit", ["ROW_LIMIT", "BLOCK_STRIDE_LIMIT", "GRID_LIMIT"])
@@ -190,18 +193,18 @@ def interpreted_few_programs_for_many_rows(case: Case, mode: str, monkeypatch):
 def interpreted_beyond_a_limit(case: Case, limit: str, monkeypatch):
     monkeypatch.setattr(kernels, limit, 2)
     grad, x, w, stored = case.tensors()
-    made = made_of("drawn_sign", stored)
-    assert_grads(case.ours(grad, x, w, made), case.wanted(grad, x, w, made), x.dtype)
+    feedback = feedback_of("drawn_sign", stored)
+    assert_grads(case.ours(grad, x, w, feedback), case.wanted(grad, x, w, feedback), x.dtype)
 
 
 @pytest.mark.parametrize("mask", list(product((True, False), repeat=3)), ids=str)
 @by_name("case", ODD)
 def interpreted_only_what_is_asked_for(case: Case, mask: tuple[bool, ...]):
     grad, x, w, stored = case.tensors()
-    made = made_of("stored_sign", stored)
-    ours = case.ours(grad, x, w, made, mask)
+    feedback = feedback_of("stored_sign", stored)
+    ours = case.ours(grad, x, w, feedback, mask)
     assert [g is not None for g in ours] == [*mask]
-    kept = [(a, b) for a, b in zip(ours, case.wanted(grad, x, w, made), strict=True) if a is not None]
+    kept = [(a, b) for a, b in zip(ours, case.wanted(grad, x, w, feedback), strict=True) if a is not None]
     assert_grads(*zip(*kept, strict=True) if kept else ((), ()), x.dtype)
 
 
@@ -210,7 +213,7 @@ def interpreted_only_what_is_asked_for(case: Case, mask: tuple[bool, ...]):
 def interpreted_fused_without_b_in_memory(case: Case, mode: str, monkeypatch):
     grad, x, w, stored = case.tensors()
     monkeypatch.delattr(kernels, "feedback_weight")
-    assert case.ours(grad, x, w, made_of(mode, stored))[0].shape == x.shape
+    assert case.ours(grad, x, w, feedback_of(mode, stored))[0].shape == x.shape
 
 
 @by_name("seed", SEEDS)
@@ -220,16 +223,16 @@ def interpreted_same_bits(dtype: torch.dtype, draw: int, seed: int):
     """A unit error reaches the input as B itself: the same bits from every kernel and from the reference."""
     for shape in ((20, 35), (67, 33)):  # B made once for all rows, and block by block
         _, _, w, stored = Case((1, shape[1]), shape).tensors(dtype)
-        made = made_of("drawn_sign", stored, seed, draw)
-        b = reference.feedback_weight(w, *made)
-        assert torch.equal(kernels.feedback_weight(w, *made), b)
+        feedback = feedback_of("drawn_sign", stored, seed, draw)
+        b = reference.feedback_weight(w, feedback)
+        assert torch.equal(kernels.feedback_weight(w, feedback), b)
         linear = Case((shape[0], shape[1]), shape)
-        assert torch.equal(linear.ours(torch.eye(shape[0], dtype=dtype), w, w, made)[0], b)
+        assert torch.equal(linear.ours(torch.eye(shape[0], dtype=dtype), w, w, feedback)[0], b)
     depthwise = Case((1, 3, 3, 4), (3, 1, 3, 4), groups=3)
     _, x, w, stored = depthwise.tensors(dtype)
-    made = made_of("drawn_sign", stored, seed, draw)
-    down = depthwise.ours(torch.ones(1, 3, 1, 1, dtype=dtype), x, w, made, (True, False, False))[0]
-    assert torch.equal(down[0].unsqueeze(1), reference.feedback_weight(w, *made))
+    feedback = feedback_of("drawn_sign", stored, seed, draw)
+    down = depthwise.ours(torch.ones(1, 3, 1, 1, dtype=dtype), x, w, feedback, (True, False, False))[0]
+    assert torch.equal(down[0].unsqueeze(1), reference.feedback_weight(w, feedback))
 
 
 @every_mode
@@ -240,14 +243,14 @@ def interpreted_same_bits(dtype: torch.dtype, draw: int, seed: int):
 def interpreted_weight(shape: tuple[int, ...], dtype: torch.dtype, mode: str):
     torch.manual_seed(0)
     w, stored = torch.randn(shape).to(dtype), torch.randn(shape)
-    made = made_of(mode, stored)
-    b = reference.feedback_weight(w, *made)
+    feedback = feedback_of(mode, stored)
+    b = reference.feedback_weight(w, feedback)
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape), torch.contiguous_format)
     for weight in (w, w.to(memory_format=last), strided(w)):
-        ours = kernels.feedback_weight(weight, *made)
+        ours = kernels.feedback_weight(weight, feedback)
         torch.testing.assert_close(ours, b, rtol=0, atol=0, equal_nan=False)
     if w.numel() and mode in MADE:
-        assert kernels.feedback_weight(w.to(memory_format=last), *made).is_contiguous(memory_format=last)
+        assert kernels.feedback_weight(w.to(memory_format=last), feedback).is_contiguous(memory_format=last)
 
 
 SEGMENTS = {
@@ -261,47 +264,51 @@ SEGMENTS = {
 @by_name("modes", SEGMENTS)
 def interpreted_segments(modes: tuple[str, ...], dtype: torch.dtype):
     torch.manual_seed(0)
-    lengths = [300, 1, 7, 256, 33, 0, 600][: len(modes)]
+    lengths = (300, 1, 7, 256, 33, 0, 600)[: len(modes)]
     w = torch.randn(sum(lengths)).to(dtype)
     stored = torch.randn(sum(length for length, mode in zip(lengths, modes, strict=True) if mode.startswith("stored")))
     w[::5] = 0
     stream = torch.arange(2 * len(modes)).view(-1, 2) - 3
     reads = (len(stored) > 0, "drawn_sign" in modes)
     optional = tuple(t if read else None for t, read in zip((stored, stream), reads, strict=True))
-    numbers = ([0.1 * k + 0.1 for k in range(len(modes))], [0.3 * k + 0.1 for k in range(len(modes))])
-    b = reference.feedback_segments(w, *optional, lengths, modes, *numbers)
-    assert torch.equal(kernels.feedback_segments(w, *optional, lengths, modes, *numbers), b)
+    numbers = (tuple(0.1 * k + 0.1 for k in range(len(modes))), tuple(0.3 * k + 0.1 for k in range(len(modes))))
+    segments = FeedbackSegments(lengths, modes, *numbers)
+    b = reference.feedback_segments(w, *optional, segments)
+    assert torch.equal(kernels.feedback_segments(w, *optional, segments), b)
     gaps = tuple(None if t is None else t.repeat_interleave(2, 0)[::2] for t in (w, *optional))
-    assert torch.equal(kernels.feedback_segments(*gaps, lengths, modes, *numbers), b)
+    assert torch.equal(kernels.feedback_segments(*gaps, segments), b)
 
 
 def interpreted_segments_of_nothing_and_of_float64():
     nothing = torch.empty(0)
-    assert kernels.feedback_segments(nothing, None, None, [], [], [], []).shape == (0,)
+    assert kernels.feedback_segments(nothing, None, None, FeedbackSegments((), (), (), ())).shape == (0,)
     w = torch.randn(3, dtype=torch.float64)
-    assert torch.equal(kernels.feedback_segments(w, None, None, [3], ["sign"], [0], [1 / 3]), w.sign() / 3)
+    segments = FeedbackSegments((3,), ("sign",), (0.0,), (1 / 3,))
+    assert torch.equal(kernels.feedback_segments(w, None, None, segments), w.sign() / 3)
 
 
 @every_made_mode
 @by_name("case", ODD)
 def interpreted_float64_as_the_reference(case: Case, mode: str):
     grad, x, w, stored = case.tensors(torch.float64)
-    made = made_of(mode, stored)
-    assert_grads(case.ours(grad, x, w, made), case.wanted(grad, x, w, made), x.dtype)
+    feedback = feedback_of(mode, stored)
+    assert_grads(case.ours(grad, x, w, feedback), case.wanted(grad, x, w, feedback), x.dtype)
 
 
 @by_name("case", ODD)
 def interpreted_float32_magnitudes_beside_float16(case: Case):
     grad, x, w, _ = case.tensors(torch.float16)
-    made = made_of("stored_sign", torch.randn(w.shape))
-    assert_grads(case.ours(grad, x, w, made), case.wanted(grad, x, w, made), x.dtype)
+    feedback = feedback_of("stored_sign", torch.randn(w.shape))
+    assert_grads(case.ours(grad, x, w, feedback), case.wanted(grad, x, w, feedback), x.dtype)
 
 
 @every_made_mode
 def interpreted_signs_of_zero_and_not_a_number(mode: str):
     w = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-45])
-    made = made_of(mode, torch.randn(6))
-    torch.testing.assert_close(kernels.feedback_weight(w, *made), reference.feedback_weight(w, *made), rtol=0, atol=0)
+    feedback = feedback_of(mode, torch.randn(6))
+    torch.testing.assert_close(
+        kernels.feedback_weight(w, feedback), reference.feedback_weight(w, feedback), rtol=0, atol=0
+    )
 
 
 def interpreted_every_configuration_is_launched(monkeypatch):
@@ -311,8 +318,9 @@ def interpreted_every_configuration_is_launched(monkeypatch):
         grad, x, w, stored = case.tensors(dtype)
         for last in (False, True) if len(case.input) == 4 else (False,):
             layout = torch.channels_last if last else torch.contiguous_format
-            case.ours(grad, x.contiguous(memory_format=layout), w, made_of(mode, stored), (True, False, False))
+            case.ours(grad, x.contiguous(memory_format=layout), w, feedback_of(mode, stored), (True, False, False))
+    segments = FeedbackSegments((2,), ("sign",), (0.0,), (1.0,))
     for dtype in kernels.DTYPES:
-        kernels.feedback_segments(torch.ones(2, dtype=dtype), None, None, [2], ["sign"], [0.0], [1.0])
+        kernels.feedback_segments(torch.ones(2, dtype=dtype), None, None, segments)
     monkeypatch.undo()
     assert launched == listed(kernels)

@@ -42,7 +42,7 @@ exec {COMPILER} "$@"
 
 
 class Checkout:
-    """A copy of the sources, for speed with the smallest kernel only, and a cache and a compiler of its own."""
+    """A copy of the sources, for speed without a kernel, and a cache and a compiler of its own."""
 
     def __init__(self, folder: Path):
         self.package = folder / "bionas_fast"
@@ -54,8 +54,8 @@ class Checkout:
         (self.package / "__init__.py").touch()
         shutil.copytree(ROOT / "bionas_fast" / "native", self.package / "native")
         (self.csrc / "cpu").mkdir(parents=True)
-        shutil.copy(ROOT / "csrc" / "binding.cpp", self.csrc)
-        for name in ("dispatch", "vector", "feedback", "pool"):
+        shutil.copy(ROOT / "csrc" / "library.cpp", self.csrc)
+        for name in ("dispatch", "*pool"):
             for file in (ROOT / "csrc" / "cpu").glob(f"{name}.*"):
                 shutil.copy(file, self.csrc / "cpu")
         self.compiler.write_text(COMPILER_SCRIPT)
@@ -130,7 +130,7 @@ def test_a_library_compiled_ahead_of_time_is_used_while_it_fits_the_sources(chec
     script = STATUS.replace("assert", "build.compile_library(native.library._AHEAD_OF_TIME)\nassert")
     subprocess.run([sys.executable, "-c", script], env=checkout.environment, cwd=checkout.folder, check=True)
     assert checkout.status(CXX="/bin/false")["path"] == str(checkout.package / "_C.abi3.so")
-    with open(checkout.csrc / "cpu" / "feedback.h", "a") as file:
+    with open(checkout.csrc / "cpu" / "dispatch.h", "a") as file:
         file.write("// changed\n")
     assert "/bin/false" in checkout.status(CXX="/bin/false")["reason"]
     assert not checkout.cache.exists()
@@ -157,9 +157,9 @@ class TestNoLibrary:
         assert checkout.libraries() == []
 
     def test_sources_that_do_not_compile(self, checkout):
-        (checkout.csrc / "binding.cpp").write_text("int broken() { return nothing; }")
+        (checkout.csrc / "library.cpp").write_text("int broken() { return nothing; }")
         reason = checkout.status()["reason"]
-        assert "binding.cpp" in reason and "nothing" in reason
+        assert "library.cpp" in reason and "nothing" in reason
         assert checkout.libraries() == []
 
     def test_a_cache_that_is_not_a_folder(self, checkout):

@@ -214,7 +214,7 @@ def test_results_on_a_gpu_repeat_bit_for_bit(gpu):
     u, (weight, outer) = torch.randn(50, 70, 1300, generator=generator), torch.randn(2, 70, 2000, generator=generator)
     u, kernels, results = u.to(gpu), torch.ops.bionas_fast_native, []
     for _ in range(3):
-        y, total = kernels.hebbian_activity(u, None, None, "signed", "output", 1.0, 1)
+        y, total = kernels.hebbian_activity(u, None, None, "competing", "output", 1.0, 1)
         moved, delta = weight.to(gpu), outer.to(gpu)
         kernels.hebbian_move(moved, delta, total, torch.ones(70, device=gpu), 65000.0, "max", 1)
         results.append((y, total, delta, moved))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bionas_fast import InputError, native
 from bionas_fast.kernels.feedback import reference
+from bionas_fast.kernels.feedback.records import Feedback
 
 CPP = Path(__file__).parents[1] / "cpp"
 KERNELS = Path(__file__).parents[2] / "csrc" / "cpu"
@@ -49,6 +50,10 @@ def isa(request):
 
 def operators():
     return torch.ops.bionas_fast_native
+
+
+def made(weight: Tensor, feedback: Feedback) -> Tensor:
+    return operators().feedback_weight(weight, *feedback[:5])
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
@@ -116,18 +121,14 @@ class TestFeedbackWeight:
     @pytest.mark.parametrize("mode", ["sign", "stored_sign", "drawn_sign"])
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_is_the_reference(self, isa, shape, mode):
-        arguments = (
-            make_weight(*shape),
-            make_weight(*shape).flip(0) if shape else make_weight(),
-            torch.tensor([-9, 4]),
-        )
-        arguments += (mode, 0.1, 0.3)
-        assert_same_bits(operators().feedback_weight(*arguments), reference.feedback_weight(*arguments))
+        weight = make_weight(*shape)
+        feedback = Feedback(mode, weight.flip(0) if shape else make_weight(), torch.tensor([-9, 4]), 0.1, 0.3)
+        assert_same_bits(made(weight, feedback), reference.feedback_weight(weight, feedback))
 
     @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS.keys())
     def test_every_stream(self, isa, stream):
-        arguments = (make_weight(50, 50), None, torch.tensor(stream), "drawn_sign", 1 / 3, 0.0)
-        assert_same_bits(operators().feedback_weight(*arguments), reference.feedback_weight(*arguments))
+        weight, feedback = make_weight(50, 50), Feedback("drawn_sign", None, torch.tensor(stream), 1 / 3)
+        assert_same_bits(made(weight, feedback), reference.feedback_weight(weight, feedback))
 
     @pytest.mark.parametrize("mode", ["sign", "stored_sign", "drawn_sign"])
     @pytest.mark.parametrize(
@@ -142,10 +143,10 @@ class TestFeedbackWeight:
     )
     def test_elements_are_counted_in_row_major_order(self, isa, layout, mode):
         weight = layout(make_weight(6, 7, 5, 3))
-        arguments = (weight, weight * 2, torch.tensor([8, 1]), mode, 0.1, 0.3)
-        actual = operators().feedback_weight(*arguments)
+        feedback = Feedback(mode, weight * 2, torch.tensor([8, 1]), 0.1, 0.3)
+        actual = made(weight, feedback)
         assert actual.is_contiguous()
-        assert_same_bits(actual, reference.feedback_weight(*arguments))
+        assert_same_bits(actual, reference.feedback_weight(weight, feedback))
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -177,7 +178,7 @@ class TestFeedbackWeight:
 @pytest.mark.parametrize("mode", ["sign", "stored_sign", "drawn_sign"])
 def test_opcheck_feedback_weight(mode):
     weight = make_weight(4, 3, 3, 3).to(memory_format=torch.channels_last)
-    arguments = (weight, torch.rand(4, 3, 3, 3), torch.tensor([1, 2]), mode, 0.1, 0.3)
+    arguments = (weight, mode, torch.rand(4, 3, 3, 3), torch.tensor([1, 2]), 0.1, 0.3)
     torch.library.opcheck(operators().feedback_weight.default, arguments)
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bionas_fast import InputError, true_gradients
 from bionas_fast.nn import Conv1d, Conv2d, Conv3d, Linear, connect_direct_feedback
+from bionas_fast.nn.padding import pad
 from bionas_fast.ops.feedback import direct_conv, direct_linear
 from helpers.tolerances import assert_close
 
@@ -225,9 +226,9 @@ def test_grouped_convolutions_learn(layer):
     logits = connect_direct_feedback(model, CLASSES)(x)
     assert layer.feedback.shape == (CLASSES, 4, *layer.kernel_size)
     e = torch.randn_like(logits)
-    pad, left = layer._pad(x)
+    padded, left = pad(layer, x)
     positions = layer(x.detach()).shape[2:]
-    y = CONVS[dims](pad, layer.feedback, padding=left)
+    y = CONVS[dims](padded, layer.feedback, padding=left)
     wanted = torch.autograd.grad(y, x, e.reshape(*e.shape, *[1] * dims).expand(*e.shape, *positions))
     assert_close(torch.autograd.grad(logits, x, e)[0], *wanted)
 

@@ -167,7 +167,7 @@ def test_an_empty_batch(case, mode):
 def test_opcheck(case, mode, advance):
     x, w, bias, _ = case.tensors(torch.float32)
     feedback, _ = feedback_of(mode, w)
-    arguments = (x, w, bias, feedback.stored, feedback.stream, mode, 0.7, 0.3, advance)
+    arguments = (x, w, bias, *feedback[:5], advance)
     if w.dim() == 2:
         torch.library.opcheck(torch.ops.bionas_fast.feedback_linear.default, (*arguments, "reference"))
     else:
@@ -190,13 +190,13 @@ every_layout = pytest.mark.parametrize("last", ["", "input", "weight", "input-we
 def test_opcheck_of_the_backward_ops(case, mask, last):
     x, w, _, grad = (t.detach() for t in case.tensors(torch.float32))
     x, w = in_memory(x, w, last)
-    arguments = (grad, x, w, *feedback_of("stored_sign", w)[0][1:3], "stored_sign", 0.7, 0.3)
+    arguments = (grad, x, w, *feedback_of("stored_sign", w)[0])
     tests = ("test_schema", "test_faketensor")
     if w.dim() == 2:
         op, geometry = torch.ops.bionas_fast.feedback_linear_backward.default, ()
     else:
         op, geometry = torch.ops.bionas_fast.feedback_conv_backward.default, ([2, 2], [1, 1], [1, 1], 2)
-    torch.library.opcheck(op, (*arguments, *geometry, mask, "reference"), test_utils=tests)
+    torch.library.opcheck(op, (*arguments, *geometry, "reference", mask), test_utils=tests)
 
 
 @every_layout
@@ -222,8 +222,8 @@ def test_fake_tensors_of_a_gpu(case, last, monkeypatch):
             geometry = [[n] * (w.dim() - 2) if isinstance(n, int) else list(n) for n in per_axis]
             geometry.append(case.geometry.get("groups", 1))
         backend = explain(f"feedback_{'conv' if geometry else 'linear'}", "cuda").backend
-        made = (stored, stream, "drawn_sign", 0.7, 0.3)
-        grads = op(torch.empty_like(y), x, w, *made, *geometry, [True] * 3, backend)
+        feedback = Feedback("drawn_sign", stored, stream, 0.7, 0.3)
+        grads = op(torch.empty_like(y), x, w, *feedback, *geometry, backend, [True] * 3)
         for gradient, source in zip(grads, (x, w, w.new_empty(w.shape[0])), strict=True):
             assert (gradient.shape, gradient.dtype, gradient.device) == (source.shape, source.dtype, source.device)
             assert gradient.stride() == source.stride()

@@ -1,10 +1,14 @@
-"""feedback_conv, feedback_linear and their direct variants: a layer whose error travels down through B instead of W."""
+"""feedback_conv, feedback_linear and their direct variants: a layer whose error travels down through B instead of W.
+
+The functions here validate and choose a backend. :mod:`.eager` runs the ops past the dispatcher where it may,
+:mod:`.torch_library` registers and implements them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,25 +16,14 @@ from torch import Tensor
 from bionas_fast import backends
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.feedback import reference
-from bionas_fast.ops.feedback import torch_library
-from bionas_fast.ops.geometry import PerDimension, window
-from bionas_fast.rules import MODES
+from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
+from bionas_fast.kernels.window import Window
+from bionas_fast.ops.feedback import eager
+from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments
+from bionas_fast.ops.geometry import Geometry, window
 
-
-class Feedback(NamedTuple):
-    """How B is made; the fields are those of :func:`bionas_fast.kernels.feedback.reference.feedback_weight`.
-
-    Attributes:
-        advance: whether the backward pass moves ``stream`` on to the next draw when it is done.
-    """
-
-    mode: str = "weight"
-    stored: Tensor | None = None
-    stream: Tensor | None = None
-    bound: float = 0.0
-    scale: float = 0.0
-    advance: bool = False
-
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BACKPROPAGATION = Feedback()
 
@@ -41,11 +34,8 @@ def feedback_conv(
     bias: Tensor | None = None,
     feedback: Feedback = BACKPROPAGATION,
     *,
-    stride: PerDimension = 1,
-    padding: PerDimension = 0,
-    dilation: PerDimension = 1,
-    groups: int = 1,
     backend: str | None = None,
+    **geometry: Unpack[Geometry],
 ) -> Tensor:
     """Convolution in one to three dimensions whose error travels down through B (see ``rules``).
 
@@ -53,8 +43,9 @@ def feedback_conv(
         input: [N, C_in, *positions].
         weight: [C_out, C_in/groups, *kernel].
         bias: [C_out] or None.
-        feedback: how B is made.
+        feedback: the construction of B.
         backend: an explicit choice of implementation.
+        geometry: stride, padding, dilation and groups of the convolution, as in ``torch.nn.functional.conv2d``.
 
     Returns:
         [N, C_out, *positions]. Under autocast, in its dtype.
@@ -69,6 +60,8 @@ def feedback_conv(
         raise InputError(
             f"input: expected {weight.dim()} dimensions [N, C_in, *positions], got shape {list(input.shape)}"
         )
+    shape = window(dims, **geometry)
+    groups = shape.groups
     if groups < 1 or weight.shape[0] % groups:
         raise InputError(f"groups: {groups} does not divide the {weight.shape[0]} output channels of weight")
     if input.shape[1] != weight.shape[1] * groups:
@@ -77,56 +70,42 @@ def feedback_conv(
         )
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
-    steps, pads, spread = window(stride, padding, dilation, dims)
-    if _is_linear(input, weight, pads, groups):
-        return _position_by_position(input, weight, bias, feedback, steps, backend)
-    geometry = (steps, pads, spread, groups)
+    if _is_linear(input, weight, shape):
+        return _position_by_position(input, weight, bias, feedback, shape.stride, backend)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     if feedback.mode == "weight" and not feedback.advance and not _has_few_channels(input, weight):
-        return reference.conv(input, weight, bias, *geometry)
+        return reference.conv(input, weight, bias, shape)
     if can_swap(input, weight, groups, chosen):
-        return with_feedback(reference.conv(input, weight, bias, *geometry), input, weight, feedback, chosen)
-    return torch_library.feedback_conv(
-        input,
-        weight,
-        bias,
-        feedback.stored,
-        feedback.stream,
-        feedback.mode,
-        feedback.bound,
-        feedback.scale,
-        feedback.advance,
-        *geometry,
-        chosen,
-    )
+        return with_feedback(reference.conv(input, weight, bias, shape), input, weight, feedback, chosen)
+    return eager.feedback_conv(input, weight, bias, ConvArguments(feedback, shape, chosen))
 
 
 def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = None) -> str:
-    """Whether torch's own convolution of these may run, and :func:`with_feedback` see to its backward pass.
+    """The backend that makes B if torch's own convolution may run, with :func:`with_feedback` for its backward pass.
 
     Args:
         backend: an explicit choice of implementation.
 
     Returns:
-        What is going to make B; empty where something else has to run.
+        The backend; empty where something else has to run.
     """
     outputs, inputs = weight.shape[:2]
     if input.dim() != weight.dim() or input.shape[1] != inputs * groups:
         return ""
-    if (groups == 1 and weight.numel() == outputs * inputs) or not torch_library.is_plain():
+    if (groups == 1 and weight.numel() == outputs * inputs) or not eager.can_swap():
         return ""
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     return "" if chosen == "triton" else chosen
 
 
 def with_feedback(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
-    """What torch's own convolution gave, with B for its backward pass."""
+    """Give the output of torch's own convolution B for its backward pass."""
     if output.requires_grad:
         if _has_few_channels(input, weight):
             output.register_hook(partial(_laid_out, layout=reference.layout(input)))
         if feedback.mode != "weight" or feedback.advance:
-            torch_library.swap(output, input, weight, feedback, backend)
+            eager.swap(output, input, weight, feedback, backend)
     return output
 
 
@@ -139,9 +118,9 @@ def _laid_out(grad: Tensor | None, layout: torch.memory_format) -> Tensor | None
     return None if grad is None else grad.contiguous(memory_format=layout)
 
 
-def _is_linear(input: Tensor, weight: Tensor, padding: Sequence[int], groups: int) -> bool:
+def _is_linear(input: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution is a linear map of the channels, which lie side by side in memory."""
-    if groups > 1 or any(padding) or weight.numel() != weight.shape[0] * weight.shape[1]:
+    if window.groups > 1 or any(window.padding) or weight.numel() != weight.shape[0] * weight.shape[1]:
         return False
     return input.movedim(1, -1).is_contiguous()
 
@@ -156,9 +135,7 @@ def _position_by_position(
 ) -> Tensor:
     """A 1×1 convolution as a matrix product, which is several times faster where channels come last."""
     taken = input[(slice(None), slice(None), *(slice(None, None, step) for step in stride))]
-    if feedback.stored is not None:
-        feedback = feedback._replace(stored=feedback.stored.flatten(1))
-    out = feedback_linear(taken.movedim(1, -1), weight.flatten(1), bias, feedback, backend=backend)
+    out = feedback_linear(taken.movedim(1, -1), weight.flatten(1), bias, feedback.for_matrix(), backend=backend)
     return out.movedim(-1, 1)
 
 
@@ -193,28 +170,14 @@ def feedback_linear(
     chosen = backends.choose("feedback_linear", input.device.type, backend)
     if feedback.mode == "weight" and not feedback.advance:
         return reference.linear(input, weight, bias)
-    return torch_library.feedback_linear(
-        input,
-        weight,
-        bias,
-        feedback.stored,
-        feedback.stream,
-        feedback.mode,
-        feedback.bound,
-        feedback.scale,
-        feedback.advance,
-        chosen,
-    )
+    return eager.feedback_linear(input, weight, bias, LinearArguments(feedback, chosen))
 
 
 def direct_conv(
     input: Tensor,
     feedback: Tensor,
     output_size: Sequence[int],
-    *,
-    stride: PerDimension = 1,
-    padding: PerDimension = 0,
-    dilation: PerDimension = 1,
+    **geometry: Unpack[Geometry],
 ) -> Tensor:
     """The path by which the error at the logits reaches the input of a convolution under direct feedback alignment.
 
@@ -222,37 +185,24 @@ def direct_conv(
         input: of the convolution, [N, C_in, *positions].
         feedback: B, [classes, C_in, *kernel].
         output_size: the convolution's output positions.
+        geometry: its stride, padding and dilation; B reaches all channels, whatever the groups.
 
     Returns:
         Zeros [N, classes]. Added to the logits, they leave them as they are and bring their gradient e here, where
         ∂input = convᵀ(E; B) with E = e at every position.
     """
-    dims = feedback.dim() - 2
-    return torch.ops.bionas_fast.direct_conv(
-        input,
-        feedback.to(input.dtype),
-        list(output_size),
-        *window(stride, padding, dilation, dims),
-    )
+    *per_dimension, _ = window(feedback.dim() - 2, **geometry)
+    return torch.ops.bionas_fast.direct_conv(input, feedback.to(input.dtype), list(output_size), *per_dimension)
 
 
 def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
-    """As :func:`direct_conv`, for a linear layer: ∂input = e B.
+    """The same path as :func:`direct_conv` for a linear layer: ∂input = e B.
 
     Args:
         input: [N, ..., in_features].
         feedback: B, [classes, in_features].
     """
     return torch.ops.bionas_fast.direct_linear(input, feedback.to(input.dtype))
-
-
-class FeedbackSegments(NamedTuple):
-    """Several layers' weights in one flat tensor: for each its length, and its ``mode``, ``bound`` and ``scale``."""
-
-    lengths: tuple[int, ...]
-    modes: tuple[str, ...]
-    bounds: tuple[float, ...]
-    scales: tuple[float, ...]
 
 
 def feedback_segments(
@@ -267,15 +217,13 @@ def feedback_segments(
         stream: int64 [segments, 2], or None where no segment reads it.
     """
     chosen = backends.choose("feedback_segments", weight.device.type)
-    return torch_library.feedback_segments(weight, stored, stream, *segments, chosen)
+    return eager.feedback_segments(weight, stored, stream, segments, chosen)
 
 
 def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
     """B itself, shaped like ``weight``, detached from the graph."""
     _check_feedback(feedback, weight)
-    return reference.feedback_weight(
-        weight.detach(), feedback.stored, feedback.stream, feedback.mode, feedback.bound, feedback.scale
-    )
+    return reference.feedback_weight(weight.detach(), feedback)
 
 
 def _check_bias(bias: Tensor | None, weight: Tensor) -> None:

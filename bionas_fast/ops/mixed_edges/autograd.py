@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bionas_fast import backends, native
+from bionas_fast import backends, native, torch_private
 from bionas_fast.errors import InputError
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
@@ -192,7 +192,7 @@ def chosen_backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
     chosen = backends.choose("mixed_edges", x.device.type, backend)
     if weights.dtype != torch.float32 or not x.numel():
         return "reference"
-    if chosen == "triton" and torch._C._len_torch_dispatch_stack():
+    if chosen == "triton" and torch_private.has_dispatch_modes():
         return "reference"  # fake tensors
     return chosen
 

@@ -32,14 +32,14 @@ void write(const std::vector<T>& values) {
 void activity() {
   const auto numbers = read<int64_t>(9);
   HebbianActivity a{numbers[0], numbers[1], numbers[2], numbers[3], Activity(numbers[4]), Decay(numbers[5])};
-  const bool given = numbers[6], divided = numbers[7], made = numbers[8];
+  const bool external = numbers[6], divided = numbers[7], made = numbers[8];
   a.temperature = read<float>(1)[0];
-  const auto u = read<float>(a.n * a.k * a.p), own = read<float>(given ? a.n * a.k * a.p : 0);
+  const auto u = read<float>(a.n * a.k * a.p), own = read<float>(external ? a.n * a.k * a.p : 0);
   const auto norm = read<float>(divided ? a.n * a.groups * a.p : 0);
   std::vector<float> y(made ? a.n * a.k * a.p : 0, NAN);
   std::vector<double> total(a.decay != Decay::none ? a.k : 0, NAN), partial;
   if (a.decay != Decay::none) partial.resize(cuda::activity_workspace(a), NAN);
-  a.u = u.data(), a.given = given ? own.data() : nullptr, a.norm = divided ? norm.data() : nullptr;
+  a.u = u.data(), a.external = external ? own.data() : nullptr, a.norm = divided ? norm.data() : nullptr;
   a.y = made ? y.data() : nullptr;
   cuda::hebbian_activity(a, a.decay != Decay::none ? total.data() : nullptr, partial.data(), nullptr);
   write(y), write(total);

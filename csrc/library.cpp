@@ -1,0 +1,58 @@
+// The kernels as operators of torch, namespace bionas_fast_native: here those about the library itself, in each
+// *_binding.cpp those of one op. Only the stable ABI is used, so that one binary serves every later torch; and no Python
+// at all: torch.ops.load_library takes it under every Python.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/pool.h"
+
+// What this was compiled from; bionas_fast/native/build.py looks for it in the file.
+extern "C" __attribute__((used, visibility("default"))) const char bionas_fast_source[] = BIONAS_SOURCE;
+
+namespace bionas {
+
+void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
+}
+
+}  // namespace bionas
+
+namespace {
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (bionas::Isa isa : bionas::all_isas)
+    if (bionas::supported(isa)) names.push_back(bionas::name(isa));
+  return names;
+}
+
+std::string current_isa() { return bionas::name(bionas::current_isa()); }
+
+void set_isa(std::string name) {
+  for (bionas::Isa isa : bionas::all_isas)
+    if (name == bionas::name(isa) && bionas::supported(isa)) return bionas::set_isa(isa);
+  STD_TORCH_CHECK(false, "instruction set ", name, " cannot run here");
+}
+
+int64_t release_memory() { return int64_t(bionas::release()); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
+  m.def("isas() -> str[]");
+  m.def("isa() -> str");
+  m.def("set_isa(str name) -> ()");
+  m.def("release_memory() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CompositeExplicitAutograd, m) {
+  m.impl("isas", TORCH_BOX(&isas));
+  m.impl("isa", TORCH_BOX(&current_isa));
+  m.impl("set_isa", TORCH_BOX(&set_isa));
+  m.impl("release_memory", TORCH_BOX(&release_memory));
+}

@@ -1,0 +1,14 @@
+"""The geometry of a convolution as one record."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """The movement of a kernel over its input: one number for each dimension, and the number of groups of channels."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int = 1

@@ -1,0 +1,121 @@
+"""PyTorch's private names: whether this torch still has them, and what happens without each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bionas_fast import torch_private
+from bionas_fast.functional import hebbian_update
+from bionas_fast.nn import Conv2d, Linear
+from helpers.feedback_cases import saved_tensors_as_they_are
+
+NAMES = {
+    "_len_torch_dispatch_stack": torch._C,
+    "_top_saved_tensors_default_hooks": torch._C._autograd,
+    "_current_graph_task_id": torch._C,
+    "_raw_saved_weight": torch._C._functions.ConvolutionBackward0,
+    "_version": Tensor,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_has_the_name(name):
+    assert hasattr(NAMES[name], name), "torch has changed: see bionas_fast/torch_private.py"
+
+
+def test_torch_marks_constants_as_we_do():
+    def function() -> str:
+        return ""
+
+    assert vars(torch.compiler.assume_constant_result(function)) == {torch_private.CONSTANT: True}
+
+
+def test_a_dispatch_mode_is_seen():
+    assert not torch_private.has_dispatch_modes()
+    with FakeTensorMode():
+        assert torch_private.has_dispatch_modes()
+
+
+def test_hooks_on_saved_tensors_are_seen():
+    assert not torch_private.has_saved_tensor_hooks()
+    with saved_tensors_as_they_are():
+        assert torch_private.has_saved_tensor_hooks()
+
+
+def test_a_backward_pass_is_seen():
+    x, seen = torch.ones(1, requires_grad=True), []
+    y = x * 2
+    y.register_hook(lambda grad: seen.append(torch_private.in_backward_pass()))
+    assert not torch_private.in_backward_pass()
+    y.backward()
+    assert seen == [True]
+
+
+def test_a_saved_weight_can_be_replaced():
+    x, weight = torch.ones(1, 1, 4, requires_grad=True), torch.ones(1, 1, 2, requires_grad=True)
+    y = torch.conv1d(x, weight)
+    torch_private.replace_saved_weight(y, lambda: torch.full((1, 1, 2), 3.0))
+    y.sum().backward()
+    assert x.grad.flatten().tolist() == [3, 6, 6, 3]
+    assert weight.grad.flatten().tolist() == [3, 3]
+
+
+def test_a_change_in_place_is_counted():
+    tensor = torch.zeros(1)
+    before = torch_private.version(tensor)
+    tensor.add_(1)
+    assert torch_private.version(tensor) == before + 1
+
+
+# Without a name
+
+
+def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Attributes of the compiled types cannot be taken away: there the library looks for another name.
+    constants = {"_raw_saved_weight": "SAVED_WEIGHT", "_version": "VERSION"}
+    if name in constants:
+        monkeypatch.setattr(torch_private, constants[name], "_gone")
+    else:
+        monkeypatch.delattr(NAMES[name], name)
+
+
+def results() -> tuple[list[Tensor], str]:
+    """Outputs, gradients and updates of layers; and the node of the convolution."""
+    torch.manual_seed(0)
+    conv, linear = Conv2d(4, 5, 3, padding=1, rule="brsf"), Linear(5, 3, rule="usf")
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    y = conv(x)
+    out = linear(y.mean((2, 3)))
+    out.square().sum().backward()
+    weight = torch.randn(3, 4)
+    delta = hebbian_update(weight, x.detach().mean((2, 3)), x.detach().mean((2, 3)) @ weight.t(), rate=0.1)
+    made = [y, out, x.grad, conv.weight.grad, linear.weight.grad, conv.feedback_stream, weight, delta]
+    return made, type(y.grad_fn).__name__
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "_current_graph_task_id"])
+def test_without_the_name_results_are_the_same(name, monkeypatch):
+    expected, node = results()
+    assert node == "ConvolutionBackward0"
+    forget(name, monkeypatch)
+    actual, node = results()
+    assert node != "ConvolutionBackward0"
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_the_name_every_place_may_be_a_backward_pass(monkeypatch):
+    forget("_current_graph_task_id", monkeypatch)
+    assert torch_private.in_backward_pass()
+
+
+def test_without_the_mark_the_compilers_own_function_sets_it(monkeypatch):
+    def function() -> str:
+        return "as before"
+
+    monkeypatch.setattr(torch_private, "CONSTANT", "")
+    assert torch_private.constant(function)() == "as before"
+    assert vars(function), "marked, whatever the mark"
