@@ -199,82 +199,80 @@ def _register_fakes() -> None:
         return stream.new_empty(shape, dtype=torch.float32)
 
     @fake
-    def _stage_forward(x, depthwise, pointwise, kernels, dilations, stride, scale, shift):
-        n, h, w, c = x.shape[-4:]
-        sums = (x.new_empty(len(kernels), c, dtype=torch.float64) for _ in range(2))
-        return x.new_empty(len(kernels), n, -(-h // stride), -(-w // stride), c), *sums
-
-    @fake
-    def _stage_backward(
-        grads, index, z, a, b, d, x, depthwise, pointwise, b_depthwise, b_pointwise, kernels, dilations, stride, scale,
-        shift, weights,
-    ):  # fmt: skip
-        rows = len(kernels) if x.dim() == 5 else 0
-        sums = (x.new_empty(rows, x.shape[-1], dtype=torch.float64) for _ in range(2))
-        square = pointwise.shape if weights else (0, *pointwise.shape[1:])
-        grads = x.new_empty(depthwise.shape if weights else (0,)), x.new_empty(square)
-        return x.new_empty(x.shape), *sums, *grads
-
-    @fake
-    def _separable_edges(x, weights, kernels, dilations, stride, edges, count, mixing, mean, var, into):
-        n, h, w, c = x.shape
-        size = (n, -(-h // stride), -(-w // stride), c)
-        rows = len(kernels) + len(weights[3])
-        moments = (x.new_empty(rows, c, dtype=torch.float64) for _ in range(2))
-        return [x.new_empty(size) for _ in range(count)], x.new_empty(len(kernels), *size), *moments
-
-    @fake
-    def _separable_edges_backward(
-        grads, z, mean, var, training, x, weights, feedback, kernels, dilations, stride, edges, mixing, weights_wanted
-    ):  # fmt: skip
-        down = len(feedback) > 0
-        count = sum(tensor.numel() for tensor in weights) if down and weights_wanted else 0
-        return torch.empty_like(mixing), x.new_empty(x.shape if down else (0,)), x.new_empty(count)
-
-    @fake
     def _feedback_segments(weight, stored, stream, segments, magnitudes):
         return torch.empty_like(weight)
 
     @fake
-    def _mixed_sum(maps, index, edges, weight, offset, into):
-        return [maps[0].new_empty(maps[0].shape[1:]) for _ in range(offset.shape[0])]
+    def _stage_forward(x, weights, stage, affine):
+        stride, branches = stage[0], len(stage) // 2
+        n, h, w, c = x.shape[-4:]
+        sums = (x.new_empty(branches, c, dtype=torch.float64) for _ in range(2))
+        return x.new_empty(branches, n, -(-h // stride), -(-w // stride), c), *sums
 
     @fake
-    def _mixed_sum_backward(maps, index, edges, grads):
+    def _stage_backward(grads, prologue, x, weights, feedback, stage, affine, weight_grads):
+        depthwise, pointwise = weights
+        rows = len(stage) // 2 if x.dim() == 5 else 0
+        sums = (x.new_empty(rows, x.shape[-1], dtype=torch.float64) for _ in range(2))
+        square = pointwise.shape if weight_grads else (0, *pointwise.shape[1:])
+        made = x.new_empty(depthwise.shape if weight_grads else (0,)), x.new_empty(square)
+        return x.new_empty(x.shape), *sums, *made
+
+    @fake
+    def _separable_edges(x, weights, plan, mixing, moments, into):
+        edges, twice, branches = plan[0], plan[1], len(plan) // 3 - 1
+        stride = plan[2 + branches]
+        n, h, w, c = x.shape
+        size = (n, -(-h // stride), -(-w // stride), c)
+        found = (x.new_empty(twice + branches, c, dtype=torch.float64) for _ in range(2))
+        return [x.new_empty(size) for _ in range(edges)], x.new_empty(branches, *size), *found
+
+    @fake
+    def _separable_edges_backward(grads, saved, weights, feedback, plan, mixing, training, weight_grads):
+        x, down = saved[0], len(feedback) > 0
+        count = sum(tensor.numel() for tensor in weights) if down and weight_grads else 0
+        return torch.empty_like(mixing), x.new_empty(x.shape if down else (0,)), x.new_empty(count)
+
+    @fake
+    def _mixed_sum(maps, terms, weight, offset, into):
+        return [maps[0].new_empty(maps[0].shape[1:]) for _ in range(terms[0])]
+
+    @fake
+    def _mixed_sum_backward(grads, maps, terms):
         c = maps[0].shape[-1]
-        return tuple(maps[0].new_empty(count, c, dtype=torch.float64) for count in (len(grads), len(index)))
+        return tuple(maps[0].new_empty(count, c, dtype=torch.float64) for count in (terms[0], len(terms) // 2))
 
     @fake
-    def _normalised_sum(maps, index, edges, count, factors, total, squares, mean, var, into):
-        out = [maps[0].new_empty(maps[0].shape[1:]) for _ in range(count)]
-        return out, torch.empty_like(total), torch.empty_like(squares)
+    def _normalised_sum(maps, terms, factors, sums, moments, into):
+        out = [maps[0].new_empty(maps[0].shape[1:]) for _ in range(terms[0])]
+        return out, torch.empty_like(sums[0]), torch.empty_like(sums[1])
 
     @fake
-    def _normalised_sum_backward(maps, index, edges, factors, mean, var, training, grads):
-        affine = (maps[0].new_empty(rows, maps[0].shape[-1]) for rows in (len(index), len(mean), len(mean)))
+    def _normalised_sum_backward(grads, maps, terms, factors, moments, training):
+        c, normalised = maps[0].shape[-1], len(moments[0])
+        affine = (maps[0].new_empty(rows, c) for rows in (len(terms) // 2, normalised, normalised))
         return torch.empty_like(factors), *affine
 
     @fake
-    def _pools(x, stride):
+    def _pooling(x, stride):
         n, h, w, c = x.shape
         sums = (x.new_empty(2, c, dtype=torch.float64) for _ in range(2))
         return x.new_empty(2, n, -(-h // stride), -(-w // stride), c), *sums
 
     @fake
-    def _pools_backward(grads, x, stride):
+    def _pooling_backward(grads, x, stride):
         return x.new_empty(x.shape)
 
     @fake
-    def _factorized_reduce(x, first, second):
+    def _factorized_reduce(x, weights):
         n, h, w, c = x.shape
-        sums = (x.new_empty(len(first), c, dtype=torch.float64) for _ in range(2))
-        return x.new_empty(len(first), n, -(-h // 2), -(-w // 2), c), *sums
+        count = len(weights[0])
+        sums = (x.new_empty(count, c, dtype=torch.float64) for _ in range(2))
+        return x.new_empty(count, n, -(-h // 2), -(-w // 2), c), *sums
 
     @fake
-    def _factorized_reduce_backward(
-        grads, edges, z, a, b, d, x, first, second, first_feedback, second_feedback, weights
-    ):  # fmt: skip
-        shapes = (tensor.shape if weights else (0,) for tensor in (first, second))
+    def _factorized_reduce_backward(grads, prologue, x, weights, feedback, weight_grads):
+        shapes = (tensor.shape if weight_grads else (0,) for tensor in weights)
         return x.new_empty(x.shape), *(x.new_empty(shape) for shape in shapes)
 
     @fake

@@ -6,7 +6,7 @@ normalisation has no affine parameters and follows the pools; in a network to be
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,18 @@ class SeparableStage(nn.Sequential):
             convolution(channels, channels, 1, rule),
             nn.BatchNorm2d(channels, affine=affine),
         )
+
+    @property
+    def depthwise(self) -> Conv2d:
+        return cast(Conv2d, self[1])
+
+    @property
+    def pointwise(self) -> Conv2d:
+        return cast(Conv2d, self[2])
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        return cast(nn.BatchNorm2d, self[3])
 
 
 def _register_separable(kernel_size: int) -> None:

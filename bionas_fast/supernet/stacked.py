@@ -14,7 +14,7 @@ from bionas_fast.space import Candidate, Space
 from bionas_fast.space.cells import PreprocessedCell
 from bionas_fast.supernet.architecture import Mixing
 from bionas_fast.supernet.modular import MixedOp, ModularSupernet, SearchCell, shuffle
-from bionas_fast.supernet.stacked_edges import StateEdges, add
+from bionas_fast.supernet.stacked_edges import StackedEdges, add
 
 
 class StackedCell(PreprocessedCell):
@@ -28,15 +28,16 @@ class StackedCell(PreprocessedCell):
             self.add_module(f"preprocess{i}", module)
         self.partial_channels: int = cell.edges[0].partial_channels  # type: ignore[assignment]
         self.states = nn.ModuleList(
-            StateEdges(edges, self.stride(source)) for source, edges in enumerate(_leaving(cell))
+            StackedEdges(edges, self.stride(source)) for source, edges in enumerate(_leaving(cell))
         )
 
     def exchange(self, cell: SearchCell, action: str) -> None:
         """``read`` everything from a modular cell, or ``write`` it to one."""
         for own, theirs in zip(self.preprocessing, cell.preprocessing, strict=True):
             _copy(own, theirs, action)
+        state: Any
         for state, edges in zip(self.states, _leaving(cell), strict=True):
-            getattr(state, action)(edges)
+            state.exchange(edges, action)
 
     def forward(self, *inputs: Any) -> Tensor:
         """As :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
@@ -68,13 +69,13 @@ class StackedCell(PreprocessedCell):
                 for node, scale in zip(nodes, mixing.sum(dim=-1).unbind(dim=-1), strict=True):
                     bypass[node] = add(bypass[node], _scaled(other, scale, common))
             into = [states[node] for node in nodes]
-            given = shared is None and all(tensor is not None for tensor in into)
             if shared is None:
-                sums = state(x, mixing, into if given else ())
+                sums = state(x, mixing, into)
             else:
-                sums = state.population(x, mixing, common)
+                each = zip(into, state.population(x, mixing, common), strict=True)
+                sums = [add(total, out) for total, out in each]
             for node, out in zip(nodes, sums, strict=True):
-                states[node] = out if given else add(states[node], out)
+                states[node] = out
             complete = source + 1
             if bypass[complete] is not None:
                 both = torch.cat([states[complete], bypass[complete]], dim=-1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bionas_fast import native
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum
-from bionas_fast.kernels.pools import reference as pools
+from bionas_fast.kernels.pooling import reference as pools
 from bionas_fast.kernels.separable_edges.composition import Composition
 from bionas_fast.kernels.separable_stage import reference as separable_stage
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import bionas_fast as bf
 from bionas_fast.kernels import launching
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum_reference
-from bionas_fast.kernels.pools import reference as pools_reference
+from bionas_fast.kernels.pooling import reference as pools_reference
 from bionas_fast.kernels.separable_stage import reference as stage_reference
 from helpers.interpreter import (
     INTERPRETED,
@@ -29,7 +29,7 @@ from helpers.interpreter import (
 
 if INTERPRETED:
     from bionas_fast.kernels.mixed_sum import triton as mixed_sum
-    from bionas_fast.kernels.pools import triton as pools
+    from bionas_fast.kernels.pooling import triton as pools
     from bionas_fast.kernels.separable_stage import triton as stage
 
 
