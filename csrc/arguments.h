@@ -80,21 +80,21 @@ inline std::vector<const float*> maps_of(const char* name, const Tensors& tensor
 struct Prologue {
   Prologue(
       const Tensors& incoming,  // [N, H_out, W_out, C] of each of K branches; several may be one
-      const Tensors& affine,    // z [K, N, H_out, W_out, C]; a, b, d [K, C]
+      const Tensors& prologue,  // z [K, N, H_out, W_out, C]; a, b, d [K, C]
       int64_t branches, int64_t size, int64_t channels) {
     STD_TORCH_CHECK(int64_t(incoming.size()) == branches, "grads: expected one for each branch");
-    STD_TORCH_CHECK(affine.size() == 4, "affine: expected z, a, b, d");
+    STD_TORCH_CHECK(prologue.size() == 4, "prologue: expected z, a, b, d");
     grads = maps_of("grads", incoming, size);
-    check("z", affine[0]);
-    STD_TORCH_CHECK(int64_t(affine[0].numel()) == branches * size, "z: expected a map for each branch");
+    check("z", prologue[0]);
+    STD_TORCH_CHECK(int64_t(prologue[0].numel()) == branches * size, "z: expected a map for each branch");
     for (int i = 1; i < 4; i++) {
-      check("a, b, d", affine[i]);
-      STD_TORCH_CHECK(int64_t(affine[i].numel()) == branches * channels, "a, b, d: expected a row for each branch");
+      check("a, b, d", prologue[i]);
+      STD_TORCH_CHECK(int64_t(prologue[i].numel()) == branches * channels, "a, b, d: expected a row for each branch");
     }
-    z = affine[0].const_data_ptr<float>();
-    a = affine[1].const_data_ptr<float>();
-    b = affine[2].const_data_ptr<float>();
-    d = affine[3].const_data_ptr<float>();
+    z = prologue[0].const_data_ptr<float>();
+    a = prologue[1].const_data_ptr<float>();
+    b = prologue[2].const_data_ptr<float>();
+    d = prologue[3].const_data_ptr<float>();
   }
 
   std::vector<const float*> grads;

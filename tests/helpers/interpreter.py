@@ -76,8 +76,10 @@ def record_launches(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> set[
             self.kernel = kernel
 
         def __getitem__(self, grid: tuple[int, ...]):
-            def launch(*arguments: Any, **options: Any) -> None:
-                dtypes = {a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()}
+            def launch(*arguments: Any, **named: Any) -> None:
+                options = {name: value for name, value in named.items() if name.isupper() or name.startswith("num_")}
+                tensors = [a for a in (*arguments, *named.values()) if isinstance(a, Tensor)]
+                dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
                 launched.add((self.kernel, min(dtypes, key=lambda t: t.itemsize), *sorted(options.items())))
 
             return launch
