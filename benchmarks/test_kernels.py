@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from bionas_fast.backends import explain
-from bionas_fast.ops.mixed_edges.autograd import composition, kernels
+from bionas_fast.kernels.records import (
+    Prologue,
+    SavedEdges,
+    SeparablePlan,
+    SeparableWeights,
+    Stage,
+    StageWeights,
+    Terms,
+)
+from bionas_fast.kernels.separable_edges import composition
+from bionas_fast.ops.mixed_edges.backends import find
 from measuring import interleaved, matmul_peak, relative, show
 
 RULES = 4
@@ -20,51 +30,43 @@ def fastest(device: str) -> str:
     return chosen
 
 
-def stage(device: str, shape: tuple[int, int, int], edges: int = 1, stride: int = 1):
-    """Arguments of a first stage: both separable and both dilated convolutions under every rule."""
+def stage(device: str, shape: tuple[int, int, int], stride: int = 1):
+    """A first stage: both separable and both dilated convolutions under every rule. Its input, its weights, itself."""
     n, size, c = shape
-    kernels = ([3] * RULES + [5] * RULES) * 2 * edges
-    dilations = ([1] * 2 * RULES + [2] * 2 * RULES) * edges
+    kernels = ((3,) * RULES + (5,) * RULES) * 2
+    dilations = (1,) * 2 * RULES + (2,) * 2 * RULES
     generator = torch.Generator().manual_seed(0)
 
     def randn(*sizes):
         return torch.randn(*sizes, generator=generator).to(device)
 
     k = len(kernels)
-    weights = randn(sum(x * x for x in kernels) * c) / 4, randn(k, c, c) / c**0.5
-    forward = (randn(n, size, size, c), *weights, kernels, dilations, stride, None, None)
-    operations = sum(2.0 * n * (-(-size // stride)) ** 2 * c * (x * x + c) for x in kernels)
-    affine = [randn(k, c) for _ in range(3)]
-    return (
-        forward,
-        affine,
-        [e for e in range(edges) for _ in range(16)],
-        randn(edges, n, -(-size // stride), -(-size // stride), c),
-        operations,
-    )
+    weights = StageWeights(randn(sum(x * x for x in kernels) * c) / 4, randn(k, c, c) / c**0.5)
+    return randn(n, size, size, c), weights, Stage(kernels, dilations, stride)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("direction", ["forward", "backward", "backward without weight gradients"])
 def test_separable_stage(benchmark, report, device, shape, stride, direction):
-    fast, plain = composition(fastest(device)), composition("reference")
-    arguments, affine, index, grad, operations = stage(device, shape, stride=stride)
-    x, *weights, sizes, dilations, _, _, _ = arguments
-    z = fast.stage_forward(*arguments)[0]
-    assert relative(z, plain.stage_forward(*arguments)[0]) < 1e-4
+    backends = {"fast": find(fastest(device)), "reference": find("reference")}
+    fast, plain = backends.values()
+    x, weights, geometry = stage(device, shape, stride)
+    n, size, c = shape
+    operations = sum(2.0 * n * (-(-size // stride)) ** 2 * c * (k * k + c) for k in geometry.kernels)
+    z, _ = fast.stage_forward(x, weights, geometry)
+    assert relative(z, plain.stage_forward(x, weights, geometry)[0]) < 1e-4
     if direction == "forward":
-        steps = {name: (lambda k=k: k.stage_forward(*arguments)) for name, k in (("fast", fast), ("reference", plain))}
+        steps = {name: (lambda k=k: k.stage_forward(x, weights, geometry)) for name, k in backends.items()}
     else:
         wanted = direction == "backward"
         operations *= 1 + wanted
-        given = (
-            [grad], index, z, *affine, x, *weights, *weights, sizes, dilations, stride, None, None, wanted
-        )  # fmt: skip
+        grad, affine = torch.randn(z.shape[1:], device=device), torch.randn(3, len(z), c, device=device)
+        given = (Prologue([grad] * len(z), z, *affine), x, weights, weights, geometry, None, wanted)
         for ours, theirs in zip(fast.stage_backward(*given), plain.stage_backward(*given), strict=True):
             assert ours.numel() == theirs.numel()
             assert not theirs.numel() or relative(ours, theirs) < 1e-4
-        steps = {name: (lambda k=k: k.stage_backward(*given)) for name, k in (("fast", fast), ("reference", plain))}
+        steps = {name: (lambda k=k: k.stage_backward(*given)) for name, k in backends.items()}
     product, product_operations = matmul_peak(device)
     times = interleaved({**steps, "product": product})
     share = operations / times["fast"] / (product_operations / times["product"])
@@ -80,18 +82,18 @@ def test_separable_stage(benchmark, report, device, shape, stride, direction):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_mixed_sum(benchmark, report, device, shape, direction):
-    fast, plain = composition(fastest(device)), composition("reference")
+    backends = {"fast": find(fastest(device)), "reference": find("reference")}
     n, size, c = shape
     maps = [torch.randn(64, n, size, size, c, device=device)]
-    index, edges = list(range(64)), [e for e in range(4) for _ in range(16)]
+    terms = Terms(tuple(range(64)), tuple(e for e in range(4) for _ in range(16)), 4)
     if direction == "forward":
-        given = (maps, index, edges, torch.randn(64, c, device=device), torch.randn(4, c, device=device), [])
+        factors = torch.randn(64, c, device=device), torch.randn(4, c, device=device)
+        steps = {name: (lambda k=k: k.sum_forward(maps, terms, *factors, [None] * 4)) for name, k in backends.items()}
     else:
-        given = (maps, index, edges, list(torch.randn(4, n, size, size, c, device=device)))
-    name = f"sum_{direction}"
-    for ours, theirs in zip(getattr(fast, name)(*given), getattr(plain, name)(*given), strict=True):
+        grads = list(torch.randn(4, n, size, size, c, device=device))
+        steps = {name: (lambda k=k: k.sum_backward(grads, maps, terms)) for name, k in backends.items()}
+    for ours, theirs in zip(steps["fast"](), steps["reference"](), strict=True):
         assert relative(ours, theirs) < 1e-4
-    steps = {label: (lambda k=k: getattr(k, name)(*given)) for label, k in (("fast", fast), ("reference", plain))}
     times = interleaved(steps)
     rate = maps[0].numel() * 4 / times["fast"] / 1e9
     report.add(
@@ -115,31 +117,31 @@ def test_separable_edges(benchmark, report, device, shape, direction):
     def randn(*shape):
         return torch.randn(*shape, generator=generator).to(device)
 
-    weights = []
-    for own in (sizes, sizes[: len(twice)]):
-        weights += [randn(sum(k * k for k in own) * c) / 4, randn(len(own), c, c) / c**0.5]
+    plan = SeparablePlan(Stage(tuple(sizes), tuple(dilations)), tuple(owners), 4, len(twice))
+    weights = SeparableWeights(
+        *(
+            StageWeights(randn(own.taps * c) / 4, randn(len(own.kernels), c, c) / c**0.5)
+            for own in (plan.first, plan.second)
+        )
+    )
     x, grads = randn(n, size, size, c), list(randn(4, n, size, size, c))
     mixing = torch.rand(len(sizes), generator=generator, dtype=torch.float64).to(device)
-    geometry = (sizes, dilations, 1, owners)
-    fused, parts = kernels(fastest(device)), composition(fastest(device))
-
-    def forward(run):
-        return run(x, weights, *geometry, 4, mixing, None, None, [])
-
-    _, z, mean, var = forward(fused.edges_forward)
-
-    def backward(run):
-        wanted = direction == "backward"
-        return run(grads, z, mean, var, True, x, weights, weights, *geometry, mixing, wanted)
-
+    backend, nothing = find(fastest(device)), [None] * 4
     if direction == "forward":
+        given = (x, weights, plan, mixing, None, nothing)
         steps = {
-            name: (lambda k=k: forward(k)) for name, k in (("fused", fused.edges_forward), ("parts", parts.forward))
+            "fused": lambda: backend.edges_forward(*given),
+            "parts": lambda: composition.forward(backend, *given),
         }
-        pairs = zip(steps["fused"]()[0], steps["parts"]()[0], strict=True)
+        pairs = zip(steps["fused"]().out, steps["parts"]().out, strict=True)
     else:
-        runs = (("fused", fused.edges_backward), ("parts", parts.backward))
-        steps = {name: (lambda k=k: backward(k)) for name, k in runs}
+        _, z, moments = backend.edges_forward(x, weights, plan, mixing, None, nothing)
+        saved = SavedEdges(x, z, moments, True)
+        given = (grads, saved, weights, weights, plan, mixing, direction == "backward")
+        steps = {
+            "fused": lambda: backend.edges_backward(*given),
+            "parts": lambda: composition.backward(backend, *given),
+        }
         pairs = zip(steps["fused"](), steps["parts"](), strict=True)
     for ours, theirs in pairs:
         assert ours.numel() == theirs.numel()

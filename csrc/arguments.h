@@ -13,8 +13,9 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/pool.h"
+#include "cpu/memory_pool.h"
 #include "cpu/separable_stage.h"
+#include "records.h"
 
 namespace bionas::arguments {
 
@@ -22,7 +23,8 @@ using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Device;
 using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
+using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::vector<std::optional<Tensor>>;
 
 inline void check(const char* name, const Tensor& tensor, ScalarType dtype = ScalarType::Float,
                   Device device = Device(DeviceType::CPU)) {
@@ -50,7 +52,7 @@ inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
 }
 
 // The maps of several stacks [K_i, N, H, W, C], counted through in order.
-inline std::vector<const float*> each_map(const char* name, const std::vector<Tensor>& stacks, int64_t size) {
+inline std::vector<const float*> each_map(const char* name, const Tensors& stacks, int64_t size) {
   std::vector<const float*> maps;
   for (const Tensor& stack : stacks) {
     check(name, stack);
@@ -60,6 +62,60 @@ inline std::vector<const float*> each_map(const char* name, const std::vector<Te
   return maps;
 }
 
+// One map of this many elements a tensor; null where there is none.
+inline std::vector<const float*> maps_of(const char* name, const OptionalTensors& tensors, int64_t size) {
+  std::vector<const float*> maps;
+  for (const std::optional<Tensor>& tensor : tensors) {
+    maps.push_back(pointer(name, tensor));
+    STD_TORCH_CHECK(!tensor.has_value() || int64_t(tensor->numel()) == size, name, ": expected the shape of the maps");
+  }
+  return maps;
+}
+
+inline std::vector<const float*> maps_of(const char* name, const Tensors& tensors, int64_t size) {
+  return maps_of(name, OptionalTensors(tensors.begin(), tensors.end()), size);
+}
+
+// The gradient of z of branch k is a · grads[k] + b · z + d, channel by channel.
+struct Prologue {
+  Prologue(
+      const Tensors& incoming,  // [N, H_out, W_out, C] of each of K branches; several may be one
+      const Tensors& prologue,  // z [K, N, H_out, W_out, C]; a, b, d [K, C]
+      int64_t branches, int64_t size, int64_t channels) {
+    STD_TORCH_CHECK(int64_t(incoming.size()) == branches, "grads: expected one for each branch");
+    STD_TORCH_CHECK(prologue.size() == 4, "prologue: expected z, a, b, d");
+    grads = maps_of("grads", incoming, size);
+    check("z", prologue[0]);
+    STD_TORCH_CHECK(int64_t(prologue[0].numel()) == branches * size, "z: expected a map for each branch");
+    for (int i = 1; i < 4; i++) {
+      check("a, b, d", prologue[i]);
+      STD_TORCH_CHECK(int64_t(prologue[i].numel()) == branches * channels, "a, b, d: expected a row for each branch");
+    }
+    z = prologue[0].const_data_ptr<float>();
+    a = prologue[1].const_data_ptr<float>();
+    b = prologue[2].const_data_ptr<float>();
+    d = prologue[3].const_data_ptr<float>();
+  }
+
+  std::vector<const float*> grads;
+  const float *z, *a, *b, *d;
+};
+
+// Mean and biased variance, float64 [rows, C].
+struct Moments {
+  Moments(const Tensors& moments, int64_t rows, int64_t channels) {
+    STD_TORCH_CHECK(moments.size() == 2, "moments: expected mean and variance");
+    for (const Tensor& tensor : moments) {
+      check("mean, var", tensor, ScalarType::Double);
+      STD_TORCH_CHECK(int64_t(tensor.numel()) == rows * channels, "mean, var: expected a row for each normalisation");
+    }
+    mean = moments[0].const_data_ptr<double>();
+    var = moments[1].const_data_ptr<double>();
+  }
+
+  const double *mean, *var;
+};
+
 // The weights of K branches with C channels each, out of ones that have fewer.
 class Weights {
  public:
@@ -68,16 +124,16 @@ class Weights {
       const Tensor& pointwise,  // [K, c, c]
       const Ints& kernels,
       int64_t channels)
-      : kernels_(kernels), own_(pointwise.size(1)), c_(channels) {
+      : kernels_(kernels), own_(pointwise.dim() == 3 ? pointwise.size(1) : 0), c_(channels) {
     check("depthwise", depthwise);
     check("pointwise", pointwise);
-    STD_TORCH_CHECK(pointwise.size(0) == int64_t(kernels.size()), "pointwise: expected a matrix for each branch");
+    STD_TORCH_CHECK(pointwise.dim() == 3 && pointwise.size(0) == int64_t(kernels.size()),
+                    "pointwise: expected a matrix for each branch");
     STD_TORCH_CHECK(pointwise.size(2) == own_ && own_ <= c_, "pointwise: expected square matrices");
     depthwise_ = depthwise.const_data_ptr<float>();
     pointwise_ = pointwise.const_data_ptr<float>();
     int64_t taps = 0;
     for (int64_t k : kernels) {
-      STD_TORCH_CHECK(k == 3 || k == 5, "kernels: expected 3 or 5");
       offsets_.push_back(taps);
       taps += k * k;
     }

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/pool.h"
+#include "cpu/memory_pool.h"
 
 // What this was compiled from; bionas_fast/native/build.py looks for it in the file.
 extern "C" __attribute__((used, visibility("default"))) const char bionas_fast_source[] = BIONAS_SOURCE;

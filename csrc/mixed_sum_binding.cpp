@@ -1,4 +1,4 @@
-// The mixed sum, and the one with batch normalisation behind its maps, as operators of torch; see binding.cpp.
+// The mixed sum, and the one with batch normalisation behind its maps, as operators of torch; see library.cpp.
 
 #include <cmath>
 
@@ -12,87 +12,78 @@ using namespace bionas::arguments;
 // The arguments that all of them share, as the kernels take them.
 class Sum {
  public:
-  Sum(const std::vector<Tensor>& stacks,  // [K_i, N, H, W, C], whose maps are counted through
-      const Ints& index, const Ints& edges, int64_t count)
-      : like_(stacks.at(0)), index_(index), edges_(edges) {
-    STD_TORCH_CHECK(like_.dim() == 5, "maps: expected stacks [K, N, H, W, C]");
+  Sum(const Tensors& stacks,  // [K_i, N, H, W, C], whose maps are counted through
+      const Ints& terms)      // as TermsRecord says
+      : record_(terms) {
+    STD_TORCH_CHECK(!stacks.empty() && stacks[0].dim() == 5, "maps: expected stacks [K, N, H, W, C]");
+    like_ = stacks[0];
     sum_.c = like_.size(4);
     sum_.p = like_.size(1) * like_.size(2) * like_.size(3);
-    sum_.edges = int(count);
-    sum_.terms = int(edges.size());
-    STD_TORCH_CHECK(edges.size() == index.size() && sum_.c % 16 == 0, "edges: expected one for each term");
+    sum_.edges = int(record_.count);
+    sum_.terms = int(record_.edges.size());
+    STD_TORCH_CHECK(sum_.c % 16 == 0, "maps: expected a multiple of 16 channels");
     const std::vector<const float*> maps = each_map("maps", stacks, size());
-    for (int64_t e : edges_) STD_TORCH_CHECK(e >= 0 && e < count, "edges: out of range");
-    for (int64_t i : index_) {
+    for (int64_t i : record_.index) {
       STD_TORCH_CHECK(i >= 0 && i < int64_t(maps.size()), "index: out of range");
       terms_.push_back(maps[i]);
     }
     sum_.map = terms_.data();
-    sum_.edge = edges_.data();
+    sum_.edge = record_.edges.data();
   }
   Sum(const Sum&) = delete;
   Sum& operator=(const Sum&) = delete;
 
   // out[e] = Σ_{t of e} weight[t] · map[t] + offset[e] + into[e]
-  std::vector<Tensor> forward(const float* weight, const float* offset, const std::vector<Tensor>& into) const {
-    STD_TORCH_CHECK(into.empty() || int64_t(into.size()) == sum_.edges, "into: expected a tensor for each sum, or none");
-    std::vector<Tensor> result;
+  Tensors forward(const float* weight, const float* offset, const OptionalTensors& into) const {
+    STD_TORCH_CHECK(int64_t(into.size()) == sum_.edges, "into: expected one for each sum");
+    Tensors result;
     std::vector<float*> out;
     for (int e = 0; e < sum_.edges; e++) {
       result.push_back(new_map(like_, {like_.size(1), like_.size(2), like_.size(3), like_.size(4)}));
       out.push_back(result[e].mutable_data_ptr<float>());
     }
-    const std::vector<const float*> base = each("into", into);
-    bionas::mixed_sum_forward(sum_, weight, offset, into.empty() ? nullptr : base.data(), out.data());
+    const std::vector<const float*> base = maps_of("into", into, size());
+    bionas::mixed_sum_forward(sum_, weight, offset, base.data(), out.data());
     return result;
   }
 
   // Σ grad of every edge and Σ grad · map of every term, [E, C] and [T, C].
-  void backward(const std::vector<Tensor>& grads, double* grad_sum, double* product_sum) const {
-    bionas::mixed_sum_backward(sum_, each("grads", grads).data(), grad_sum, product_sum);
+  void backward(const Tensors& grads, double* grad_sum, double* product_sum) const {
+    STD_TORCH_CHECK(int64_t(grads.size()) == sum_.edges, "grads: expected one for each sum");
+    bionas::mixed_sum_backward(sum_, maps_of("grads", grads, size()).data(), grad_sum, product_sum);
   }
 
   int64_t terms() const { return sum_.terms; }
   int64_t edges() const { return sum_.edges; }
   int64_t channels() const { return sum_.c; }
   int64_t positions() const { return sum_.p; }
-  int64_t map(int64_t term) const { return index_[term]; }
-  int64_t edge(int64_t term) const { return edges_[term]; }
+  int64_t map(int64_t term) const { return record_.index[term]; }
+  int64_t edge(int64_t term) const { return record_.edges[term]; }
 
  private:
   int64_t size() const { return sum_.p * sum_.c; }
 
-  std::vector<const float*> each(const char* name, const std::vector<Tensor>& tensors) const {
-    std::vector<const float*> pointers;
-    for (const Tensor& one : tensors) {
-      check(name, one);
-      STD_TORCH_CHECK(int64_t(one.numel()) == size(), name, ": expected the shape of the maps");
-      pointers.push_back(one.const_data_ptr<float>());
-    }
-    return pointers;
-  }
-
+  TermsRecord record_;
   bionas::MixedSum sum_{};
   Tensor like_;
-  Ints index_, edges_;
   std::vector<const float*> terms_;
 };
 
-std::vector<Tensor> mixed_sum(
-    std::vector<Tensor> maps, Ints index, Ints edges,
+Tensors mixed_sum(
+    Tensors maps, Ints terms,
     const Tensor& weight,  // [T, C]
     const Tensor& offset,  // [E, C]
-    std::vector<Tensor> into) {
-  const Sum sum(maps, index, edges, offset.size(0));
+    OptionalTensors into) {
+  const Sum sum(maps, terms);
   check("weight", weight);
   check("offset", offset);
   STD_TORCH_CHECK(int64_t(weight.numel()) == sum.terms() * sum.channels(), "weight: expected a row for each term");
+  STD_TORCH_CHECK(int64_t(offset.numel()) == sum.edges() * sum.channels(), "offset: expected a row for each sum");
   return sum.forward(weight.const_data_ptr<float>(), offset.const_data_ptr<float>(), into);
 }
 
-std::tuple<Tensor, Tensor> mixed_sum_backward(
-    std::vector<Tensor> maps, Ints index, Ints edges, std::vector<Tensor> grads) {
-  const Sum sum(maps, index, edges, grads.size());
+std::tuple<Tensor, Tensor> mixed_sum_backward(Tensors grads, Tensors maps, Ints terms) {
+  const Sum sum(maps, terms);
   Tensor grad_sum = torch::stable::new_empty(maps[0], {sum.edges(), sum.channels()}, ScalarType::Double);
   Tensor product_sum = torch::stable::new_empty(maps[0], {sum.terms(), sum.channels()}, ScalarType::Double);
   sum.backward(grads, grad_sum.mutable_data_ptr<double>(), product_sum.mutable_data_ptr<double>());
@@ -102,22 +93,18 @@ std::tuple<Tensor, Tensor> mixed_sum_backward(
 // Mean and 1 / √(var + ε) of every map, [M, C]; those behind the M first ones are not normalised.
 class Normalisation {
  public:
-  Normalisation(const Tensor& mean, const Tensor& var, int64_t channels) : rows(mean.size(0)), c_(channels) {
-    check("mean", mean, ScalarType::Double);
-    check("var", var, ScalarType::Double);
-    STD_TORCH_CHECK(int64_t(mean.numel()) == rows * c_ && int64_t(var.numel()) == rows * c_,
-                    "mean, var: expected a row for each map that is normalised");
-    mean_ = mean.const_data_ptr<double>();
-    var_ = var.const_data_ptr<double>();
+  Normalisation(const Tensors& moments, int64_t channels)
+      : rows(moments.empty() ? 0 : moments[0].size(0)), c_(channels), moments_(moments, rows, channels) {}
+  double mean(int64_t map, int64_t j) const { return map < rows ? moments_.mean[map * c_ + j] : 0; }
+  double rstd(int64_t map, int64_t j) const {
+    return map < rows ? 1 / std::sqrt(moments_.var[map * c_ + j] + bionas::variance_epsilon) : 1;
   }
-  double mean(int64_t map, int64_t j) const { return map < rows ? mean_[map * c_ + j] : 0; }
-  double rstd(int64_t map, int64_t j) const { return map < rows ? 1 / std::sqrt(var_[map * c_ + j] + bionas::variance_epsilon) : 1; }
 
   const int64_t rows;
 
  private:
   int64_t c_;
-  const double *mean_, *var_;
+  Moments moments_;
 };
 
 const double* factors_of(const Tensor& factors, const Sum& sum) {
@@ -126,28 +113,28 @@ const double* factors_of(const Tensor& factors, const Sum& sum) {
   return factors.const_data_ptr<double>();
 }
 
-std::tuple<std::vector<Tensor>, Tensor, Tensor> normalised_sum(
-    std::vector<Tensor> maps, Ints index, Ints edges, int64_t count,
+std::tuple<Tensors, Tensor, Tensor> normalised_sum(
+    Tensors maps, Ints terms,
     const Tensor& factors,  // float64 [T]
-    const Tensor& total,    // float64 [M, C], Σ z and
-    const Tensor& squares,  // Σ z² of the maps that are normalised
-    const std::optional<Tensor>& given_mean,  // float64 [M, C], or of this batch
-    const std::optional<Tensor>& given_var, std::vector<Tensor> into) {
-  const Sum sum(maps, index, edges, count);
+    Tensors sums,           // Σ z and Σ z² of the M maps that are normalised, float64 [M, C]
+    Tensors moments,        // of these maps, [M, C]; none: those of this batch
+    OptionalTensors into) {
+  const Sum sum(maps, terms);
   const int64_t c = sum.channels();
   const double* factor = factors_of(factors, sum);
-  for (const Tensor* sums : {&total, &squares}) {
-    check("total, squares", *sums, ScalarType::Double);
-    STD_TORCH_CHECK(sums->numel() == total.size(0) * c, "total, squares: expected a row for each normalised map");
+  STD_TORCH_CHECK(sums.size() == 2, "sums: expected total and squares");
+  const Tensor &total = sums[0], &squares = sums[1];
+  for (const Tensor& each : sums) {
+    check("total, squares", each, ScalarType::Double);
+    STD_TORCH_CHECK(int64_t(each.numel()) == total.size(0) * c, "total, squares: expected a row for each normalised map");
   }
   Tensor mean = torch::stable::new_empty(total, {total.size(0), c});
   Tensor var = torch::stable::new_empty(total, {total.size(0), c});
   double *to_mean = mean.mutable_data_ptr<double>(), *to_var = var.mutable_data_ptr<double>();
-  if (given_mean.has_value() && given_var.has_value()) {
-    const Normalisation given(*given_mean, *given_var, c);
-    STD_TORCH_CHECK(given.rows == total.size(0), "mean, var: expected a row for each normalised map");
-    std::copy_n(given_mean->const_data_ptr<double>(), mean.numel(), to_mean);
-    std::copy_n(given_var->const_data_ptr<double>(), var.numel(), to_var);
+  if (!moments.empty()) {
+    const Moments given(moments, total.size(0), c);
+    std::copy_n(given.mean, mean.numel(), to_mean);
+    std::copy_n(given.var, var.numel(), to_var);
   } else {
     const double positions = double(sum.positions());
     for (int64_t i = 0; i < int64_t(mean.numel()); i++) {
@@ -156,9 +143,9 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> normalised_sum(
       to_var[i] = spread < 0 ? 0 : spread;  // NaN stays
     }
   }
-  const Normalisation normal(mean, var, c);
+  const Normalisation normal({mean, var}, c);
   std::vector<float> weight(sum.terms() * c);
-  std::vector<double> offset(count * c);
+  std::vector<double> offset(sum.edges() * c);
   for (int64_t t = 0; t < sum.terms(); t++)
     for (int64_t j = 0; j < c; j++) {
       const double scale = factor[t] * normal.rstd(sum.map(t), j);
@@ -170,12 +157,11 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> normalised_sum(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_sum_backward(
-    std::vector<Tensor> maps, Ints index, Ints edges, const Tensor& factors, const Tensor& mean, const Tensor& var,
-    bool training, std::vector<Tensor> grads) {
-  const Sum sum(maps, index, edges, grads.size());
+    Tensors grads, Tensors maps, Ints record, const Tensor& factors, Tensors moments, bool training) {
+  const Sum sum(maps, record);
   const int64_t c = sum.channels(), terms = sum.terms();
   const double* factor = factors_of(factors, sum);
-  const Normalisation normal(mean, var, c);
+  const Normalisation normal(moments, c);
   std::vector<double> grad_sum(sum.edges() * c), products(terms * c);
   sum.backward(grads, grad_sum.data(), products.data());
   Tensor grad_factors = torch::stable::new_empty(factors, {terms});
@@ -212,15 +198,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_sum_backward(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
+  m.def("mixed_sum(Tensor[] maps, int[] terms, Tensor weight, Tensor offset, Tensor?[] into) -> Tensor[]");
+  m.def("mixed_sum_backward(Tensor[] grads, Tensor[] maps, int[] terms) -> (Tensor, Tensor)");
   m.def(
-      "mixed_sum(Tensor[] maps, int[] index, int[] edges, Tensor weight, Tensor offset, Tensor[] into) -> Tensor[]");
-  m.def("mixed_sum_backward(Tensor[] maps, int[] index, int[] edges, Tensor[] grads) -> (Tensor, Tensor)");
+      "normalised_sum(Tensor[] maps, int[] terms, Tensor factors, Tensor[] sums, Tensor[] moments, Tensor?[] into) "
+      "-> (Tensor[], Tensor, Tensor)");
   m.def(
-      "normalised_sum(Tensor[] maps, int[] index, int[] edges, int count, Tensor factors, Tensor total, "
-      "Tensor squares, Tensor? mean, Tensor? var, Tensor[] into) -> (Tensor[], Tensor, Tensor)");
-  m.def(
-      "normalised_sum_backward(Tensor[] maps, int[] index, int[] edges, Tensor factors, Tensor mean, Tensor var, "
-      "bool training, Tensor[] grads) -> (Tensor, Tensor, Tensor, Tensor)");
+      "normalised_sum_backward(Tensor[] grads, Tensor[] maps, int[] terms, Tensor factors, Tensor[] moments, "
+      "bool training) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {

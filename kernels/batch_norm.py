@@ -1,53 +1,51 @@
-"""Batch normalisation without affine parameters, in sums over positions. Everything is float64, [K, C]."""
+"""Batch normalisation without affine parameters, in sums over positions. Everything is float64, [K, C].
+
+Statistics are those of this process, or of several where a synchroniser is given.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .records import Moments, Sums
+
 EPSILON = 1e-5
 
-_sum: Callable[[Tensor], None] | None = None
-_processes = 1
+
+class Synchroniser(Protocol):
+    """Adds up over processes, each of which calls it the same number of times."""
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+
+    def sum_in_place(self, tensor: Tensor) -> None:
+        """Set a tensor to its sum over the processes."""
 
 
-def share(sum_in_place: Callable[[Tensor], None] | None, processes: int) -> None:
-    """Take statistics over the batches of several processes from now on; None and 1 for this one's alone.
-
-    Args:
-        sum_in_place: adds up a tensor over the processes, each of which calls it the same number of times.
-    """
-    global _sum, _processes
-    _sum, _processes = sum_in_place, processes
-
-
-def shared() -> bool:
-    """Whether statistics are those of several processes."""
-    return _sum is not None
+def total(first: Tensor, second: Tensor, synchroniser: Synchroniser | None) -> tuple[Tensor, Tensor]:
+    """Two sums over the positions of all processes from those over this one's."""
+    if synchroniser is None:
+        return first, second
+    stacked = torch.stack([first, second])
+    synchroniser.sum_in_place(stacked)
+    return stacked[0], stacked[1]
 
 
-def total(*sums: Tensor) -> tuple[Tensor, ...]:
-    """Sums over positions of all processes from those over its own."""
-    if _sum is None:
-        return sums
-    stacked = torch.stack(sums)
-    _sum(stacked)
-    return stacked.unbind()
+def all_positions(positions: int, synchroniser: Synchroniser | None) -> int:
+    """The number of positions of all processes; 1 where there are none, whose sums are 0."""
+    return max(positions * (1 if synchroniser is None else synchroniser.world_size), 1)
 
 
-def all_positions(positions: int) -> int:
-    """How many positions all processes have; 1 where there are none, whose sums are 0."""
-    return max(positions * _processes, 1)
-
-
-def moments(total_: Tensor, squares: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance from Σ z and Σ z²."""
-    total_, squares = total(total_, squares)
-    positions = all_positions(positions)
+def moments(sums: Sums, positions: int, synchroniser: Synchroniser | None = None) -> Moments:
+    """Mean and biased variance of so many positions a process."""
+    total_, squares = total(*sums, synchroniser)
+    positions = all_positions(positions, synchroniser)
     mean = total_ / positions
-    return mean, (squares / positions - mean.square()).clamp_(min=0)
+    return Moments(mean, (squares / positions - mean.square()).clamp_(min=0))
 
 
 def rstd(var: Tensor) -> Tensor:
@@ -56,17 +54,24 @@ def rstd(var: Tensor) -> Tensor:
 
 
 def backward(
-    mean: Tensor, rstd: Tensor, grad_sum: Tensor, normalised: Tensor, positions: int, training: bool
+    mean: Tensor,
+    rstd: Tensor,
+    grad_sum: Tensor,
+    normalised: Tensor,
+    positions: int,
+    training: bool,
+    synchroniser: Synchroniser | None = None,
 ) -> tuple[Tensor, Tensor]:
     """b, d such that the gradient of z is rstd · (gradient of ẑ) + b · z + d.
 
     Args:
         grad_sum, normalised: Σ of the gradient of ẑ, and Σ of its product with ẑ.
+        positions: of this process.
         training: whether mean and variance are those of the batch; else b and d are 0.
     """
     if not training:
         return torch.zeros_like(rstd), torch.zeros_like(rstd)
-    grad_sum, normalised = total(grad_sum, normalised)
-    positions = all_positions(positions)
+    grad_sum, normalised = total(grad_sum, normalised, synchroniser)
+    positions = all_positions(positions, synchroniser)
     slope = rstd.square() * normalised / positions
     return -slope, slope * mean - rstd * grad_sum / positions

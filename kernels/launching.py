@@ -1,8 +1,8 @@
-"""What the launchers of Triton kernels share. Nothing here imports Triton."""
+"""Helpers of the launchers of Triton kernels. Nothing here imports Triton."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,18 +22,20 @@ class Configuration(NamedTuple):
 
 
 def table(rows: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Numbers that a kernel looks up, [rows, columns]. Nobody waits for the transfer to a card."""
+    """Numbers that a kernel looks up, [rows, columns]. The transfer to a card is asynchronous."""
     return torch.tensor(rows, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-def addresses(stacks: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
-    """The stacks made dense, and the address of every map in them, counted through in order.
+def addresses(maps: Iterable[Tensor | None], dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
+    """The maps made dense, and the address of each; 0 for None.
 
     Args:
-        stacks: [K_i, N, H, W, C]. What comes back must be kept until the kernel that reads the addresses is launched.
+        maps: of one shape; several may be the same tensor. The dense ones must be kept until the kernel that reads the
+            addresses is launched.
     """
-    dense = [stack.to(dtype).contiguous() for stack in stacks]
-    return dense, [one.data_ptr() for stack in dense for one in stack]
+    each = list(maps)
+    dense = {id(one): one.to(dtype).contiguous() for one in each if one is not None}
+    return list(dense.values()), [0 if one is None else dense[id(one)].data_ptr() for one in each]
 
 
 def fits(x: Tensor, dtypes: Sequence[torch.dtype]) -> bool:

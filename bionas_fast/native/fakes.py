@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -26,6 +26,18 @@ def register() -> None:
             torch.library.register_fake(f"bionas_fast_native::{function.__name__}")(function)
 
 
+def _strided(shape: Sequence[int], stride: int) -> tuple[int, int, int, int]:
+    """Return the shape [N, ⌈H/stride⌉, ⌈W/stride⌉, C] of a map of an input [N, H, W, C]."""
+    images, height, width, channels = shape
+    return images, -(-height // stride), -(-width // stride), channels
+
+
+def _sums(like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Return two sums over positions, float64 [rows, C], of maps like this."""
+    shape = rows, like.shape[-1]
+    return like.new_empty(shape, dtype=torch.float64), like.new_empty(shape, dtype=torch.float64)
+
+
 @fake
 def feedback_weight(
     weight: Tensor, mode: str, stored: Tensor | None, stream: Tensor | None, bound: float, scale: float
@@ -39,39 +51,56 @@ def uniform(shape: list[int], stream: Tensor) -> Tensor:
 
 
 @fake
-def stage_forward(x, depthwise, pointwise, kernels, dilations, stride, scale, shift):
-    n, h, w, c = x.shape[-4:]
-    sums = (x.new_empty(len(kernels), c, dtype=torch.float64) for _ in range(2))
-    return x.new_empty(len(kernels), n, -(-h // stride), -(-w // stride), c), *sums
+def stage_forward(
+    x: Tensor, weights: list[Tensor], stage: list[int], affine: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    branches = len(stage) // 2
+    z = x.new_empty(branches, *_strided(x.shape[-4:], stage[0]))
+    return z, *_sums(x, branches)
 
 
 @fake
 def stage_backward(
-    grads, index, z, a, b, d, x, depthwise, pointwise, b_depthwise, b_pointwise, kernels, dilations, stride, scale,
-    shift, weights,
-):  # fmt: skip
-    rows = len(kernels) if x.dim() == 5 else 0
-    sums = (x.new_empty(rows, x.shape[-1], dtype=torch.float64) for _ in range(2))
-    square = pointwise.shape if weights else (0, *pointwise.shape[1:])
-    grads = x.new_empty(depthwise.shape if weights else (0,)), x.new_empty(square)
-    return x.new_empty(x.shape), *sums, *grads
+    grads: list[Tensor],
+    prologue: list[Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    feedback: list[Tensor],
+    stage: list[int],
+    affine: list[Tensor],
+    weight_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    depthwise, pointwise = weights
+    rows = len(stage) // 2 if x.dim() == 5 else 0
+    square = pointwise.shape if weight_grads else (0, *pointwise.shape[1:])
+    made = x.new_empty(depthwise.shape if weight_grads else (0,)), x.new_empty(square)
+    return x.new_empty(x.shape), *_sums(x, rows), *made
 
 
 @fake
-def separable_edges(x, weights, kernels, dilations, stride, edges, count, mixing, mean, var, into):
-    n, h, w, c = x.shape
-    size = (n, -(-h // stride), -(-w // stride), c)
-    rows = len(kernels) + len(weights[3])
-    moments = (x.new_empty(rows, c, dtype=torch.float64) for _ in range(2))
-    return [x.new_empty(size) for _ in range(count)], x.new_empty(len(kernels), *size), *moments
+def separable_edges(
+    x: Tensor, weights: list[Tensor], plan: list[int], mixing: Tensor, moments: list[Tensor], into: list[Tensor]
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    edges, twice = plan[:2]
+    branches = len(plan) // 3 - 1
+    size = _strided(x.shape, plan[2 + branches])
+    out = [x.new_empty(size) for _ in range(edges)]
+    return out, x.new_empty(branches, *size), *_sums(x, twice + branches)
 
 
 @fake
 def separable_edges_backward(
-    grads, z, mean, var, training, x, weights, feedback, kernels, dilations, stride, edges, mixing, weights_wanted
-):  # fmt: skip
-    down = len(feedback) > 0
-    count = sum(tensor.numel() for tensor in weights) if down and weights_wanted else 0
+    grads: list[Tensor],
+    saved: list[Tensor],
+    weights: list[Tensor],
+    feedback: list[Tensor],
+    plan: list[int],
+    mixing: Tensor,
+    training: bool,
+    weight_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, down = saved[0], len(feedback) > 0
+    count = sum(tensor.numel() for tensor in weights) if down and weight_grads else 0
     return torch.empty_like(mixing), x.new_empty(x.shape if down else (0,)), x.new_empty(count)
 
 
@@ -83,53 +112,64 @@ def feedback_segments(
 
 
 @fake
-def mixed_sum(maps, index, edges, weight, offset, into):
-    return [maps[0].new_empty(maps[0].shape[1:]) for _ in range(offset.shape[0])]
+def mixed_sum(maps: list[Tensor], terms: list[int], weight: Tensor, offset: Tensor, into: list[Tensor]) -> list[Tensor]:
+    return [maps[0].new_empty(maps[0].shape[1:]) for _ in range(terms[0])]
 
 
 @fake
-def mixed_sum_backward(maps, index, edges, grads):
-    c = maps[0].shape[-1]
-    return tuple(maps[0].new_empty(count, c, dtype=torch.float64) for count in (len(grads), len(index)))
+def mixed_sum_backward(grads: list[Tensor], maps: list[Tensor], terms: list[int]) -> tuple[Tensor, Tensor]:
+    return _sums(maps[0], terms[0])[0], _sums(maps[0], len(terms) // 2)[0]
 
 
 @fake
-def normalised_sum(maps, index, edges, count, factors, total, squares, mean, var, into):
-    out = [maps[0].new_empty(maps[0].shape[1:]) for _ in range(count)]
-    return out, torch.empty_like(total), torch.empty_like(squares)
+def normalised_sum(
+    maps: list[Tensor],
+    terms: list[int],
+    factors: Tensor,
+    sums: list[Tensor],
+    moments: list[Tensor],
+    into: list[Tensor],
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    out = [maps[0].new_empty(maps[0].shape[1:]) for _ in range(terms[0])]
+    return out, torch.empty_like(sums[0]), torch.empty_like(sums[1])
 
 
 @fake
-def normalised_sum_backward(maps, index, edges, factors, mean, var, training, grads):
-    affine = (maps[0].new_empty(rows, maps[0].shape[-1]) for rows in (len(index), len(mean), len(mean)))
-    return torch.empty_like(factors), *affine
+def normalised_sum_backward(
+    grads: list[Tensor], maps: list[Tensor], terms: list[int], factors: Tensor, moments: list[Tensor], training: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels, normalised = maps[0].shape[-1], len(moments[0])
+    a, b, d = (maps[0].new_empty(rows, channels) for rows in (len(terms) // 2, normalised, normalised))
+    return torch.empty_like(factors), a, b, d
 
 
 @fake
-def pools(x, stride):
-    n, h, w, c = x.shape
-    sums = (x.new_empty(2, c, dtype=torch.float64) for _ in range(2))
-    return x.new_empty(2, n, -(-h // stride), -(-w // stride), c), *sums
+def pooling(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(2, *_strided(x.shape, stride)), *_sums(x, 2)
 
 
 @fake
-def pools_backward(grads, x, stride):
+def pooling_backward(grads: list[Tensor], x: Tensor, stride: int) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @fake
-def factorized_reduce(x, first, second):
-    n, h, w, c = x.shape
-    sums = (x.new_empty(len(first), c, dtype=torch.float64) for _ in range(2))
-    return x.new_empty(len(first), n, -(-h // 2), -(-w // 2), c), *sums
+def factorized_reduce(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    count = len(weights[0])
+    return x.new_empty(count, *_strided(x.shape, 2)), *_sums(x, count)
 
 
 @fake
 def factorized_reduce_backward(
-    grads, edges, z, a, b, d, x, first, second, first_feedback, second_feedback, weights
-):  # fmt: skip
-    shapes = (tensor.shape if weights else (0,) for tensor in (first, second))
-    return x.new_empty(x.shape), *(x.new_empty(shape) for shape in shapes)
+    grads: list[Tensor],
+    prologue: list[Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    feedback: list[Tensor],
+    weight_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    first, second = (x.new_empty(tensor.shape if weight_grads else (0,)) for tensor in weights)
+    return x.new_empty(x.shape), first, second
 
 
 @fake

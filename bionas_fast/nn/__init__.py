@@ -1,6 +1,6 @@
 """Drop-in layers with learning rules, and the conversion of models made of torch.nn's."""
 
-from bionas_fast.nn.batch_norm import share_statistics
+from bionas_fast.nn.batch_norm import synchronise_statistics
 from bionas_fast.nn.convert import convert
 from bionas_fast.nn.feedback import FeedbackLayer, connect_direct_feedback
 from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity, name_layers
@@ -23,6 +23,6 @@ __all__ = [
     "convert",
     "frozen_plasticity",
     "name_layers",
-    "share_statistics",
+    "synchronise_statistics",
     "true_gradients",
 ]

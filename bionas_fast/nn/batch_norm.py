@@ -9,24 +9,45 @@ from torch import Tensor, nn
 
 from bionas_fast.errors import InputError
 from bionas_fast.kernels import batch_norm
+from bionas_fast.kernels.batch_norm import Synchroniser
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` whose statistics in training are those of all processes that have joined.
+class Synchronised(nn.Module):
+    """A module that normalises batches.
 
-    Unlike ``nn.SyncBatchNorm`` it works on the CPU, too. Alone it is the ordinary one.
+    Attributes:
+        synchroniser: adds up the statistics over processes in training; None for those of this process.
     """
+
+    synchroniser: Synchroniser | None = None
+
+
+class SyncedBatchNorm2d(Synchronised, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` whose statistics in training are those of several processes.
+
+    Unlike ``nn.SyncBatchNorm`` it works on the CPU, too. Without a synchroniser it is the ordinary one.
+    """
+
+    @classmethod
+    def of(cls, layer: nn.BatchNorm2d, synchroniser: Synchroniser) -> SyncedBatchNorm2d:
+        """A layer with the parameters and buffers of another one."""
+        own = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        own.weight, own.bias = layer.weight, layer.bias
+        own.running_mean, own.running_var = layer.running_mean, layer.running_var
+        own.num_batches_tracked = layer.num_batches_tracked
+        own.synchroniser = synchroniser
+        return own.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W], as many positions in every process → the same shape."""
-        if not (self.training and batch_norm.shared()):
+        if not self.training or self.synchroniser is None:
             return super().forward(x)
         wide = x.double()
-        sums = _Total.apply(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
-        count = batch_norm.all_positions(x.numel() // x.shape[1])
+        sums = _Total.apply(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]), self.synchroniser)
+        count = batch_norm.all_positions(x.numel() // x.shape[1], self.synchroniser)
         mean = sums[0] / count
         var = (sums[1] / count - mean.square()).clamp(min=0)
-        self._move_on(mean.detach(), var.detach() * count / max(count - 1, 1))
+        self._update(mean.detach(), var.detach() * count / max(count - 1, 1))
         scale = (var + self.eps).rsqrt()
         shift = -mean * scale
         if self.affine:
@@ -34,7 +55,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
-    def _move_on(self, mean: Tensor, unbiased: Tensor) -> None:
+    def _update(self, mean: Tensor, unbiased: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -45,22 +66,38 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, sums: Tensor) -> Tensor:
-        return torch.stack(batch_norm.total(*sums))
+    def forward(ctx: Any, sums: Tensor, synchroniser: Synchroniser) -> Tensor:
+        ctx.synchroniser = synchroniser
+        return _total(sums, synchroniser)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return torch.stack(batch_norm.total(*grad))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _total(grad, ctx.synchroniser), None
 
 
-def share_statistics(network: nn.Module) -> None:
-    """Let every ``nn.BatchNorm2d`` of a network take the statistics of all processes that have joined.
+def _total(sums: Tensor, synchroniser: Synchroniser) -> Tensor:
+    total = sums.clone(memory_format=torch.contiguous_format)
+    synchroniser.sum_in_place(total)
+    return total
+
+
+def synchronise_statistics(network: nn.Module, synchroniser: Synchroniser | None) -> None:
+    """Let every batch normalisation of a network take the statistics of all processes.
+
+    Args:
+        network: its layers ``nn.BatchNorm2d`` are replaced by layers of the same parameters and buffers.
+        synchroniser: adds up over the processes; None leaves the network as it is.
 
     Raises:
-        InputError: several have, and a layer of the network learns in one process only.
+        InputError: a layer of the network learns in one process only.
     """
-    if batch_norm.shared() and any(hasattr(module, "plasticity") for module in network.modules()):
+    if synchroniser is None:
+        return
+    if any(hasattr(module, "plasticity") for module in network.modules()):
         raise InputError("Hebbian layers learn in one process only; leave them out, or torchrun")
-    for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm2d
+    for module in [*network.modules()]:
+        if isinstance(module, Synchronised):
+            module.synchroniser = synchroniser
+        for name, layer in module.named_children():
+            if type(layer) is nn.BatchNorm2d:
+                setattr(module, name, SyncedBatchNorm2d.of(layer, synchroniser))

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bionas_fast.errors import InputError
-from bionas_fast.kernels import batch_norm
 
 T = TypeVar("T")
 
@@ -63,16 +62,27 @@ def joined() -> Iterator[None]:
     Raises:
         Deserted: another one has ended.
     """
-    if _started() < 2 or batch_norm.shared():
-        yield
-        return
-    if not dist.is_initialized():  # once in the life of a process
+    if _started() > 1 and not dist.is_initialized():  # once in the life of a process
         _initialise()
-    batch_norm.share(_sum_in_place, dist.get_world_size())
-    try:
-        yield
-    finally:
-        batch_norm.share(None, 1)
+    yield
+
+
+class Synchroniser:
+    """Adds up tensors over the processes of this run, each of which calls it the same number of times."""
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+        return size()
+
+    def sum_in_place(self, tensor: Tensor) -> None:
+        """Set a tensor to its sum over the processes."""
+        _sum_in_place(tensor)
+
+
+def synchroniser() -> Synchroniser | None:
+    """The synchroniser of the statistics of batch normalisation; None for a process alone."""
+    return Synchroniser() if active() else None
 
 
 def _initialise() -> None:

@@ -16,7 +16,7 @@ from bionas_fast import report
 from bionas_fast.data import Augment, BatchStream, load_dataset, split
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.evaluate import evaluate
-from bionas_fast.nn import share_statistics
+from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import GENOTYPE, REPORT, RunFolder, machine, new_path
 from bionas_fast.runs.progress import Progress
@@ -152,7 +152,7 @@ class Search(Loop):
             skip_rules=config.skip_rules,
             mixture=Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
         ).to(self.device)
-        share_statistics(self.net)
+        synchronise_statistics(self.net, distributed.synchroniser())
         self.precision = Precision(config.amp, self.device)
         self.optimizer = torch.optim.SGD(
             self.net.weight_parameters(),

@@ -2,24 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from bionas_fast import rules
+from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import ErrorPath, FeedbackLayer
 from bionas_fast.ops.feedback import FeedbackSegments, feedback_segments
-from bionas_fast.rules import FeedbackState
+from bionas_fast.rules import FeedbackState, Law
 
 
-class Bank(ErrorPath):
-    """The weights of several layers, one after the other, and what their rules draw.
+@dataclass(frozen=True)
+class CustomLayer:
+    """A layer whose rule makes its B itself: a rule of a user's own.
+
+    Attributes:
+        number, start: of the layer in its bank, and where its weight begins there.
+        stored: flat; None where the rule stores nothing.
+    """
+
+    rule: str
+    law: Law
+    number: int
+    start: int
+    shape: tuple[int, ...]
+    stored: Tensor | None
+
+    def fill(self, b: Tensor, weights: Tensor, stream: Tensor | None) -> None:
+        """Write B of this layer to its place in that of the bank."""
+        assert stream is not None
+        numbers = partial(reference.uniform, self.shape, stream[self.number])
+        stored = None if self.stored is None else self.stored.view(self.shape)
+        state = FeedbackState(self.law, stored, lambda: numbers().to(b.dtype))
+        place = slice(self.start, self.start + math.prod(self.shape))
+        weight = weights[place].view(self.shape)
+        b[place].copy_(rules.feedback_of(rules.get(self.rule), weight, state).flatten())
+
+
+@dataclass(frozen=True)
+class Advance:
+    """The move of the layers' streams to their next draws, when a backward pass is done."""
+
+    stream: Tensor
+    steps: Tensor
+
+    def __call__(self) -> None:
+        self.stream.add_(self.steps)
+
+
+@dataclass(frozen=True)
+class BankFeedback:
+    """The feedback of a bank in one pass: recorded in the forward pass, made when the backward pass needs it.
+
+    Attributes:
+        weight: of the bank, flat.
+        stored: of the bank.
+        stream: seeds and draws of this pass, whatever other passes do to the layers' own.
+        segments: how each layer's B is made; None: W stands for B.
+        advance: None where the draws stay.
+        custom: the layers that ``segments`` leaves out.
+    """
+
+    weight: Tensor
+    stored: Tensor | None = None
+    stream: Tensor | None = None
+    segments: FeedbackSegments | None = None
+    advance: Advance | None = None
+    custom: tuple[CustomLayer, ...] = ()
+
+    def make(self) -> Tensor:
+        """B of every layer, flat."""
+        weight = self.weight.detach()
+        if self.segments is None:
+            return weight
+        b = feedback_segments(weight, self.stored, self.stream, self.segments)
+        for layer in self.custom:
+            layer.fill(b, weight, self.stream)
+        if self.advance is not None:
+            self.advance()
+        return b
+
+
+class WeightBank(ErrorPath):
+    """The weights of several layers, one after the other, and the random numbers of their rules.
 
     Attributes:
         weight: flat; a parameter, or a buffer where the layers' weights are frozen.
-        stored: flat, what the rules that draw once have drawn, of their layers; or None.
+        stored: flat, the draws of the rules that draw once, layer by layer; or None.
         stream: int64 [layers, 2], seed and draw of every layer; or None where no rule redraws.
     """
 
@@ -65,7 +140,7 @@ class Bank(ErrorPath):
         """Take weights, stored feedback and streams from layers like those this bank was made of."""
         for own, stored, k, layer in self._parts(layers):
             own.copy_(layer.weight.flatten())
-            if stored is not None:
+            if stored is not None and layer.feedback is not None:
                 stored.copy_(layer.feedback.flatten())
             if layer.feedback_stream is not None and self.stream is not None:
                 self.stream[k].copy_(layer.feedback_stream)
@@ -75,48 +150,37 @@ class Bank(ErrorPath):
         """Give weights, stored feedback and streams back to such layers."""
         for own, stored, k, layer in self._parts(layers):
             layer.weight.copy_(own.view_as(layer.weight))
-            if stored is not None:
+            if stored is not None and layer.feedback is not None:
                 layer.feedback.copy_(stored.view_as(layer.feedback))
             if layer.feedback_stream is not None and self.stream is not None:
                 layer.feedback_stream.copy_(self.stream[k])
 
     def _stored_parts(self) -> dict[int, Tensor]:
-        """What is stored of each layer, flat."""
+        """The stored draws of each layer that has some, flat."""
         if self.stored is None:
             return {}
         return dict(zip(self.storing, self.stored.split([self.lengths[k] for k in self.storing]), strict=True))
 
-    def _parts(self, layers: Sequence[FeedbackLayer]):
+    def _parts(self, layers: Sequence[FeedbackLayer]) -> Iterator[tuple[Tensor, Tensor | None, int, FeedbackLayer]]:
         stored = self._stored_parts()
         parts = zip(self.weight.split(self.lengths), layers, strict=True)
         return ((own, stored.get(k), k, layer) for k, (own, layer) in enumerate(parts))
 
-    def prepare(self) -> Callable[[], Tensor]:
-        """Call in the forward pass; what it returns makes B for this pass, flat, when the backward pass needs it."""
+    def prepare(self) -> BankFeedback:
+        """Record the feedback of the pass that begins now, to be made in its backward pass."""
         if self.true_gradient:
-            return self.weight.detach
-        snapshot = None if self.stream is None else self.stream.clone()
-        training = self.training
+            return BankFeedback(self.weight)
+        stream = None if self.stream is None else self.stream.clone()
+        advance = None
+        if self.training and self.stream is not None:
+            advance = Advance(self.stream, self._advance)
+        return BankFeedback(self.weight, self.stored, stream, self.segments, advance, self._custom_layers())
 
-        def make() -> Tensor:
-            b = feedback_segments(self.weight.detach(), self.stored, snapshot, self.segments)
-            self._add_custom(b, snapshot)
-            if training and self.stream is not None:
-                self.stream.add_(self._advance)
-            return b
-
-        return make
-
-    def _add_custom(self, b: Tensor, stream: Tensor | None) -> None:
-        """Rules of a user's own make their B themselves."""
-        from bionas_fast.kernels.feedback import reference
-
-        for k in self.custom:
-            rule, shape, part = rules.get(self.rules[k]), self.shapes[k], b.split(self.lengths)[k]
-            weight = self.weight.detach().split(self.lengths)[k].view(shape)
-            stored = self._stored_parts().get(k)
-            stored = None if stored is None else stored.view(shape)
-            assert stream is not None
-            numbers = partial(reference.uniform, shape, stream[k])
-            state = FeedbackState(self.laws[k], stored, lambda numbers=numbers: numbers().to(b.dtype))  # type: ignore[misc]
-            part.copy_(rules.feedback_of(rule, weight, state).flatten())
+    def _custom_layers(self) -> tuple[CustomLayer, ...]:
+        if not self.custom:
+            return ()
+        starts = [*accumulate(self.lengths, initial=0)]
+        stored = self._stored_parts()
+        return tuple(
+            CustomLayer(self.rules[k], self.laws[k], k, starts[k], self.shapes[k], stored.get(k)) for k in self.custom
+        )

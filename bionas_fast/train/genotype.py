@@ -17,7 +17,6 @@ from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models import GenotypeNetwork, build_network
-from bionas_fast.nn import share_statistics
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.progress import Progress
@@ -127,7 +126,7 @@ class Training(Loop):
         self.genotype = genotype
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
         self.net = _build(genotype, config, data).to(self.device)
-        share_statistics(self.net)
+        synchronise_statistics(self.net, distributed.synchroniser())
         batches = BatchStream(
             data.images,
             data.labels,

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "mixed_sum.h"
-#include "pool.h"
+#include "memory_pool.h"
 #include "separable_stage.h"
 
 namespace bionas {
@@ -235,7 +235,7 @@ void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForwar
   });
   for (int edge = 0; edge < e.edges; edge++) {
     if (started[edge]) continue;
-    if (f.into) std::copy_n(f.into[edge], e.map(), f.out[edge]);
+    if (f.into && f.into[edge]) std::copy_n(f.into[edge], e.map(), f.out[edge]);
     else std::fill_n(f.out[edge], e.map(), 0.0f);
   }
 }

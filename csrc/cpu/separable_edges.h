@@ -35,7 +35,7 @@ struct SeparableEdges {
 // out[e] = into[e] + Σ_{branches k of e} mixing[k] · BN(z[k])
 struct SeparableEdgesForward {
   float* z;                  // [branches, N, H_out, W_out, C]
-  const float* const* into;  // [edges], or null
+  const float* const* into;  // [edges], each may be null; or null
   float* const* out;         // [edges]
 };
 

@@ -7,7 +7,7 @@
 
 #include "buffer.h"
 #include "dispatch.h"
-#include "pool.h"
+#include "memory_pool.h"
 #include "shares.h"
 
 namespace bionas {

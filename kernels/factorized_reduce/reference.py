@@ -6,74 +6,56 @@ through its second one, and puts the results side by side. On odd sizes the seco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..records import Prologue, ReductionWeights, Sums
 
 
 def _grids(x: Tensor) -> tuple[Tensor, Tensor]:
     """The two grids, [P, C] each, of ReLU(x [N, H, W, C])."""
     shifted = F.pad(x[:, 1::2, 1::2], (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-    return tuple(F.relu(grid).reshape(-1, x.shape[-1]) for grid in (x[:, ::2, ::2], shifted))
+    first, second = (F.relu(grid).reshape(-1, x.shape[-1]) for grid in (x[:, ::2, ::2], shifted))
+    return first, second
 
 
-def forward(x: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Tensor, weights: ReductionWeights) -> tuple[Tensor, Sums]:
     """All reductions of x [N, H, W, C].
 
-    Args:
-        first, second: [R, C₁, C] and [R, C₂, C], C₁ + C₂ = C.
-
     Returns:
-        z [R, N, ⌈H/2⌉, ⌈W/2⌉, C]; Σ z and Σ z² over positions, float64 [R, C].
+        z [R, N, ⌈H/2⌉, ⌈W/2⌉, C], and the sums of it.
     """
     images, height, width, channels = x.shape
     grids = _grids(x)
-    z = x.new_empty(first.shape[0], grids[0].shape[0], channels)
-    for part, grid, weight in zip(
-        z.split([first.shape[1], second.shape[1]], dim=-1), grids, (first, second), strict=True
-    ):
+    z = x.new_empty(weights.first.shape[0], grids[0].shape[0], channels)
+    halves = z.split([weight.shape[1] for weight in weights], dim=-1)
+    for part, grid, weight in zip(halves, grids, weights, strict=True):
         part.copy_(grid @ weight.transpose(1, 2))
     wide = z.double()
-    total, squares = wide.sum(dim=1), wide.square().sum(dim=1)
-    return z.view(len(z), images, -(-height // 2), -(-width // 2), channels), total, squares
+    sums = Sums(wide.sum(dim=1), wide.square().sum(dim=1))
+    return z.view(len(z), images, -(-height // 2), -(-width // 2), channels), sums
 
 
 def backward(
-    grads: Sequence[Tensor],
-    edges: Sequence[int],
-    z: Tensor,
-    a: Tensor,
-    b: Tensor,
-    d: Tensor,
-    x: Tensor,
-    first: Tensor,
-    second: Tensor,
-    first_feedback: Tensor,
-    second_feedback: Tensor,
-    weights: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    prologue: Prologue, x: Tensor, weights: ReductionWeights, feedback: ReductionWeights, weight_grads: bool
+) -> tuple[Tensor, ReductionWeights]:
     """The error at x through the feedback of the two matrices, and the weights' exact gradients.
 
-    The gradient of z[r] is a[r] · grads[edges[r]] + b[r] · z[r] + d[r].
-
     Args:
-        grads: [N, H_out, W_out, C] each.
-        edges: for each reduction the gradient it reads; several may share one.
-        a, b, d: [R, C].
-        first_feedback, second_feedback: shaped like ``first`` and ``second``.
-        weights: whether weight gradients are wanted; empty tensors otherwise.
+        prologue: the gradient of z.
+        feedback: shaped like ``weights``.
+        weight_grads: whether weight gradients are wanted; empty tensors otherwise.
     """
     grids = _grids(x)
-    deltas = [(a[r] * grads[e] + b[r] * z[r] + d[r]).flatten(0, 2) for r, e in enumerate(edges)]
+    deltas = [prologue.delta(r).flatten(0, 2) for r in range(len(prologue.grads))]
     down = x.new_zeros(x.shape[0], x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2, x.shape[3])
-    weight_grads = []
+    grads = []
     begin = 0
-    for offset, (grid, feedback) in enumerate(zip(grids, (first_feedback, second_feedback), strict=True)):
-        delta = torch.cat([one[:, begin : begin + feedback.shape[1]] for one in deltas], dim=1)
-        begin += feedback.shape[1]
+    for offset, (grid, matrix) in enumerate(zip(grids, feedback, strict=True)):
+        delta = torch.cat([one[:, begin : begin + matrix.shape[1]] for one in deltas], dim=1)
+        begin += matrix.shape[1]
         place = down[:, offset::2, offset::2]
-        place.copy_((delta @ feedback.flatten(0, 1)).mul_(grid > 0).view(place.shape))
-        weight_grads.append((delta.T @ grid).view(feedback.shape) if weights else x.new_empty(0))
-    return down[:, : x.shape[1], : x.shape[2]], *weight_grads
+        place.copy_((delta @ matrix.flatten(0, 1)).mul_(grid > 0).view(place.shape))
+        grads.append((delta.T @ grid).view(matrix.shape) if weight_grads else x.new_empty(0))
+    return down[:, : x.shape[1], : x.shape[2]], ReductionWeights(*grads)

@@ -1,4 +1,7 @@
-"""The specification of the mixed sum in plain PyTorch, and of the sums its backward pass needs."""
+"""The specification of the mixed sum in plain PyTorch, and of the sums its backward pass needs.
+
+Maps lie in stacks [K_i, N, H, W, C], and terms name them by their number in all of them, in order.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +10,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..records import Terms
+
 
 def forward(
-    maps: Sequence[Tensor],
-    index: Sequence[int],
-    edges: Sequence[int],
-    weight: Tensor,
-    offset: Tensor,
-    into: Sequence[Tensor] = (),
+    maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """out[e] = Σ_{terms t of e} weight[t] · map[index[t]] + offset[e] + into[e], channel by channel.
 
     Args:
-        maps: stacks of maps [K_i, N, H, W, C], counted through in order.
-        index: the map that each of the T terms reads.
-        edges: the sum that each term belongs to, ascending.
+        maps: the stacks.
         weight: [T, C].
         offset: [E, C].
-        into: E tensors [N, H, W, C] to add, or none.
+        into: a tensor [N, H, W, C] or None for each edge.
 
     Returns:
         E tensors [N, H, W, C].
     """
     each = [one for stack in maps for one in stack]
     out = []
-    for e, value in enumerate(offset):
-        total = value.expand_as(each[0]) + (into[e] if into else 0)
-        for t, edge in enumerate(edges):
+    for e, (value, before) in enumerate(zip(offset, into, strict=True)):
+        total = value.expand_as(each[0]) + (0 if before is None else before)
+        for t, edge in enumerate(terms.edges):
             if edge == e:
-                total = total + weight[t] * each[index[t]]
+                total = total + weight[t] * each[terms.index[t]]
         out.append(total)
     return out
 
 
-def backward(
-    maps: Sequence[Tensor], index: Sequence[int], edges: Sequence[int], grads: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def backward(grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
     """(Σ grad[e], [E, C]; Σ grad[edges[t]] · map[index[t]], [T, C]) over positions, float64.
 
     Args:
         grads: E tensors [N, H, W, C].
+        maps: the stacks.
     """
     each = [one for stack in maps for one in stack]
-    products = [(grads[e] * each[k]).double().sum(dim=(0, 1, 2)) for k, e in zip(index, edges, strict=True)]
+    pairs = zip(terms.index, terms.edges, strict=True)
+    products = [(grads[e] * each[k]).double().sum(dim=(0, 1, 2)) for k, e in pairs]
     return torch.stack([grad.double().sum(dim=(0, 1, 2)) for grad in grads]), torch.stack(products)

@@ -8,7 +8,6 @@ stage share each launch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -16,6 +15,7 @@ import triton
 from torch import Tensor
 
 from ..launching import addresses, fits, grid, table
+from ..records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums
 from . import reference
 from .triton_kernels import (
     DTYPES,
@@ -37,113 +37,141 @@ __all__ = ["backward", "configurations", "forward"]
 WEIGHT_PROGRAMS = 2048
 
 
-def forward(
-    x: Tensor,
-    depthwise: Tensor,
-    pointwise: Tensor,
-    kernels: Sequence[int],
-    dilations: Sequence[int],
-    stride: int,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """z [K, N, H_out, W_out, C], Σ z and Σ z², float64 [K, C]; arguments as in :func:`.reference.forward`."""
-    if not _fits(x, kernels, stride):
-        return reference.forward(x, depthwise, pointwise, kernels, dilations, stride, scale, shift)
-    branches, outputs, inputs = pointwise.shape
+def forward(x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None) -> tuple[Tensor, Sums]:
+    """z [K, N, H_out, W_out, C] and the sums of it; arguments as in :func:`.reference.forward`."""
+    if not _fits(x, stage):
+        return reference.forward(x, weights, stage, affine)
+    branches, outputs, inputs = weights.pointwise.shape
     images, height, width = x.shape[-4:-1]
-    size = (triton.cdiv(height, stride), triton.cdiv(width, stride))
+    size = (triton.cdiv(height, stage.stride), triton.cdiv(width, stage.stride))
     z = x.new_empty(branches, images, *size, outputs)
     rows = z[0, ..., 0].numel()
     options = product_options(max(inputs, outputs))
     sums = x.new_empty(2, branches, triton.cdiv(rows, options["BLOCK_R"]), outputs, dtype=torch.float32)
+    scale, shift = _rows(affine, weights.pointwise)
     with torch.cuda.device_of(x):
         stage_kernel[grid(branches, rows, outputs, options)](
-            z, sums, x.contiguous(), depthwise.contiguous(), pointwise.contiguous(),
-            *_affine(scale, shift, pointwise), _branches(kernels, dilations, inputs, x.device),
-            branches, rows, inputs, outputs, height, width, *size, stride, images if x.dim() == 5 else 0, **options,
-        )  # fmt: skip
-    total, squares = sums.sum(dim=2, dtype=torch.float64)
-    return z, total, squares
+            p_z=z,
+            p_sums=sums,
+            p_x=x.contiguous(),
+            p_depthwise=weights.depthwise.contiguous(),
+            p_pointwise=weights.pointwise.contiguous(),
+            p_scale=scale,
+            p_shift=shift,
+            p_branches=_branches(stage, inputs, x.device),
+            branches=branches,
+            rows=rows,
+            inputs=inputs,
+            outputs=outputs,
+            height=height,
+            width=width,
+            out_height=size[0],
+            out_width=size[1],
+            stride=stage.stride,
+            own_images=images if x.dim() == 5 else 0,
+            **options,
+        )
+    return z, Sums(*sums.sum(dim=2, dtype=torch.float64).unbind())
 
 
 def backward(
-    grads: Sequence[Tensor],
-    grad_index: Sequence[int],
-    z: Tensor,
-    a: Tensor,
-    b: Tensor,
-    d: Tensor,
+    prologue: Prologue,
     x: Tensor,
-    depthwise: Tensor,
-    pointwise: Tensor,
-    depthwise_feedback: Tensor,
-    pointwise_feedback: Tensor,
-    kernels: Sequence[int],
-    dilations: Sequence[int],
-    stride: int,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weights: StageWeights,
+    feedback: StageWeights,
+    stage: Stage,
+    affine: Affine | None,
+    weight_grads: bool,
+) -> StageGradients:
     """The error and the weight gradients of all branches; arguments and results as in :func:`.reference.backward`."""
-    if not _fits(x, kernels, stride):
-        return reference.backward(
-            grads, grad_index, z, a, b, d, x, depthwise, pointwise, depthwise_feedback, pointwise_feedback,
-            kernels, dilations, stride, scale, shift, weights,
-        )  # fmt: skip
-    x, z = x.contiguous(), z.contiguous()
-    branches, outputs, inputs = pointwise.shape
+    if not _fits(x, stage):
+        return reference.backward(prologue, x, weights, feedback, stage, affine, weight_grads)
+    x, z = x.contiguous(), prologue.z.contiguous()
+    branches, outputs, inputs = weights.pointwise.shape
+    own, rows = x.dim() == 5, z[0, ..., 0].numel()
     images, height, width = x.shape[-4:-1]
-    own, size = x.dim() == 5, z.shape[2:4]
-    rows = z[0, ..., 0].numel()
-    stacks, places = addresses(grads, z.dtype)
-    delta = (table([[places[i]] for i in grad_index], x.device), z, *(t.float().contiguous() for t in (a, b, d)))
-    affine, geometry = _affine(scale, shift, pointwise), _branches(kernels, dilations, inputs, x.device)
+    kept, places = addresses(prologue.grads, z.dtype)
+    delta = {
+        "p_grads": table([[place] for place in places], x.device),
+        "p_z": z,
+        "p_a": prologue.a.float().contiguous(),
+        "p_b": prologue.b.float().contiguous(),
+        "p_d": prologue.d.float().contiguous(),
+    }
+    scale, shift = _rows(affine, weights.pointwise)
+    read = {"p_x": x, "p_scale": scale, "p_shift": shift, "p_branches": _branches(stage, inputs, x.device)}
+    sizes = {"height": height, "width": width, "out_height": z.shape[2], "out_width": z.shape[3]}
     options = product_options(max(inputs, outputs))
     error, none = z.new_empty(branches, rows, inputs), x.new_empty(0)
     depthwise_grad = pointwise_grad = none
     with torch.cuda.device_of(x):
         error_kernel[grid(branches, rows, inputs, options)](
-            error, *delta, pointwise_feedback.contiguous(), branches, rows, inputs, outputs, **options
+            p_error=error,
+            p_feedback=feedback.pointwise.contiguous(),
+            branches=branches,
+            rows=rows,
+            inputs=inputs,
+            outputs=outputs,
+            **delta,
+            **options,
         )
-        if weights:
+        if weight_grads:
             pairs = triton.cdiv(inputs, options["BLOCK_C"]) * triton.cdiv(outputs, options["BLOCK_C"])
             programs = max(1, min(triton.cdiv(rows, options["BLOCK_R"]), WEIGHT_PROGRAMS // (branches * pairs)))
-            depthwise_grad = x.new_empty(programs, depthwise.numel(), dtype=torch.float32)
-            pointwise_grad = x.new_empty(programs, *pointwise.shape, dtype=torch.float32)
+            depthwise_grads = x.new_empty(programs, weights.depthwise.numel(), dtype=torch.float32)
+            pointwise_grads = x.new_empty(programs, *weights.pointwise.shape, dtype=torch.float32)
             weight_gradient_kernel[branches, programs, pairs](
-                depthwise_grad, pointwise_grad, error, *delta, x, depthwise.contiguous(), *affine, geometry,
-                rows, inputs, outputs, height, width, *size, stride, images if own else 0, depthwise.numel(),
+                p_depthwise_grad=depthwise_grads,
+                p_pointwise_grad=pointwise_grads,
+                p_error=error,
+                p_depthwise=weights.depthwise.contiguous(),
+                rows=rows,
+                inputs=inputs,
+                outputs=outputs,
+                stride=stage.stride,
+                own_images=images if own else 0,
+                weights=weights.depthwise.numel(),
+                **delta,
+                **read,
+                **sizes,
                 **weight_options(max(inputs, outputs)),
-            )  # fmt: skip
-            depthwise_grad = depthwise_grad.sum(dim=0).to(depthwise.dtype)
-            pointwise_grad = pointwise_grad.sum(dim=0).to(pointwise.dtype)
-        del stacks  # read until here
+            )
+            depthwise_grad = depthwise_grads.sum(dim=0).to(weights.depthwise.dtype)
+            pointwise_grad = pointwise_grads.sum(dim=0).to(weights.pointwise.dtype)
+        del kept  # read until here
         grad = torch.empty_like(x)
-        count, rows, options = branches if own else 1, images * height * width, input_options(stride)
+        count, rows, options = branches if own else 1, images * height * width, input_options(stage.stride)
         sums = x.new_empty(2, count, triton.cdiv(rows, options["BLOCK_R"]), inputs, dtype=torch.float32)
         input_kernel[grid(count, rows, inputs, options)](
-            grad, sums, x, error, depthwise_feedback.contiguous(), *affine, geometry, count, rows, inputs,
-            height, width, *size, branches // count, **options,
-        )  # fmt: skip
+            p_grad=grad,
+            p_sums=sums,
+            p_error=error,
+            p_feedback=feedback.depthwise.contiguous(),
+            count=count,
+            rows=rows,
+            inputs=inputs,
+            shared=branches // count,
+            **read,
+            **sizes,
+            **options,
+        )
     total, products = sums.sum(dim=2, dtype=torch.float64) if own else (none.double(), none.double())
-    return grad, total, products, depthwise_grad, pointwise_grad
+    return StageGradients(grad, total, products, depthwise_grad, pointwise_grad)
 
 
-def _fits(x: Tensor, kernels: Sequence[int], stride: int) -> bool:
+def _fits(x: Tensor, stage: Stage) -> bool:
     """Whether the kernels are made for this; what is not runs as the reference."""
-    return fits(x, DTYPES) and stride in STRIDES and max(kernels) ** 2 <= TAPS
+    return fits(x, DTYPES) and stage.stride in STRIDES and max(stage.kernels) ** 2 <= TAPS
 
 
-def _affine(scale: Tensor | None, shift: Tensor | None, pointwise: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(affine: Affine | None, pointwise: Tensor) -> Affine:
     """Scale and shift, float32 [K, C]; where there is none, those that change nothing."""
-    if scale is not None and shift is not None:
-        return scale.float().contiguous(), shift.float().contiguous()
+    if affine is not None:
+        return Affine(affine.scale.float().contiguous(), affine.shift.float().contiguous())
     shape = (pointwise.shape[0], pointwise.shape[2])
-    return pointwise.new_ones(shape, dtype=torch.float32), pointwise.new_zeros(shape, dtype=torch.float32)
+    return Affine(pointwise.new_ones(shape, dtype=torch.float32), pointwise.new_zeros(shape, dtype=torch.float32))
 
 
-def _branches(kernels: Sequence[int], dilations: Sequence[int], channels: int, device: torch.device) -> Tensor:
-    starts = accumulate((channels * kernel * kernel for kernel in kernels[:-1]), initial=0)
-    return table([*zip(kernels, dilations, starts, strict=True)], device)
+def _branches(stage: Stage, channels: int, device: torch.device) -> Tensor:
+    starts = accumulate((channels * kernel * kernel for kernel in stage.kernels[:-1]), initial=0)
+    return table([*zip(stage.kernels, stage.dilations, starts, strict=True)], device)

@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 
 from bionas_fast.kernels.feedback import triton as feedback
 from bionas_fast.kernels.mixed_sum import triton as mixed_sum
-from bionas_fast.kernels.pools import triton as pools
+from bionas_fast.kernels.pooling import triton as pooling
 from bionas_fast.kernels.separable_stage import triton as separable_stage
 
 ARCHITECTURES = (80, 90, 100)
@@ -40,7 +40,7 @@ TYPES = (
 UNREAD = {"p_stored": "stored_sign", "p_stream": "drawn_sign"}
 OPTIONS = ("num_warps", "num_stages")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-OPS = (feedback, separable_stage, mixed_sum, pools)
+OPS = (feedback, separable_stage, mixed_sum, pooling)
 CONFIGURATIONS = [configuration for op in OPS for configuration in op.configurations()]
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bionas_fast import native
 from bionas_fast.kernels.factorized_reduce import reference
+from bionas_fast.kernels.records import Prologue, ReductionWeights
 from bionas_fast.space.operations import FactorizedReduce
 
 needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
@@ -34,13 +35,15 @@ def test_reference_is_the_modules(size):
     down, *each = torch.autograd.grad(loss.sum(), (x, *weights))
     parts = [torch.stack(three)[..., 0, 0] for three in (weights[:3], weights[3:], each[:3], each[3:])]
     with torch.no_grad():
-        z, *sums = reference.forward(x, *parts[:2])
+        matrices = ReductionWeights(*parts[:2])
+        z, sums = reference.forward(x, matrices)
         torch.testing.assert_close(z, expected)
-        torch.testing.assert_close(sums, [expected.sum(dim=(1, 2, 3)), expected.square().sum(dim=(1, 2, 3))])
-        given = (grads, edges, z, a, b, d, x, *parts[:2], *parts[:2])
-        for ours, theirs in zip(reference.backward(*given, True), (down, *parts[2:]), strict=True):
+        torch.testing.assert_close([*sums], [expected.sum(dim=(1, 2, 3)), expected.square().sum(dim=(1, 2, 3))])
+        given = (Prologue([grads[e] for e in edges], z, a, b, d), x, matrices, matrices)
+        error, made = reference.backward(*given, True)
+        for ours, theirs in zip((error, *made), (down, *parts[2:]), strict=True):
             torch.testing.assert_close(ours, theirs)
-        error, *none = reference.backward(*given, False)
+        error, none = reference.backward(*given, False)
     torch.testing.assert_close(error, down)
     assert [grad.numel() for grad in none] == [0, 0]
 
@@ -52,8 +55,11 @@ def whole_numbers(count, n, h, w, own, channels, edges, seed):
     def draw(most, *shape):
         return torch.randint(-most, most + 1, shape, generator=generator).double()
 
-    weights, feedback = ((draw(2, count, own - own // 2, own), draw(2, count, own // 2, own)) for _ in range(2))
-    grads = list(draw(3, max(edges) + 1, n, -(-h // 2), -(-w // 2), channels))
+    weights, feedback = (
+        ReductionWeights(draw(2, count, own - own // 2, own), draw(2, count, own // 2, own)) for _ in range(2)
+    )
+    each = draw(3, max(edges) + 1, n, -(-h // 2), -(-w // 2), channels)
+    grads = [each[e] for e in edges]
     a, b, d = draw(2, count, channels), draw(1, count, channels), draw(2, count, channels)
     return draw(3, n, h, w, channels), weights, feedback, grads, (a, b, d)
 
@@ -75,19 +81,17 @@ def test_compiled_kernels_on_random_shapes(edges, n, h, w, own, more, weights_wa
     channels = 16 * (-(-own // 16) + more)
     x, weights, feedback, grads, affine = whole_numbers(len(edges), n, h, w, own, channels, edges, seed)
     x_own, *affine_own = (tensor[..., :own] for tensor in (x, *affine))
-    z, *sums = reference.forward(x_own, *weights)
-    given = ([grad[..., :own] for grad in grads], edges, z, *affine_own, x_own, *weights, *feedback, weights_wanted)
-    error, *expected = reference.backward(*given)
-    expected = [*(F.pad(tensor, (0, channels - own)) for tensor in (z, *sums, error)), *expected]
+    z, sums = reference.forward(x_own, weights)
+    prologue = Prologue([grad[..., :own] for grad in grads], z, *affine_own)
+    error, made = reference.backward(prologue, x_own, weights, feedback, weights_wanted)
+    expected = [*(F.pad(tensor, (0, channels - own)) for tensor in (z, *sums, error)), *made]
 
     ops = torch.ops.bionas_fast_native
     x, *affine = (tensor.float() for tensor in (x, *affine))
     weights, feedback, grads = ([tensor.float() for tensor in group] for group in (weights, feedback, grads))
     with native.use_isa(isa):
-        z, *sums = ops.factorized_reduce(x, *weights)
-        back = ops.factorized_reduce_backward(
-            grads, edges, z, *affine, x, *weights, *feedback, weights_wanted
-        )  # fmt: skip
+        z, *sums = ops.factorized_reduce(x, weights)
+        back = ops.factorized_reduce_backward(grads, [z, *affine], x, weights, feedback, weights_wanted)
     for i, (ours, theirs) in enumerate(zip((z, *sums, *back), expected, strict=True)):
         assert ours.shape == theirs.shape, i
         assert torch.equal(ours.double(), theirs), i
@@ -96,13 +100,18 @@ def test_compiled_kernels_on_random_shapes(edges, n, h, w, own, more, weights_wa
 def operator_arguments():
     """Of the forward and the backward operator, by name."""
     x, weights, feedback, grads, affine = whole_numbers(3, 2, 5, 6, 10, 16, [0, 1, 0], 0)
-    given = {"x": x, "first": weights[0], "second": weights[1]}
-    given = {name: tensor.float() for name, tensor in given.items()}
-    z = torch.ops.bionas_fast_native.factorized_reduce(**given)[0]
-    back = {"grads": [grad.float() for grad in grads], "edges": [0, 1, 0], "z": z}
-    back |= {name: row.float() for name, row in zip("abd", affine, strict=True)} | given
-    back |= {"first_feedback": feedback[0].float(), "second_feedback": feedback[1].float(), "weights": True}
-    return given, back
+    forward = {"x": x.float(), "weights": [weight.float() for weight in weights]}
+    z = torch.ops.bionas_fast_native.factorized_reduce(**forward)[0]
+    back = {"grads": [grad.float() for grad in grads], "prologue": [z, *(row.float() for row in affine)]} | forward
+    return forward, back | {"feedback": [weight.float() for weight in feedback], "weight_grads": True}
+
+
+def with_changes(given: dict, changed: dict) -> dict:
+    """Arguments, some of them changed; of a list only the places that are named."""
+    return given | {
+        name: [value.get(i, old) for i, old in enumerate(given[name])] if isinstance(value, dict) else value
+        for name, value in changed.items()
+    }
 
 
 @needs_native
@@ -111,7 +120,7 @@ def test_operators_pass_opcheck():
     forward, backward = operator_arguments()
     torch.library.opcheck(ops.factorized_reduce.default, tuple(forward.values()), test_utils=OPCHECKS)
     for weights in (True, False):
-        given = backward | {"weights": weights}
+        given = backward | {"weight_grads": weights}
         torch.library.opcheck(ops.factorized_reduce_backward.default, tuple(given.values()), test_utils=OPCHECKS)
 
 
@@ -123,39 +132,39 @@ def test_operators_pass_opcheck():
         ({"x": torch.zeros(2, 5, 96)}, "x: expected"),
         ({"x": torch.zeros(2, 5, 6, 16).double()}, "x: expected Float"),
         ({"x": torch.zeros(2, 5, 16, 6).transpose(2, 3)}, "x: expected a contiguous"),
-        ({"first": torch.zeros(5, 10)}, "first, second: expected a matrix for each"),
-        ({"first": torch.zeros(3, 6, 10)}, "first, second: expected the two halves"),
-        ({"second": torch.zeros(2, 5, 10)}, "first, second: expected the two halves"),
-        ({"first": torch.zeros(3, 9, 18), "second": torch.zeros(3, 9, 18)}, "at most as many channels"),
+        ({"weights": {0: torch.zeros(5, 10)}}, "first, second: expected a matrix for each"),
+        ({"weights": {0: torch.zeros(3, 6, 10)}}, "first, second: expected the two halves"),
+        ({"weights": {1: torch.zeros(2, 5, 10)}}, "first, second: expected the two halves"),
+        ({"weights": [torch.zeros(3, 9, 18), torch.zeros(3, 9, 18)]}, "at most as many channels"),
     ],
 )
 def test_bad_arguments_are_refused(changed, message):
     ops = torch.ops.bionas_fast_native
     forward, backward = operator_arguments()
     with pytest.raises(RuntimeError, match=message):
-        ops.factorized_reduce(**forward | changed)
+        ops.factorized_reduce(**with_changes(forward, changed))
     with pytest.raises(RuntimeError, match=message):
-        ops.factorized_reduce_backward(**backward | changed)
+        ops.factorized_reduce_backward(**with_changes(backward, changed))
 
 
 @needs_native
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"edges": [0, 1]}, "edges: expected one for each"),
-        ({"edges": [0, 2, 0]}, "edges: out of range"),
-        ({"edges": [0, -1, 0]}, "edges: out of range"),
-        ({"z": torch.zeros(2, 2, 3, 3, 16)}, "z: expected"),
-        ({"b": torch.zeros(2, 16)}, "a, b, d: expected a row"),
-        ({"d": torch.zeros(3, 16).double()}, "a, b, d: expected Float"),
-        ({"grads": [torch.zeros(2, 3, 3, 16), torch.zeros(2, 3, 2, 16)]}, "grads: expected"),
-        ({"first_feedback": torch.zeros(3, 4, 8), "second_feedback": torch.zeros(3, 4, 8)}, "feedback: expected"),
+        ({"weights": [torch.zeros(3, 5, 10)]}, "weights: expected first and second"),
+        ({"grads": [torch.zeros(2, 3, 3, 16)] * 2}, "grads: expected one for each"),
+        ({"prologue": [torch.zeros(3, 2, 3, 3, 16)]}, "prologue: expected z, a, b, d"),
+        ({"prologue": {0: torch.zeros(2, 2, 3, 3, 16)}}, "z: expected"),
+        ({"prologue": {2: torch.zeros(2, 16)}}, "a, b, d: expected a row"),
+        ({"prologue": {3: torch.zeros(3, 16).double()}}, "a, b, d: expected Float"),
+        ({"grads": {1: torch.zeros(2, 3, 2, 16)}}, "grads: expected"),
+        ({"feedback": [torch.zeros(3, 4, 8), torch.zeros(3, 4, 8)]}, "feedback: expected"),
     ],
 )
 def test_bad_arguments_of_the_backward_pass_are_refused(changed, message):
     _, backward = operator_arguments()
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.bionas_fast_native.factorized_reduce_backward(**backward | changed)
+        torch.ops.bionas_fast_native.factorized_reduce_backward(**with_changes(backward, changed))
 
 
 @needs_native
@@ -165,8 +174,8 @@ def test_no_positions(shape):
     x, size = torch.zeros(shape), (shape[0], -(-shape[1] // 2), -(-shape[2] // 2), 16)
     z, *sums = torch.ops.bionas_fast_native.factorized_reduce(**forward | {"x": x})
     assert z.shape == (3, *size)
-    changed = {"x": x, "z": z, "grads": [torch.zeros(size)] * 2}
-    error, *grads = torch.ops.bionas_fast_native.factorized_reduce_backward(**backward | changed)
+    changed = {"x": x, "prologue": {0: z}, "grads": [torch.zeros(size)] * 3}
+    error, *grads = torch.ops.bionas_fast_native.factorized_reduce_backward(**with_changes(backward, changed))
     assert error.shape == shape
     assert not any(tensor.any() for tensor in (*sums, *grads))
 
@@ -177,6 +186,6 @@ def test_not_a_number_stays_one():
     forward["x"][0, 2, 4, 3] = torch.nan
     forward["x"][1, 3, 1, 5] = torch.nan
     z = torch.ops.bionas_fast_native.factorized_reduce(**forward)[0]
-    theirs = reference.forward(forward["x"][..., :10], forward["first"], forward["second"])[0]
+    theirs = reference.forward(forward["x"][..., :10], ReductionWeights(*forward["weights"]))[0]
     assert theirs.isnan().any()
     assert z[..., :10][theirs.isnan()].isnan().all()

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bionas_fast import native
-from bionas_fast.kernels.mixed_sum import reference as mixed_sum
-from bionas_fast.kernels.mixed_sum.normalised import NormalisedSum
+from bionas_fast.kernels.records import Moments, Sums, Terms
+from bionas_fast.ops.mixed_edges.backends import Backend, find
 
 needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
-specification = NormalisedSum(mixed_sum.forward, mixed_sum.backward)
+specification = find("reference")
 COUNT = 3  # edges
 
 
@@ -30,24 +30,25 @@ def arguments(index: list[int], positions: int, channels: int, raw: bool, seed: 
     normalised = torch.cat(stacks)[: 5 - raw]
     return {
         "stacks": stacks,
-        "index": index,
-        "edges": sorted(torch.randint(COUNT, (len(index),), generator=generator).tolist()),
+        "terms": Terms(
+            tuple(index), tuple(sorted(torch.randint(COUNT, (len(index),), generator=generator).tolist())), COUNT
+        ),
         "factors": randn(len(index)),
-        "sums": (normalised.sum((1, 2, 3)), normalised.square().sum((1, 2, 3))),
-        "given": (randn(5 - raw, channels), 0.5 + randn(5 - raw, channels).square()),
+        "sums": Sums(normalised.sum((1, 2, 3)), normalised.square().sum((1, 2, 3))),
+        "given": Moments(randn(5 - raw, channels), 0.5 + randn(5 - raw, channels).square()),
         "into": [randn(1, 1, positions, channels) for _ in range(COUNT)],
         "grads": [randn(1, 1, positions, channels) for _ in range(COUNT)],
     }
 
 
-def results(a: dict, training: bool, into: bool, forward, backward, cast=lambda t: t):
+def results(a: dict, training: bool, into: tuple[bool, ...], backend: Backend, cast=lambda t: t):
     """Everything that comes out of both passes."""
     stacks, grads = ([cast(t) for t in a[key]] for key in ("stacks", "grads"))
-    before = [cast(t) for t in a["into"]] if into else []
-    statistics = (None, None) if training else a["given"]
-    out, mean, var = forward(stacks, a["index"], a["edges"], COUNT, a["factors"], *a["sums"], *statistics, before)
-    back = backward(stacks, a["index"], a["edges"], a["factors"], mean, var, training, grads)
-    return (*out, mean, var, *back)
+    before = [cast(t) if given else None for t, given in zip(a["into"], into, strict=True)]
+    given = None if training else a["given"]
+    out, moments = backend.normalised_forward(stacks, a["terms"], a["factors"], a["sums"], given, before)
+    back = backend.normalised_backward(grads, stacks, a["terms"], a["factors"], moments, training)
+    return (*out, *moments, *back)
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -64,17 +65,17 @@ def test_specification_is_autograd(training, raw):
         each = [(z.view(11, 5) - m) / (v + 1e-5).sqrt() for z, m, v in zip(normalised, mean, var, strict=True)]
     each += [z.view(11, 5) for z in maps[5 - raw :]]
     sums = [before.view(11, 5) for before in a["into"]]
-    for t, (k, e) in enumerate(zip(a["index"], a["edges"], strict=True)):
+    for t, (k, e) in enumerate(zip(a["terms"].index, a["terms"].edges, strict=True)):
         sums[e] = sums[e] + factors[t] * each[k]
     total = sum((own * grad.view(11, 5)).sum() for own, grad in zip(sums, a["grads"], strict=True))
     grad_maps, grad_factors = torch.autograd.grad(total, (maps, factors))
-    *out, _, _, ours, from_edges, b, d = results(a, training, True, specification.forward, specification.backward)
+    *out, _, _, ours, from_edges, b, d = results(a, training, (True,) * COUNT, specification)
     for actual, expected in zip(out, sums, strict=True):
         torch.testing.assert_close(actual.view(11, 5), expected)
     torch.testing.assert_close(ours, grad_factors)
     for k in range(5):
-        terms = [t for t, own in enumerate(a["index"]) if own == k]
-        down = sum(from_edges[t] * a["grads"][a["edges"][t]] for t in terms)
+        terms = [t for t, own in enumerate(a["terms"].index) if own == k]
+        down = sum(from_edges[t] * a["grads"][a["terms"].edges[t]] for t in terms)
         if k < len(b):
             down = down + b[k] * maps[k] + d[k]
         torch.testing.assert_close(down, grad_maps[k])
@@ -88,16 +89,15 @@ def test_specification_is_autograd(training, raw):
     blocks=st.integers(1, 3),
     raw=st.booleans(),
     training=st.booleans(),
-    into=st.booleans(),
+    into=st.tuples(*[st.booleans()] * COUNT),
     isa=st.sampled_from(native.isas() or ("none",)),
     seed=st.integers(0, 2**31),
 )
 def test_kernels_on_random_shapes(index, positions, blocks, raw, training, into, isa, seed):
     a = arguments(index, positions, 16 * blocks, raw, seed)
-    ops = torch.ops.bionas_fast_native
-    expected = results(a, training, into, specification.forward, specification.backward)
+    expected = results(a, training, into, specification)
     with native.use_isa(isa):
-        actual = results(a, training, into, ops.normalised_sum, ops.normalised_sum_backward, torch.Tensor.float)
+        actual = results(a, training, into, find("native"), torch.Tensor.float)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
@@ -110,11 +110,12 @@ def test_operators_pass_opcheck():
         ("test_schema", "test_faketensor"),
     )
     stacks, into, grads = ([t.float() for t in a[key]] for key in ("stacks", "into", "grads"))
-    where = (stacks, a["index"], a["edges"])
-    for statistics in ((None, None), a["given"]):
-        forward = (*where, COUNT, a["factors"], *a["sums"], *statistics, into)
-        torch.library.opcheck(ops.normalised_sum.default, forward, test_utils=checks)
-    backward = (*where, a["factors"], *a["given"], True, grads)
+    where = (stacks, a["terms"].encode())
+    for moments in ((), a["given"]):
+        for before in (into, [None, *into[1:]]):
+            forward = (*where, a["factors"], a["sums"], moments, before)
+            torch.library.opcheck(ops.normalised_sum.default, forward, test_utils=checks)
+    backward = (grads, *where, a["factors"], a["given"], True)
     torch.library.opcheck(ops.normalised_sum_backward.default, backward, test_utils=checks)
 
 
@@ -122,15 +123,19 @@ def test_operators_pass_opcheck():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"index": [5, 0, 0]}, "index: out of range"),
-        ({"edges": [0, 0, 3]}, "edges: out of range"),
-        ({"edges": [0, 0]}, "edges: expected one for each term"),
+        ({"terms": Terms((5, 0, 0), (0, 0, 1), COUNT)}, "index: out of range"),
+        ({"terms": Terms((0, 4, 2), (0, 0, 3), COUNT)}, "edges: out of range"),
+        ({"terms": Terms((0, 4, 2), (0, 0), COUNT)}, "terms: expected a map and an edge of each"),
         ({"factors": torch.ones(2, dtype=torch.float64)}, "factors: expected one for each term"),
+        ({"into": []}, "into: expected one for each sum"),
+        ({"sums": [torch.ones(4, 16, dtype=torch.float64)]}, "sums: expected total and squares"),
+        ({"moments": [torch.ones(4, 16, dtype=torch.float64)]}, "moments: expected mean and variance"),
     ],
 )
 def test_impossible_arguments_are_refused(change, message):
-    a = arguments([0, 4, 2], 6, 16, True, 0) | change
+    a = arguments([0, 4, 2], 6, 16, True, 0) | {"moments": ()} | change
+    stacks, into = ([None if t is None else t.float() for t in a[key]] for key in ("stacks", "into"))
     with pytest.raises(RuntimeError, match=message):
         torch.ops.bionas_fast_native.normalised_sum(
-            [t.float() for t in a["stacks"]], a["index"], a["edges"], COUNT, a["factors"], *a["sums"], None, None, []
+            stacks, a["terms"].encode(), a["factors"], a["sums"], a["moments"], into
         )

@@ -11,12 +11,23 @@ from torch.nn import functional as F
 from bionas_fast import native
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum
-from bionas_fast.kernels.pools import reference as pools
-from bionas_fast.kernels.separable_edges.composition import Composition
+from bionas_fast.kernels.pooling import reference as pooling
+from bionas_fast.kernels.records import (
+    Affine,
+    Moments,
+    Prologue,
+    SavedEdges,
+    SeparablePlan,
+    SeparableWeights,
+    Stage,
+    StageWeights,
+    Terms,
+)
 from bionas_fast.kernels.separable_stage import reference as separable_stage
+from bionas_fast.ops.mixed_edges.backends import find
 
 needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
-composition = Composition(separable_stage.forward, separable_stage.backward, mixed_sum.forward, mixed_sum.backward)
+composition = find("reference")
 
 
 def relative(actual, expected, least=1e-30):
@@ -35,13 +46,21 @@ def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
 
     taps = sum(kernel * kernel for kernel in kernels)
     x = coarse(n, h, w, c) if draw_shared else coarse(k, n, h, w, c)
-    weights = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
-    feedback = (randn(taps * c) / 3, randn(k, c, c) / c**0.5)
-    scale, shift = (None, None) if draw_shared else (coarse(k, c), coarse(k, c))
+    weights = StageWeights(randn(taps * c) / 3, randn(k, c, c) / c**0.5)
+    feedback = StageWeights(randn(taps * c) / 3, randn(k, c, c) / c**0.5)
+    before = None if draw_shared else Affine(coarse(k, c), coarse(k, c))
     size = (n, -(-h // stride), -(-w // stride), c)
     grad, own = randn(2, *size), randn(k, *size)
     affine = (randn(k, c), randn(k, c), randn(k, c))
-    return x, weights, feedback, scale, shift, grad, own, affine
+    return x, weights, feedback, before, grad, own, affine
+
+
+def floats(record):
+    """A record, tuple or list of tensors in float32; None stays."""
+    if record is None:
+        return None
+    each = [tensor.float() for tensor in record]
+    return type(record)(*each) if hasattr(record, "_fields") else type(record)(each)
 
 
 @needs_native
@@ -61,23 +80,20 @@ def _stage(draw_shared, k, n, h, w, c, stride, kernels, dilations, seed):
 def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, weights_wanted, isa, seed):
     stride, c, k = stride if shared else 1, 16 * blocks, len(specs)
     kernels, dilations = zip(*specs, strict=True)
-    x, weights, feedback, scale, shift, grad, own, affine = _stage(
-        shared, k, n, h, w, c, stride, kernels, dilations, seed
-    )
-    index = [i % 2 if i % 3 else 2 + i for i in range(k)]
+    x, weights, feedback, before, grad, own, affine = _stage(shared, k, n, h, w, c, stride, kernels, dilations, seed)
+    grads = [grad[i % 2] if i % 3 else own[i] for i in range(k)]
+    stage = Stage(kernels, dilations, stride)
 
-    def run(cast, forward, backward):
-        z, total, squares = forward(cast(x), *map(cast, weights), kernels, dilations, stride, cast(scale), cast(shift))
-        grads = backward(
-            [cast(grad), cast(own)], index, z, *map(cast, affine), cast(x), *map(cast, weights), *map(cast, feedback),
-            kernels, dilations, stride, cast(scale), cast(shift), weights_wanted,
-        )  # fmt: skip
-        return z, total, squares, *grads
+    def run(cast, backend):
+        given = (cast([x])[0], cast(weights))
+        z, sums = backend.stage_forward(*given, stage, cast(before))
+        prologue = Prologue(cast(grads), z, *cast(affine))
+        found = backend.stage_backward(prologue, *given, cast(feedback), stage, cast(before), weights_wanted)
+        return z, *sums, *found
 
-    expected = run(lambda t: t, separable_stage.forward, separable_stage.backward)
-    ops = torch.ops.bionas_fast_native
+    expected = run(lambda record: record, find("reference"))
     with native.use_isa(isa):
-        actual = run(lambda t: None if t is None else t.float(), ops.stage_forward, ops.stage_backward)
+        actual = run(floats, find("native"))
     for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert ours.numel() == theirs.numel(), i
         if theirs.numel():
@@ -88,13 +104,12 @@ def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, 
 @pytest.mark.parametrize("isa", native.isas() or ("none",))
 @pytest.mark.parametrize("shared", [True, False])
 def test_stages_let_nan_through(shared, isa):
-    x, weights, _, scale, shift, *_ = _stage(shared, 2, 1, 6, 7, 16, 1, (3, 5), (1, 1), 0)
+    x, weights, _, before, *_ = _stage(shared, 2, 1, 6, 7, 16, 1, (3, 5), (1, 1), 0)
     x[..., 2, 3, 5] = torch.nan
-    rest = ((3, 5), (1, 1), 1)
-    expected = separable_stage.forward(x, *weights, *rest, scale, shift)[0]
-    floats = [None if t is None else t.float() for t in (x, *weights, scale, shift)]
+    stage = Stage((3, 5), (1, 1))
+    expected, _ = separable_stage.forward(x, weights, stage, before)
     with native.use_isa(isa):
-        z = torch.ops.bionas_fast_native.stage_forward(*floats[:3], *rest, *floats[3:])[0]
+        z, _ = find("native").stage_forward(x.float(), floats(weights), stage, floats(before))
     assert expected.isnan().any()
     assert not expected.isnan().all()
     assert torch.equal(z.isnan(), expected.isnan())
@@ -106,7 +121,7 @@ def test_stages_let_nan_through(shared, isa):
     edges=st.lists(st.integers(0, 2), min_size=1, max_size=9),
     positions=st.integers(1, 300),
     blocks=st.integers(1, 3),
-    given_before=st.booleans(),
+    given_before=st.tuples(*[st.booleans()] * 3),
     isa=st.sampled_from(native.isas() or ("none",)),
     seed=st.integers(0, 2**31),
 )
@@ -119,16 +134,17 @@ def test_mixed_sum_kernels_on_random_shapes(edges, positions, blocks, given_befo
 
     stacks = [randn(3, 1, 1, positions, c), randn(2, 1, 1, positions, c)]
     index = torch.randint(5, (len(edges),), generator=generator).tolist()
+    terms = Terms(tuple(index), tuple(edges), 3)
     weight, offset = randn(len(edges), c), randn(3, c)
     grads = [randn(1, 1, positions, c) for _ in range(3)]
-    into = grads if given_before else []
-    expected = mixed_sum.forward(stacks, index, edges, weight, offset, into)
-    expected += mixed_sum.backward(stacks, index, edges, grads)
-    ops = torch.ops.bionas_fast_native
+    into = [grad if given else None for grad, given in zip(grads, given_before, strict=True)]
+    expected = mixed_sum.forward(stacks, terms, weight, offset, into)
+    expected += mixed_sum.backward(grads, stacks, terms)
+    kernels = find("native")
     with native.use_isa(isa):
-        floats, float_grads, float_into = ([t.float() for t in group] for group in (stacks, grads, into))
-        actual = ops.mixed_sum(floats, index, edges, weight.float(), offset.float(), float_into)
-        actual += ops.mixed_sum_backward(floats, index, edges, float_grads)
+        into = [None if t is None else t.float() for t in into]
+        actual = kernels.sum_forward(floats(stacks), terms, weight.float(), offset.float(), into)
+        actual += kernels.sum_backward(floats(grads), floats(stacks), terms)
     for ours, theirs in zip(actual, expected, strict=True):
         assert relative(ours.double(), theirs) < 1e-5
 
@@ -149,13 +165,13 @@ def test_pool_kernels_on_random_shapes(n, h, w, stride, coarse, isa, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, h, w, 32, generator=generator)
     x = x.round() if coarse else x
-    expected = pools.forward(x.double(), stride)
-    grads = [torch.randn(expected[0].shape[1:], generator=generator) for _ in range(2)]
-    down = pools.backward([grad.double() for grad in grads], x.double(), stride)
+    z, sums = pooling.forward(x.double(), stride)
+    grads = [torch.randn(z.shape[1:], generator=generator) for _ in range(2)]
+    down = pooling.backward([grad.double() for grad in grads], x.double(), stride)
     ops = torch.ops.bionas_fast_native
     with native.use_isa(isa):
-        actual = (*ops.pools(x, stride), ops.pools_backward(grads, x, stride))
-    for ours, theirs in zip(actual, (*expected, down), strict=True):
+        actual = (*ops.pooling(x, stride), ops.pooling_backward(grads, x, stride))
+    for ours, theirs in zip(actual, (z, *sums, down), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -164,34 +180,32 @@ def test_pool_kernels_on_random_shapes(n, h, w, stride, coarse, isa, seed):
 @pytest.mark.parametrize("weights_wanted", [True, False])
 def test_operators_pass_opcheck(shared, weights_wanted):
     ops = torch.ops.bionas_fast_native
-    kernels, dilations, stride = [3, 5, 3], [1, 1, 2], 2 if shared else 1
-    x, weights, feedback, scale, shift, grad, own, affine = (
-        [t.float() for t in value] if isinstance(value, tuple) else None if value is None else value.float()
-        for value in _stage(shared, 3, 2, 5, 6, 16, stride, kernels, dilations, 0)
-    )
+    kernels, dilations, stride = (3, 5, 3), (1, 1, 2), 2 if shared else 1
+    x, weights, feedback, before, grad, own, affine = _stage(shared, 3, 2, 5, 6, 16, stride, kernels, dilations, 0)
+    x, weights, feedback, before = x.float(), floats(weights), floats(feedback), floats(before) or ()
+    grads, affine = floats([*grad, own[2]]), floats(affine)
     checks = ("test_schema", "test_faketensor")
-    stage = (x, *weights, kernels, dilations, stride, scale, shift)
-    torch.library.opcheck(ops.stage_forward.default, stage, test_utils=checks)
-    z = ops.stage_forward(*stage)[0]
-    backward = (
-        [grad, own], [0, 1, 2], z, *affine, x, *weights, *feedback, kernels, dilations, stride, scale, shift,
-        weights_wanted,
-    )  # fmt: skip
+    stage = (Stage(kernels, dilations, stride).encode(), before)
+    torch.library.opcheck(ops.stage_forward.default, (x, weights, *stage), test_utils=checks)
+    z = ops.stage_forward(x, weights, *stage)[0]
+    backward = (grads, [z, *affine], x, weights, feedback, *stage, weights_wanted)
     torch.library.opcheck(ops.stage_backward.default, backward, test_utils=checks)
-    sums = ([z], [0, 2, 1], [0, 0, 1], affine[0], affine[1][:2], [])
-    torch.library.opcheck(ops.mixed_sum.default, sums, test_utils=checks)
-    torch.library.opcheck(ops.mixed_sum_backward.default, ([z], [0, 2, 1], [0, 0, 1], list(grad)), test_utils=checks)
+    terms = Terms((0, 2, 1), (0, 0, 1), 2).encode()
+    for into in ([None, None], [None, grads[1]]):
+        sums = ([z], terms, affine[0], affine[1][:2], into)
+        torch.library.opcheck(ops.mixed_sum.default, sums, test_utils=checks)
+    torch.library.opcheck(ops.mixed_sum_backward.default, (grads[:2], [z], terms), test_utils=checks)
     image = x if shared else x[0]
-    torch.library.opcheck(ops.pools.default, (image, 2), test_utils=checks)
-    pooled = ops.pools(image, 2)[0]
-    torch.library.opcheck(ops.pools_backward.default, ([pooled[0], pooled[1]], image, 2), test_utils=checks)
+    torch.library.opcheck(ops.pooling.default, (image, 2), test_utils=checks)
+    pooled = ops.pooling(image, 2)[0]
+    torch.library.opcheck(ops.pooling_backward.default, ([pooled[0], pooled[1]], image, 2), test_utils=checks)
 
 
 @needs_native
 def test_pools_let_nan_through():
     x = torch.randn(1, 4, 4, 16)
     x[0, 1, 2, 3] = float("nan")
-    ours, theirs = torch.ops.bionas_fast_native.pools(x, 1)[0], pools.forward(x, 1)[0]
+    ours, theirs = torch.ops.bionas_fast_native.pooling(x, 1)[0], pooling.forward(x, 1)[0]
     assert torch.equal(ours.isnan(), theirs.isnan())
 
 
@@ -199,7 +213,7 @@ def test_pools_let_nan_through():
 def test_memory_is_kept_for_the_next_step_and_given_back():
     x = torch.randn(32, 16, 16, 16)
     native.release_memory()
-    z = torch.ops.bionas_fast_native.pools(x, 1)[0]
+    z = torch.ops.bionas_fast_native.pooling(x, 1)[0]
     assert z.numel() * z.element_size() >= 1 << 20
     expected, where = z.clone(), z.data_ptr()
     assert native.release_memory() == 0, "in use"
@@ -208,7 +222,7 @@ def test_memory_is_kept_for_the_next_step_and_given_back():
     assert native.release_memory() == 0, "a view is still in use"
     assert torch.equal(part, expected[1])
     del part
-    z = torch.ops.bionas_fast_native.pools(x, 1)[0]
+    z = torch.ops.bionas_fast_native.pooling(x, 1)[0]
     assert z.data_ptr() == where
     assert torch.equal(z, expected)
     del z
@@ -219,9 +233,10 @@ def test_memory_is_kept_for_the_next_step_and_given_back():
 def test_stage_reference_is_autograd_when_feedback_is_the_weight():
     """With B = W the specification itself is the gradient of the plain stage followed by batch normalisation."""
     kernels, dilations, c = (3, 5, 3), (1, 1, 2), 4
-    x, weights, _, _, _, grad, _, _ = _stage(True, 3, 2, 6, 7, c, 1, kernels, dilations, 0)
+    x, weights, _, _, grad, _, _ = _stage(True, 3, 2, 6, 7, c, 1, kernels, dilations, 0)
     leaves = [t.clone().requires_grad_() for t in (x, *weights)]
-    z, total, squares = separable_stage.forward(*leaves, kernels, dilations, 1)
+    stage = Stage(kernels, dilations)
+    z, (total, squares) = separable_stage.forward(leaves[0], StageWeights(*leaves[1:]), stage)
     positions = z[0].numel() // c
     g = torch.stack([grad[0], grad[1], grad[0]])
     normal = torch.stack([F.batch_norm(m.reshape(-1, c), None, None, training=True).view_as(m) for m in z])
@@ -233,13 +248,11 @@ def test_stage_reference_is_autograd_when_feedback_is_the_weight():
     rstd = (var + 1e-5).rsqrt().detach()
     slope = rstd.square() * (g * normal).sum(dim=(1, 2, 3)) / positions * rstd / rstd
     affine = (rstd, -slope, slope * mean - rstd * g.sum(dim=(1, 2, 3)) / positions)
-    grads = separable_stage.backward(
-        [grad], [0, 1, 0], z.detach(), *(t.detach() for t in affine), x, *weights, *weights, kernels, dilations, 1,
-        None, None, True,
-    )  # fmt: skip
-    torch.testing.assert_close(grads[0], leaves[0].grad)
-    torch.testing.assert_close(grads[3], leaves[1].grad)
-    torch.testing.assert_close(grads[4].view_as(leaves[2]), leaves[2].grad)
+    prologue = Prologue([grad[0], grad[1], grad[0]], z.detach(), *(t.detach() for t in affine))
+    grads = separable_stage.backward(prologue, x, weights, weights, stage, None, True)
+    torch.testing.assert_close(grads.x, leaves[0].grad)
+    torch.testing.assert_close(grads.depthwise, leaves[1].grad)
+    torch.testing.assert_close(grads.pointwise.view_as(leaves[2]), leaves[2].grad)
 
 
 @needs_native
@@ -253,7 +266,7 @@ def test_stage_reference_is_autograd_when_feedback_is_the_weight():
     channels=st.integers(2, 20),  # one: its weight gradients vanish, for normalisation undoes any scale
     stride=st.integers(1, 2),
     weights_wanted=st.booleans(),
-    into=st.booleans(),
+    into=st.tuples(*[st.booleans()] * 3),
     isa=st.sampled_from(native.isas() or ("none",)),
     seed=st.integers(0, 2**31),
 )
@@ -263,12 +276,9 @@ def test_separable_edges_on_random_shapes(
     """Fused and put together from its parts in float64, in training and with given statistics."""
     arguments = separable_edges_arguments(specs, min(twice, len(specs)), n, h, w, channels, stride, into, seed)
     assume(not near_a_bend(arguments))
-    expected = run_separable_edges(composition.forward, composition.backward, arguments, weights_wanted)
-    ops = torch.ops.bionas_fast_native
+    expected = run_separable_edges(composition, arguments, weights_wanted)
     with native.use_isa(isa):
-        actual = run_separable_edges(
-            ops.separable_edges, ops.separable_edges_backward, arguments, weights_wanted, wide=16 * -(-channels // 16)
-        )
+        actual = run_separable_edges(find("native"), arguments, weights_wanted, wide=16 * -(-channels // 16))
     for name, theirs in expected.items():
         ours = actual[name]
         assert ours.numel() == theirs.numel(), name
@@ -288,89 +298,121 @@ def separable_edges_arguments(specs, twice, n, h, w, channels, stride, into, see
     dilations[:twice] = [1] * twice
 
     def weights():
-        shapes = []
-        for ks in (kernels, kernels[:twice]):
-            shapes += [(channels * sum(k * k for k in ks),), (len(ks), channels, channels)]
-        return [randn(*shape) / 3 for shape in shapes]
+        return SeparableWeights(
+            *(
+                StageWeights(randn(channels * sum(k * k for k in ks)) / 3, randn(len(ks), channels, channels) / 3)
+                for ks in (kernels, kernels[:twice])
+            )
+        )
 
     size = (n, -(-h // stride), -(-w // stride), channels)
     return {
         "x": randn(n, h, w, channels),
         "weights": weights(),
         "feedback": weights(),
-        "geometry": (kernels, dilations, stride, edges),
+        "plan": SeparablePlan(Stage(tuple(kernels), tuple(dilations), stride), tuple(edges), 3, twice),
         "mixing": randn(len(specs)),
-        "into": [randn(*size) for _ in range(3)] if into else [],
+        "into": [tensor if given else None for tensor, given in zip(randn(3, *size), into, strict=True)],
         "grads": [randn(*size) for _ in range(3)],
-        "given": (randn(twice + len(specs), channels), randn(twice + len(specs), channels).square() + 0.1),
+        "given": Moments(randn(twice + len(specs), channels), randn(twice + len(specs), channels).square() + 0.1),
     }
 
 
 def near_a_bend(a):
     """Whether a second ReLU sees a value so small that its sign, and with it the gradient, is a matter of rounding."""
-    twice, (kernels, dilations, stride, _) = len(a["weights"][3]), a["geometry"]
-    z, *totals = separable_stage.forward(a["x"], *a["weights"][:2], kernels, dilations, stride)
-    of_batch = batch_norm.moments(*totals, z[0].numel() // z.shape[-1])
+    twice = a["plan"].twice
+    z, sums = separable_stage.forward(a["x"], a["weights"].first, a["plan"].first)
+    of_batch = batch_norm.moments(sums, z[0].numel() // z.shape[-1])
     return any(
         ((own - m[:, None, None, None]) * batch_norm.rstd(v)[:, None, None, None]).abs().lt(1e-5).any()
         for own, m, v in ((z[:twice], *(s[:twice] for s in given)) for given in (of_batch, a["given"]))
     )
 
 
-def run_separable_edges(forward, backward, a, weights_wanted, wide=None):
+def run_separable_edges(backend, a, weights_wanted, wide=None):
     """What comes out, by name; in float32 and with zeros for more channels if ``wide`` says how many."""
     channels = a["x"].shape[-1]
 
     def cast(tensor, value=0.0):
-        if wide is None:
+        if wide is None or tensor is None:
             return tensor
         tensor = F.pad(tensor, (0, wide - channels), value=value)
         return tensor if tensor.dim() == 2 else tensor.float()
 
     def weights(name):
-        return [t if wide is None else t.float() for t in a[name]]
+        return a[name] if wide is None else SeparableWeights(*(floats(stage) for stage in a[name]))
 
     x, found = cast(a["x"]), {}
     for training in (True, False):
-        given = (None, None) if training else (cast(a["given"][0]), cast(a["given"][1], 1.0))
-        out, z, mean, var = forward(
-            x, weights("weights"), *a["geometry"], 3, a["mixing"], *given, [cast(t) for t in a["into"]]
-        )
-        for feedback in ([], weights("feedback")):
-            grads = backward(
-                [cast(t) for t in a["grads"]], z, mean, var, training, x, weights("weights"), feedback,
-                *a["geometry"], a["mixing"], weights_wanted,
-            )  # fmt: skip
+        given = None if training else Moments(cast(a["given"].mean), cast(a["given"].var, 1.0))
+        into = [cast(t) for t in a["into"]]
+        out, z, moments = backend.edges_forward(x, weights("weights"), a["plan"], a["mixing"], given, into)
+        saved, incoming = SavedEdges(x, z, moments, training), [cast(t) for t in a["grads"]]
+        for feedback in (None, weights("feedback")):
+            grads = backend.edges_backward(
+                incoming, saved, weights("weights"), feedback, a["plan"], a["mixing"], weights_wanted
+            )
             for i, grad in enumerate(grads):
                 cut = grad[..., :channels] if i == 1 and feedback else grad
-                found[f"grad {i}, {training=}, {bool(feedback)}"] = cut
+                found[f"grad {i}, {training=}, {feedback is not None}"] = cut
         found |= {f"out {e}, {training=}": t[..., :channels] for e, t in enumerate(out)}
-        found |= {f"{name}, {training=}": t[..., :channels] for name, t in (("z", z), ("mean", mean), ("var", var))}
+        named = (("z", z), ("mean", moments.mean), ("var", moments.var))
+        found |= {f"{name}, {training=}": t[..., :channels] for name, t in named}
     return found
 
 
 @needs_native
 def test_separable_edges_pass_opcheck():
     specs = [(3, 1, 0), (5, 1, 2), (5, 2, 0)]
-    a = separable_edges_arguments(specs, 1, 2, 5, 6, 16, 2, True, 0)
+    a = separable_edges_arguments(specs, 1, 2, 5, 6, 16, 2, (True, False, True), 0)
     ops, checks = torch.ops.bionas_fast_native, ("test_schema", "test_faketensor")
-    weights, feedback, into, grads = ([t.float() for t in a[key]] for key in ("weights", "feedback", "into", "grads"))
-    x = a["x"].float()
-    forward = (x, weights, *a["geometry"], 3, a["mixing"])
-    for statistics in ((None, None), a["given"]):
-        torch.library.opcheck(ops.separable_edges.default, (*forward, *statistics, into), test_utils=checks)
-    _, z, mean, var = ops.separable_edges(*forward, None, None, into)
+    weights, feedback = (floats(a[key].tensors()) for key in ("weights", "feedback"))
+    into, plan, x = [None if t is None else t.float() for t in a["into"]], a["plan"].encode(), a["x"].float()
+    for moments in ((), a["given"]):
+        forward = (x, weights, plan, a["mixing"], moments, into)
+        torch.library.opcheck(ops.separable_edges.default, forward, test_utils=checks)
+    _, z, mean, var = ops.separable_edges(x, weights, plan, a["mixing"], (), into)
     for way in (feedback, []):
-        back = (grads, z, mean, var, True, x, weights, way, *a["geometry"], a["mixing"], True)
+        back = (floats(a["grads"]), [x, z, mean, var], weights, way, plan, a["mixing"], True, True)
         torch.library.opcheck(ops.separable_edges_backward.default, back, test_utils=checks)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plan": [3, 1, 0, 1]}, "plan: expected a kernel, a dilation and an edge"),
+        ({"plan": [2, 1, 0, 2, 1, 3, 5, 1, 1]}, "edges: out of range"),
+        ({"plan": [3, 3, 0, 2, 1, 3, 5, 1, 1]}, "twice: expected no more second stages"),
+        ({"plan": [3, 1, 0, 2, 3, 3, 5, 1, 1]}, "stride: expected 1 or 2"),
+        ({"plan": [3, 1, 0, 2, 1, 3, 7, 1, 1]}, "kernels: expected 3 or 5"),
+        ({"plan": [3, 1, 0, 2, 1, 3, 5, 1, 0]}, "dilations: expected numbers above 0"),
+        ({"mixing": torch.ones(1, dtype=torch.float64)}, "mixing: expected a weight for each branch"),
+        ({"weights": []}, "weights: expected depthwise and pointwise ones"),
+        ({"into": [None]}, "into: expected one for each edge"),
+        ({"moments": [torch.ones(3, 16)]}, "moments: expected mean and variance"),
+    ],
+)
+def test_impossible_plans_are_refused(change, message):
+    a = separable_edges_arguments([(3, 1, 0), (5, 1, 2)], 1, 2, 5, 6, 16, 1, (False,) * 3, 0)
+    given = {
+        "x": a["x"].float(),
+        "weights": floats(a["weights"].tensors()),
+        "plan": a["plan"].encode(),
+        "mixing": a["mixing"],
+        "moments": [],
+        "into": a["into"],
+    }
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bionas_fast_native.separable_edges(**given | change)
 
 
 def test_composition_is_autograd_when_feedback_is_the_weight():
     """In float64, batch normalisation and all, against PyTorch's own layers."""
     specs, twice, channels = [(3, 1, 0), (5, 1, 2), (5, 2, 0)], 2, 3
-    a = separable_edges_arguments(specs, twice, 2, 5, 6, channels, 2, False, 0)
-    kernels, dilations, stride, edges = a["geometry"]
-    leaves = [t.clone().requires_grad_() for t in (a["x"], a["mixing"], *a["weights"])]
+    a = separable_edges_arguments(specs, twice, 2, 5, 6, channels, 2, (False,) * 3, 0)
+    kernels, dilations, stride, edges = *vars(a["plan"].first).values(), a["plan"].edges
+    leaves = [t.clone().requires_grad_() for t in (a["x"], a["mixing"], *a["weights"].tensors())]
     x, mixing, *weights = leaves
     first, second = (
         [part.view(channels, 1, k, k) for part, k in zip(flat.split([channels * k * k for k in ks]), ks, strict=True)]
@@ -388,10 +430,10 @@ def test_composition_is_autograd_when_feedback_is_the_weight():
         sums[e] = sums[e] + mixing[k] * y
     total = sum((own * grad.permute(0, 3, 1, 2)).sum() for own, grad in zip(sums, a["grads"], strict=True))
     expected_x, expected_mixing, *each = torch.autograd.grad(total, leaves)
-    out, z, mean, var = composition.forward(a["x"], a["weights"], *a["geometry"], 3, a["mixing"], None, None, [])
-    actual = composition.backward(
-        a["grads"], z, mean, var, True, a["x"], a["weights"], a["weights"], *a["geometry"], a["mixing"], True
-    )
+    given = (a["weights"], a["plan"], a["mixing"])
+    out, z, moments = composition.edges_forward(a["x"], *given, None, a["into"])
+    saved = SavedEdges(a["x"], z, moments, True)
+    actual = composition.edges_backward(a["grads"], saved, a["weights"], a["weights"], a["plan"], a["mixing"], True)
     for ours, theirs in zip(out, sums, strict=True):
         torch.testing.assert_close(ours, theirs.permute(0, 2, 3, 1))
     expected = (expected_mixing, expected_x, torch.cat([grad.flatten() for grad in each]))

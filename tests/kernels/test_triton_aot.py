@@ -19,7 +19,7 @@ SHARED = {80: 163, 90: 227, 100: 227}
 OF_A_MODE = {"weight_kernel", "product_kernel", "depthwise_kernel"}
 OTHERS = {
     *("segments_kernel", "stage_kernel", "error_kernel", "weight_gradient_kernel", "input_kernel"),
-    *("mixed_sum_kernel", "product_sum_kernel", "pools_kernel", "pools_backward_kernel"),
+    *("mixed_sum_kernel", "product_sum_kernel", "pooling_kernel", "pooling_backward_kernel"),
 }
 LAUNCHES = {*product(["any", "multiples of 16"], SHARED), ("one", 80)}
 

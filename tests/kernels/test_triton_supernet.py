@@ -14,7 +14,8 @@ from torch import Tensor
 import bionas_fast as bf
 from bionas_fast.kernels import launching
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum_reference
-from bionas_fast.kernels.pools import reference as pools_reference
+from bionas_fast.kernels.pooling import reference as pooling_reference
+from bionas_fast.kernels.records import Affine, Prologue, Stage, StageWeights, Terms
 from bionas_fast.kernels.separable_stage import reference as stage_reference
 from helpers.interpreter import (
     INTERPRETED,
@@ -29,7 +30,7 @@ from helpers.interpreter import (
 
 if INTERPRETED:
     from bionas_fast.kernels.mixed_sum import triton as mixed_sum
-    from bionas_fast.kernels.pools import triton as pools
+    from bionas_fast.kernels.pooling import triton as pooling
     from bionas_fast.kernels.separable_stage import triton as stage
 
 
@@ -42,7 +43,10 @@ def mapped(function: Any, value: Any) -> Any:
     """Arguments with every floating-point tensor in them, also in lists, passed through ``function``."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return function(value)
-    return type(value)(mapped(function, one) for one in value) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    each = (mapped(function, one) for one in value)
+    return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
 
 
 def low(arguments: tuple, dtype: torch.dtype) -> tuple:
@@ -51,6 +55,11 @@ def low(arguments: tuple, dtype: torch.dtype) -> tuple:
 
 def wide(arguments: tuple) -> tuple:
     return mapped(Tensor.double, arguments)
+
+
+def flat(results: Any) -> list[Tensor]:
+    """Tensors out of tuples of tuples."""
+    return [results] if isinstance(results, Tensor) else [tensor for one in results for tensor in flat(one)]
 
 
 def sum_gradients(tensor: Tensor) -> Tensor:
@@ -75,8 +84,8 @@ every_stride = pytest.mark.parametrize("stride", [1, 2], ids=["stride-1", "strid
 
 
 @dataclass
-class Stage:
-    """A stage of K branches, and what comes down to it: two stacks of gradients, of which branches share some."""
+class Case:
+    """A stage of K branches, and what comes down to it: gradients, of which branches share some."""
 
     shape: tuple[int, ...] = (2, 7, 5, 5)
     kernels: tuple[int, ...] = (3, 5, 3, 5)
@@ -88,8 +97,8 @@ class Stage:
     index: tuple[int, ...] = (2, 0, 2, 1)
 
     @property
-    def geometry(self) -> tuple:
-        return (self.kernels, self.dilations, self.stride)
+    def stage(self) -> Stage:
+        return Stage(self.kernels, self.dilations, self.stride)
 
     def forward(self) -> tuple:
         """Arguments of ``forward``, float32."""
@@ -97,65 +106,66 @@ class Stage:
         count, channels = len(self.kernels), self.shape[-1]
         x = torch.randn(count, *self.shape) if self.own else torch.randn(self.shape)
         depthwise = torch.randn(sum(channels * k * k for k in self.kernels))
-        pointwise = torch.randn(count, self.outputs or channels, channels)
-        affine = (torch.randn(count, channels), torch.randn(count, channels)) if self.affine else (None, None)
-        return (x, depthwise, pointwise, *self.geometry, *affine)
+        weights = StageWeights(depthwise, torch.randn(count, self.outputs or channels, channels))
+        affine = Affine(torch.randn(count, channels), torch.randn(count, channels)) if self.affine else None
+        return (x, weights, self.stage, affine)
 
     def backward(self) -> tuple:
         """Arguments of ``backward``, float32."""
-        x, depthwise, pointwise, *geometry, scale, shift = self.forward()
-        z = stage_reference.forward(x, depthwise, pointwise, *geometry, scale, shift)[0]
-        grads = [torch.randn(1, *z.shape[1:]), torch.randn(2, *z.shape[1:])]
-        affine = torch.randn(3, z.shape[0], z.shape[-1]).unbind()
-        feedback = (torch.randn_like(depthwise), torch.randn_like(pointwise))
-        return (grads, self.index, z, *affine, x, depthwise, pointwise, *feedback, *geometry, scale, shift, True)
+        x, weights, stage, affine = self.forward()
+        z = stage_reference.forward(x, weights, stage, affine)[0]
+        grads = [*torch.randn(1, *z.shape[1:]), *torch.randn(2, *z.shape[1:])]
+        rows = torch.randn(3, z.shape[0], z.shape[-1]).unbind()
+        prologue = Prologue([grads[i] for i in self.index], z, *rows)
+        feedback = StageWeights(*(torch.randn_like(own) for own in weights))
+        return (prologue, x, weights, feedback, stage, affine, True)
 
 
 STAGES = {
-    "3x3": Stage(kernels=(3,), dilations=(1,), index=(0,)),
-    "5x5": Stage(kernels=(5,), dilations=(1,), index=(1,)),
-    "dilated": Stage(kernels=(3, 5), dilations=(2, 2), index=(0, 0)),
-    "own": Stage(own=True),
-    "affine": Stage(own=True, affine=True),
-    "shared-affine": Stage(affine=True),
-    "own-stride-2": Stage(own=True, affine=True, stride=2),
-    "more-outputs": Stage((1, 3, 4, 5), outputs=18, own=True),
-    "fewer-outputs": Stage((1, 3, 4, 33), (3,), (1,), outputs=2, index=(0,)),
-    "many-outputs": Stage((1, 2, 3, 3), (3,), (1,), outputs=35, index=(0,)),
+    "3x3": Case(kernels=(3,), dilations=(1,), index=(0,)),
+    "5x5": Case(kernels=(5,), dilations=(1,), index=(1,)),
+    "dilated": Case(kernels=(3, 5), dilations=(2, 2), index=(0, 0)),
+    "own": Case(own=True),
+    "affine": Case(own=True, affine=True),
+    "shared-affine": Case(affine=True),
+    "own-stride-2": Case(own=True, affine=True, stride=2),
+    "more-outputs": Case((1, 3, 4, 5), outputs=18, own=True),
+    "fewer-outputs": Case((1, 3, 4, 33), (3,), (1,), outputs=2, index=(0,)),
+    "many-outputs": Case((1, 2, 3, 3), (3,), (1,), outputs=35, index=(0,)),
 } | {
-    f"{name}-stride-{stride}": Stage(shape, stride=stride, affine=stride == 2)
+    f"{name}-stride-{stride}": Case(shape, stride=stride, affine=stride == 2)
     for name, shape in SHAPES.items()
     for stride in (1, 2)
 }
-LIKE = {"shared": Stage(stride=2), "own": Stage(own=True, affine=True)}
+LIKE = {"shared": Case(stride=2), "own": Case(own=True, affine=True)}
 
 
 def assert_stage(direction: str, arguments: tuple, dtype: torch.dtype = torch.float32) -> None:
-    ours = getattr(stage, direction)(*arguments)
+    ours = flat(getattr(stage, direction)(*arguments))
     other = torch.float64
     expected = {"forward": (dtype, other, other), "backward": (dtype, other, other, dtype, dtype)}
     assert tuple(result.dtype for result in ours) == expected[direction]
-    assert_near(ours, getattr(stage_reference, direction)(*wide(arguments)), dtype)
+    assert_near(ours, flat(getattr(stage_reference, direction)(*wide(arguments))), dtype)
 
 
 @every_dtype
 @by_name("case", STAGES)
-def interpreted_stage_forward(case: Stage, dtype: torch.dtype):
+def interpreted_stage_forward(case: Case, dtype: torch.dtype):
     assert_stage("forward", low(case.forward(), dtype), dtype)
 
 
 @by_name("case", STAGES)
-def interpreted_stage_backward(case: Stage):
+def interpreted_stage_backward(case: Case):
     assert_stage("backward", case.backward())
 
 
 @by_name("case", LIKE | {"no-images": STAGES["no-images-stride-1"], "many-outputs": STAGES["many-outputs"]})
-def interpreted_stage_backward_float16(case: Stage):
+def interpreted_stage_backward_float16(case: Case):
     assert_stage("backward", low(case.backward(), torch.float16), torch.float16)
 
 
 @by_name("case", LIKE | {"fewer-outputs": STAGES["fewer-outputs"]})
-def interpreted_stage_error_without_weight_gradients(case: Stage, monkeypatch):
+def interpreted_stage_error_without_weight_gradients(case: Case, monkeypatch):
     monkeypatch.delattr(stage, "weight_gradient_kernel")
     *arguments, _ = case.backward()
     *ours, depthwise_grad, pointwise_grad = stage.backward(*arguments, False)
@@ -164,36 +174,36 @@ def interpreted_stage_error_without_weight_gradients(case: Stage, monkeypatch):
 
 
 @by_name("case", LIKE)
-def interpreted_stage_strided(case: Stage):
+def interpreted_stage_strided(case: Case):
     assert_stage("forward", mapped(strided, case.forward()))
     assert_stage("backward", mapped(strided, case.backward()))
 
 
 @by_name("case", LIKE)
-def interpreted_stage_gradient_of_a_sum(case: Stage):
-    grads, *others = case.backward()
-    assert_stage("backward", ([sum_gradients(grad) for grad in grads], *others))
+def interpreted_stage_gradient_of_a_sum(case: Case):
+    prologue, *others = case.backward()
+    grads = [sum_gradients(grad) for grad in prologue.grads]
+    assert_stage("backward", (prologue._replace(grads=grads), *others))
 
 
 @by_name("case", LIKE)
-def interpreted_stage_wide_affine_maps_beside_float16(case: Stage):
+def interpreted_stage_wide_affine_maps_beside_float16(case: Case):
     """Batch normalisation has float32 statistics also where activations are narrower."""
-    grads, index, z, *affine, x, d, p, fd, fp, kernels, dilations, stride, scale, shift, weights = case.backward()
-    narrow = low(([grads, z, x, d, p, fd, fp],), torch.float16)[0]
-    grads, z, x, d, p, fd, fp = narrow
-    whole = (grads, index, z, *affine, x, d, p, fd, fp, kernels, dilations, stride, scale, shift, weights)
-    assert_stage("backward", whole, torch.float16)
+    prologue, x, weights, feedback, geometry, affine, wanted = case.backward()
+    (grads, z), x, weights, feedback = low(([prologue.grads, prologue.z], x, weights, feedback), torch.float16)
+    narrow = prologue._replace(grads=grads, z=z)
+    assert_stage("backward", (narrow, x, weights, feedback, geometry, affine, wanted), torch.float16)
 
 
 @pytest.mark.parametrize("programs", [1, 8])
-@by_name("case", {"shared": STAGES["many-rows-stride-1"], "own": Stage((2, 9, 9, 2), own=True)})
-def interpreted_stage_few_programs_for_weights(case: Stage, programs: int, monkeypatch):
+@by_name("case", {"shared": STAGES["many-rows-stride-1"], "own": Case((2, 9, 9, 2), own=True)})
+def interpreted_stage_few_programs_for_weights(case: Case, programs: int, monkeypatch):
     monkeypatch.setattr(stage, "WEIGHT_PROGRAMS", programs)
     assert_stage("backward", case.backward())
 
 
 @by_name("case", LIKE)
-def interpreted_stage_not_a_number_stays(case: Stage):
+def interpreted_stage_not_a_number_stays(case: Case):
     x, *others = case.forward()
     x.view(-1)[3] = torch.nan
     ours, wanted = stage.forward(x, *others)[0], stage_reference.forward(x, *others)[0]
@@ -202,20 +212,20 @@ def interpreted_stage_not_a_number_stays(case: Stage):
 
 
 BEYOND = {
-    "stride-3": Stage(stride=3),
-    "7x7": Stage(kernels=(3, 7), dilations=(1, 1), index=(0, 1)),
+    "stride-3": Case(stride=3),
+    "7x7": Case(kernels=(3, 7), dilations=(1, 1), index=(0, 1)),
 }
 
 
 @by_name("case", BEYOND)
-def interpreted_stage_beyond_what_kernels_do(case: Stage):
+def interpreted_stage_beyond_what_kernels_do(case: Case):
     assert_stage("forward", case.forward())
     assert_stage("backward", case.backward())
 
 
 def interpreted_stage_float64_as_the_reference():
-    assert_stage("forward", wide(Stage().forward()), torch.float64)
-    assert_stage("backward", wide(Stage().backward()), torch.float64)
+    assert_stage("forward", wide(Case().forward()), torch.float64)
+    assert_stage("backward", wide(Case().backward()), torch.float64)
 
 
 def interpreted_stage_every_configuration_is_launched(monkeypatch):
@@ -231,19 +241,20 @@ def interpreted_stage_every_configuration_is_launched(monkeypatch):
 # Mixed sum
 
 
-INDEX, EDGES, COUNT = (0, 4, 2, 0, 1, 4), (0, 0, 1, 3, 3, 3), 5  # two edges without a term; maps that two edges read
+COUNT = 5
+TERMS = Terms((0, 4, 2, 0, 1, 4), (0, 0, 1, 3, 3, 3), COUNT)  # two edges without a term; maps that two edges read
 
 
-def mixed_forward(shape: tuple[int, ...], add: bool) -> tuple:
+def mixed_forward(shape: tuple[int, ...], add: str) -> tuple:
     torch.manual_seed(0)
-    maps = [torch.randn(2, *shape), torch.randn(3, *shape)]
-    into = [torch.randn(shape) for _ in range(COUNT)] if add else ()
-    return (maps, INDEX, EDGES, torch.randn(len(INDEX), shape[-1]), torch.randn(COUNT, shape[-1]), into)
+    maps, terms = [torch.randn(2, *shape), torch.randn(3, *shape)], len(TERMS.index)
+    into = [torch.randn(shape) if add == "into" or (add == "some" and e % 2) else None for e in range(COUNT)]
+    return (maps, TERMS, torch.randn(terms, shape[-1]), torch.randn(COUNT, shape[-1]), into)
 
 
 def mixed_backward(shape: tuple[int, ...]) -> tuple:
-    maps, *_, grads = mixed_forward(shape, True)
-    return (maps, INDEX, EDGES, grads)
+    maps, *_, grads = mixed_forward(shape, "into")
+    return (grads, maps, TERMS)
 
 
 def assert_mixed(direction: str, arguments: tuple, dtype: torch.dtype = torch.float32) -> None:
@@ -253,9 +264,9 @@ def assert_mixed(direction: str, arguments: tuple, dtype: torch.dtype = torch.fl
 
 
 @every_dtype
-@pytest.mark.parametrize("add", [True, False], ids=["into", "alone"])
+@pytest.mark.parametrize("add", ["into", "some", "alone"])
 @every_shape
-def interpreted_mixed_sum(shape: tuple[int, ...], add: bool, dtype: torch.dtype):
+def interpreted_mixed_sum(shape: tuple[int, ...], add: str, dtype: torch.dtype):
     assert_mixed("forward", low(mixed_forward(shape, add), dtype), dtype)
 
 
@@ -266,29 +277,29 @@ def interpreted_mixed_sum_backward(shape: tuple[int, ...], dtype: torch.dtype):
 
 
 def interpreted_mixed_sum_of_terms_in_any_order():
-    maps, index, _, *others = mixed_forward(SHAPES["odd"], True)
-    assert_mixed("forward", (maps, index, (3, 1, 0, 3, 0, 1), *others))
+    maps, terms, *others = mixed_forward(SHAPES["odd"], "into")
+    assert_mixed("forward", (maps, Terms(terms.index, (3, 1, 0, 3, 0, 1), COUNT), *others))
 
 
 def interpreted_mixed_sum_strided():
-    assert_mixed("forward", mapped(strided, mixed_forward(SHAPES["odd"], True)))
+    assert_mixed("forward", mapped(strided, mixed_forward(SHAPES["odd"], "into")))
     assert_mixed("backward", mapped(strided, mixed_backward(SHAPES["odd"])))
 
 
 def interpreted_mixed_sum_gradient_of_a_sum():
-    *others, grads = mixed_backward(SHAPES["many-rows"])
-    assert_mixed("backward", (*others, [sum_gradients(grad) for grad in grads]))
+    grads, *others = mixed_backward(SHAPES["many-rows"])
+    assert_mixed("backward", ([sum_gradients(grad) for grad in grads], *others))
 
 
 def interpreted_mixed_sum_float64_as_the_reference():
-    assert_mixed("forward", wide(mixed_forward(SHAPES["odd"], True)), torch.float64)
+    assert_mixed("forward", wide(mixed_forward(SHAPES["odd"], "into")), torch.float64)
     assert_mixed("backward", wide(mixed_backward(SHAPES["odd"])), torch.float64)
 
 
 def interpreted_mixed_sum_every_configuration_is_launched(monkeypatch):
     launched = record_launches(mixed_sum, monkeypatch)
     for shape, dtype in product(SHAPES.values(), mixed_sum.DTYPES):
-        mixed_sum.forward(*low(mixed_forward(shape, True), dtype))
+        mixed_sum.forward(*low(mixed_forward(shape, "into"), dtype))
         mixed_sum.backward(*low(mixed_backward(shape), dtype))
     monkeypatch.undo()
     assert launched == listed(mixed_sum)
@@ -302,16 +313,17 @@ def pools_tensors(shape: tuple[int, ...], stride: int, dtype: torch.dtype = torc
     torch.manual_seed(0)
     x = torch.randn(shape).round(decimals=1).to(dtype)
     x[torch.rand(shape) < 0.3] = 0
-    return torch.randn_like(pools_reference.forward(x, stride)[0]), x
+    return torch.randn_like(pooling_reference.forward(x, stride)[0]), x
 
 
 def assert_pools(grad: Tensor, x: Tensor, stride: int) -> None:
-    z, *sums = pools.forward(x, stride)
-    ours = (z, *sums, pools.backward([*grad], x, stride))
+    z, sums = pooling.forward(x, stride)
+    ours = (z, *sums, pooling.backward([*grad], x, stride))
     assert [result.dtype for result in ours] == [x.dtype, torch.float64, torch.float64, x.dtype]
-    wanted = pools_reference.forward(x.double(), stride)
-    assert_near(ours, (*wanted, pools_reference.backward([*grad.double()], x.double(), stride)), x.dtype)
-    assert torch.equal(z[0].double(), wanted[0][0])
+    wanted, wanted_sums = pooling_reference.forward(x.double(), stride)
+    down = pooling_reference.backward([*grad.double()], x.double(), stride)
+    assert_near(ours, (wanted, *wanted_sums, down), x.dtype)
+    assert torch.equal(z[0].double(), wanted[0])
 
 
 @every_dtype
@@ -345,9 +357,9 @@ def interpreted_pools_of_what_is_not_finite(stride: int, value: float):
     grad, x = pools_tensors(SHAPES["many-rows"], stride)
     x[torch.rand(x.shape) < 0.3] = value
     x[:, :4, :4] = value
-    ours, wanted = pools.forward(x, stride)[0], pools_reference.forward(x, stride)[0]
+    ours, wanted = pooling.forward(x, stride)[0], pooling_reference.forward(x, stride)[0]
     torch.testing.assert_close(ours, wanted, equal_nan=True)
-    torch.testing.assert_close(pools.backward([*grad], x, stride), pools_reference.backward([*grad], x, stride))
+    torch.testing.assert_close(pooling.backward([*grad], x, stride), pooling_reference.backward([*grad], x, stride))
 
 
 def interpreted_pools_float64_and_stride_3_as_the_reference():
@@ -356,13 +368,13 @@ def interpreted_pools_float64_and_stride_3_as_the_reference():
 
 
 def interpreted_pools_every_configuration_is_launched(monkeypatch):
-    launched = record_launches(pools, monkeypatch)
-    for shape, stride, dtype in product(SHAPES.values(), (1, 2), pools.DTYPES):
+    launched = record_launches(pooling, monkeypatch)
+    for shape, stride, dtype in product(SHAPES.values(), (1, 2), pooling.DTYPES):
         grad, x = pools_tensors(shape, stride)
-        pools.forward(x.to(dtype), stride)
-        pools.backward([*grad.to(dtype)], x.to(dtype), stride)
+        pooling.forward(x.to(dtype), stride)
+        pooling.backward([*grad.to(dtype)], x.to(dtype), stride)
     monkeypatch.undo()
-    assert launched == listed(pools)
+    assert launched == listed(pooling)
 
 
 # All together
@@ -393,11 +405,11 @@ def interpreted_the_stacked_supernet():
 @pytest.mark.parametrize("limit", ["ROW_LIMIT", "BLOCK_LIMIT"])
 def interpreted_beyond_a_limit_the_reference_runs(limit: str, monkeypatch):
     monkeypatch.setattr(launching, limit, 2)
-    for module in (stage, mixed_sum, pools):
+    for module in (stage, mixed_sum, pooling):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.delattr(module, name)
-    assert_stage("forward", Stage().forward())
-    assert_stage("backward", Stage().backward())
-    assert_mixed("forward", mixed_forward(SHAPES["odd"], True))
+    assert_stage("forward", Case().forward())
+    assert_stage("backward", Case().backward())
+    assert_mixed("forward", mixed_forward(SHAPES["odd"], "into"))
     assert_mixed("backward", mixed_backward(SHAPES["odd"]))
     assert_pools(*pools_tensors(SHAPES["odd"], 1), 1)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bionas_fast.errors import InputError
-from bionas_fast.nn.batch_norm import SharedBatchNorm2d
+from bionas_fast.nn.batch_norm import SyncedBatchNorm2d, synchronise_statistics
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import keep
 from bionas_fast.runtime import distributed
@@ -107,15 +108,43 @@ def test_alone_nothing_changes():
     assert distributed.total(1.5, 2) == [1.5, 2]
     assert distributed.agreed("a") == "a"
     assert distributed.gathered(x) is x
-    shared, plain = SharedBatchNorm2d(4), nn.BatchNorm2d(4)
+    assert distributed.synchroniser() is None
+    synced, plain = SyncedBatchNorm2d(4), nn.BatchNorm2d(4)
     images = torch.randn(3, 4, 5, 5)
-    assert torch.equal(shared(images), plain(images))
+    assert torch.equal(synced(images), plain(images))
+    network = nn.Sequential(plain)
+    synchronise_statistics(network, None)
+    assert network[0] is plain
 
 
-def test_shared_batch_norm_is_that_of_the_whole_batch():
+def test_synchronised_layers_keep_parameters_and_names():
+    network = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)).eval()
+    before = dict(network.named_parameters())
+    state = network.state_dict()
+    synchroniser = Sums()
+    synchronise_statistics(network, synchroniser)
+    assert all(isinstance(layer, SyncedBatchNorm2d) and not layer.training for layer in network[1:])
+    assert all(layer.synchroniser is synchroniser for layer in network[1:])
+    assert all(own is before[name] for name, own in network.named_parameters())
+    assert [*network.state_dict()] == [*state]
+
+
+@dataclass
+class Sums:
+    """Stands for two processes: a sum of both is the one that ``value`` says, or what is sent is written down."""
+
+    value: Tensor | None = None
+    sent: list[Tensor] = field(default_factory=list)
+    world_size: int = 2
+
+    def sum_in_place(self, tensor: Tensor) -> None:
+        self.sent.append(tensor.clone())
+        if self.value is not None:
+            tensor.copy_(self.value)
+
+
+def test_synced_batch_norm_is_that_of_the_whole_batch():
     """Two processes in turn, their sums added up by hand: values, gradients and statistics of nn.BatchNorm2d."""
-    from bionas_fast.kernels import batch_norm
-
     torch.manual_seed(0)
     x, upstream = torch.randn(6, 4, 3, 5, dtype=torch.float64), torch.randn(6, 4, 3, 5, dtype=torch.float64)
     whole = nn.BatchNorm2d(4).double()
@@ -131,35 +160,26 @@ def test_shared_batch_norm_is_that_of_the_whole_batch():
     inputs, outs = [], []
     layers = []
 
-    def sums_to(value):
-        def put(tensor):
-            tensor.copy_(value)
-
-        return put
-
-    try:
-        for half in halves:
-            layer = SharedBatchNorm2d(4).double()
-            layer.load_state_dict(nn.BatchNorm2d(4).state_dict())
-            with torch.no_grad():
-                layer.weight.copy_(whole.weight)
-                layer.bias.copy_(whole.bias)
-            batch_norm.share(sums_to(forward), 2)
-            inputs.append(x[half].clone().requires_grad_())
-            outs.append(layer(inputs[-1]))
-            layers.append(layer)
-        # What the backward passes of both send through the sums, added up.
-        sent = []
-        batch_norm.share(lambda tensor: sent.append(tensor.clone()), 2)
-        for out, own, half in zip(outs, inputs, halves, strict=True):
-            torch.autograd.grad(out, own, upstream[half], retain_graph=True)
-        batch_norm.share(sums_to(sum(sent)), 2)
-        grads = [
-            torch.autograd.grad(out, (own, layer.weight, layer.bias), upstream[half])
-            for out, own, layer, half in zip(outs, inputs, layers, halves, strict=True)
-        ]
-    finally:
-        batch_norm.share(None, 1)
+    processes = Sums(forward)
+    for half in halves:
+        layer = SyncedBatchNorm2d(4).double()
+        layer.load_state_dict(nn.BatchNorm2d(4).state_dict())
+        layer.synchroniser = processes
+        with torch.no_grad():
+            layer.weight.copy_(whole.weight)
+            layer.bias.copy_(whole.bias)
+        inputs.append(x[half].clone().requires_grad_())
+        outs.append(layer(inputs[-1]))
+        layers.append(layer)
+    # What the backward passes of both send through the sums, added up.
+    processes.value, processes.sent = None, []
+    for out, own, half in zip(outs, inputs, halves, strict=True):
+        torch.autograd.grad(out, own, upstream[half], retain_graph=True)
+    processes.value = sum(processes.sent)
+    grads = [
+        torch.autograd.grad(out, (own, layer.weight, layer.bias), upstream[half])
+        for out, own, layer, half in zip(outs, inputs, layers, halves, strict=True)
+    ]
     torch.testing.assert_close(torch.cat(outs), expected)
     torch.testing.assert_close(torch.cat([g[0] for g in grads]), expected_in.grad)
     torch.testing.assert_close(grads[0][1] + grads[1][1], whole.weight.grad)

@@ -6,21 +6,21 @@
 
 namespace bionas {
 
-struct Pools {
+struct Pooling {
   int64_t n, h, w, c;  // input, C a multiple of 16
   int64_t ho, wo;      // output, ⌈h/stride⌉, ⌈w/stride⌉
   int stride;          // 1 or 2; padding is 1
   const float* x;      // [N, H, W, C]
 };
 
-void pools_forward(
-    const Pools& p,
+void pooling_forward(
+    const Pooling& p,
     float* z,         // [2, N, H_out, W_out, C]: the maximum, then the average of what is not padding
     double* sum,      // [2, C], Σ z
     double* sum_sq);  // [2, C], Σ z²
 
-void pools_backward(
-    const Pools& p,
+void pooling_backward(
+    const Pooling& p,
     const float* grad_max,      // [N, H_out, W_out, C]
     const float* grad_average,  // [N, H_out, W_out, C]
     float* grad_x);             // [N, H, W, C]; of equal maxima the first in reading order gets the gradient

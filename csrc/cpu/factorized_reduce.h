@@ -7,7 +7,7 @@
 namespace bionas {
 
 // z_r[y, x] is W1_r · ReLU(x[2y, 2x]), then W2_r · ReLU(x[2y + 1, 2x + 1]), which is 0 past the end, then zeros.
-struct Reductions {
+struct FactorizedReduce {
   int64_t n, h, w, c;  // input, C a multiple of 16
   int64_t ho, wo;      // output, ⌈h/2⌉, ⌈w/2⌉
   int64_t count;       // R
@@ -18,14 +18,14 @@ struct Reductions {
   const float* second;  // [R, ⌊c/2⌋, c]
 };
 
-void reductions_forward(
-    const Reductions& s,
+void factorized_reduce_forward(
+    const FactorizedReduce& s,
     float* z,         // [R, N, H_out, W_out, C]
     double* sum,      // [R, C], Σ z
     double* sum_sq);  // [R, C], Σ z²
 
 // The gradient of z is a · grad + b · z + d, channel by channel: batch normalisation's backward pass, folded in.
-struct ReductionsBackward {
+struct FactorizedReduceBackward {
   const float* const* grad;  // R times [N, H_out, W_out, C], several may be one
   const float* z;            // [R, N, H_out, W_out, C]
   const float *a, *b, *d;    // [R, C]
@@ -34,6 +34,6 @@ struct ReductionsBackward {
   float* second_grad;        // [R, ⌊c/2⌋, c], or null
 };
 
-void reductions_backward(const Reductions& s, const ReductionsBackward& g);
+void factorized_reduce_backward(const FactorizedReduce& s, const FactorizedReduceBackward& g);
 
 }  // namespace bionas

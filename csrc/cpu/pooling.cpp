@@ -1,4 +1,4 @@
-#include "pools.h"
+#include "pooling.h"
 
 #include "dispatch.h"
 #include "shares.h"
@@ -18,12 +18,12 @@ struct Window {
 
 }  // namespace bionas
 
-#define BIONAS_KERNEL "pools.inc"
+#define BIONAS_KERNEL "pooling.inc"
 #include "dispatch.inc"
 
 namespace bionas {
 
-void pools_forward(const Pools& p, float* z, double* sum, double* sum_sq) {
+void pooling_forward(const Pooling& p, float* z, double* sum, double* sum_sq) {
   const auto kernel = BIONAS_CHOOSE(pool_images);
   const int64_t size = 2 * p.c;
   Shares<double> shares(2 * size);
@@ -37,7 +37,7 @@ void pools_forward(const Pools& p, float* z, double* sum, double* sum_sq) {
   });
 }
 
-void pools_backward(const Pools& p, const float* grad_max, const float* grad_average, float* grad_x) {
+void pooling_backward(const Pooling& p, const float* grad_max, const float* grad_average, float* grad_x) {
   const auto kernel = BIONAS_CHOOSE(unpool_images);
   parallel_for(p.n, 1, [&](int64_t begin, int64_t end) { kernel(p, grad_max, grad_average, grad_x, begin, end); });
 }

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from ..launching import fits, grid
+from ..records import Sums
 from . import reference
 from .triton_kernels import (
     DTYPES,
@@ -16,15 +17,15 @@ from .triton_kernels import (
     backward_options,
     configurations,
     options,
-    pools_backward_kernel,
-    pools_kernel,
+    pooling_backward_kernel,
+    pooling_kernel,
 )
 
 __all__ = ["backward", "configurations", "forward"]
 
 
-def forward(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both pools of x [N, H, W, C] as in :func:`.reference.forward`: z, Σ z and Σ z²."""
+def forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
+    """Both pools of x [N, H, W, C] and their sums, as in :func:`.reference.forward`."""
     if not _fits(x, stride):
         return reference.forward(x, stride)
     images, height, width, channels = x.shape
@@ -33,25 +34,44 @@ def forward(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
     z = x.new_empty(2, images, *size, channels)
     sums = x.new_empty(2, 2, triton.cdiv(rows, launch["BLOCK_R"]), channels, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        pools_kernel[grid(1, rows, channels, launch)](
-            z, sums, x.contiguous(), rows, channels, height, width, *size, stride, **launch
+        pooling_kernel[grid(1, rows, channels, launch)](
+            p_z=z,
+            p_sums=sums,
+            p_x=x.contiguous(),
+            rows=rows,
+            channels=channels,
+            height=height,
+            width=width,
+            out_height=size[0],
+            out_width=size[1],
+            stride=stride,
+            **launch,
         )
-    total, squares = sums.sum(dim=2, dtype=torch.float64)
-    return z, total, squares
+    return z, Sums(*sums.sum(dim=2, dtype=torch.float64).unbind())
 
 
 def backward(grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:
     """The gradient of x from those of the two pools, [N, H_out, W_out, C]; as :func:`.reference.backward`."""
     if not _fits(x, stride):
         return reference.backward(grads, x, stride)
+    of_maximum, of_average = grads
     images, height, width, channels = x.shape
     rows, launch = images * height * width, backward_options(stride)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     with torch.cuda.device_of(x):
-        pools_backward_kernel[grid(1, rows, channels, launch)](
-            out, *(grad.contiguous() for grad in grads), x.contiguous(), rows, channels, height, width,
-            *grads[0].shape[1:3], **launch,
-        )  # fmt: skip
+        pooling_backward_kernel[grid(1, rows, channels, launch)](
+            p_grad=out,
+            p_grad_max=of_maximum.contiguous(),
+            p_grad_average=of_average.contiguous(),
+            p_x=x.contiguous(),
+            rows=rows,
+            channels=channels,
+            height=height,
+            width=width,
+            out_height=of_maximum.shape[1],
+            out_width=of_maximum.shape[2],
+            **launch,
+        )
     return out
 
 

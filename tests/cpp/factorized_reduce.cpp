@@ -1,6 +1,6 @@
 // Factorized reductions in memory of exactly its size, against plain loops. Small whole numbers: floats are exact.
 
-#include "reductions.h"
+#include "factorized_reduce.h"
 
 #include <cmath>
 
@@ -46,7 +46,7 @@ struct Case {
 
   void forward() {
     std::vector<double> sum(count * s.c, NAN), sum_sq(count * s.c, NAN);
-    reductions_forward(s, z.data(), sum.data(), sum_sq.data());
+    factorized_reduce_forward(s, z.data(), sum.data(), sum_sq.data());
     for (int64_t r = 0; r < count; r++)
       for (int64_t i = 0; i < s.c; i++) {
         double total = 0, squares = 0;
@@ -68,7 +68,7 @@ struct Case {
   void backward(bool weights) {
     const float* grads[count] = {grad.data(), grad.data() + size, grad.data()};
     std::vector<float> down(x.size(), NAN), first_grad(first.size(), NAN), second_grad(second.size(), NAN);
-    reductions_backward(s, {grads, z.data(), a.data(), b.data(), d.data(), down.data(),
+    factorized_reduce_backward(s, {grads, z.data(), a.data(), b.data(), d.data(), down.data(),
                             weights ? first_grad.data() : nullptr, weights ? second_grad.data() : nullptr});
     std::vector<double> error(x.size()), matrices(count * s.own * s.own);
     for (int64_t r = 0; r < count; r++)
@@ -94,7 +94,7 @@ struct Case {
 
   int64_t half, size;
   std::vector<float> x, first, second, grad, a, b, d, z;
-  Reductions s;
+  FactorizedReduce s;
 };
 
 }  // namespace

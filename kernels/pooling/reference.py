@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..records import Sums
 
-def forward(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+
+def forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
     """Both pools of x [N, H, W, C].
 
     Returns:
-        z [2, N, ⌈H/stride⌉, ⌈W/stride⌉, C], the maximum and then the average, whose divisor leaves padding out; Σ z and
-        Σ z² over positions, float64 [2, C].
+        z [2, N, ⌈H/stride⌉, ⌈W/stride⌉, C], the maximum and then the average, whose divisor leaves padding out; and the
+        sums of it.
     """
     image = x.permute(0, 3, 1, 2).contiguous()
     pools = (
@@ -23,7 +25,7 @@ def forward(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
     )
     z = torch.stack([pool.permute(0, 2, 3, 1) for pool in pools]).contiguous()
     wide = z.double()
-    return z, wide.sum(dim=(1, 2, 3)), wide.square().sum(dim=(1, 2, 3))
+    return z, Sums(wide.sum(dim=(1, 2, 3)), wide.square().sum(dim=(1, 2, 3)))
 
 
 def backward(grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:

@@ -1,4 +1,4 @@
-#include "reductions.h"
+#include "factorized_reduce.h"
 
 #include <type_traits>
 
@@ -14,11 +14,11 @@ namespace {
 constexpr int64_t block = 64;
 
 // Rows of the output whose grids are held while the reductions take turns: some blocks, in the second cache.
-int64_t rows_at_once(const Reductions& s) { return 1 + 4 * block / (1 + s.wo); }
+int64_t rows_at_once(const FactorizedReduce& s) { return 1 + 4 * block / (1 + s.wo); }
 
 // The matrix of each reduction and grid as one of [C, C] that is zero for the other grid's half of z.
 struct Packed {
-  Packed(const Reductions& s, bool backward) : c(s.c), data(2 * s.count * c * c, true) {
+  Packed(const FactorizedReduce& s, bool backward) : c(s.c), data(2 * s.count * c * c, true) {
     const int64_t half = s.own - s.own / 2;
     for (int64_t r = 0; r < s.count; r++)
       for (int64_t i = 0; i < s.own; i++)
@@ -40,12 +40,12 @@ struct Packed {
 
 }  // namespace bionas
 
-#define BIONAS_KERNEL "reductions.inc"
+#define BIONAS_KERNEL "factorized_reduce.inc"
 #include "dispatch.inc"
 
 namespace bionas {
 
-void reductions_forward(const Reductions& s, float* z, double* sum, double* sum_sq) {
+void factorized_reduce_forward(const FactorizedReduce& s, float* z, double* sum, double* sum_sq) {
   const Packed packed(s, false);
   const auto kernel = BIONAS_CHOOSE(reduce_rows);
   const int64_t size = s.count * s.c;
@@ -63,7 +63,7 @@ void reductions_forward(const Reductions& s, float* z, double* sum, double* sum_
   });
 }
 
-void reductions_backward(const Reductions& s, const ReductionsBackward& g) {
+void factorized_reduce_backward(const FactorizedReduce& s, const FactorizedReduceBackward& g) {
   const Packed packed(s, true);
   const auto kernel = BIONAS_CHOOSE(carry_rows_down);
   const int64_t c = s.c, half = s.own - s.own / 2;

@@ -43,7 +43,7 @@ def _window(p_image, o_n, o_h, o_w, height, width, channels, o_c, mask):
 
 
 @triton.jit(do_not_specialize=["stride"])
-def pools_kernel(
+def pooling_kernel(
     p_z, p_sums, p_x, rows, channels, height, width, out_height, out_width, stride,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -66,7 +66,7 @@ def pools_kernel(
 
 
 @triton.jit
-def pools_backward_kernel(
+def pooling_backward_kernel(
     p_grad, p_grad_max, p_grad_average, p_x, rows, channels, height, width, out_height, out_width,
     STRIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -97,9 +97,9 @@ def pools_backward_kernel(
 def configurations() -> Iterator[Configuration]:
     """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
-        yield Configuration(pools_kernel, dtype, (), options())
+        yield Configuration(pooling_kernel, dtype, (), options())
         for stride in STRIDES:
-            yield Configuration(pools_backward_kernel, dtype, (), backward_options(stride))
+            yield Configuration(pooling_backward_kernel, dtype, (), backward_options(stride))
 
 
 def options() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 // The pool of memory under several threads.
 
-#include "pool.h"
+#include "memory_pool.h"
 
 #include <cstring>
 

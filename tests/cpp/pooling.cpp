@@ -1,6 +1,6 @@
 // The pools in memory of exactly its size: forward against plain loops, backward by what the gradients add up to.
 
-#include "pools.h"
+#include "pooling.h"
 
 #include <cmath>
 
@@ -15,8 +15,8 @@ void run(int64_t n, int64_t h, int64_t w, int stride) {
   std::vector<float> x(n * h * w * c), z(2 * n * ho * wo * c, NAN), grad(n * ho * wo * c, 1.0f), down(x.size(), NAN);
   for (std::size_t i = 0; i < x.size(); i++) x[i] = float((i * 7) % 5);
   std::vector<double> sum(2 * c, NAN), sum_sq(2 * c, NAN);
-  const Pools p{n, h, w, c, ho, wo, stride, x.data()};
-  pools_forward(p, z.data(), sum.data(), sum_sq.data());
+  const Pooling p{n, h, w, c, ho, wo, stride, x.data()};
+  pooling_forward(p, z.data(), sum.data(), sum_sq.data());
   for (int64_t i = 0; i < n * ho * wo * c; i++) {
     const int64_t channel = i % c, ox = i / c % wo, oy = i / (c * wo) % ho, image = i / (c * wo * ho);
     float most = -INFINITY, total = 0, count = 0;
@@ -31,7 +31,7 @@ void run(int64_t n, int64_t h, int64_t w, int stride) {
     CHECK(z[i] == most);
     CHECK(std::fabs(z[n * ho * wo * c + i] - total / count) < 1e-5);
   }
-  pools_backward(p, grad.data(), grad.data(), down.data());
+  pooling_backward(p, grad.data(), grad.data(), down.data());
   double all = 0;
   for (float value : down) all += value;
   CHECK(std::fabs(all - 2.0 * double(grad.size())) < 1e-3 * double(grad.size()));

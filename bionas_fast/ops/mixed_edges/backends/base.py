@@ -1,0 +1,145 @@
+"""The kernels that a backend of mixed_edges provides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from bionas_fast.kernels.batch_norm import Synchroniser
+from bionas_fast.kernels.factorized_reduce import reference as factorized_reduce
+from bionas_fast.kernels.mixed_sum import normalised
+from bionas_fast.kernels.records import (
+    Affine,
+    EdgesGradients,
+    Moments,
+    Prologue,
+    ReductionWeights,
+    SavedEdges,
+    SeparablePlan,
+    SeparableWeights,
+    Separated,
+    Stage,
+    StageGradients,
+    StageWeights,
+    Sums,
+    TermGradients,
+    Terms,
+)
+from bionas_fast.kernels.separable_edges import composition
+
+
+class Backend(ABC):
+    """An implementation of the kernels of mixed_edges.
+
+    The stage, the sum and the pools are its own. What batch normalisation stands in the middle of, the separable edges
+    and the normalised sum, is put together from them unless a backend fuses it.
+
+    Args:
+        synchroniser: adds up the statistics of batch normalisation over processes; None for those of this one.
+
+    Attributes:
+        multiple: the number of channels must be a multiple of it.
+    """
+
+    multiple: int = 1
+
+    def __init__(self, synchroniser: Synchroniser | None = None) -> None:
+        self.synchroniser = synchroniser
+
+    @abstractmethod
+    def stage_forward(
+        self, x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None
+    ) -> tuple[Tensor, Sums]:
+        """As ``kernels.separable_stage.reference.forward``."""
+
+    @abstractmethod
+    def stage_backward(
+        self,
+        prologue: Prologue,
+        x: Tensor,
+        weights: StageWeights,
+        feedback: StageWeights,
+        stage: Stage,
+        affine: Affine | None,
+        weight_grads: bool,
+    ) -> StageGradients:
+        """As ``kernels.separable_stage.reference.backward``."""
+
+    @abstractmethod
+    def sum_forward(
+        self, maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        """As ``kernels.mixed_sum.reference.forward``."""
+
+    @abstractmethod
+    def sum_backward(self, grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
+        """As ``kernels.mixed_sum.reference.backward``."""
+
+    @abstractmethod
+    def pooling_forward(self, x: Tensor, stride: int) -> tuple[Tensor, Sums]:
+        """As ``kernels.pooling.reference.forward``."""
+
+    @abstractmethod
+    def pooling_backward(self, grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:
+        """As ``kernels.pooling.reference.backward``."""
+
+    def reductions_forward(self, x: Tensor, weights: ReductionWeights) -> tuple[Tensor, Sums]:
+        """As ``kernels.factorized_reduce.reference.forward``, which are matrix products."""
+        return factorized_reduce.forward(x, weights)
+
+    def reductions_backward(
+        self, prologue: Prologue, x: Tensor, weights: ReductionWeights, feedback: ReductionWeights, weight_grads: bool
+    ) -> tuple[Tensor, ReductionWeights]:
+        """As ``kernels.factorized_reduce.reference.backward``, which are matrix products."""
+        return factorized_reduce.backward(prologue, x, weights, feedback, weight_grads)
+
+    def edges_forward(
+        self,
+        x: Tensor,
+        weights: SeparableWeights,
+        plan: SeparablePlan,
+        mixing: Tensor,
+        moments: Moments | None,
+        into: Sequence[Tensor | None],
+    ) -> Separated:
+        """As ``kernels.separable_edges.composition.forward``."""
+        return composition.forward(self, x, weights, plan, mixing, moments, into)
+
+    def edges_backward(
+        self,
+        grads: Sequence[Tensor],
+        saved: SavedEdges,
+        weights: SeparableWeights,
+        feedback: SeparableWeights | None,
+        plan: SeparablePlan,
+        mixing: Tensor,
+        weight_grads: bool,
+    ) -> EdgesGradients:
+        """As ``kernels.separable_edges.composition.backward``."""
+        return composition.backward(self, grads, saved, weights, feedback, plan, mixing, weight_grads)
+
+    def normalised_forward(
+        self,
+        maps: Sequence[Tensor],
+        terms: Terms,
+        factors: Tensor,
+        sums: Sums,
+        moments: Moments | None,
+        into: Sequence[Tensor | None],
+    ) -> tuple[list[Tensor], Moments]:
+        """As ``kernels.mixed_sum.normalised.forward``."""
+        return normalised.forward(self, maps, terms, factors, sums, moments, into)
+
+    def normalised_backward(
+        self,
+        grads: Sequence[Tensor],
+        maps: Sequence[Tensor],
+        terms: Terms,
+        factors: Tensor,
+        moments: Moments,
+        training: bool,
+    ) -> TermGradients:
+        """As ``kernels.mixed_sum.normalised.backward``."""
+        return normalised.backward(self, grads, maps, terms, factors, moments, training)

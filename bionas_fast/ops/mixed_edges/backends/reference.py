@@ -1,0 +1,19 @@
+"""The specifications as a backend."""
+
+from __future__ import annotations
+
+from bionas_fast.kernels.mixed_sum import reference as mixed_sum
+from bionas_fast.kernels.pooling import reference as pooling
+from bionas_fast.kernels.separable_stage import reference as separable_stage
+from bionas_fast.ops.mixed_edges.backends.base import Backend
+
+
+class Reference(Backend):
+    """Plain PyTorch, for any tensor."""
+
+    stage_forward = staticmethod(separable_stage.forward)
+    stage_backward = staticmethod(separable_stage.backward)
+    sum_forward = staticmethod(mixed_sum.forward)
+    sum_backward = staticmethod(mixed_sum.backward)
+    pooling_forward = staticmethod(pooling.forward)
+    pooling_backward = staticmethod(pooling.backward)

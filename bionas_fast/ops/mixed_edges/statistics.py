@@ -1,0 +1,48 @@
+"""The running statistics of the batch normalisations behind the candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bionas_fast.kernels import batch_norm
+from bionas_fast.kernels.batch_norm import Synchroniser
+from bionas_fast.kernels.records import Moments
+
+
+@dataclass
+class Statistics:
+    """Running mean and variance, [M + K, C]: of the M first normalisations of two, then of those behind the K maps.
+
+    Attributes:
+        training: whether normalisation uses the statistics of the batch, and moves the running ones.
+        synchroniser: adds up those of a batch over processes; None for those of this one.
+    """
+
+    mean: Tensor
+    var: Tensor
+    training: bool
+    synchroniser: Synchroniser | None = None
+    momentum: float = 0.1
+
+    def update(self, moments: Moments, positions: int) -> None:
+        """Move the running statistics towards those of a batch, which may have more channels."""
+        if not positions:
+            return
+        positions = batch_norm.all_positions(positions, self.synchroniser)
+        unbiased = moments.var * (positions / max(positions - 1, 1))
+        for running, value in ((self.mean, moments.mean), (self.var, unbiased)):
+            running.lerp_(narrowed(value, running.shape[1]).to(running.dtype), self.momentum)
+
+    def widened(self, channels: int) -> Moments:
+        """Both in float64, with so many channels."""
+        padding = (0, channels - self.mean.shape[1])
+        pad = torch.nn.functional.pad
+        return Moments(pad(self.mean.double(), padding), pad(self.var.double(), padding, value=1.0))
+
+
+def narrowed(x: Tensor, channels: int) -> Tensor:
+    """The first channels, dense."""
+    return x if x.shape[-1] == channels else x[..., :channels].contiguous()

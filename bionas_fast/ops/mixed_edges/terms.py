@@ -1,0 +1,73 @@
+"""The candidates that are not separable: factorized reductions, pools, identities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bionas_fast.kernels.records import Prologue, ReductionWeights, Sums, TermGradients
+from bionas_fast.ops.mixed_edges.backends import Backend
+from bionas_fast.ops.mixed_edges.plan import POOLS, Plan
+
+
+def term_maps(state: Tensor, weights: ReductionWeights, plan: Plan, backend: Backend) -> tuple[list[Tensor], Sums]:
+    """The stacks of maps that the terms read, and the sums of those that are normalised."""
+    maps: list[Tensor] = []
+    sums: list[Sums] = []
+    if plan.reductions:
+        z, own = backend.reductions_forward(state, weights)
+        maps.append(z)
+        sums.append(own)
+    if plan.pools:
+        z, own = backend.pooling_forward(state, plan.stride)
+        maps.append(z)
+        sums.append(own)
+    if plan.identity:
+        maps.append(state[None])
+    if len(sums) == 1:
+        return maps, sums[0]
+    none = state.new_empty(0, state.shape[-1], dtype=torch.float64)
+    return maps, Sums(
+        torch.cat([none, *(own.total for own in sums)]), torch.cat([none, *(own.squares for own in sums)])
+    )
+
+
+@dataclass
+class TermsBackward:
+    """The backward pass of the maps that are not separable.
+
+    Attributes:
+        maps: the stacks of :func:`term_maps`.
+        grads: of the edges.
+        found: from the sums' own backward pass, with the gradient of every map in it.
+    """
+
+    plan: Plan
+    backend: Backend
+    state: Tensor
+    maps: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    found: TermGradients
+
+    def reductions(
+        self, weights: ReductionWeights, feedback: ReductionWeights, weight_grads: bool
+    ) -> tuple[Tensor, ReductionWeights]:
+        """The error at the state, and the gradients of the weights."""
+        plan, found = self.plan, self.found
+        count = plan.reductions
+        terms = [term for (term,) in plan.terms_of[:count]]  # each has weights of its own, and so one term
+        grads = [self.grads[plan.terms.edges[term]] for term in terms]
+        prologue = Prologue(grads, self.maps[0], found.a[terms], found.b[:count], found.d[:count])
+        return self.backend.reductions_backward(prologue, self.state, weights, feedback, weight_grads)
+
+    def pools(self) -> Tensor:
+        """The error at the state."""
+        plan, found = self.plan, self.found
+        first = plan.reductions
+        stacks = [*(grad[None] for grad in self.grads), self.maps[first > 0]]
+        factors, offset = torch.cat([found.a, found.b])[plan.pool_rows], found.d[first : first + POOLS]
+        delta = self.backend.sum_forward(stacks, plan.pool_terms, factors, offset, [None] * POOLS)
+        return self.backend.pooling_backward(delta, self.state, plan.stride)

@@ -1,0 +1,44 @@
+"""The kernels that the ops of a supernet are put together from where no kernel fuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from .batch_norm import Synchroniser
+from .records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums, Terms
+
+
+class Parts(Protocol):
+    """The separable stage and the mixed sum of an implementation, each as its reference says."""
+
+    @property
+    def synchroniser(self) -> Synchroniser | None:
+        """Adds up the statistics of batch normalisation over processes; None for those of this one."""
+
+    def stage_forward(
+        self, x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None
+    ) -> tuple[Tensor, Sums]:
+        """As ``kernels.separable_stage.reference.forward``."""
+
+    def stage_backward(
+        self,
+        prologue: Prologue,
+        x: Tensor,
+        weights: StageWeights,
+        feedback: StageWeights,
+        stage: Stage,
+        affine: Affine | None,
+        weight_grads: bool,
+    ) -> StageGradients:
+        """As ``kernels.separable_stage.reference.backward``."""
+
+    def sum_forward(
+        self, maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        """As ``kernels.mixed_sum.reference.forward``."""
+
+    def sum_backward(self, grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
+        """As ``kernels.mixed_sum.reference.backward``."""
