@@ -17,6 +17,7 @@ from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models import GenotypeNetwork, build_network
+from bionas_fast.nn import synchronise_statistics
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.progress import Progress
