@@ -99,10 +99,14 @@ class PredictiveConv2d(ErrorPath):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = _whole("in_channels", in_channels), _whole("out_channels", out_channels)
-        self.kernel_size, self.stride = _pair("kernel_size", kernel_size), _pair("stride", stride)
-        self.padding, self.dilation = _pair("padding", padding, least=0), _pair("dilation", dilation)
-        self.groups, self.steps = _whole("groups", groups), _whole("steps", steps, least=0)
+        self.in_channels = _whole("in_channels", in_channels)
+        self.out_channels = _whole("out_channels", out_channels)
+        self.kernel_size = _pair("kernel_size", kernel_size)
+        self.stride = _pair("stride", stride)
+        self.padding = _pair("padding", padding, least=0)
+        self.dilation = _pair("dilation", dilation)
+        self.groups = _whole("groups", groups)
+        self.steps = _whole("steps", steps, least=0)
         if in_channels % groups or out_channels % groups:
             raise InputError(f"groups: {groups} does not divide {in_channels} input and {out_channels} output channels")
         if activation not in ("relu", "identity"):
@@ -118,9 +122,13 @@ class PredictiveConv2d(ErrorPath):
             raise InputError(f"step_size: {step_size} is at or beyond the bound for untied weights, 1")
         if not 0 <= decay < math.inf:
             raise InputError(f"decay: expected a number of at least 0, got {decay}")
-        self.step_size, self.decay, self.tied = step_size if constant is None else constant, float(decay), tied
-        self.normalize_error, self.rectify_error = normalize_error, rectify_error
-        self.activation, self.credit = activation, credit
+        self.step_size = step_size if constant is None else constant
+        self.decay = float(decay)
+        self.tied = tied
+        self.normalize_error = normalize_error
+        self.rectify_error = rectify_error
+        self.activation = activation
+        self.credit = credit
         self._guarded = constant is not None and tied and not gated and not normalize_error
         self._geometry = (self.stride, self.padding, self.dilation, groups)
         self._spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
@@ -198,7 +206,8 @@ class PredictiveConv2d(ErrorPath):
             InputError: as ``forward``.
         """
         self._check(input)
-        x, norm, kernels = input, self.input_norm, self._kernels(detached=True)
+        x, norm = input, self.input_norm
+        kernels = self._kernels(detached=True)
         if norm is not None:
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         step = self._step(kernels, training=False)

@@ -82,7 +82,8 @@ def _update_native(tensors: Tensors, rate: Tensor, arguments: _Arguments) -> Ten
     """One pass over u, the outer product, which unless filtered is PyTorch's, and one over W."""
     weight, x, u, y = tensors
     rule, temperature, normalisation, shape, _ = arguments
-    kernels, groups = torch.ops.bionas_fast_native, shape.groups
+    kernels = torch.ops.bionas_fast_native
+    groups = shape.groups
     activity, decay = records.RULES[rule]
     activity = activity if y is None else "linear"
     norm, total = None, weight.new_empty(0, dtype=torch.float64)
@@ -205,7 +206,8 @@ def hebbian_update(
         InputError: shapes that do not fit, naming the argument; an unknown rule or normalisation.
     """
     _check_rule(rule)
-    normalisation, backend = options.pop("normalisation", "none"), options.pop("backend", None)
+    normalisation = options.pop("normalisation", "none")
+    backend = options.pop("backend", None)
     if normalisation not in NORMALISATIONS:
         raise unknown("normalisation", normalisation, NORMALISATIONS)
     dims = weight.dim() - 2

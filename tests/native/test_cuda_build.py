@@ -125,7 +125,7 @@ def test_no_device_is_the_reason(monkeypatch, tmp_path):
     if not native.load():
         pytest.skip(native.status().reason)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(native, "_CUDA_AHEAD_OF_TIME", tmp_path / "none")
+    monkeypatch.setattr(native.library, "_CUDA_AHEAD_OF_TIME", tmp_path / "none")
     assert native.library._load_cuda.__wrapped__() == (None, "there is no CUDA device")
 
 
