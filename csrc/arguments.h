@@ -1,5 +1,5 @@
-// What the operators make of their arguments. Activations are [N, H, W, C] with C a multiple of 16; weights may have
-// fewer channels and are padded with zeros here.
+// Checks and conversions of the operators' arguments. Activations are [N, H, W, C] with C a multiple of 16; weights
+// may have fewer channels and are padded with zeros here.
 
 #pragma once
 
@@ -51,7 +51,7 @@ inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
       take(bytes), sizes, strides, Device(DeviceType::CPU), ScalarType::Float, &give);
 }
 
-// The maps of several stacks [K_i, N, H, W, C], counted through in order.
+// The maps of several stacks [K_i, N, H, W, C], one stack after the other.
 inline std::vector<const float*> each_map(const char* name, const Tensors& stacks, int64_t size) {
   std::vector<const float*> maps;
   for (const Tensor& stack : stacks) {

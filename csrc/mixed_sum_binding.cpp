@@ -12,7 +12,7 @@ using namespace bionas::arguments;
 // The arguments that all of them share, as the kernels take them.
 class Sum {
  public:
-  Sum(const Tensors& stacks,  // [K_i, N, H, W, C], whose maps are counted through
+  Sum(const Tensors& stacks,  // [K_i, N, H, W, C], whose maps the terms number in order
       const Ints& terms)      // as TermsRecord says
       : record_(terms) {
     STD_TORCH_CHECK(!stacks.empty() && stacks[0].dim() == 5, "maps: expected stacks [K, N, H, W, C]");
@@ -126,7 +126,8 @@ std::tuple<Tensors, Tensor, Tensor> normalised_sum(
   const Tensor &total = sums[0], &squares = sums[1];
   for (const Tensor& each : sums) {
     check("total, squares", each, ScalarType::Double);
-    STD_TORCH_CHECK(int64_t(each.numel()) == total.size(0) * c, "total, squares: expected a row for each normalised map");
+    STD_TORCH_CHECK(int64_t(each.numel()) == total.size(0) * c,
+                    "total, squares: expected a row for each normalised map");
   }
   Tensor mean = torch::stable::new_empty(total, {total.size(0), c});
   Tensor var = torch::stable::new_empty(total, {total.size(0), c});

@@ -102,7 +102,7 @@ class StageWeights(NamedTuple):
     pointwise: Tensor
 
     def first(self, stage: Stage) -> StageWeights:
-        """Those of the branches of ``stage``, which are the first ones."""
+        """The weights of the branches of ``stage``, which are the first ones."""
         channels = self.pointwise.shape[-1]
         return StageWeights(self.depthwise[: stage.taps * channels], self.pointwise[: len(stage.kernels)])
 
@@ -207,7 +207,7 @@ class Separated(NamedTuple):
 
 
 class SavedEdges(NamedTuple):
-    """What the backward pass of the separable branches reads of the forward pass.
+    """The tensors of the separable branches' forward pass that their backward pass reads.
 
     Attributes:
         training: whether the moments are those of the batch.

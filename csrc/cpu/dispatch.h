@@ -1,4 +1,4 @@
-// What every kernel shares: the choice of an instruction set at run time, and torch's threads. No torch header.
+// Common to all kernels: the choice of an instruction set at run time, and torch's threads. No torch header.
 //
 // A kernel is `name.inc`, plain C++ that compilers vectorise or GCC vector extensions, without includes of its own.
 // `name.cpp` compiles it once for each instruction set and calls the variant that suits the machine:

@@ -13,7 +13,7 @@ struct FactorizedReduce {
   int64_t count;       // R
   int64_t own;         // the channels that the weights have, c of C
   const float* x;      // [N, H, W, C]
-  // What takes part in the matrix products: the weights forward, the feedback backward.
+  // The matrices of the products: the weights forward, the feedback backward.
   const float* first;   // [R, ⌈c/2⌉, c]
   const float* second;  // [R, ⌊c/2⌋, c]
 };

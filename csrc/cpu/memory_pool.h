@@ -8,7 +8,7 @@
 
 namespace bionas {
 
-// What is smaller is left to the allocator of torch.
+// Smaller blocks are left to the allocator of torch.
 constexpr std::size_t pooled_from = std::size_t{1} << 20;
 
 // A block of at least so many bytes, aligned to a cache line, uninitialised. The pool never holds, in use or kept, more

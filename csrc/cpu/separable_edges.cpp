@@ -49,7 +49,7 @@ class Group {
     stage_forward(first(e.first + begin), {z, sum.data(), second_sum.data(), copy});
     if (e.training) moments(two ? begin : e.twice + begin);
   }
-  // How the second stages read what the first ones wrote.
+  // The affine maps through which the second stages read what the first ones wrote.
   void set_affine() {
     for (int64_t i = 0; i < count * c; i++) {
       const int64_t at = begin * c + i;
@@ -176,7 +176,7 @@ void each_group(const SeparableEdges& e, const Body& body) {
   divide(e.twice, e.branches);
 }
 
-// Of the largest group.
+// The floats that the maps of the largest group take.
 int64_t scratch_size(const SeparableEdges& e) {
   int64_t largest = 0;
   each_group(e, [&](int begin, int end) { largest = std::max<int64_t>(largest, end - begin); });

@@ -36,16 +36,16 @@ struct Stage {
   bool shared;
   const float* scale;    // [K, C], or null: the branch sees ReLU(scale · x + shift)
   const float* shift;    // [K, C]
-  const Tiles* tiles = nullptr;  // shared: of x, where several stages read it; else they are made anew
+  const Tiles* tiles = nullptr;  // shared: of x, where several stages read it; else they are made again
 };
 
-// How many floats the tiles of a stage's input take.
+// The number of floats in the tiles of a stage's input.
 int64_t tiles_size(const Stage& stage, int64_t pad);
 void fill_tiles(const Stage& stage, const Tiles& tiles);
 // grad_x = the middle of the tiles of `grad` where those of x let something through, else 0
 void take_from_tiles(const Stage& stage, const Tiles& tiles, const Tiles& grad, float* grad_x);
 
-// How wide a border the kernel of a branch reaches into.
+// The width of the border that the kernel of a branch reaches into.
 int64_t padding(const Branch& branch);
 
 struct StageForward {

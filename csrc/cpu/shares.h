@@ -1,4 +1,4 @@
-// What the threads of a parallel loop add up.
+// Sums that the threads of a parallel loop add up.
 
 #pragma once
 

@@ -12,7 +12,7 @@ constexpr int64_t few = 8;        // blocks, to occupy some threads
 
 // Strips of tiles, one below the other, that are worked on together.
 struct Chunk {
-  int64_t first, strips;  // counted through all images
+  int64_t first, strips;  // numbered across all images
   int64_t down, across;   // strips of an image, tiles of a strip
   int64_t tiles() const { return strips * across; }
 };

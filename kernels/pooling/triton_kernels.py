@@ -22,7 +22,7 @@ STRIDES = (1, 2)
 
 @triton.jit
 def _window(p_image, o_n, o_h, o_w, height, width, channels, o_c, mask):
-    """What is inside of the windows whose corners these are: maximum, which of the 9 it is, sum and number.
+    """Maximum, its place among the 9, sum and number of the elements inside the windows with these corners.
 
     Of equal maxima the first counts, of several that are not a number the last, as in ``torch.max_pool2d``.
     """

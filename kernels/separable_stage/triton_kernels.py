@@ -112,7 +112,7 @@ def error_kernel(
     p_error, p_grads, p_z, p_a, p_b, p_d, p_feedback, branches, rows, inputs, outputs,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """What comes down through the pointwise feedback: the gradient of z_k times B_k, [rows, inputs]."""
+    """The error below the pointwise feedback: the gradient of z_k times B_k, [rows, inputs]."""
     i_k, i_row = (tl.program_id(0) % branches).to(tl.int64), tl.program_id(0) // branches * BLOCK_R
     o_r, o_c = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = (o_c < inputs)[None, :]

@@ -69,7 +69,7 @@ struct Case {
     s.branch = branch.data();
   }
 
-  // What ReLU lets through, 0 outside.
+  // ReLU of the input, 0 outside.
   double seen(int k, int64_t n, int64_t y, int64_t x_, int64_t i) const {
     if (y < 0 || x_ < 0 || y >= s.h || x_ >= s.w) return 0;
     double value = x[(((s.shared ? 0 : k * s.n) + n) * s.h + y) * s.w * s.c + x_ * s.c + i];

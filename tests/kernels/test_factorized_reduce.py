@@ -98,7 +98,7 @@ def test_compiled_kernels_on_random_shapes(edges, n, h, w, own, more, weights_wa
 
 
 def operator_arguments():
-    """Of the forward and the backward operator, by name."""
+    """The arguments of the forward and the backward operator, by name."""
     x, weights, feedback, grads, affine = whole_numbers(3, 2, 5, 6, 10, 16, [0, 1, 0], 0)
     forward = {"x": x.float(), "weights": [weight.float() for weight in weights]}
     z = torch.ops.bionas_fast_native.factorized_reduce(**forward)[0]

@@ -330,7 +330,7 @@ def near_a_bend(a):
 
 
 def run_separable_edges(backend, a, weights_wanted, wide=None):
-    """What comes out, by name; in float32 and with zeros for more channels if ``wide`` says how many."""
+    """Every result, by name; in float32 and with zeros for more channels if ``wide`` says how many."""
     channels = a["x"].shape[-1]
 
     def cast(tensor, value=0.0):

@@ -229,7 +229,7 @@ def interpreted_stage_float64_as_the_reference():
 
 
 def interpreted_stage_every_configuration_is_launched(monkeypatch):
-    """What the cases above launch, and what is compiled ahead of time for real cards, is the same list."""
+    """The cases above launch exactly the configurations that are compiled ahead of time for real cards."""
     launched = record_launches(stage, monkeypatch)
     for case, dtype in product(STAGES.values(), stage.DTYPES):
         stage.forward(*low(case.forward(), dtype))
