@@ -146,7 +146,7 @@ class Move:
 
 #: n, groups, channels of a group, positions: less than a warp has, as many and more; several warps from 8 channels on.
 SIZES = [(2, 1, 1, 1), (2, 3, 1, 33), (1, 2, 3, 31), (1, 1, 17, 32)]
-CASES = (
+CASES = [
     *(Activity(*size, kind, "square") for size, kind in product(SIZES, ACTIVITIES)),
     *(Activity(2, 2, 9, 65, *kind) for kind in product(ACTIVITIES, DECAYS)),
     *(Activity(2, 2, 9, 40, kind, "output", ties=True, divided=True) for kind in ACTIVITIES),
@@ -162,13 +162,13 @@ CASES = (
     *(Move(1, 40, 3, how, True) for how in NORMALISATIONS),  # more filters than threads
     *(Move(2, 3, 5, how, False, scale=0.0) for how in NORMALISATIONS),
     *(Move(2, 3, 37, how, True, torch.nan) for how in NORMALISATIONS),
-)
+]
 #: More channels than the threads of a block sum up at once; more tiles and groups than there are blocks.
-LARGE = (
+LARGE = [
     *(Activity(1, 1, 300, 3, kind, "output") for kind in ("hard", "signed")),
     Activity(1030, 1, 1, 1, "linear", "square"),
     Activity(1, 1030, 1, 2, "hard", "activity"),
-)
+]
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +194,13 @@ def program(tmp_path_factory):
     return build
 
 
+def run(program: Path, cases: list[Activity | Move], order: str = "forwards") -> tuple[bytes, str]:
+    """The results, and what a sanitizer says; once for the same program and cases."""
+    return _run(program, tuple(cases), order)
+
+
 @functools.cache
-def run(program: Path, cases: tuple[Activity | Move, ...], order: str = "forwards") -> tuple[bytes, str]:
-    """The results, and what a sanitizer says."""
+def _run(program: Path, cases: tuple[Activity | Move, ...], order: str) -> tuple[bytes, str]:
     given, made = program.with_name("given"), program.with_name("made")
     given.write_bytes(np.int64(len(cases)).tobytes() + b"".join(case.encoded() for case in cases))
     done = subprocess.run([program, given, made, order], capture_output=True, text=True, timeout=300)
@@ -229,5 +233,5 @@ def test_a_missing_barrier_is_noticed(program, tmp_path, barrier):
     kernels = tmp_path / "csrc" / "cuda" / "hebbian.cuh"
     assert barrier in kernels.read_text()
     kernels.write_text(kernels.read_text().replace(barrier, ""))
-    _, said = run(program("thread", tmp_path / "csrc"), (Activity(2, 2, 9, 65, "signed", "output"),))
+    _, said = run(program("thread", tmp_path / "csrc"), [Activity(2, 2, 9, 65, "signed", "output")])
     assert "data race" in said

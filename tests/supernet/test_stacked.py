@@ -17,6 +17,7 @@ from bionas_fast.search.method import frozen
 from bionas_fast.space import Candidate, Space, get_space
 from bionas_fast.space.operations import SeparableStage
 from helpers.supernets import gradients, pair, reached, relative
+from helpers.tolerances import ENGINES
 
 needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
 BACKENDS = [pytest.param("reference"), pytest.param("native", marks=needs_native)]
@@ -75,7 +76,7 @@ def test_same_function_in_float64(shape):
             assert error < 1e-9 * expected[name].abs().max() + 1e-12 * largest, name
     theirs = stacked.to_modular().state_dict()
     for name, value in modular.state_dict().items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(theirs[name], value, **ENGINES, msg=name)
 
 
 @needs_native
