@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from bionas_fast import native
 from helpers.oracles.data import FOLDER
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # pytest may have imported torch before
@@ -35,3 +36,12 @@ def _poisoned_memory():
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def isa(request):
+    """Every instruction set of the machine; the compiled kernels run its variant."""
+    if request.param not in native.isas():
+        pytest.skip(f"this machine has no {request.param}")
+    with native.use_isa(request.param):
+        yield request.param

@@ -12,8 +12,8 @@ from bionas_fast import native
 from bionas_fast.kernels.factorized_reduce import reference
 from bionas_fast.kernels.records import Prologue, ReductionWeights
 from bionas_fast.space.operations import FactorizedReduce
+from helpers.native import needs_native
 
-needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
 OPCHECKS = ("test_schema", "test_faketensor")
 
 

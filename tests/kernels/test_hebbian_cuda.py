@@ -195,7 +195,12 @@ def program(tmp_path_factory):
 
 
 def run(program: Path, cases: list[Activity | Move], order: str = "forwards") -> tuple[bytes, str]:
-    """The results, and what a sanitizer says."""
+    """The results, and what a sanitizer says; once for the same program and cases."""
+    return _run(program, tuple(cases), order)
+
+
+@functools.cache
+def _run(program: Path, cases: tuple[Activity | Move, ...], order: str) -> tuple[bytes, str]:
     given, made = program.with_name("given"), program.with_name("made")
     given.write_bytes(np.int64(len(cases)).tobytes() + b"".join(case.encoded() for case in cases))
     done = subprocess.run([program, given, made, order], capture_output=True, text=True, timeout=300)

@@ -23,14 +23,6 @@ def _library():
         pytest.skip(native.status().reason)
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def isa(request):
-    if request.param not in native.isas():
-        pytest.skip(f"this machine has no {request.param}")
-    with native.use_isa(request.param):
-        yield request.param
-
-
 def operators():
     return torch.ops.bionas_fast_native
 

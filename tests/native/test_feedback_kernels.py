@@ -40,14 +40,6 @@ def _library():
     assert native.load(), native.status().reason
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def isa(request):
-    if request.param not in native.isas():
-        pytest.skip(f"this machine has no {request.param}")
-    with native.use_isa(request.param):
-        yield request.param
-
-
 def operators():
     return torch.ops.bionas_fast_native
 
@@ -210,8 +202,9 @@ def sanitized(tmp_path_factory):
         flags = [
             COMPILER,
             "-std=c++17",
-            "-O1",
-            "-g",
+            # A third of the time to compile of -O1, and no access is optimised away before it is checked.
+            "-O0",
+            "-g1",
             f"-fsanitize={sanitizer}",
             "-fno-sanitize-recover=all",
             "-pthread",

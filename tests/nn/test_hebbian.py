@@ -11,19 +11,13 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import InputError
-from bionas_fast.backends import explain
 from bionas_fast.functional import adaptive_rate, hebbian_activity, hebbian_update
 from bionas_fast.nn.hebbian import name_layers
 from bionas_fast.ops.hebbian import RULES
+from helpers.native import skip_without
 from helpers.tolerances import assert_close
 
 BACKENDS = ["reference", "native"]
-
-
-def skip_without(backend):
-    reason = explain("hebbian_update", "cpu").reasons.get(backend)
-    if reason:
-        pytest.skip(reason)
 
 
 def patches(x, kernel, stride, padding, dilation):

@@ -18,6 +18,7 @@ from bionas_fast import InputError
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.search import Search, SearchConfig
+from helpers.tolerances import ALPHAS
 
 TINY = SearchConfig(
     rules=("usf", "brsf"), operations=("skip_connect", "dil_conv_3x3"), channels=1, epochs=2, batch_size=256
@@ -52,7 +53,7 @@ class TestStep:
             # Adam's first step with bias correction: m̂ = g, v̂ = g².
             expected = -3e-4 * g / (g.abs() + 1e-8)
             moved = search.net.alphas[kind].detach().double() - alpha
-            torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+            torch.testing.assert_close(moved, expected, **ALPHAS)
         for p, old in zip(search.net.weight_parameters(), weights, strict=True):
             assert torch.equal(p, old)
             assert p.grad is None

@@ -20,6 +20,7 @@ from bionas_fast.supernet import build_supernet
 from helpers.oracles.data import assert_close, cases, load
 from helpers.oracles.supernet import inject, to_ours, to_published
 from helpers.searches import TINY
+from helpers.tolerances import ALPHAS
 
 FEW = {"population": 6, "generations": 2}
 METHODS = {
@@ -132,7 +133,7 @@ def test_second_order_gradient(case, engine):
     for kind in ("normal", "reduce"):
         moved = to_published(net.alphas[kind].detach(), primitives) - arrays[f"alphas_{kind}"]
         expected = arrays[f"alphas_{kind}_after_adam"] - arrays[f"alphas_{kind}"]
-        torch.testing.assert_close(moved.float(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(moved.float(), expected, **ALPHAS)
 
 
 def second_order(**settings):

@@ -31,6 +31,7 @@ from bionas_fast.space.operations import ResidualReduction
 from bionas_fast.supernet import Mixture
 from bionas_fast.supernet.modular import ModularCell
 from helpers.supernets import gradients, relative
+from helpers.tolerances import ENGINES, POPULATIONS, SAME_BITS
 
 EVERY_3X3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 MIXED = "|nor_conv_1x1@usf~0|+|none~0|avg_pool_3x3~1|+|skip_connect@brsf~0|none~1|nor_conv_3x3@fa~2|"
@@ -285,7 +286,7 @@ def test_same_function_in_both_engines(space, settings):
             assert error < 1e-9 * expected[name].abs().max() + 1e-12 * largest, name
     theirs = stacked.to_modular().state_dict()
     for name, value in modular.state_dict().items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(theirs[name], value, **ENGINES, msg=name)
     assert stacked.genotype() == modular.genotype()
 
 
@@ -300,8 +301,8 @@ def test_population(partial_channels):
     x = torch.randn(3, 2, 7, 6, generator=generator, dtype=torch.float64)
     modular.eval(), stacked.eval()
     expected = torch.stack([modular(x, {"cell": own}) for own in mixing["cell"]])
-    torch.testing.assert_close(modular.population(x, mixing), expected, rtol=0, atol=0)
-    torch.testing.assert_close(stacked.population(x, mixing), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(modular.population(x, mixing), expected, **SAME_BITS)
+    torch.testing.assert_close(stacked.population(x, mixing), expected, **POPULATIONS)
 
 
 class TestReports:

@@ -16,6 +16,7 @@ from bionas_fast.nn import HebbianConv2d, PredictiveConv2d
 from bionas_fast.search import SearchConfig
 from bionas_fast.search.darts import Darts
 from bionas_fast.space import Candidate, Space, get_space
+from helpers.tolerances import ENGINES
 
 OWN = ("hebbian_conv_3x3", "predictive_conv_3x3")
 SMALL = Space("small", tuple(map(Candidate.parse, ("none", "skip_connect@usf", "dil_conv_3x3@frsf", *OWN))), nodes=2)
@@ -60,7 +61,7 @@ def test_both_engines_learn_the_same():
     after = plasticity(modular)
     assert after
     for name, own in plasticity(stacked.to_modular()).items():
-        torch.testing.assert_close(own, after[name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(own, after[name], **ENGINES)
         assert not torch.equal(own, before[name])
 
 

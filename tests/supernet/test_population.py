@@ -10,6 +10,7 @@ import bionas_fast as bf
 from bionas_fast.errors import InputError
 from bionas_fast.space import Candidate, Space, get_space
 from bionas_fast.supernet import Mixture, build_supernet
+from helpers.tolerances import POPULATIONS, SAME_BITS
 
 SHAPE = {"channels": 4, "cells": 3, "num_classes": 5, "in_channels": 2}
 
@@ -44,8 +45,8 @@ def test_population_is_one_forward_each(space, partial_channels):
     expected = modular.population(x, mixing)
     assert expected.shape == (4, 3, 5)
     each = [modular(x, {kind: own[i] for kind, own in mixing.items()}) for i in range(4)]
-    torch.testing.assert_close(expected, torch.stack(each), rtol=0, atol=0)
-    torch.testing.assert_close(stacked.population(x, mixing), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(expected, torch.stack(each), **SAME_BITS)
+    torch.testing.assert_close(stacked.population(x, mixing), expected, **POPULATIONS)
 
 
 def test_population_in_single_precision():
@@ -100,7 +101,7 @@ def test_engines_agree(mixture):
             q.copy_(p)
     x, y = torch.randn(4, 2, 9, 7, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
     outs = [net(x) for net in (modular, stacked)]
-    torch.testing.assert_close(*outs, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(*outs, **POPULATIONS)
     for out in outs:
         F.cross_entropy(out, y).backward()
     for p, q in zip(modular.alpha_parameters(), stacked.alpha_parameters(), strict=True):

@@ -9,11 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bionas_fast as bf
-from bionas_fast import native
 from bionas_fast.search.method import frozen
 from bionas_fast.space import get_space
-
-needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
+from helpers.native import needs_native
+from helpers.tolerances import SAME_BITS
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -58,4 +57,4 @@ def test_compiled_as_one_graph(backend, cells, operations):
                     found = torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
                 results.append([out, *found, *own.buffers()])
             for ours, expected in zip(*results, strict=True):
-                torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+                torch.testing.assert_close(ours, expected, **SAME_BITS)
