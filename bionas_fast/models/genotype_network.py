@@ -57,7 +57,7 @@ def _drop(x: Tensor, chance: float) -> Tensor:
     """Drop-path (Larsson et al. 2017): zero whole images of an edge, scale up the rest."""
     if not chance:
         return x
-    kept = distributed.part_of_draw(lambda count: x.new_empty(count, 1, 1, 1).bernoulli_(1 - chance), x.shape[0])
+    kept = distributed.shard_of_draw(lambda count: x.new_empty(count, 1, 1, 1).bernoulli_(1 - chance), x.shape[0])
     return x * kept / (1 - chance)
 
 
@@ -115,10 +115,10 @@ class FoundNetwork(CellNetwork):
         width: Any = self.cells[self.auxiliary_index].out_channels
         self.auxiliary = AuxiliaryHead(width, num_classes, genotype.fixed["head"]) if auxiliary else None
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, drop_path: float = 0.0) -> Tensor | tuple[Tensor, Tensor]:
         """Images [N, in_channels, H, W] → logits [N, classes]; in training with an auxiliary head, both logits."""
         self._check_input(x)
-        drop_path = self.drop_path if self.training else 0.0
+        drop_path = drop_path if self.training else 0.0
         auxiliary = None
         for index, out in enumerate(self._outputs(x, lambda cell, inputs: cell(*inputs, drop_path))):
             if self.training and self.auxiliary is not None and index == self.auxiliary_index:

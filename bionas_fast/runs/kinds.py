@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 from bionas_fast.registry import Registry
 
 if TYPE_CHECKING:
-    from bionas_fast.runs.trainer import Loop
+    from bionas_fast.runs.trainer import Trainer
 
-T = TypeVar("T", bound="type[Loop]")
+T = TypeVar("T", bound="type[Trainer]")
 
-_kinds: Registry[type[Loop]] = Registry("kind of run")
+_kinds: Registry[type[Trainer]] = Registry("kind of run")
 
 
 def register_kind(trainer: T) -> T:
@@ -32,7 +32,7 @@ def kind_names() -> tuple[str, ...]:
     return _kinds.names()
 
 
-def get_kind(name: str) -> type[Loop]:
+def get_kind(name: str) -> type[Trainer]:
     """Return the trainer class of a kind of run.
 
     Raises:

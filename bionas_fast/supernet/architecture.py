@@ -50,14 +50,11 @@ class Architecture(nn.Module):
         alphas: one for each kind of cell, [edges, candidates]; factorised: two for each, ``KIND_operation``
             [edges, operations] and ``KIND_rule`` [edges, rules]. Drawn from N(0, 10⁻⁶).
         betas: one for each kind of cell, [edges], zero at first; none without edge normalisation.
-        auxiliary: what is added to the weight of the skip connections on every edge, shared out among them (DARTS-,
-            Chu et al. 2021). Not part of the state: whoever trains sets it.
     """
 
     def __init__(self, space: Space, mixture: Mixture) -> None:
         super().__init__()
         self.space, self.mixture = space, mixture
-        self.auxiliary = 0.0
         edges = len(space.edges)
         self._factors = _factors(space)
         sizes = {f"_{name}": len(set(own)) for name, own in self._factors.items()}
@@ -93,20 +90,24 @@ class Architecture(nn.Module):
                 found[kind] = found[kind].index_copy(0, rows, torch.softmax(beta[rows], dim=0))
         return found
 
-    def mixing(self, choose: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+    def mixing(
+        self, choose: Callable[[Tensor], Tensor] | None = None, auxiliary_skip: float = 0.0
+    ) -> dict[str, Tensor]:
         """The weights of the candidates, [edges, candidates] for each kind of cell.
 
         Args:
             choose: maps the logits of the candidates to their weights; by default the softmax.
+            auxiliary_skip: added to the weight of the skip connections on every edge, in equal shares (DARTS-, Chu et
+                al. 2021).
         """
         choose = choose or (lambda logits: torch.softmax(logits, dim=-1))
         weights = {kind: choose(logits) for kind, logits in self.logits().items()}
-        if self.auxiliary:
-            extra = self.auxiliary * skip_share(self.space)
+        if auxiliary_skip:
+            extra = auxiliary_skip * skip_share(self.space)
             weights = {kind: own + extra.to(own) for kind, own in weights.items()}
         return {**weights, **{kind: weights[kind] * share[:, None] for kind, share in self.shares().items()}}
 
-    def mixings(self, vectors: Tensor) -> dict[str, Tensor]:
+    def mixings(self, vectors: Tensor, auxiliary_skip: float = 0.0) -> dict[str, Tensor]:
         """What :meth:`mixing` would be for other parameters, [P, edges, candidates] for each kind of cell.
 
         Args:
@@ -116,7 +117,7 @@ class Architecture(nn.Module):
         found = []
         for vector in vectors:
             vector_to_parameters(vector, probe.parameters())
-            found.append(probe.mixing())
+            found.append(probe.mixing(auxiliary_skip=auxiliary_skip))
         return {kind: torch.stack([each[kind] for each in found]).detach() for kind in self.space.kinds}
 
     def genotype(self, fixed: Mapping[str, str]) -> Genotype:

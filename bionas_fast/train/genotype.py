@@ -1,8 +1,8 @@
-"""Training of found networks, and the comparison of their learning rules with single ones."""
+"""Training of genotype networks, and the comparison of their learning rules with single ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ from bionas_fast.evaluate import evaluate
 from bionas_fast.models import FoundNetwork, build_network
 from bionas_fast.nn import share_statistics
 from bionas_fast.plugins import import_plugins
+from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import keep, opened
-from bionas_fast.runs.trainer import Loop, Phase, cosine
+from bionas_fast.runs.record import RunRecord
+from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.trainer import Phase, Trainer, cosine
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
 
-FOUND = "found"
+#: The name of the genotype's own rules in a comparison.
+GENOTYPE_RULES = "genotype"
 
 
 class TrainConfig(Config):
@@ -78,34 +81,34 @@ def train(
     """Train the network of a genotype from scratch and test it.
 
     Args:
-        genotype: what to train; that of the run, if one is resumed.
+        genotype: the architecture and its learning rules; those of the run, if one is resumed.
         config: the settings; by default the embedded digits.
         out: a run folder, new or empty; by default nothing is written.
-        resume: the folder of a training that was stopped, to go on with. It ends as if it had not been stopped.
-            Settings given with it may only say where and how to work.
-        progress: hears how the training goes.
+        resume: the folder of a training that was stopped. It is resumed and ends as if it had not been stopped;
+            settings given with it may only say where and how to work.
+        progress: is told how the training proceeds.
 
     Raises:
         InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, a loss that
-            is no longer finite; a run that cannot be gone on with.
+            is no longer finite; a run that cannot be resumed.
         Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
     """
     if genotype is None and resume is None:
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
     def make(config: TrainConfig, folder: RunFolder | None) -> Training:
-        return Training(_own(genotype, folder), config)
+        return Training(_genotype_of(genotype, folder), config)
 
     with (
-        distributed.joined(),
-        opened(Training, config, out=out, resume=resume, make=make) as (training, folder),
+        distributed.process_group(),
+        open_run(Training, config, out=out, resume=resume, make=make) as (training, folder),
     ):
-        keep(training, folder, progress or Progress())
+        execute(training, folder, progress or Progress())
         return training.result(folder)
 
 
-def _own(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
-    """What is to be trained: the genotype of a resumed run, if it was written before the run was killed."""
+def _genotype_of(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
+    """Choose the genotype to train: that of a resumed run, if it was written before the run was killed."""
     if folder is None or (genotype is not None and not (folder.path / GENOTYPE).exists()):
         assert genotype is not None
         return genotype
@@ -116,14 +119,14 @@ def _own(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
 
 
 @register_kind
-class Training(Loop):
-    """The training of a found network: the network, its data and its optimiser."""
+class Training(Trainer):
+    """The training of a genotype network: the network, its data and its optimiser."""
 
     kind = "train"
     command = "train"
     trains_network = True
     settings = TrainConfig
-    figures = ("test_loss", "test_accuracy")
+    metric_names = ("test_loss", "test_accuracy")
     net: FoundNetwork
 
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
@@ -142,7 +145,7 @@ class Training(Loop):
             std=data.std,
             device=self.device,
         )
-        distributed.expect_shares(batches.batch_size)
+        distributed.require_divisible(batches.batch_size)
         self.phases = [Phase(f"training {genotype.hash}", config.epochs, batches)]
         self.optimizer = torch.optim.SGD(
             self.net.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
@@ -151,12 +154,12 @@ class Training(Loop):
     def prepare(self) -> None:
         config = self.config
         self.net.train()
-        self.net.drop_path = config.drop_path * self.epoch / config.epochs
         self.optimizer.param_groups[0]["lr"] = cosine(self.epoch, config.epochs, config.learning_rate)
 
     def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
-        x, y = distributed.part(x, y)
-        logits, loss = _loss(self.net(x), y, self.config)
+        x, y = distributed.shard(x, y)
+        drop_path = self.config.drop_path * self.epoch / self.config.epochs
+        logits, loss = _loss(self.net(x, drop_path), y, self.config)
         self.optimizer.zero_grad()
         loss.backward()
         distributed.average_gradients(self.net.parameters())
@@ -167,8 +170,8 @@ class Training(Loop):
                 f"a learning rate below {self.config.learning_rate:g} may help"
             )
         self.optimizer.step()
-        loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
-        return loss_sum / distributed.size(), int(hits)
+        loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
+        return loss_sum / distributed.world_size(), int(hits)
 
     def conclude(self) -> dict[str, Any]:
         data = self.data
@@ -176,23 +179,23 @@ class Training(Loop):
         return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
 
     def write_beginning(self, folder: RunFolder) -> None:
-        self.write_settings(folder, network=_shape(self.data))
+        self.write_config(folder, network=_shape(self.data))
         folder.write(GENOTYPE, self.genotype.to_json())
 
     @classmethod
-    def load_network(cls, folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> FoundNetwork:
-        config = TrainConfig(**settings)
+    def load_network(cls, folder: RunFolder, record: RunRecord) -> FoundNetwork:
+        config = TrainConfig(**record.settings)
         return build_network(
             Genotype.load(folder.file(GENOTYPE)),
             channels=config.channels,
             cells=config.cells,
             auxiliary=config.auxiliary_weight > 0,
-            in_channels=shape["in_channels"],
-            num_classes=shape["num_classes"],
+            in_channels=record.network["in_channels"],
+            num_classes=record.network["num_classes"],
         )
 
     def result(self, folder: RunFolder | None) -> TrainResult[FoundNetwork]:
-        """What the training ends with."""
+        """Return the result of the finished training."""
         run_dir = None if folder is None else folder.path
         return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
 
@@ -204,17 +207,17 @@ def compare_rules(
     single_rules: Iterable[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Test accuracy (percent) of the found rules beside the same architecture under each single rule.
+    """Compare the test accuracy (percent) of a genotype with that of its architecture under each single rule.
 
     Args:
         single_rules: by default every registered rule, ``bp`` among them.
 
     Returns:
-        ``{"found": …, "bp": …, "fa": …, …}``, each trained alike from the same seed.
+        ``{"genotype": …, "bp": …, "fa": …, …}``, each trained alike from the same seed.
     """
     config = config or TrainConfig()
     import_plugins(config.plugins)  # whose rules are compared, too
-    variants = {FOUND: genotype}
+    variants = {GENOTYPE_RULES: genotype}
     variants |= {rule: genotype.with_rule(rule) for rule in (single_rules or rules.names())}
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
 

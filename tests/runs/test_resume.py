@@ -239,7 +239,7 @@ def make(kind: str, **settings) -> Loop:
 
 def advance(loop: Loop, steps: int | None = None) -> None:
     """So many steps, or to the end."""
-    with loop.own_randomness():
+    with loop.isolated_rng():
         while not loop.finished and steps != 0:
             loop.enter_epoch()
             while loop.steps_done < len(loop.phase.batches) and steps != 0:
