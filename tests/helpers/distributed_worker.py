@@ -47,7 +47,7 @@ def die(folder: Path) -> None:
         return step(self, x, y)
 
     Search.train_step = train_step
-    from bionas_fast.cli.app import app
+    import bionas_fast.cli.app as app
 
     def slow_console(*words, **options):
         time.sleep(1)

@@ -121,7 +121,7 @@ def _run(
 ) -> None:
     import resource
 
-    from bionas_fast.cli.app import app
+    from bionas_fast.cli.app import main
 
     if signal_at_step is not None:
         _signal_at_step(*signal_at_step)
@@ -132,7 +132,7 @@ def _run(
     if ordinary and os.getuid() == 0:
         _without_capabilities()
     try:
-        app.main(arguments)
+        main(arguments)
     except SystemExit as end:
         sys.stdout.flush()
         sys.stderr.flush()
