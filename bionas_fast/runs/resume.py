@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from bionas_fast.config import Config, read_settings, read_yaml
 from bionas_fast.errors import BionasWarning, InputError, Interrupted
 from bionas_fast.runs.folder import CHECKPOINT, CONFIG, REPORT, RunFolder, machine
+from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.signals import Interrupts
 from bionas_fast.runs.tensorboard import Scalars, expect_tensorboard
@@ -23,8 +24,6 @@ L = TypeVar("L", bound=Loop)
 
 #: What of a machine may change the last bits of a result.
 _DECISIVE = ("bionas-fast", "torch", "system", "cpu", "threads", "accelerator")
-#: The command that goes on with a run of each kind.
-_COMMANDS = {"search": "search", "train": "train", "softhebb": "train"}
 
 
 @contextmanager
@@ -224,13 +223,13 @@ class _Keeper:
 
 
 def _resume_command(kind: str, folder: RunFolder) -> str:
-    return f"bionas-fast {_COMMANDS[kind]} --resume {shlex.quote(str(folder.path))}"
+    return f"bionas-fast {get_kind(kind).command} --resume {shlex.quote(str(folder.path))}"
 
 
 def _expect_kind(found: object, kind: str, folder: RunFolder) -> None:
     if found == kind:
         return
-    if isinstance(found, str) and found in _COMMANDS:
+    if isinstance(found, str) and found in kind_names():
         raise InputError(f"{folder.path} is a run of another kind; go on with: {_resume_command(found, folder)}")
     raise InputError(f"{folder.path / CONFIG}: kind is {found!r:.40}, expected {kind!r}")
 

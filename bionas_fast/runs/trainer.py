@@ -60,6 +60,9 @@ class Loop:
     Attributes:
         kind: what such a run is called in its configuration.
         settings: the type of ``config``.
+        command: the command that begins and resumes such runs, ``bionas-fast COMMAND``.
+        trains_network: whether such a run ends in a trained network, which :meth:`load_network` then builds.
+        sources: the words that this command takes for such a run in place of a genotype.
         figures: the numbers in every row of the metrics beside those of each loop.
         epoch: how many epochs are done, over all phases.
         metrics: a row for every epoch of a phase that counts.
@@ -67,6 +70,9 @@ class Loop:
 
     kind: ClassVar[str]
     settings: ClassVar[type[Config]]
+    command: ClassVar[str]
+    trains_network: ClassVar[bool] = False
+    sources: ClassVar[tuple[str, ...]] = ()
     figures: ClassVar[tuple[str, ...]] = ()
 
     data: Dataset
@@ -119,6 +125,16 @@ class Loop:
 
     def write_report(self, folder: RunFolder) -> None:
         """Called once, at the end."""
+
+    @classmethod
+    def load_network(cls, folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> nn.Module:
+        """Build the network of a run, without its weights; see :func:`bionas_fast.load`.
+
+        Args:
+            settings: those of the run.
+            shape: what else decides the network, from the data set: ``in_channels``, ``num_classes``, ``image_size``.
+        """
+        raise NotImplementedError(f"{cls.__name__} defines no load_network()")
 
     @property
     def phase(self) -> Phase:

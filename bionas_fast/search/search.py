@@ -19,6 +19,7 @@ from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import share_statistics
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import GENOTYPE, REPORT, RunFolder, machine, new_path
+from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import keep, opened
 from bionas_fast.runs.trainer import Loop, Phase, cosine
@@ -105,10 +106,12 @@ def search(
         return SearchResult(search.genotype, path, search.metrics, search.last_figures, search.notes)
 
 
+@register_kind
 class Search(Loop):
     """A search in progress: the supernet, its data and optimisers."""
 
     kind = "search"
+    command = "search"
     settings = SearchConfig
     figures = ("valid_loss", "valid_accuracy", "alpha_entropy")
 

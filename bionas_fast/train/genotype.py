@@ -20,6 +20,7 @@ from bionas_fast.models import FoundNetwork, build_network
 from bionas_fast.nn import share_statistics
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
+from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import keep, opened
 from bionas_fast.runs.trainer import Loop, Phase, cosine
@@ -114,10 +115,13 @@ def _own(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
     return stored
 
 
+@register_kind
 class Training(Loop):
     """The training of a found network: the network, its data and its optimiser."""
 
     kind = "train"
+    command = "train"
+    trains_network = True
     settings = TrainConfig
     figures = ("test_loss", "test_accuracy")
     net: FoundNetwork
@@ -175,6 +179,18 @@ class Training(Loop):
         self.write_settings(folder, network=_shape(self.data))
         folder.write(GENOTYPE, self.genotype.to_json())
 
+    @classmethod
+    def load_network(cls, folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> FoundNetwork:
+        config = TrainConfig(**settings)
+        return build_network(
+            Genotype.load(folder.file(GENOTYPE)),
+            channels=config.channels,
+            cells=config.cells,
+            auxiliary=config.auxiliary_weight > 0,
+            in_channels=shape["in_channels"],
+            num_classes=shape["num_classes"],
+        )
+
     def result(self, folder: RunFolder | None) -> TrainResult[FoundNetwork]:
         """What the training ends with."""
         run_dir = None if folder is None else folder.path
@@ -201,19 +217,6 @@ def compare_rules(
     variants = {FOUND: genotype}
     variants |= {rule: genotype.with_rule(rule) for rule in (single_rules or rules.names())}
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
-
-
-def load_found(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> FoundNetwork:
-    """The network of a run; see :func:`bionas_fast.load`."""
-    config = TrainConfig(**settings)
-    return build_network(
-        Genotype.load(folder.file(GENOTYPE)),
-        channels=config.channels,
-        cells=config.cells,
-        auxiliary=config.auxiliary_weight > 0,
-        in_channels=shape["in_channels"],
-        num_classes=shape["num_classes"],
-    )
 
 
 def _shape(data: Dataset) -> dict[str, int]:

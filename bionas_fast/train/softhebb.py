@@ -19,6 +19,7 @@ from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SCALE, SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import keep, opened
 from bionas_fast.runs.trainer import Loop, Phase
@@ -96,10 +97,14 @@ def train_softhebb(
         return training.result(folder)
 
 
+@register_kind
 class SoftHebbTraining(Loop):
     """The training of a SoftHebb network, in two phases: the filters, then the head."""
 
     kind = "softhebb"
+    command = "train"
+    trains_network = True
+    sources = ("softhebb",)
     settings = SoftHebbConfig
     figures = ("test_loss", "test_accuracy")
     net: SoftHebbNetwork
@@ -199,15 +204,14 @@ class SoftHebbTraining(Loop):
     def write_beginning(self, folder: RunFolder) -> None:
         self.write_settings(folder, network=_shape(self.data))
 
+    @classmethod
+    def load_network(cls, folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> SoftHebbNetwork:
+        return _build(SoftHebbConfig(**settings), shape)
+
     def result(self, folder: RunFolder | None) -> TrainResult[SoftHebbNetwork]:
         """What the training ends with."""
         run_dir = None if folder is None else folder.path
         return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
-
-
-def load_softhebb(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> SoftHebbNetwork:
-    """The network of a run; see :func:`bionas_fast.load`."""
-    return _build(SoftHebbConfig(**settings), shape)
 
 
 def _shape(data: Dataset) -> dict[str, Any]:
