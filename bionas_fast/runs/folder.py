@@ -20,11 +20,12 @@ import numpy as np
 import torch
 import yaml
 
+from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.files import Held, is_draft, write_atomic
 
-CONFIG, METRICS, ALPHAS = "config.yaml", "metrics.jsonl", "alphas.npz"
+METRICS, ALPHAS = "metrics.jsonl", "alphas.npz"
 CHECKPOINT, BEST, GENOTYPE, REPORT = "checkpoint.pt", "best.pt", "genotype.json", "report.html"
 #: Held by the process that works in the folder; what it says is for people.
 LOCK = ".lock"

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bionas_fast.config import Config, read_settings, read_yaml
+from bionas_fast.config import RunConfig, read_settings, read_yaml
 from bionas_fast.errors import BionasWarning, InputError, Interrupted
 from bionas_fast.runs.folder import CHECKPOINT, CONFIG, REPORT, RunFolder, machine
 from bionas_fast.runs.kinds import get_kind, kind_names
@@ -29,7 +29,7 @@ _DECISIVE = ("bionas-fast", "torch", "system", "cpu", "threads", "accelerator")
 @contextmanager
 def opened(
     kind: type[L],
-    config: Config | None,
+    config: RunConfig | None,
     *,
     out: str | Path | None,
     resume: str | Path | None,
@@ -81,7 +81,9 @@ def _by_the_first(take: Callable[[], RunFolder]) -> RunFolder | None:
     return distributed.united(lambda: take() if distributed.is_first() else None)
 
 
-def _resumed(kind: type[L], given: Config | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], L]) -> L:
+def _resumed(
+    kind: type[L], given: RunConfig | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], L]
+) -> L:
     path = folder.file(CONFIG)
     notes = read_yaml(path)
     _expect_kind(notes.get("kind"), kind.kind, folder)

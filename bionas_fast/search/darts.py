@@ -16,6 +16,7 @@ from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runtime import distributed
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.method import MIXING, Strategy, frozen
+from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Mixing, Supernet
 
 Batch = tuple[Tensor, Tensor]
@@ -23,6 +24,7 @@ Batch = tuple[Tensor, Tensor]
 RADIUS = 0.01
 
 
+@register_method("darts")
 class Darts(Strategy):
     """First order: before every weight step, one Adam step of the alphas on a validation batch."""
 
@@ -113,6 +115,7 @@ def _strongest(logits: Tensor) -> Tensor:
     return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits)
 
 
+@register_method("darts2")
 class SecondOrderDarts(Darts):
     """The validation loss after a weight step on the train batch, by a finite difference (Liu et al. 2019, eq. 6-8).
 

@@ -13,6 +13,7 @@ from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.fitness import cross_entropies, logits_of
 from bionas_fast.search.method import Strategy
+from bionas_fast.search.methods import register_method
 from bionas_fast.space import Genotype, mutated, one_hot, random_genotype
 from bionas_fast.supernet import Mixing, Supernet
 
@@ -93,6 +94,7 @@ class GenotypeSearch(Strategy):
         self.generator.set_state(state["generator"])
 
 
+@register_method("random")
 class RandomSearch(GenotypeSearch):
     """The best so far, judged anew beside others by chance."""
 
@@ -101,6 +103,7 @@ class RandomSearch(GenotypeSearch):
         return kept + [self._drawn() for _ in range(self.config.population - len(kept))]
 
 
+@register_method("evolution")
 class RegularisedEvolution(GenotypeSearch):
     """Half of each generation leaves, the oldest; mutations of the winners of tournaments come (Real et al. 2019).
 
