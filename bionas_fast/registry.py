@@ -1,7 +1,8 @@
-"""The registry behind every kind of name that users can add to: rules, operations, spaces, data sets, methods."""
+"""The class of all registries: rules, operations, spaces, data sets, search methods, kinds of run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from bionas_fast.errors import InputError, Unregistered, unknown
@@ -10,34 +11,33 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Things by their names, in the order of registration.
+    """Items by their names, in the order of registration.
 
     Args:
-        kind: what a name names, as messages say it: ``"rule"``.
+        kind: what a name stands for, as messages call it: ``"rule"``.
+        owner: returns the class or function that an item comes from; by default the item itself.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, owner: Callable[[T], Any] = lambda item: item) -> None:
         self.kind = kind
+        self._owner = owner
         self._items: dict[str, T] = {}
-        self._owners: dict[str, Any] = {}
 
-    def register(self, name: str, item: T, owner: Any = None) -> None:
+    def register(self, name: str, item: T) -> None:
         """Make an item known by a name.
 
-        Args:
-            owner: the class or function that the item comes from; by default the item itself. A name is free for its
-                owner to take again, as when a notebook's cell runs again.
+        An item of the same owner replaces the present one, as when a notebook's cell runs again.
 
         Raises:
             InputError: the name belongs to another owner.
         """
-        owner = item if owner is None else owner
-        present = self._owners.get(name, owner)
-        if (present.__module__, present.__qualname__) != (owner.__module__, owner.__qualname__):
-            raise InputError(
-                f"{self.kind} {name!r} is already registered by {present.__qualname__} of {present.__module__}"
-            )
-        self._items[name], self._owners[name] = item, owner
+        if name in self._items:
+            present, new = self._owner(self._items[name]), self._owner(item)
+            if (present.__module__, present.__qualname__) != (new.__module__, new.__qualname__):
+                raise InputError(
+                    f"{self.kind} {name!r} is already registered by {present.__qualname__} of {present.__module__}"
+                )
+        self._items[name] = item
 
     def get(self, name: str) -> T:
         """Return the item of that name.

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bionas_fast.config import Config
+from bionas_fast.config import RunConfig
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.runs.folder import CHECKPOINT, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
@@ -25,7 +25,7 @@ T = TypeVar("T", bound=Trainer)
 @contextmanager
 def open_run(
     kind: type[T],
-    config: Config | None,
+    config: RunConfig | None,
     *,
     out: str | Path | None,
     resume: str | Path | None,
@@ -53,7 +53,8 @@ def open_run(
             source = folder or RunFolder.open(resume)
             yield distributed.run_on_all_ranks(lambda: _resumed(kind, config, source, make)), folder
         return
-    trainer = distributed.run_on_all_ranks(lambda: make(config or kind.settings(), None))
+    defaults: Callable[[], RunConfig] = kind.settings
+    trainer = distributed.run_on_all_ranks(lambda: make(config or defaults(), None))
     if out is None:
         yield trainer, None
         return
@@ -84,7 +85,9 @@ def _begin(trainer: Trainer, out: str | Path) -> RunFolder:
     return folder
 
 
-def _resumed(kind: type[T], config: Config | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], T]) -> T:
+def _resumed(
+    kind: type[T], config: RunConfig | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], T]
+) -> T:
     record = folder.read()
     config = _resumed_config(kind, config, folder, record)
     state = folder.read_checkpoint() if (folder.path / CHECKPOINT).is_file() else None
@@ -106,7 +109,7 @@ def _resumed(kind: type[T], config: Config | None, folder: RunFolder, make: Call
     return trainer
 
 
-def _resumed_config(kind: type[Trainer], config: Config | None, folder: RunFolder, record: RunRecord) -> Config:
+def _resumed_config(kind: type[Trainer], config: RunConfig | None, folder: RunFolder, record: RunRecord) -> RunConfig:
     """Check the kind and the settings of a run to resume; return ``config``, or the run's own settings without one."""
     _expect_kind(record, kind.kind, folder)
     try:

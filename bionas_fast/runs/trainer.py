@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.config import UNBINDING, Config
+from bionas_fast.config import RunConfig, changeable
 from bionas_fast.data import BatchStream, Dataset
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
@@ -70,7 +70,7 @@ class Trainer:
     """
 
     kind: ClassVar[str]
-    settings: ClassVar[type[Config]]
+    settings: ClassVar[type[RunConfig]]
     command: ClassVar[str]
     trains_network: ClassVar[bool] = False
     sources: ClassVar[tuple[str, ...]] = ()
@@ -287,7 +287,7 @@ class Trainer:
         return rows
 
 
-def expect_run(state: Mapping[str, Any], kind: str, config: Config) -> None:
+def expect_run(state: Mapping[str, Any], kind: str, config: RunConfig) -> None:
     """Compare the kind and the settings in a checkpoint with those of the run that is to resume from it.
 
     Raises:
@@ -301,19 +301,19 @@ def expect_run(state: Mapping[str, Any], kind: str, config: Config) -> None:
     expect_same(type(config)(**saved), config, "the checkpoint")
 
 
-def expect_same(saved: Config, config: Config, where: str) -> None:
+def expect_same(saved: RunConfig, config: RunConfig, where: str) -> None:
     """Compare all settings that decide the result of a run.
 
     Raises:
         InputError: one differs.
     """
-    before = saved.model_dump()
+    before, free = saved.model_dump(), changeable(type(config))
     for name, new in config.model_dump().items():
         old = before[name]
-        if name not in UNBINDING and new != old:
+        if name not in free and new != old:
             raise InputError(
                 f"{name}: {where} has {old!r}, not {new!r}; a resumed run keeps its settings "
-                f"(all but {', '.join(UNBINDING)})"
+                f"(all but {', '.join(free)})"
             )
 
 

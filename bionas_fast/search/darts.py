@@ -15,11 +15,13 @@ from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runtime import distributed
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.method import MIXING, SearchMethod, frozen
+from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Mixing, Supernet
 
 Batch = tuple[Tensor, Tensor]
 
 
+@register_method("darts")
 class Darts(SearchMethod):
     """First order: before every weight step, one Adam step of the alphas on a validation batch."""
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from bionas_fast.runtime import distributed
 from bionas_fast.search.darts import Batch, Darts
 from bionas_fast.search.method import frozen
+from bionas_fast.search.methods import register_method
 
 #: The finite difference moves the weights by this much (Liu et al. 2019, footnote 2).
 RADIUS = 0.01
 
 
+@register_method("darts2")
 class SecondOrderDarts(Darts):
     """Second order: the gradient of the validation loss after a weight step (Liu et al. 2019, eq. 6-8).
 

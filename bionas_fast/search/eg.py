@@ -12,18 +12,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from bionas_fast.data import BatchStream
 from bionas_fast.errors import InputError
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.eg_published import PublishedEvolution
 from bionas_fast.search.fitness import cross_entropies, logits_of, similarity
 from bionas_fast.search.method import MIXING, SearchMethod
+from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Supernet
 
 
-def evolution_strategy(net: Supernet, config: SearchConfig, *rest: Any) -> SearchMethod:
-    """The one that ``config.eg_mode`` asks for."""
-    mode = PublishedEvolution if config.eg_mode == "published" else PersistentEvolution
-    return mode(net, config, *rest)
-
-
+@register_method("eg")
 class PersistentEvolution(SearchMethod):
     """One CMA-ES over all architecture parameters from the first epoch to the last.
 
@@ -36,7 +31,6 @@ class PersistentEvolution(SearchMethod):
         *MIXING,
         "population",
         "generations",
-        "eg_mode",
         "eg_sigma",
         "fitness_cross_entropy",
         "fitness_similarity",

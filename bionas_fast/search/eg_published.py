@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from bionas_fast.data import BatchStream
 from bionas_fast.search.fitness import correct, cross_entropies, logits_of, similarity
 from bionas_fast.search.method import SearchMethod
+from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Mixing
 
 NOISE = 1e-2
@@ -30,10 +31,11 @@ SIGMA = 1.0
 SEED = 1
 
 
+@register_method("eg-published")
 class PublishedEvolution(SearchMethod):
     """One step of the alphas an epoch, after the warm-up."""
 
-    options = ("population", "eg_mode", "eg_step", "fitness_similarity")
+    options = ("population", "eg_step", "fitness_similarity")
 
     @torch.no_grad()
     def before_epoch(self, valid: BatchStream) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from bionas_fast.search.discrete import DiscreteSearch
+from bionas_fast.search.methods import register_method
 from bionas_fast.space import Genotype, mutated
 
 
+@register_method("evolution")
 class RegularisedEvolution(DiscreteSearch):
     """Replaces the older half of each generation by mutations of the winners of tournaments.
 

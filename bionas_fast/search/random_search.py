@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bionas_fast.search.discrete import DiscreteSearch
+from bionas_fast.search.methods import register_method
 from bionas_fast.space import Genotype
 
 
+@register_method("random")
 class RandomSearch(DiscreteSearch):
     """Evaluates the best individual so far again, besides new random ones."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bionas_fast import report
 from bionas_fast.data import Augment, BatchStream, load_dataset, split
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import share_statistics
 from bionas_fast.runs.checkpoint import expect_form
@@ -30,32 +30,11 @@ from bionas_fast.runtime.device import resolve_device
 from bionas_fast.runtime.machine import machine
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.darts import Darts
-from bionas_fast.search.darts2 import SecondOrderDarts
-from bionas_fast.search.eg import PersistentEvolution, PublishedEvolution, evolution_strategy
-from bionas_fast.search.evolution import RegularisedEvolution
-from bionas_fast.search.method import SearchMethod, frozen
-from bionas_fast.search.random_search import RandomSearch
+from bionas_fast.search.method import frozen
+from bionas_fast.search.methods import check, get_method
 from bionas_fast.search.skip_limit import SkipLimit
 from bionas_fast.space import Genotype, get_space
 from bionas_fast.supernet import Mixture, Supernet, build_supernet
-from bionas_fast.supernet.architecture import skip_share
-
-METHODS: dict[str, Callable[..., SearchMethod]] = {
-    "darts": Darts,
-    "darts2": SecondOrderDarts,
-    "eg": evolution_strategy,
-    "random": RandomSearch,
-    "evolution": RegularisedEvolution,
-}
-#: The settings that some methods use and others do not.
-OPTIONS = sorted(
-    {
-        name
-        for kind in (Darts, PersistentEvolution, PublishedEvolution, RandomSearch, RegularisedEvolution)
-        for name in kind.options
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -121,11 +100,8 @@ class Search(Trainer):
     metric_names = ("valid_loss", "valid_accuracy", "alpha_entropy")
 
     def __init__(self, config: SearchConfig) -> None:
-        if config.method not in METHODS:
-            raise unknown("method", config.method, METHODS)
-        if config.nesterov and not config.momentum:
-            raise InputError("nesterov: needs a momentum above 0")
         super().__init__(config, resolve_device(config.device))
+        check(config)
         space = get_space(config.space).restricted(config.rules, config.operations)
         data = load_dataset(config.dataset, config.data_dir, download=config.download)
         (x, y), self.validation = split(data.images, data.labels, config.train_fraction, config.seed)
@@ -169,22 +145,10 @@ class Search(Trainer):
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
-        if config.warmup_epochs >= config.epochs:
-            raise InputError(f"warmup_epochs: {config.warmup_epochs} of {config.epochs} epochs leave none to search in")
-        if config.auxiliary_skip:
-            skip_share(space)
-        self.method = METHODS[config.method](self.net, config, self.optimizer, self.precision)
-        self._refuse_unused()
+        self.method = get_method(config.method)(self.net, config, self.optimizer, self.precision)
         self.limit = SkipLimit(config.skip_limit)
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in space.kinds}
         self._record_alphas()
-
-    def _refuse_unused(self) -> None:
-        for name in OPTIONS:
-            value, default = getattr(self.config, name), SearchConfig.model_fields[name].default
-            if value != default and name not in self.method.options:
-                mode = f" in mode {self.config.eg_mode}" if self.config.method == "eg" else ""
-                raise InputError(f"{name}: method {self.config.method}{mode} has no use for it; got {value!r}")
 
     def prepare(self) -> None:
         self.net.train()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bionas_fast import rules
-from bionas_fast.errors import InputError, unknown, unregistered
+from bionas_fast.errors import InputError, unknown
 from bionas_fast.space.candidates import NONE, Candidate
 from bionas_fast.space.skeleton import DARTS, SKELETONS, Skeleton
 
@@ -105,13 +105,15 @@ def fixed_rules(given: Mapping[str, str] | None = None) -> dict[str, str]:
     Raises:
         InputError: an unknown layer or rule.
     """
-    given = given or {}
-    for layer, rule in given.items():
+    found = dict.fromkeys(FIXED_LAYERS, "bp")
+    for layer, rule in (given or {}).items():
         if layer not in FIXED_LAYERS:
             raise unknown("layer", layer, FIXED_LAYERS, "fixed")
-        if rule not in rules.names():
-            raise unregistered("rule", rule, rules.names(), f"fixed.{layer}")
-    return {**dict.fromkeys(FIXED_LAYERS, "bp"), **given}
+        try:
+            found[layer] = rules.get(rule).name
+        except InputError as error:
+            raise error.at(f"fixed.{layer}") from None
+    return found
 
 
 @dataclass(frozen=True, init=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.config import Config
+from bionas_fast.config import Cells, Channels, DescentConfig, Epochs
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
@@ -35,39 +35,23 @@ from bionas_fast.train.result import TrainResult
 GENOTYPE_RULES = "genotype"
 
 
-class TrainConfig(Config):
+class TrainConfig(DescentConfig):
     """Everything that decides a training run; the defaults are sized for the embedded digits on two processor cores.
 
     The optimiser is that of DARTS's evaluation networks: SGD, cosine schedule to 0, momentum 0.9, weight decay 3e-4,
     gradients clipped at norm 5.
     """
 
-    dataset: str = "digits"
-    data_dir: str | None = None
-    download: bool = False
-    channels: int = Field(8, ge=1)
-    cells: int = Field(3, ge=1)
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(64, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: str = "auto"
-    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
-    checkpoint_every: float = Field(60.0, ge=0)
-    #: Whether to write the figures also for TensorBoard, whose package must be installed.
-    tensorboard: bool = False
-
-    learning_rate: float = Field(0.025, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(3e-4, ge=0)
-    gradient_clip: float = Field(5.0, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    #: The weight of the auxiliary head's loss; 0 for no such head.
-    auxiliary_weight: float = Field(0.0, ge=0)
-    #: The chance to drop a path, rising linearly from 0 to this.
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    flip: bool = False
-    crop_padding: int = Field(0, ge=0)
-    cutout: int = Field(0, ge=0)
+    epochs: Epochs = 20
+    channels: Channels = 8
+    cells: Cells = 3
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Part of each label that is spread over all classes.")
+    auxiliary_weight: float = Field(
+        0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for a network without this head."
+    )
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Probability that a path is dropped; it rises linearly from 0 to this."
+    )
 
 
 def train(

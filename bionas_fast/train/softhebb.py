@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.config import Config
+from bionas_fast.config import Option, RunConfig
 from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SCALE, SoftHebbNetwork, build_softhebb
@@ -36,36 +36,36 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 _CHUNK = 250
 
 
-class SoftHebbConfig(Config):
+class SoftHebbConfig(RunConfig):
     """Everything that decides a run; the defaults are the published ones but for the architecture and the scale."""
 
-    dataset: str = "digits"
-    data_dir: str | None = None
-    download: bool = False
-    architecture: Literal["cifar10", "mnist", "fashion-mnist"] = "mnist"
-    #: ``random`` keeps the initial filters: what learning them has to beat.
-    rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = "softhebb"
-    feature_epochs: int = Field(1, ge=1)
-    feature_batch_size: int = Field(10, ge=1)
-    #: One block after the other, instead of all with every batch.
-    layerwise: bool = False
-    epochs: int = Field(50, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    #: The parts of ``epochs`` after each of which the learning rate is halved; those of the published code.
-    halve_at: tuple[Share, ...] = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
-    dropout: float = Field(0.5, ge=0, lt=1)
-    #: What the head sees is divided by its root mean square over the training images, so that one learning rate suits
-    #: all rules: features of random filters are many times as large as learned ones. Not so in the publication.
-    scale_features: bool = True
-    #: GiB. Features of all images are computed once if they fit in, otherwise anew in every epoch of the head.
-    feature_memory: float = Field(6.0, ge=0)
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: str = "auto"
-    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
-    checkpoint_every: float = Field(60.0, ge=0)
-    #: Whether to write the figures also for TensorBoard, whose package must be installed.
-    tensorboard: bool = False
+    epochs: Annotated[int, Option()] = Field(50, ge=1, description="Epochs of the head.")
+    architecture: Literal["cifar10", "mnist", "fashion-mnist"] = Field(
+        "mnist", description="The network, by the data set that it was published for."
+    )
+    rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = Field(
+        "softhebb", description="How the filters learn; random keeps the initial ones, as a baseline."
+    )
+    feature_epochs: int = Field(1, ge=1, description="Epochs of the filters; of each block with layerwise.")
+    feature_batch_size: int = Field(10, ge=1, description="Images in a batch that the filters learn from.")
+    layerwise: bool = Field(
+        False, description="Train one block after the other, instead of all of them with every batch."
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the head (Adam).")
+    halve_at: tuple[Share, ...] = Field(
+        (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9),
+        description="Halve the learning rate after each of these parts of the epochs.",
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the head.")
+    # Features of random filters are many times as large as learned ones.
+    scale_features: bool = Field(
+        True,
+        description="Divide the features by their root mean square over the training images, so that one learning "
+        "rate suits all rules; the publication does not.",
+    )
+    feature_memory: float = Field(
+        6.0, ge=0, description="GiB. Features of all images are computed once if they fit in, else in every epoch."
+    )
 
 
 def train_softhebb(

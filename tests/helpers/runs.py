@@ -12,7 +12,7 @@ import torch
 
 import bionas_fast as bf
 from bionas_fast import InputError
-from bionas_fast.config import UNBINDING
+from bionas_fast.config import changeable
 from bionas_fast.data import registry
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
@@ -44,7 +44,7 @@ SETTINGS = {kind: {"dataset": killing.DATASET, "checkpoint_every": 0.0, **own} f
 
 def put_dataset(monkeypatch: pytest.MonkeyPatch, loader: Any) -> None:
     """Make ``loader`` that of the small data set, for one test."""
-    monkeypatch.setitem(registry._registry, killing.DATASET, loader)
+    monkeypatch.setitem(registry._registry._items, killing.DATASET, loader)
 
 
 def plain(value: Any) -> Any:
@@ -52,7 +52,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.dtype, tuple(value.shape), value.contiguous().numpy().tobytes()
     if isinstance(value, dict):
-        return {name: plain(own) for name, own in value.items() if name not in ("seconds", *UNBINDING)}
+        skipped = ("seconds", *changeable(SearchConfig))
+        return {name: plain(entry) for name, entry in value.items() if name not in skipped}
     return [plain(own) for own in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -315,7 +315,7 @@ def test_crafted_checkpoints(mark, tmp_path):
 
 def test_resuming_damaged_runs(monkeypatch, tmp_path, mark):
     """Through the front door: whichever file is damaged, none is changed."""
-    monkeypatch.setitem(registry._registry, killing.DATASET, killing.specks)
+    monkeypatch.setitem(registry._registry._items, killing.DATASET, killing.specks)
     config = CONFIG.with_settings(dataset=killing.DATASET, batch_size=32)
     search = Search(config)
     with RunFolder.create(tmp_path / "run") as folder:

@@ -16,8 +16,7 @@ from bionas_fast import InputError
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
-from bionas_fast.search import SearchConfig
-from bionas_fast.search.search import METHODS
+from bionas_fast.search import SearchConfig, method_names
 from helpers import killing
 from helpers.genotypes import GENOTYPE
 from helpers.runs import SETTINGS, advance, contents, expect_same, make, plain, put_dataset, refuse
@@ -26,10 +25,9 @@ from helpers.runs import SETTINGS, advance, contents, expect_same, make, plain, 
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        *(("search", {"method": method}) for method in METHODS),
+        *(("search", {"method": method}) for method in method_names()),
         ("search", {"engine": "modular", "cutout": 0}),
         ("search", {"space": "nb201", "operations": ("nor_conv_3x3", "skip_connect")}),
-        ("search", {"method": "eg", "eg_mode": "published"}),
         ("search", {"partial_channels": 2, "channels": 2, "edge_normalisation": True, "sampling": "gdas"}),
         ("search", {"space": "bionas-hl-pc", "operations": ("hebbian_conv_3x3", "predictive_conv_3x3")}),
         ("search", {"rules": ("fa", "frsf"), "operations": ("sep_conv_3x3", "max_pool_3x3"), "fixed": {"stem": "dfa"}}),

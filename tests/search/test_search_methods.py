@@ -26,14 +26,14 @@ METHODS = {
     "darts": {},
     "darts2": {},
     "eg": FEW,
-    "eg-published": {"eg_mode": "published", "population": 6},
+    "eg-published": {"population": 6},
     "random": FEW,
     "evolution": FEW | {"tournament": 3},
 }
 
 
 def tiny(method, **settings):
-    return TINY.with_settings(method=method.partition("-")[0], **METHODS[method] | settings)
+    return TINY.with_settings(method=method, **METHODS[method] | settings)
 
 
 @pytest.mark.parametrize("method", METHODS)
