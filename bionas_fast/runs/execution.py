@@ -82,7 +82,9 @@ class _Saver:
     """Saves a run after every epoch, at intervals of time, and when asked to stop."""
 
     def __init__(self, trainer: Trainer, folder: RunFolder | None, interrupts: Interrupts) -> None:
-        self.trainer, self.folder, self.interrupts = trainer, folder, interrupts
+        self.trainer = trainer
+        self.folder = folder
+        self.interrupts = interrupts
         self.saved = time.monotonic()
         self.scalars = ScalarWriter(folder, len(trainer.metrics)) if folder and trainer.config.tensorboard else None
 

@@ -170,9 +170,12 @@ class Trainer:
         started, tally = time.perf_counter(), self._tally
         x, y = next(self.phase.batches)
         loss, correct = self.train_step(x, y)
-        tally.steps, tally.seen, tally.correct = tally.steps + 1, tally.seen + len(y), tally.correct + correct
+        tally.steps += 1
+        tally.seen += len(y)
+        tally.correct += correct
         if loss is not None:
-            tally.loss, tally.measured = tally.loss + loss * len(y), tally.measured + len(y)
+            tally.loss += loss * len(y)
+            tally.measured += len(y)
         tally.seconds += time.perf_counter() - started
         return loss
 
