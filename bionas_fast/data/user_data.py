@@ -36,9 +36,8 @@ def folder(argument: str, data_dir: Path | None = None, *, download: bool = Fals
     """Load images from ``PATH/train/<class>/`` and ``PATH/test/<class>/``, or from ``PATH/<class>/``.
 
     The layout is that of torchvision. Classes are numbered in the order of their names. Images are grey if all of them
-    are, else all are colour;
-    transparency is dropped. They must have one size, or be given one: ``folder:PATH,size=32`` scales the shorter side
-    to 32 pixels and keeps the square in the middle.
+    are, else all are colour; transparency is dropped. They must have one size, or be given one: ``folder:PATH,size=32``
+    scales the shorter side to 32 pixels and keeps the square in the middle.
 
     Raises:
         InputError: no such folder, a class without images or one class only, a test class that is not trained, a file

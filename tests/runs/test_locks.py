@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.lock import HOLDER, LOCK
 from bionas_fast.search import SearchConfig
 from helpers import killing
 from helpers.runs import SETTINGS, contents, expect_same
@@ -92,3 +94,30 @@ class TestWriting:
         finally:
             stopped.parent.chmod(0o700)
         assert (end.code, end.stderr) == (2, f"error: no run folder {stopped}\n")
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    path = tmp_path / "run"
+    child = os.fork()
+    if child == 0:
+        RunFolder.create(path)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (path / LOCK).exists() and (path / HOLDER).exists()
+    with RunFolder.create(path):
+        assert f"process {os.getpid()} on " in (path / HOLDER).read_text()
+    assert not list(path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_systems_without_locks(number, tmp_path, monkeypatch):
+    """Work on them is possible, after a warning."""
+    import fcntl
+
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(bf.BionasWarning, match=r"\.lock cannot be locked: "), RunFolder.create(tmp_path / "run"):
+        assert (tmp_path / "run" / HOLDER).exists()
+    assert not list((tmp_path / "run").iterdir())
