@@ -1,27 +1,48 @@
-"""What all configurations share: complete, validated, readable from and writable to YAML."""
+"""The settings of runs: complete, validated, described, readable from and writable to YAML.
+
+A setting stands in one place, the class of its kind of run: its type, its default, its range, its description, and
+whether the command line has an option of its own for it. YAML, Python, ``--help`` and docs/settings.md follow.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bionas_fast.errors import InputError, shown, unknown
 
 C = TypeVar("C", bound="Config")
+M = TypeVar("M")
 
 _LARGE = 2**63
+
+
+@dataclass(frozen=True)
+class Option:
+    """Marks a setting that has an option of its own on the command line; the others are set by ``--set NAME=VALUE``.
+
+    Attributes:
+        name: by default that of the setting, with hyphens.
+        metavar: stands for the value in the help; by default its type.
+    """
+
+    name: str | None = None
+    metavar: str | None = None
+
+
+@dataclass(frozen=True)
+class Changeable:
+    """Marks a setting that a resumed run may change: where and how it works, not what comes out of it."""
 
 
 class Config(BaseModel):
     """A set of named, typed settings. Unknown names and wrong values raise :class:`InputError`, naming the setting."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    #: Modules to import first, so that what they register can be named; see :mod:`bionas_fast.plugins`.
-    plugins: tuple[str, ...] = ()
 
     def __init__(self, **settings: Any) -> None:
         for name in settings:
@@ -32,23 +53,88 @@ class Config(BaseModel):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{place}: {first['msg'].lower()}; got {shown(first['input'])}") from None
+            raise _input_error(error) from None
 
     def with_settings(self: C, **settings: Any) -> C:
-        """A copy with some settings replaced, validated like new ones."""
+        """Return a copy with some settings replaced, validated like new ones."""
         return type(self)(**{**self.model_dump(), **settings})
 
+
+def _input_error(error: ValidationError) -> InputError:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):  # of a validator of ours
+        return cause
+    place = ".".join(str(part) for part in first["loc"])
+    return InputError(f"{place}: {first['msg'].lower()}; got {shown(first['input'])}")
+
+
+#: Settings of several kinds of run that differ in their defaults.
+Epochs = Annotated[int, Field(ge=1, description="Passes over the training images."), Option()]
+Channels = Annotated[int, Field(ge=1, description="Channels of the first cell; each reduction doubles them."), Option()]
+Cells = Annotated[int, Field(ge=1, description="Cells in all; with nb201, in each of three stages."), Option()]
+
+
+class RunConfig(Config):
+    """The settings that all kinds of run share."""
+
+    dataset: Annotated[str, Option()] = Field("digits", description="The data set.")
+    data_dir: Annotated[str | None, Option(), Changeable()] = Field(
+        None, description="The folder that holds the data set."
+    )
+    download: Annotated[bool, Option(), Changeable()] = Field(False, description="Fetch the data set if it is missing.")
+    epochs: Epochs
+    batch_size: Annotated[int, Option()] = Field(64, ge=1, description="Images in a batch, over all processes.")
+    seed: Annotated[int, Option()] = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed of the weights, the feedback, the order of images and all else that is random.",
+    )
+    device: Annotated[str, Option(), Changeable()] = Field("auto", description="The device: auto, cpu, cuda or cuda:1.")
+    checkpoint_every: Annotated[float, Option(), Changeable()] = Field(
+        60.0, ge=0, description="Seconds between checkpoints within an epoch; every epoch ends with one, too."
+    )
+    tensorboard: Annotated[bool, Option(), Changeable()] = Field(
+        False, description="Write the metrics for TensorBoard, too; its package must be installed."
+    )
+    plugins: Annotated[tuple[str, ...], Option("--plugin", "MODULE|FILE.py"), Changeable()] = Field(
+        (),
+        description="Module or file to import first, which registers rules, operations, spaces, data sets or methods.",
+    )
+
     def settings(self) -> dict[str, Any]:
-        """Plain values, as they are written to a file. The plugins are not among them: no file may have code run."""
+        """Return plain values, as they are written to a file, without plugins: no file may have code run."""
         return self.model_dump(mode="json", exclude={"plugins"})
 
 
-#: What a run notes in its configuration beside the settings.
+class DescentConfig(RunConfig):
+    """The settings of networks trained by stochastic gradient descent on augmented images."""
+
+    learning_rate: float = Field(0.025, gt=0, description="Learning rate of the first epoch; a cosine lowers it.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the gradient descent.")
+    weight_decay: float = Field(3e-4, ge=0, description="L2 penalty of the weights.")
+    gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the weights' gradient.")
+    flip: bool = Field(False, description="Mirror training images at random.")
+    crop_padding: int = Field(0, ge=0, description="Pad training images by this many pixels and crop them at random.")
+    cutout: int = Field(0, ge=0, description="Edge of the square that cutout blanks, in pixels; 0 for none.")
+
+
+def marker(config: type[Config], name: str, kind: type[M]) -> M | None:
+    """Return the mark of that type on a setting, if there is one."""
+    marks = config.model_fields[name].metadata
+    return next((mark for mark in marks if isinstance(mark, kind)), None)
+
+
+def changeable(config: type[Config]) -> tuple[str, ...]:
+    """Return the names of the settings that a resumed run may change."""
+    return tuple(name for name in config.model_fields if marker(config, name, Changeable))
+
+
+#: The file of a run folder that holds its settings.
+CONFIG = "config.yaml"
+#: The entries of that file that are no settings.
 NOTES = ("kind", "plugins", "network", "machine")
-#: The settings that say where and how a run works, not what comes out of it: a resumed run may change them.
-UNBINDING = ("data_dir", "download", "device", "checkpoint_every", "tensorboard", "plugins")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

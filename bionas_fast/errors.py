@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 
 class InputError(ValueError):
@@ -50,25 +49,6 @@ def unknown(
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     place = f"{where}: " if where else ""
     return error(f"{place}unknown {kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")
-
-
-def unregistered(kind: str, name: object, registry: Iterable[str], where: str = "") -> InputError:
-    """The same for a name that a plugin may bring."""
-    return unknown(kind, name, registry, where, Unregistered)
-
-
-def refuse_another(kind: str, name: str, registered: Any, new: Any) -> None:
-    """Let a class or function take a name that is free, or its own already, as when a notebook's cell runs again.
-
-    Raises:
-        InputError: the name belongs to another one.
-    """
-    if registered is None:
-        return
-    if (registered.__module__, registered.__qualname__) != (new.__module__, new.__qualname__):
-        raise InputError(
-            f"{kind} {name!r} is already registered by {registered.__qualname__} of {registered.__module__}"
-        )
 
 
 def shown(value: object, length: int = 80) -> str:

@@ -22,14 +22,14 @@ def evaluate(
     batch_size: int = 256,
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
-    """Accuracy in percent and mean cross-entropy in nats, in evaluation mode; the network's mode is restored.
+    """Compute accuracy in percent and mean cross-entropy in nats, in evaluation mode; the mode is restored.
 
     Args:
         network: maps normalised images [N, C, H, W] to logits [N, classes].
         images: [N, C, H, W], as a dataset holds them.
         labels: [N].
         mean, std: one value a channel.
-        forward: what maps them instead, where the network takes further arguments.
+        forward: called in place of the network, where that takes further arguments.
     """
     device = next(network.parameters()).device
     training = network.training

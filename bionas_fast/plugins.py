@@ -16,9 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bionas_fast.config import read_yaml
+from bionas_fast.config import CONFIG, read_yaml
 from bionas_fast.errors import InputError, Unregistered
-from bionas_fast.runs.folder import CONFIG
 
 
 def import_plugins(names: Sequence[str]) -> None:

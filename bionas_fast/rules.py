@@ -32,8 +32,9 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from bionas_fast.errors import InputError, refuse_another, unknown, unregistered
+from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.feedback.records import MODES
+from bionas_fast.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Rule:
         return f"<rule {self.name}: {self.summary}>"
 
 
-_registry: dict[str, Rule] = {}
+_registry: Registry[Rule] = Registry("rule", owner=type)
 R = TypeVar("R", bound=type[Rule])
 
 
@@ -140,18 +141,17 @@ def register(rule: R) -> R:
     name = instance.name
     if not name.isidentifier() or name != name.lower():
         raise InputError(f"a rule's name must be a lower-case word, such as 'usf'; {rule.__name__} has {name!r}")
-    refuse_another("rule", name, type(_registry[name]) if name in _registry else None, rule)
     if rule.mode not in (*MODES, "custom"):
         raise unknown("mode", rule.mode, MODES, f"rule {name!r}")
     if rule.stores not in (None, "signed", "magnitude", "direct"):
         raise unknown("stores", rule.stores, ("signed", "magnitude", "direct"), f"rule {name!r}")
-    _registry[name] = instance
+    _registry.register(name, instance)
     return rule
 
 
 def names() -> tuple[str, ...]:
     """The names of all registered rules, in the order of registration."""
-    return tuple(_registry)
+    return _registry.names()
 
 
 def get(rule: str | Rule) -> Rule:
@@ -161,14 +161,12 @@ def get(rule: str | Rule) -> Rule:
         InputError: no such rule; the message names the nearest. Or a rule that is not registered.
     """
     if isinstance(rule, Rule):
-        if type(_registry.get(rule.name)) is not type(rule):
+        if rule.name not in _registry or type(_registry.get(rule.name)) is not type(rule):
             raise InputError(
                 f"rule {rule.name!r} is not registered: decorate its class with bionas_fast.rules.register"
             )
         return rule
-    if rule not in _registry:
-        raise unregistered("rule", rule, _registry)
-    return _registry[rule]
+    return _registry.get(rule)
 
 
 def feedback_of(rule: Rule, weight: Tensor, state: FeedbackState) -> Tensor:

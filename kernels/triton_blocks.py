@@ -1,4 +1,7 @@
-"""Functions that the Triton kernels of several ops share. A row is a position of one image, (n, h, w); activations are [rows, C]."""
+"""Functions that the Triton kernels of several ops share.
+
+A row is a position of one image, (n, h, w); activations are [rows, C].
+"""
 
 from __future__ import annotations
 

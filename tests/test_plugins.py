@@ -17,10 +17,10 @@ from PIL import Image
 import bionas_fast as bf
 from bionas_fast import report, rules
 from bionas_fast.cli.app import app
-from bionas_fast.data import registry
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
-from bionas_fast.space import candidates, get_space, register_space
+from bionas_fast.space import get_space, register_space
+from helpers.registries import snapshot
 
 PLUGIN = '''
 import torch
@@ -64,19 +64,14 @@ def own_data(data_dir, *, download, seed):
 SMALL = ("--channels", 1, "--epochs", 1, "--batch-size", 16)
 
 
-REGISTRIES = (rules._registry, candidates._operations, candidates._spaces, registry._registry)
-
-
 @pytest.fixture(autouse=True)
 def forget():
     """A function that forgets all plugins and what they registered; called at the end, too."""
-    before = [dict(registry) for registry in REGISTRIES]
+    restore = snapshot()
     modules = set(sys.modules)
 
     def forget() -> None:
-        for known, own in zip(REGISTRIES, before, strict=True):
-            known.clear()
-            known.update(own)
+        restore()
         for name in set(sys.modules) - modules:
             if name.startswith(("plugin ", "own_package")):
                 del sys.modules[name]

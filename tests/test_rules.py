@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bionas_fast import InputError, convert, rules
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import Conv1d, Conv2d, Conv3d, Linear
+from helpers.registries import restored
 from helpers.tolerances import assert_close
 
 LOW = 0xFFFFFFFF
@@ -48,10 +49,8 @@ def drawn(shape: tuple[int, ...], seed: int, draw: int) -> Tensor:
 @pytest.fixture
 def registry():
     """Forgets the rules that a test registers."""
-    before = dict(rules._registry)
-    yield
-    rules._registry.clear()
-    rules._registry.update(before)
+    with restored():
+        yield
 
 
 # Random numbers

@@ -24,8 +24,9 @@ from bionas_fast.config import Config, read_settings, read_yaml
 from bionas_fast.data import dataset_names
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins, plugin_options, plugins_explained
-from bionas_fast.runs.folder import CONFIG, GENOTYPE, RunFolder, machine, new_path
+from bionas_fast.runs.folder import CONFIG, GENOTYPE, RunFolder, new_path
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.machine import machine
 from bionas_fast.search import SearchConfig
 from bionas_fast.space import Genotype, operation_names, space_names
 from bionas_fast.train import SoftHebbConfig, TrainConfig, compare_rules, train, train_softhebb
@@ -131,14 +132,14 @@ def search_command(
     out.print()
     print_lines(
         {
-            "validation accuracy": f"{result.figures['valid_accuracy']:.2f} % (supernet)",
+            "validation accuracy": f"{result.final_metrics['valid_accuracy']:.2f} % (supernet)",
             "time": f"{sum(row['seconds'] for row in result.metrics):.0f} s",
             "run folder": str(result.run_dir),
             "next": shlex.join(["bionas-fast", "train", str(result.run_dir), *plugin_options(plugin or [])]),
         }
     )
-    for note in result.notes:
-        err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    for message in result.messages:
+        err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("train")
@@ -374,6 +375,6 @@ def main(arguments: list[str] | None = None) -> None:
         if debug or not (say or isinstance(error, InputError)):
             raise
         # What is wrong with the input, the first of several processes says for all.
-        own = Console(stderr=True, quiet=QUIET and not isinstance(error, distributed.Deserted))
+        own = Console(stderr=True, quiet=QUIET and not isinstance(error, distributed.PeerLost))
         own.print(f"error: {say() if say else error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

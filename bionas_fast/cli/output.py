@@ -14,10 +14,10 @@ from rich.text import Text
 from bionas_fast.errors import BionasWarning
 from bionas_fast.runs import progress
 from bionas_fast.runtime import distributed
-from bionas_fast.train import FOUND, TrainResult
+from bionas_fast.train import GENOTYPE_RULES, TrainResult
 
 #: Of several processes the first one prints.
-QUIET = not distributed.is_first()
+QUIET = not distributed.is_main()
 out, err = Console(quiet=QUIET), Console(stderr=True, quiet=QUIET)
 
 
@@ -82,7 +82,7 @@ def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
 def print_comparison(accuracies: Mapping[str, float]) -> None:
     table = Table("rules", "test accuracy %", box=None, header_style="bold")
     for name, accuracy in accuracies.items():
-        table.add_row(name if name == FOUND else f"all {name}", f"{accuracy:.2f}")
+        table.add_row(name if name == GENOTYPE_RULES else f"all {name}", f"{accuracy:.2f}")
     out.print(table)
 
 

@@ -16,12 +16,12 @@ Statistics = Sequence[float] | Tensor
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Images as float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values."""
+    """Convert images to float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def normalise(images: Tensor, mean: Statistics, std: Statistics) -> Tensor:
-    """(images - mean) / std.
+    """Compute (images - mean) / std.
 
     Args:
         images: [N, C, H, W], uint8 or float32 in [0, 1].
@@ -35,7 +35,7 @@ def normalise(images: Tensor, mean: Statistics, std: Statistics) -> Tensor:
 
 
 def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[Batch, Batch]:
-    """Two disjoint parts of a data set in which every class has the same share.
+    """Split a data set into two disjoint parts in which every class has the same share.
 
     Args:
         images: [N, ...].
@@ -68,7 +68,7 @@ def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[B
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training images, each drawn anew for every image.
+    """The augmentation of training images, drawn independently for every image.
 
     Attributes:
         flip: mirror left and right with probability 1/2.
@@ -91,12 +91,12 @@ class Augment:
                 raise InputError(f"{name} must be a number of pixels, 0 or more, not {size!r}")
 
     def __call__(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
-        """Augmented images; the input is left as it was.
+        """Augment images; the input is left unchanged.
 
         Args:
             images: float [N, C, H, W].
             generator: on the CPU, so that a seed means the same images on every device.
-            blank: what cutout fills with, broadcast to [N, C, H, W]; the mean makes it 0 after normalisation.
+            blank: the fill values of cutout, broadcast to [N, C, H, W]; the mean makes it 0 after normalisation.
 
         Returns:
             [N, C, H, W], contiguous.
@@ -139,20 +139,20 @@ class BatchStream:
     """Shuffled batches without end, which can be saved and resumed between any two of them.
 
     ``next(stream)`` gives (images float32 [batch, C, H, W], labels int64 [batch]): cropped and flipped, cut
-    out, normalised. All of it follows from ``seed`` alone, on every device. Each epoch is a new permutation.
+    out, normalised. All of it follows from ``seed`` alone, on every device. Each epoch is a new permutation,
+    of which a last batch that would not be full is left out.
     The data moves to the device once. Under data parallelism, give every rank the same stream of the global
-    batch and let it take its slice: then the result does not depend on the number of ranks.
+    batch and let it take its shard: then the result does not depend on the number of ranks.
 
     Args:
         images: [N, C, H, W], uint8 or float32 in [0, 1].
         labels: int64 [N].
         batch_size: images a batch; a smaller data set is one batch.
         seed: of the stream's own generator.
-        augment: what is done to the images; None is nothing.
+        augment: the augmentation of the images; None for none.
         mean: subtracted from the images, a value a channel, in units of [0, 1].
-        std: what they are then divided by.
+        std: their divisor after that.
         device: where the batches are made.
-        drop_last: leave out the end of an epoch that does not fill a batch. The next permutation may hold it.
 
     Raises:
         InputError: no images, not as many labels as images, or a batch size below 1.
@@ -169,37 +169,35 @@ class BatchStream:
         mean: Statistics = (0.0,),
         std: Statistics = (1.0,),
         device: torch.device | str = "cpu",
-        drop_last: bool = True,
     ) -> None:
         _check(images, labels, batch_size)
         self.images, self.labels = images.to(device), labels.to(device)
         self.batch_size = min(batch_size, len(labels))
         self.augment = augment
-        self.drop_last = drop_last
         self.mean, self.std = (_per_channel(values, self.images.device) for values in (mean, std))
         self._generator = torch.Generator().manual_seed(seed)
         self._permutation = torch.empty(0, dtype=torch.int64)
         self._position = len(self)  # at the end of an epoch: the first batch shuffles
 
     def show(self, images: Tensor, mean: Statistics = (0.0,), std: Statistics = (1.0,)) -> None:
-        """Give these images, [N, C, H, W], instead; order and labels stay.
+        """Replace the images by others, [N, C, H, W]; order and labels stay.
 
         Raises:
             InputError: not as many as there are labels.
         """
         _check(images, self.labels)
         device = self.labels.device
-        self.images, self.mean, self.std = images.to(device), _per_channel(mean, device), _per_channel(std, device)
+        self.images = images.to(device)
+        self.mean, self.std = _per_channel(mean, device), _per_channel(std, device)
 
     @property
     def position(self) -> int:
-        """How many batches of the current epoch have been given."""
+        """The number of batches of the current epoch that have been returned."""
         return self._position
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        total = len(self.labels)
-        return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
+        """Return the number of batches in an epoch."""
+        return len(self.labels) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -217,13 +215,13 @@ class BatchStream:
         return normalise(images, self.mean, self.std), self.labels[chosen]
 
     def epoch(self) -> Iterator[Batch]:
-        """The batches of one epoch: what is left of one that has begun, else all of the next."""
+        """Yield the batches of one epoch: the rest of one that has begun, else all of the next."""
         yield next(self)
         while self._position < len(self):
             yield next(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, in tensors and integers: ``torch.load(weights_only=True)`` reads it."""
+        """Return the position of the stream in tensors and integers: ``torch.load(weights_only=True)`` reads it."""
         return {
             "generator": self._generator.get_state(),
             "permutation": self._permutation.clone(),
@@ -232,7 +230,7 @@ class BatchStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where :meth:`state_dict` was taken, over the same data and settings.
+        """Resume exactly where :meth:`state_dict` was taken, over the same data and settings.
 
         Raises:
             InputError: the state is not one of a stream over this many images in batches of this size. The
@@ -267,10 +265,10 @@ def evaluation_batches(
     std: Statistics = (1.0,),
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """All images once, in order, normalised: float32 [batch, C, H, W] and int64 [batch].
+    """Yield all images once, in order, normalised: float32 [batch, C, H, W] and int64 [batch].
 
     The last batch may be smaller. With the default ``mean`` and ``std`` the images stay in [0, 1], as attacks
-    want them.
+    require.
 
     Raises:
         InputError: no images, not as many labels as images, or a batch size below 1.

@@ -1,4 +1,4 @@
-"""The IDX format of MNIST and its kin, http://yann.lecun.com/exdb/mnist.
+"""Files in the IDX format of MNIST and its relatives, http://yann.lecun.com/exdb/mnist.
 
 torchvision's reader takes plain files only and checks them by ``assert``; this one takes ``.gz`` too and
 names the file that is wrong.
@@ -20,17 +20,17 @@ UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: Path, ndim: int) -> Tensor:
-    """The array in an IDX file of unsigned bytes, plain or gzipped.
+    """Read the array in an IDX file of unsigned bytes, plain or gzipped.
 
     Args:
         path: the file; one that ends in ``.gz`` is decompressed.
-        ndim: how many dimensions it must have: 3 for images [N, H, W], 1 for labels [N].
+        ndim: the number of dimensions it must have: 3 for images [N, H, W], 1 for labels [N].
 
     Returns:
-        uint8, of the shape that the file's header gives.
+        uint8, of the shape in the file's header.
 
     Raises:
-        InputError: the file cannot be read, is not such an array, or has not the length its header says.
+        InputError: the file cannot be read, is not such an array, or does not have the length in its header.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -38,7 +38,8 @@ def read_idx(path: Path, ndim: int) -> Tensor:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
     # Four bytes of magic (0, 0, type, dimensions), then each dimension as a big-endian 32-bit integer.
-    magic, header = bytes((0, 0, UNSIGNED_BYTE, ndim)), 4 + 4 * ndim
+    magic = bytes((0, 0, UNSIGNED_BYTE, ndim))
+    header = 4 + 4 * ndim
     if content[:4] != magic:
         raise InputError(
             f"{path}: not an IDX file of {ndim}-dimensional bytes: "

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from bionas_fast.data.batches import split
 from bionas_fast.data.files import read_idx
-from bionas_fast.errors import InputError, refuse_another, unregistered
+from bionas_fast.errors import InputError
+from bionas_fast.registry import Registry
 
 #: Where data sets are kept and looked for when no folder is given.
 CACHE = "~/.cache/bionas-fast"
@@ -121,7 +122,7 @@ class Dataset:
 Loader = Callable[..., Dataset]
 L = TypeVar("L", bound=Loader)
 
-_registry: dict[str, Loader] = {}
+_registry: Registry[Loader] = Registry("dataset")
 
 
 def register_dataset(name: str) -> Callable[[L], L]:
@@ -137,8 +138,7 @@ def register_dataset(name: str) -> Callable[[L], L]:
         raise InputError(f"a dataset's name must be lower-case, such as 'fashion-mnist', not {name!r}")
 
     def register(loader: L) -> L:
-        refuse_another("dataset", name, _registry.get(name), loader)
-        _registry[name] = loader
+        _registry.register(name, loader)
         return loader
 
     return register
@@ -146,7 +146,7 @@ def register_dataset(name: str) -> Callable[[L], L]:
 
 def dataset_names() -> tuple[str, ...]:
     """The names of all registered data sets, in the order of registration."""
-    return tuple(_registry)
+    return _registry.names()
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
@@ -167,13 +167,12 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
             it), or damaged files.
     """
     plain, colon, argument = name.partition(":")
-    if plain + colon not in _registry:
-        raise unregistered("dataset", plain + colon, _registry)
+    load = _registry.get(plain + colon)
     if colon and not argument:
         raise InputError(f"dataset {name!r}: something must follow the colon, such as {name}PATH")
     folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
     arguments = (argument, folder) if colon else (folder,)
-    dataset = _registry[plain + colon](*arguments, download=download, seed=seed)
+    dataset = load(*arguments, download=download, seed=seed)
     if not isinstance(dataset, Dataset):
         raise InputError(f"dataset {name!r}: its loader returned {type(dataset).__name__}, not a Dataset")
     return dataset

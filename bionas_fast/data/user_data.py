@@ -1,7 +1,7 @@
-"""Data sets of a user's own: ``folder:PATH``, a folder of images for each class, and ``npz:FILE``, arrays.
+"""User data: ``folder:PATH``, a folder of images for each class, and ``npz:FILE``, arrays.
 
-Both are read into memory. Where no test images are set apart, one image in five of every class is, always the same
-ones.
+Both are read into memory. Where the data have no test images, one image in five of every class becomes one, always the
+same.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _GREY = ("1", "L", "LA", "La")
 
 @register_dataset("folder:")
 def folder(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
-    """Images in ``PATH/train/<class>/`` and ``PATH/test/<class>/``, or in ``PATH/<class>/``, as torchvision has them.
+    """Load images from ``PATH/train/<class>/`` and ``PATH/test/<class>/``, or from ``PATH/<class>/``.
 
-    Classes are numbered in the order of their names. Images are grey if all of them are, else all are colour;
-    transparency is dropped. They must have one size, or be given one: ``folder:PATH,size=32`` scales the shorter side
-    to 32 pixels and keeps the square in the middle.
+    The layout is that of torchvision. Classes are numbered in the order of their names. Images are grey if all of them
+    are, else all are colour; transparency is dropped. They must have one size, or be given one: ``folder:PATH,size=32``
+    scales the shorter side to 32 pixels and keeps the square in the middle.
 
     Raises:
         InputError: no such folder, a class without images or one class only, a test class that is not trained, a file
@@ -66,7 +66,7 @@ def folder(argument: str, data_dir: Path | None = None, *, download: bool = Fals
 
 @register_dataset("npz:")
 def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
-    """Arrays ``x_train, y_train, x_test, y_test``, or ``x, y``, in a file of :func:`numpy.savez`.
+    """Load arrays ``x_train, y_train, x_test, y_test``, or ``x, y``, from a file of :func:`numpy.savez`.
 
     Images are uint8, or floating point in [0, 1]: [N, H, W], [N, H, W, C] or [N, C, H, W]. C is the one of the two axes
     that is 1 to 4. Labels are integers from 0, [N] or [N, 1].
@@ -79,11 +79,11 @@ def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, 
     path = _absolute(argument, data_dir)
     if not os.path.isfile(path):
         raise InputError(f"dataset {name!r}: no file {path}")
-    with _explained(path, "a file"), open(path, "rb"):
+    with _readable(path, "a file"), open(path, "rb"):
         pass
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not an .npz file, or a damaged one")
-    with _explained(path, "an .npz file"), np.load(path, allow_pickle=False) as file:
+    with _readable(path, "an .npz file"), np.load(path, allow_pickle=False) as file:
         groups = (ARRAYS, ("x", "y"))
         keys = next((keys for keys in groups if all(key in file.files for key in keys)), None)
         if keys is None:
@@ -95,7 +95,7 @@ def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, 
 
 
 def _dataset(name: str, parts: Sequence[Batch], classes: Sequence[str] | None = None) -> Dataset:
-    """Of (training, test) images and labels, or of all in one to be split; classes are named or numbered."""
+    """Build a data set from (training, test) pairs, or from one pair to be split; classes are named or numbered."""
     train, test = parts if len(parts) == 2 else split(*parts[0], TRAIN_FRACTION, seed=0)
     seen = set(train[1].unique().tolist())
     if min(seen) < 0:
@@ -116,7 +116,7 @@ def _absolute(path: str, data_dir: Path | None) -> Path:
 
 
 @contextmanager
-def _explained(path: Path, what: str) -> Iterator[None]:
+def _readable(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except InputError:
@@ -126,8 +126,8 @@ def _explained(path: Path, what: str) -> Iterator[None]:
 
 
 def _read_size(argument: str) -> tuple[str, int | None]:
-    path, given, size = argument.rpartition(_SIZE)
-    if not given:
+    path, separator, size = argument.rpartition(_SIZE)
+    if not separator:
         return argument, None
     if not (size.isascii() and size.isdigit() and 0 < int(size) < 10_000):
         raise InputError(f"dataset 'folder:{argument}': size must be a number of pixels, not {size!r}")
@@ -135,42 +135,42 @@ def _read_size(argument: str) -> tuple[str, int | None]:
 
 
 def _classes(root: Path) -> list[str]:
-    with _explained(root, "a folder"):
+    with _readable(root, "a folder"):
         return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _image_files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """(file, label) of every image, class by class; a class may have no folder at all."""
+    """List (file, label) of every image, class by class; a class may have no folder at all."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    found = []
+    pairs = []
     for label, name in enumerate(classes):
         tree = sorted(os.walk(root / name, followlinks=True))
         files = [Path(place, file) for place, _, names in tree for file in sorted(names) if not file.startswith(".")]
         images = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
         if tree and not images:
             raise InputError(f"no images in {root / name}; images end in {', '.join(IMG_EXTENSIONS)}")
-        found += [(file, label) for file in images]
-    if not found:
+        pairs += [(file, label) for file in images]
+    if not pairs:
         raise InputError(f"no images in {root}: it needs a folder for each class")
-    return found
+    return pairs
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _open_image(path: Path) -> Iterator[Image.Image]:
     from PIL import Image
 
-    with _explained(path, "an image"), Image.open(path) as image:
+    with _readable(path, "an image"), Image.open(path) as image:
         yield image
 
 
 def _read_images(paths: Sequence[Path], size: int | None, name: str) -> Tensor:
-    """uint8 [N, 1 or 3, H, W]. What is wrong is found in the headers, before any image is decoded."""
+    """Read images as uint8 [N, 1 or 3, H, W]. Errors show in the headers, before any image is decoded."""
     from PIL import Image, ImageOps
 
     grey, shape = True, (size, size) if size else None
     for path in paths:
-        with _opened(path) as image:
+        with _open_image(path) as image:
             if image.mode[0] in "IF":
                 raise InputError(f"{path}: more than 8 bits a channel ({image.mode}); make it 8, or use npz:FILE")
             grey = grey and image.mode in _GREY
@@ -184,7 +184,7 @@ def _read_images(paths: Sequence[Path], size: int | None, name: str) -> Tensor:
     width, height = shape
     images = torch.empty(len(paths), 1 if grey else 3, height, width, dtype=torch.uint8)
     for into, path in zip(images, paths, strict=True):
-        with _opened(path) as image:
+        with _open_image(path) as image:
             pixels = image.convert("L" if grey else "RGB")
             if size:
                 pixels = ImageOps.fit(pixels, shape, Image.Resampling.BILINEAR)
@@ -216,7 +216,7 @@ def _pair(path: Path, x: str, images: np.ndarray, y: str, labels: np.ndarray) ->
 
 
 def _pixels(array: np.ndarray, what: str) -> Tensor:
-    """uint8 or float32 [N, C, H, W]."""
+    """Convert an array to uint8 or float32 [N, C, H, W]."""
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputError(f"{what} must be uint8, or floating point in [0, 1], not {array.dtype}")
     if array.ndim not in (3, 4) or not array.size:

@@ -53,7 +53,7 @@ def _drop(x: Tensor, probability: float) -> Tensor:
     """Drop-path (Larsson et al. 2017): zero whole images of an edge, scale up the rest."""
     if not probability:
         return x
-    mask = distributed.part_of_draw(lambda n: x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability), x.shape[0])
+    mask = distributed.shard_of_draw(lambda n: x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability), x.shape[0])
     return x * mask / (1 - probability)
 
 

@@ -1,1 +1,1 @@
-"""Runs on disk: the folder, checkpoints, the trainer that survives whatever stops it."""
+"""Runs: the trainer, its folder and checkpoints, and how it stops and resumes."""

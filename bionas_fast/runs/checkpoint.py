@@ -1,7 +1,7 @@
-"""Checkpoints: what is in the file is whole, of a known format, and fits what it is loaded into.
+"""Checkpoints: files that are checked to be whole, of a known format, and to fit the state they are loaded into.
 
-A checkpoint is what ``torch.save`` makes of plain values and tensors, so that ``torch.load(weights_only=True)`` reads
-it. Reading executes nothing that the file brings along.
+A checkpoint is a file of ``torch.save`` that holds plain values and tensors, so that ``torch.load(weights_only=True)``
+reads it. Reading executes no code from the file.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ FORMAT = 1
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
-    """The file for a state of plain values and tensors."""
+    """Serialise a state of plain values and tensors."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     return buffer.getvalue()
 
 
 def unpack(path: Path) -> dict[str, Any]:
-    """The state in a file, on the CPU.
+    """Read the state in a file, on the CPU.
 
     Raises:
         InputError: it cannot be read, is damaged, foreign, or of another format.
@@ -58,13 +58,13 @@ def unpack(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(data: bytes) -> None:
-    """Compare all checksums, which ``torch.load`` does not."""
+    """Compare all checksums, which ``torch.load`` does not do."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("it is compressed")
         if sum(entry.file_size for entry in entries) > len(data):
-            raise ValueError("it claims more than it holds")
+            raise ValueError("its entries exceed the file size")
         wrong = archive.testzip()
         if wrong is not None:
             raise ValueError(f"the checksum of {wrong} does not fit")
@@ -91,8 +91,8 @@ def expect_form(value: Any, sample: Any, place: str) -> None:
     elif isinstance(sample, (list, tuple)):
         if type(value) is not type(sample) or len(value) != len(sample):
             raise InputError(f"{place}: expected a {type(sample).__name__} of {len(sample)}")
-        for index, (own, like) in enumerate(zip(value, sample, strict=True)):
-            expect_form(own, like, f"{place}[{index}]")
+        for index, (entry, like) in enumerate(zip(value, sample, strict=True)):
+            expect_form(entry, like, f"{place}[{index}]")
     elif type(value) is not type(sample):
         raise InputError(f"{place}: expected {type(sample).__name__}, got {type(value).__name__}")
 
@@ -102,26 +102,26 @@ def _form(tensor: Tensor) -> str:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, place: str = "optimizer") -> None:
-    """Give an optimiser what another kept for each parameter, from its ``state_dict()``.
+    """Load the state of each parameter from the ``state_dict()`` of another optimiser.
 
     Settings, the learning rate among them, stay those of ``optimizer``: they follow from a configuration.
 
     Raises:
         InputError: the state does not fit the parameters. The optimiser is then as it was.
     """
-    kept = state.get("state") if isinstance(state, dict) else None
-    if not isinstance(kept, dict):
+    states = state.get("state") if isinstance(state, dict) else None
+    if not isinstance(states, dict):
         raise InputError(f"{place}: not the state of an optimiser")
     sample = _state_after_a_step(optimizer)
-    for index, own in kept.items():
+    for index, entry in states.items():
         if index not in sample:
             raise InputError(f"{place}: {index!r:.80} is none of its {len(sample)} parameters")
-        expect_form(own, sample[index], f"{place}.{index}")
-    optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+        expect_form(entry, sample[index], f"{place}.{index}")
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
-    """The form of what an optimiser keeps, found by a step of a copy with gradients of zero."""
+    """Build a sample of an optimiser's state by a step of a copy with gradients of zero."""
     sample = copy.deepcopy(optimizer)
     for group in sample.param_groups:
         for parameter in group["params"]:

@@ -6,77 +6,80 @@ import contextlib
 import io
 import json
 import os
-import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
+from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
 from bionas_fast.runs import checkpoint
-from bionas_fast.runs.files import Held, is_draft, write_atomic
+from bionas_fast.runs.files import is_draft, write_atomic
+from bionas_fast.runs.lock import HOLDER, LOCK, FolderLock
+from bionas_fast.runs.record import RunRecord
+from bionas_fast.runtime.machine import machine
 
-CONFIG, METRICS, ALPHAS = "config.yaml", "metrics.jsonl", "alphas.npz"
-CHECKPOINT, BEST, GENOTYPE, REPORT = "checkpoint.pt", "best.pt", "genotype.json", "report.html"
-#: Held by the process that works in the folder; what it says is for people.
-LOCK = ".lock"
+METRICS = "metrics.jsonl"
+ALPHAS = "alphas.npz"
+CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
+GENOTYPE = "genotype.json"
+REPORT = "report.html"
 
 
 class RunFolder:
     """An existing run folder. Use :meth:`create` for a new one and :meth:`open` for an old one.
 
-    Who writes into it holds it, from :meth:`create` or :meth:`hold` to the end of a ``with`` block or :meth:`close`.
+    Whoever writes into it locks it, from :meth:`create` or :meth:`lock` to the end of a ``with`` block or
+    :meth:`unlock`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: Held | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """Make the folder and hold it.
+        """Make the folder and lock it.
 
         Raises:
-            InputError: it exists and holds something, is no folder, is held by another process, or cannot be written.
+            InputError: it exists and is not empty, is no folder, is locked by another process, or cannot be written.
         """
         folder = cls(Path(path))
         try:
-            folder._expect_empty()
+            folder._require_empty()
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror or error}") from None
-        folder.hold()
-        folder._expect_empty()  # another process may have been here in between
+        folder.lock()
+        folder._require_empty()  # another process may have been here in between
         return folder
 
-    def _expect_empty(self) -> None:
+    def _require_empty(self) -> None:
         # What a process left that was killed before it wrote anything does not count.
-        if self.path.is_dir() and any(p.name != LOCK and not is_draft(p) for p in self.path.iterdir()):
-            self.close()
-            resume = ", or go on with the run in it: --resume" if (self.path / CONFIG).is_file() else ""
+        if self.path.is_dir() and any(p.name not in (LOCK, HOLDER) and not is_draft(p) for p in self.path.iterdir()):
+            self.unlock()
+            resume = ", or resume the run in it: --resume" if (self.path / CONFIG).is_file() else ""
             raise InputError(f"{self.path} is not empty; nothing in it was changed. Choose another folder{resume}")
 
-    def hold(self) -> RunFolder:
+    def lock(self) -> RunFolder:
         """Keep other processes from working in the folder, and remove what killed ones left half-written.
 
         Raises:
             InputError: another process works in it, or it cannot be written.
         """
-        self._lock = Held(self.path / LOCK)
+        self._lock = FolderLock(self.path)
         with contextlib.suppress(OSError):
             for path in filter(is_draft, list(self.path.iterdir())):
                 path.unlink()
         return self
 
-    def close(self) -> None:
+    def unlock(self) -> None:
         """Let other processes work in the folder."""
         if self._lock is not None:
             self._lock.release()
@@ -86,7 +89,7 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        self.unlock()
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -103,8 +106,16 @@ class RunFolder:
             raise InputError(f"{path} holds no run: it has no {CONFIG}")
         return cls(path)
 
+    def read(self) -> RunRecord:
+        """Read the description of the run.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return RunRecord.read(self.file(CONFIG))
+
     def file(self, name: str) -> Path:
-        """The path of one of the run's files.
+        """Return the path of one of the run's files.
 
         Raises:
             InputError: the run does not have it.
@@ -118,30 +129,46 @@ class RunFolder:
         """Write a file whole or not at all."""
         write_atomic(self.path / name, content)
 
-    def write_config(self, kind: str, settings: Mapping[str, Any], **notes: Any) -> None:
-        """The complete settings with what they ran on; ``kind`` says what the run is (``search``, ``train``)."""
-        self.write(CONFIG, yaml.safe_dump({"kind": kind, **settings, **notes, "machine": machine()}, sort_keys=False))
+    def write_config(
+        self,
+        kind: str,
+        settings: Mapping[str, Any],
+        *,
+        plugins: Sequence[str] = (),
+        network: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the description of the run, which :meth:`read` reads, with that of this machine.
+
+        Args:
+            kind: the kind of run, such as ``search`` or ``train``.
+            settings: all of them, as plain values.
+            plugins: the modules that the run imports.
+            network: the arguments of the network that follow from the data.
+        """
+        shape = {} if network is None else {"network": dict(network)}
+        content = {"kind": kind, **settings, "plugins": list(plugins), **shape, "machine": machine()}
+        self.write(CONFIG, yaml.safe_dump(content, sort_keys=False))
 
     def write_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> None:
-        """One line of JSON for every epoch."""
+        """Write one line of JSON for every epoch."""
         self.write(METRICS, "".join(json.dumps(row) + "\n" for row in metrics))
 
     def write_alphas(self, alphas: Mapping[str, Sequence[np.ndarray]], candidates: Sequence[str]) -> None:
-        """The alphas at the start and after every epoch, [epochs+1, edges, candidates] for each kind of cell."""
+        """Write the alphas at the start and after every epoch, [epochs+1, edges, candidates] for each kind of cell."""
         buffer = io.BytesIO()
         stacked = {kind: np.stack(rows) for kind, rows in alphas.items()}
         np.savez_compressed(buffer, allow_pickle=False, candidates=np.array(candidates), **stacked)
         self.write(ALPHAS, buffer.getvalue())
 
     def write_checkpoint(self, state: Mapping[str, Any], *, best: bool = False) -> None:
-        """Everything needed to go on: tensors and plain values only; with ``best`` kept as the best one, too."""
+        """Write the state of a run, tensors and plain values only; with ``best`` as the best checkpoint, too."""
         data = checkpoint.pack(state)
         if best:
             self.write(BEST, data)
         self.write(CHECKPOINT, data)
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """What :meth:`write_checkpoint` wrote, on the CPU.
+        """Read the state that :meth:`write_checkpoint` wrote, on the CPU.
 
         Raises:
             InputError: there is none, or it is damaged or foreign. The message names the best one, if that is whole.
@@ -150,19 +177,19 @@ class RunFolder:
         try:
             return checkpoint.unpack(path)
         except InputError as error:
-            raise InputError(f"{error}{self.way_out()}") from None
+            raise InputError(f"{error}{self.recovery_hint()}") from None
 
-    def way_out(self) -> str:
-        """What to do about a checkpoint that cannot be used, to be put behind a message that says so."""
-        kept = f"; nothing in {self.path} was changed"
+    def recovery_hint(self) -> str:
+        """Recovery hint appended to errors about an unusable checkpoint."""
+        unchanged = f"; nothing in {self.path} was changed"
         try:
             epoch = checkpoint.unpack(self.path / BEST)["epoch"]
         except (InputError, KeyError):
-            return kept
-        return f"{kept}. {BEST}, of the end of epoch {epoch}, is whole: copied over {CHECKPOINT} it can be gone on from"
+            return unchanged
+        return f"{unchanged}. {BEST}, of the end of epoch {epoch}, is whole: copy it over {CHECKPOINT} and resume"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """One mapping for every epoch.
+        """Read the metrics, one mapping for every epoch.
 
         Raises:
             InputError: there are none, or a line is damaged.
@@ -177,7 +204,7 @@ class RunFolder:
 
 
 def new_path(name: str) -> Path:
-    """A path under ``runs/`` that does not exist yet: the name and the time."""
+    """Return a path under ``runs/`` that does not exist yet: the name and the time."""
     word = re.sub(r"[^\w.-]+", "-", name)[:150]  # a data set's name may hold a path
     stamped = Path("runs") / f"{word}-{datetime.now():%Y%m%d-%H%M%S}"
     path, count = stamped, 1
@@ -185,25 +212,3 @@ def new_path(name: str) -> Path:
         count += 1
         path = stamped.with_name(f"{stamped.name}-{count}")
     return path
-
-
-def machine() -> dict[str, str]:
-    """What this process runs on: versions, processor, accelerator."""
-    packages = {name: _version(name) for name in ("bionas-fast", "torch", "torchvision", "triton", "numpy")}
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "python": platform.python_version(),
-        **packages,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-        "accelerator": accelerator,
-        "command": " ".join(Path(word).name if i == 0 else word for i, word in enumerate(sys.argv)),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

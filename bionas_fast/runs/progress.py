@@ -1,4 +1,4 @@
-"""What long-running functions tell their caller while they run."""
+"""The interface through which long-running functions report their progress."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 
 
 class Progress:
-    """Override what you want to hear; by default nothing is done with it."""
+    """Override the methods to listen to; by default they do nothing."""
 
     def start(self, description: str, epochs: int, steps: int) -> None:
-        """A run of ``epochs`` epochs with ``steps`` steps each begins."""
+        """A phase of ``epochs`` epochs with ``steps`` steps each begins."""
 
     def resume(self, epochs: int, steps: int) -> None:
-        """Called after :meth:`start` of a run that goes on: so many epochs, and steps of the next, were done before."""
+        """The phase just started resumes: ``epochs`` epochs and ``steps`` steps of the next are done already."""
 
     def step(self, loss: float | None = None) -> None:
         """A step is done; ``loss`` is that of its training batch, if it has one."""
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """An epoch is done, with these figures."""
+        """An epoch is done; ``row`` holds its metrics."""
 
     def finish(self) -> None:
-        """The run has ended, well or not."""
+        """The phase has ended, well or not."""

@@ -1,49 +1,45 @@
-"""Keeping a run: begin it, save it while it works, take it up again."""
+"""Open a run: begin a new one, or resume one from its folder."""
 
 from __future__ import annotations
 
 import shlex
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bionas_fast.config import Config, read_settings, read_yaml
-from bionas_fast.errors import BionasWarning, InputError, Interrupted
-from bionas_fast.runs.folder import CHECKPOINT, CONFIG, REPORT, RunFolder, machine
-from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.signals import Interrupts
-from bionas_fast.runs.tensorboard import Scalars, expect_tensorboard
-from bionas_fast.runs.trainer import Loop, Phase, expect_run, expect_same
+from bionas_fast.config import RunConfig
+from bionas_fast.errors import BionasWarning, InputError
+from bionas_fast.runs.folder import CHECKPOINT, RunFolder
+from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.record import RunRecord
+from bionas_fast.runs.tensorboard import require_tensorboard
+from bionas_fast.runs.trainer import Trainer, expect_run, expect_same
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.machine import DECISIVE, machine
 
-L = TypeVar("L", bound=Loop)
-
-#: What of a machine may change the last bits of a result.
-_DECISIVE = ("bionas-fast", "torch", "system", "cpu", "threads", "accelerator")
-#: The command that goes on with a run of each kind.
-_COMMANDS = {"search": "search", "train": "train", "softhebb": "train"}
+T = TypeVar("T", bound=Trainer)
 
 
 @contextmanager
-def opened(
-    kind: type[L],
-    config: Config | None,
+def open_run(
+    kind: type[T],
+    config: RunConfig | None,
     *,
     out: str | Path | None,
     resume: str | Path | None,
-    make: Callable[[Any, RunFolder | None], L],
-) -> Iterator[tuple[L, RunFolder | None]]:
-    """A loop, and the folder that it is kept in, which this process holds inside the block.
+    make: Callable[[Any, RunFolder | None], T],
+) -> Iterator[tuple[T, RunFolder | None]]:
+    """Yield a trainer and the folder of its run, which this process locks inside the block.
 
     Args:
+        kind: the class of the trainer.
         config: the settings; by default those of the run, or the defaults.
         out: the folder of a new run, new or empty; without it and ``resume`` there is none.
-        resume: the folder of a run to go on with, where it was last saved. Settings given with it may differ from those
+        resume: the folder of a run to resume where it was last saved. Settings given with it may differ from those
             of the run only in where and how it works.
-        make: builds the loop from the settings and, for a resumed run, its folder.
+        make: builds the trainer from the settings and, for a resumed run, its folder.
 
     Raises:
         InputError: the folder is not empty, in use, or cannot be written; there is no such run, it is of another kind,
@@ -52,203 +48,103 @@ def opened(
     if resume is not None:
         if out is not None:
             raise InputError("a resumed run stays in its folder: give either out or resume")
-        held = _by_the_first(lambda: RunFolder.open(resume).hold())
-        with held or nullcontext():
-            yield distributed.united(lambda: _resumed(kind, config, held or RunFolder.open(resume), make)), held
+        folder = _on_main(lambda: RunFolder.open(resume).lock())
+        with folder or nullcontext():
+            source = folder or RunFolder.open(resume)
+            yield distributed.run_on_all_ranks(lambda: _resumed(kind, config, source, make)), folder
         return
-    loop = distributed.united(lambda: make(config or kind.settings(), None))
+    defaults: Callable[[], RunConfig] = kind.settings
+    trainer = distributed.run_on_all_ranks(lambda: make(config or defaults(), None))
     if out is None:
-        yield loop, None
+        yield trainer, None
         return
-
-    def begin() -> RunFolder:
-        if loop.config.tensorboard:
-            expect_tensorboard()
-        folder = RunFolder.create(out)
-        try:
-            loop.write_beginning(folder)
-        except BaseException:
-            folder.close()
-            raise
-        return folder
-
-    begun = _by_the_first(begin)
-    with begun or nullcontext():
-        yield loop, begun
+    folder = _on_main(lambda: _begin(trainer, out))
+    with folder or nullcontext():
+        yield trainer, folder
 
 
-def _by_the_first(take: Callable[[], RunFolder]) -> RunFolder | None:
-    """The folder in the first of several processes, None in the others; what it raises, all of them raise."""
-    return distributed.united(lambda: take() if distributed.is_first() else None)
+def resume_command(kind: str, folder: RunFolder) -> str:
+    """Return the command that resumes a run."""
+    return f"bionas-fast {get_kind(kind).command} --resume {shlex.quote(str(folder.path))}"
 
 
-def _resumed(kind: type[L], given: Config | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], L]) -> L:
-    path = folder.file(CONFIG)
-    notes = read_yaml(path)
-    _expect_kind(notes.get("kind"), kind.kind, folder)
+def _on_main(locked: Callable[[], RunFolder]) -> RunFolder | None:
+    """Lock a folder in rank 0 and return it there, None in the other ranks; errors are raised in all of them."""
+    return distributed.run_on_all_ranks(lambda: locked() if distributed.is_main() else None)
+
+
+def _begin(trainer: Trainer, out: str | Path) -> RunFolder:
+    if trainer.config.tensorboard:
+        require_tensorboard()
+    folder = RunFolder.create(out)
     try:
-        config: Any = kind.settings(**read_settings(path))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if given is not None:
-        expect_same(config, given, f"the run {folder.path}")
-        config = given
-    if config.tensorboard:
-        expect_tensorboard()
+        trainer.write_beginning(folder)
+    except BaseException:
+        folder.unlock()
+        raise
+    return folder
+
+
+def _resumed(
+    kind: type[T], config: RunConfig | None, folder: RunFolder, make: Callable[[Any, RunFolder | None], T]
+) -> T:
+    record = folder.read()
+    config = _resumed_config(kind, config, folder, record)
     state = folder.read_checkpoint() if (folder.path / CHECKPOINT).is_file() else None
     if state is not None:
         try:
             expect_run(state, kind.kind, config)
         except InputError as error:
             raise InputError(f"{folder.path / CHECKPOINT}: {error}; nothing was changed") from None
-    loop = make(config, folder)
+    trainer = make(config, folder)
     if state is not None:
         try:
-            loop.load_state_dict(state)
+            trainer.load_state_dict(state)
         except InputError as error:
-            raise InputError(f"{folder.path / CHECKPOINT}: {error}{folder.way_out()}") from None
-    if distributed.is_first():
-        _note(folder, loop, notes, begins=state is None)
-    if state is None and distributed.is_first():
-        loop.write_beginning(folder)
-    return loop
+            raise InputError(f"{folder.path / CHECKPOINT}: {error}{folder.recovery_hint()}") from None
+    if distributed.is_main():
+        _warn(folder, trainer, record, begins=state is None)
+        if state is None:
+            trainer.write_beginning(folder)
+    return trainer
 
 
-def keep(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
-    """Run a loop to its end, saving it on the way; without a folder nothing is saved.
-
-    Of several processes the first has the folder. They are stopped together.
-
-    Raises:
-        Interrupted: by Ctrl-C or SIGTERM, after the present step; the message says how to go on.
-        Deserted: another process has ended; the message says how to go on.
-        InputError: the loop cannot go on, or something cannot be written. What was saved before stays.
-    """
-    if folder is None and not distributed.active():
-        with loop.own_randomness():
-            _run(loop, progress, lambda: None, lambda row: None)
-        return
-    complete = loop.finished
-    further = f"go on with: {_resume_command(loop.kind, folder)}" if folder else "the first process says how to go on"
+def _resumed_config(kind: type[Trainer], config: RunConfig | None, folder: RunFolder, record: RunRecord) -> RunConfig:
+    """Check the kind and the settings of a run to resume; return ``config``, or the run's own settings without one."""
+    _expect_kind(record, kind.kind, folder)
     try:
-        with Interrupts() as interrupts:
-            try:
-                if not complete:
-                    with loop.own_randomness(), _Keeper(loop, folder, interrupts) as keeper:
-                        _run(loop, progress, keeper.after_step, keeper.after_epoch)
-                if folder is not None and not (complete and (folder.path / REPORT).is_file()):
-                    loop.write_report(folder)
-            except distributed.Deserted as error:
-                # The launcher is about to send SIGTERM to whom the dead process left; let this one have its say.
-                interrupts.stay()
-                raise distributed.Deserted(f"{error}; {further}") from error
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {further}") from None
+        recorded = kind.settings(**record.settings)
+    except InputError as error:
+        raise InputError(f"{record.path}: {error}") from None
+    if config is not None:
+        expect_same(recorded, config, f"the run {folder.path}")
+    chosen: Any = config or recorded
+    if chosen.tensorboard:
+        require_tensorboard()
+    return chosen
 
 
-def _run(
-    loop: Loop,
-    progress: Progress,
-    after_step: Callable[[], None],
-    after_epoch: Callable[[Mapping[str, Any] | None], None],
-) -> None:
-    """Epoch by epoch; ``progress`` hears of every phase as of a thing of its own."""
-    phase: Phase | None = None
-    try:
-        while not loop.finished:
-            if loop.phase is not phase:
-                if phase is not None:
-                    progress.finish()
-                phase = loop.phase
-                progress.start(phase.description, phase.epochs, len(phase.batches))
-                if loop.phase_epoch or loop.steps_done:
-                    progress.resume(loop.phase_epoch, loop.steps_done)
-            loop.enter_epoch()
-            while loop.steps_done < len(phase.batches):
-                progress.step(loop.step())
-                after_step()
-            row = loop.end_epoch()
-            after_epoch(row)
-            if row is not None:
-                progress.epoch(row)
-    finally:
-        if phase is not None:
-            progress.finish()
-
-
-class _Keeper:
-    """Saves a loop after every epoch, every so many seconds, and when asked to stop."""
-
-    def __init__(self, loop: Loop, folder: RunFolder | None, interrupts: Interrupts) -> None:
-        self.loop, self.folder, self.interrupts = loop, folder, interrupts
-        self.saved = time.monotonic()
-        self.scalars = Scalars(folder, len(loop.metrics)) if folder and loop.config.tensorboard else None
-
-    def __enter__(self) -> _Keeper:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.scalars is not None:
-            self.scalars.close()
-
-    def after_step(self) -> None:
-        asked = self._asked()
-        if asked or time.monotonic() - self.saved >= self.loop.config.checkpoint_every:
-            self._save()
-        if asked:
-            raise KeyboardInterrupt
-
-    def after_epoch(self, row: Mapping[str, Any] | None) -> None:
-        if self.folder is not None:
-            # The checkpoint comes last: whatever it counts as done stands in the other files.
-            self.folder.write_metrics(self.loop.metrics)
-            self.loop.write_results(self.folder)
-        if self.scalars is not None and row is not None:
-            self.scalars.write(row)
-        self._save(best=row is not None and self._is_best())
-        if self._asked() and not self.loop.finished:
-            raise KeyboardInterrupt
-
-    def _asked(self) -> bool:
-        """Whether any process was asked to stop: all stop after the same step."""
-        return any(distributed.total(self.interrupts.asked))
-
-    def _is_best(self) -> bool:
-        accuracies = [row["valid_accuracy"] for row in self.loop.metrics if "valid_accuracy" in row]
-        return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
-
-    def _save(self, best: bool = False) -> None:
-        if self.folder is not None:
-            self.folder.write_checkpoint(self.loop.state_dict(), best=best)
-        self.saved = time.monotonic()
-
-
-def _resume_command(kind: str, folder: RunFolder) -> str:
-    return f"bionas-fast {_COMMANDS[kind]} --resume {shlex.quote(str(folder.path))}"
-
-
-def _expect_kind(found: object, kind: str, folder: RunFolder) -> None:
-    if found == kind:
+def _expect_kind(record: RunRecord, kind: str, folder: RunFolder) -> None:
+    if record.kind == kind:
         return
-    if isinstance(found, str) and found in _COMMANDS:
-        raise InputError(f"{folder.path} is a run of another kind; go on with: {_resume_command(found, folder)}")
-    raise InputError(f"{folder.path / CONFIG}: kind is {found!r:.40}, expected {kind!r}")
+    if record.kind in kind_names():
+        raise InputError(f"{folder.path} is a run of another kind; resume with: {resume_command(record.kind, folder)}")
+    raise InputError(f"{record.path}: kind is {record.kind!r:.40}, expected {kind!r}")
 
 
-def _note(folder: RunFolder, loop: Loop, notes: Mapping[str, Any], begins: bool) -> None:
-    """Warn of what the caller may not expect."""
+def _warn(folder: RunFolder, trainer: Trainer, record: RunRecord, begins: bool) -> None:
+    """Warn where a resumed run does other than its user may expect."""
 
     def warn(message: str) -> None:
         warnings.warn(f"{folder.path}: {message}", BionasWarning, stacklevel=2)
 
     if begins:
         warn("no checkpoint yet; starts from the beginning")
-    if loop.finished:
+    if trainer.finished:
         warn("this run is complete")
         return
-    then, now = notes.get("machine"), machine()
-    if isinstance(then, dict):
-        changed = [name for name in _DECISIVE if then.get(name) != now[name]]
-        if changed:
-            listed = "; ".join(f"{name} {then.get(name)!s:.40} then, {now[name]} now" for name in changed)
-            warn(f"the last bits of the result may differ: {listed}")
+    then, now = record.machine, machine()
+    changed = [name for name in DECISIVE if then and then.get(name) != now[name]]
+    if changed:
+        listed = "; ".join(f"{name} {then.get(name)!s:.40} then, {now[name]} now" for name in changed)
+        warn(f"the last bits of the result may differ: {listed}")

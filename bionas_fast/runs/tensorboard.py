@@ -1,11 +1,9 @@
-"""The figures of a run as TensorBoard shows them, where its package is installed."""
+"""The metrics of a run for TensorBoard, where its package is installed."""
 
 from __future__ import annotations
 
 import contextlib
-import socket
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,8 +13,8 @@ from bionas_fast.runs.folder import RunFolder
 FOLDER = "tensorboard"
 
 
-def expect_tensorboard() -> None:
-    """Check that the package is there.
+def require_tensorboard() -> None:
+    """Check that the package is installed.
 
     Raises:
         InputError: it is not.
@@ -27,51 +25,46 @@ def expect_tensorboard() -> None:
         )
 
 
-class Scalars:
+class ScalarWriter:
     """Writes a scalar for every number in a row of the metrics, over epochs.
 
-    The file is written here and now: TensorBoard's own writer does so in a thread, whose errors come too late.
-
     Args:
-        done: how many rows were written before. Later ones, of epochs that are now repeated, disappear.
+        done: the number of rows written before. TensorBoard hides later ones, of epochs that are now repeated.
+
+    Raises:
+        InputError: the files cannot be written.
     """
 
     def __init__(self, folder: RunFolder, done: int) -> None:
-        expect_tensorboard()
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
 
-        self._path = folder.path / FOLDER / f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}"
-        try:
-            repeats = self._path.parent.is_dir()
-            self._path.parent.mkdir(exist_ok=True)
-            self._records = RecordWriter(self._path.open("wb"))
-        except OSError as error:
-            raise self._cannot_write(error) from None
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if repeats:
-            self._write(Event(wall_time=time.time(), step=done + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._folder = folder.path / FOLDER
+        repeated = done + 1 if self._folder.is_dir() else None
+        with self._named_errors():
+            self._writer = SummaryWriter(str(self._folder), purge_step=repeated)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        """Write a row.
 
-        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
-        self._write(Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values)))
+        Raises:
+            InputError: it cannot be written.
+        """
+        with self._named_errors():
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, row["epoch"])
+            # A thread writes: waiting for it shows its errors while the checkpoint does not count the epoch as done.
+            self._writer.flush()
 
     def close(self) -> None:
-        """Let go of the file; whatever could be written has been."""
+        """Close the files; every row has been written already."""
         with contextlib.suppress(OSError):
-            self._records.close()
+            self._writer.close()
 
-    def _write(self, event: Any) -> None:
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
         try:
-            self._records.write(event.SerializeToString())
-            self._records.flush()
+            yield
         except OSError as error:
-            raise self._cannot_write(error) from None
-
-    def _cannot_write(self, error: OSError) -> InputError:
-        return InputError(f"cannot write {self._path}: {error.strerror or error}")
+            raise InputError(f"cannot write {self._folder}: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Epochs of steps: what every run is made of, and what has to be known to go on with one."""
+"""The trainer: epochs of steps, of which every run consists, and the state from which one resumes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.config import UNBINDING, Config
+from bionas_fast.config import RunConfig, changeable
 from bionas_fast.data import BatchStream, Dataset
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.record import RunRecord
 
-#: What a row of the metrics may hold.
+#: The types of values in a row of the metrics.
 _PLAIN = (int, float, str, bool, type(None))
 
 
@@ -51,23 +52,29 @@ class Tally:
     seconds: float = 0.0
 
 
-class Loop:
-    """What a run does: phases of epochs of steps, which can be left after any step and taken up again.
+class Trainer:
+    """The work of a run: phases of epochs of steps, which can stop after any step and resume there.
 
-    A subclass sets ``data``, ``net``, ``optimizer`` and ``phases`` and says what a step is. Whatever it keeps from step
-    to step beside those belongs into :meth:`extra_state`. PyTorch's generator may be used: it is the run's own.
+    A subclass sets ``data``, ``net``, ``optimizer`` and ``phases`` and defines the step. Whatever else it carries from
+    step to step belongs into :meth:`extra_state`. PyTorch's generator may be used: it is the run's own.
 
     Attributes:
-        kind: what such a run is called in its configuration.
+        kind: the name of such runs in their configuration.
         settings: the type of ``config``.
-        figures: the numbers in every row of the metrics beside those of each loop.
-        epoch: how many epochs are done, over all phases.
+        command: the command that begins and resumes such runs, ``bionas-fast COMMAND``.
+        trains_network: whether such a run ends in a trained network, which :meth:`load_network` then builds.
+        sources: the words that this command takes for such a run in place of a genotype.
+        metric_names: the numbers in every row of the metrics besides those that all trainers measure.
+        epoch: the number of epochs done, over all phases.
         metrics: a row for every epoch of a phase that counts.
     """
 
     kind: ClassVar[str]
-    settings: ClassVar[type[Config]]
-    figures: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[type[RunConfig]]
+    command: ClassVar[str]
+    trains_network: ClassVar[bool] = False
+    sources: ClassVar[tuple[str, ...]] = ()
+    metric_names: ClassVar[tuple[str, ...]] = ()
 
     data: Dataset
     net: nn.Module
@@ -85,44 +92,48 @@ class Loop:
         self._running = False
 
     def prepare(self) -> None:
-        """Called whenever an epoch begins or is taken up again: mode and rates, which follow from the epoch."""
+        """Set modes and rates, which follow from the epoch. Called whenever an epoch begins or is resumed."""
 
     def begin(self) -> None:
-        """Called before the first step of an epoch; not when one is taken up again."""
+        """Hook before the first step of an epoch; not called when one is resumed."""
 
     def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
-        """One step on a batch: its mean loss, if there is one, and how many images were right."""
+        """Train on a batch; return its mean loss, if there is one, and the number of correctly classified images."""
         raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
 
     def conclude(self) -> dict[str, Any]:
-        """Called after the last step of an epoch: further figures for its row."""
+        """Hook after the last step of an epoch; return further metrics for its row."""
         return {}
 
     def extra_state(self) -> dict[str, Any]:
-        """What else is needed to go on: tensors and plain values."""
+        """Return the further state of the subclass: tensors and plain values."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take up :meth:`extra_state`, found in the checkpoint under the same names."""
+        """Restore :meth:`extra_state`, whose entries stand in the checkpoint under the same names."""
 
     def write_beginning(self, folder: RunFolder) -> None:
-        """Write what has to stand in the folder before the first step: the settings, at the least."""
-        self.write_settings(folder)
+        """Write the files that must exist before the first step: the configuration, at the least."""
+        self.write_config(folder)
 
-    def write_settings(self, folder: RunFolder, **notes: Any) -> None:
-        """Write the settings and the names of the plugins; ``notes`` are what else the run is known by."""
-        plugins = list(self.config.plugins)
-        folder.write_config(self.kind, self.config.settings(), plugins=plugins, **notes)
+    def write_config(self, folder: RunFolder, network: Mapping[str, Any] | None = None) -> None:
+        """Write the configuration; ``network`` are the arguments of the network that follow from the data."""
+        folder.write_config(self.kind, self.config.settings(), plugins=self.config.plugins, network=network)
 
     def write_results(self, folder: RunFolder) -> None:
-        """Called after every epoch, before its checkpoint."""
+        """Hook after every epoch, before its checkpoint is written."""
 
     def write_report(self, folder: RunFolder) -> None:
-        """Called once, at the end."""
+        """Hook at the end of the run."""
+
+    @classmethod
+    def load_network(cls, folder: RunFolder, record: RunRecord) -> nn.Module:
+        """Build the network of a run, without its weights; see :func:`bionas_fast.load`."""
+        raise NotImplementedError(f"{cls.__name__} defines no load_network()")
 
     @property
     def phase(self) -> Phase:
-        """The present phase; the last one after the end."""
+        """The current phase; after the end, the last one."""
         epoch = self.epoch
         for phase in self.phases:
             if epoch < phase.epochs:
@@ -132,22 +143,22 @@ class Loop:
 
     @property
     def phase_epoch(self) -> int:
-        """How many epochs of the present phase are done."""
+        """The number of epochs of the current phase that are done."""
         before = self.phases[: self.phases.index(self.phase)]
         return self.epoch - sum(phase.epochs for phase in before)
 
     @property
     def steps_done(self) -> int:
-        """How many steps of the present epoch are done."""
+        """The number of steps of the current epoch that are done."""
         return self._tally.steps
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether all epochs are done."""
         return self.epoch == sum(phase.epochs for phase in self.phases)
 
     def enter_epoch(self) -> None:
-        """Get ready for an epoch or for what is left of one."""
+        """Set up an epoch, or the rest of one."""
         started = time.perf_counter()
         self.prepare()
         if not self._tally.steps:
@@ -159,14 +170,17 @@ class Loop:
         started, tally = time.perf_counter(), self._tally
         x, y = next(self.phase.batches)
         loss, correct = self.train_step(x, y)
-        tally.steps, tally.seen, tally.correct = tally.steps + 1, tally.seen + len(y), tally.correct + correct
+        tally.steps += 1
+        tally.seen += len(y)
+        tally.correct += correct
         if loss is not None:
-            tally.loss, tally.measured = tally.loss + loss * len(y), tally.measured + len(y)
+            tally.loss += loss * len(y)
+            tally.measured += len(y)
         tally.seconds += time.perf_counter() - started
         return loss
 
     def end_epoch(self) -> dict[str, Any] | None:
-        """What follows the last step of an epoch; returns its row, if the phase counts."""
+        """Finish an epoch after its last step; return its row of metrics, if the phase counts."""
         started, tally = time.perf_counter(), self._tally
         further = self.conclude()
         row = None
@@ -185,8 +199,8 @@ class Loop:
         return row
 
     @contextmanager
-    def own_randomness(self) -> Iterator[None]:
-        """Inside the block PyTorch's generators are the run's; afterwards they are as they were before."""
+    def isolated_rng(self) -> Iterator[None]:
+        """Switch PyTorch's generators to those of the run inside the block, and back to the caller's afterwards."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(cuda):
             torch.manual_seed(self.config.seed)
@@ -206,7 +220,7 @@ class Loop:
         return {"cpu": torch.get_rng_state(), **cuda}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on as if there had been no interruption: tensors and plain values."""
+        """Return everything needed to resume as if there had been no interruption: tensors and plain values."""
         return {
             "kind": self.kind,
             "config": self.config.settings(),
@@ -226,10 +240,10 @@ class Loop:
         return self.data.checksum()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where :meth:`state_dict` was taken.
+        """Resume exactly where :meth:`state_dict` was taken.
 
         Raises:
-            InputError: the state is damaged, or one of another kind of run, of other settings or other data. This
+            InputError: the state is damaged, or comes from another kind of run, other settings or other data. This
                 object is then of no further use.
         """
         expect_run(state, self.kind, self.config)
@@ -268,7 +282,7 @@ class Loop:
             begun += phase.epochs
         if not isinstance(rows, list) or len(rows) != expected:
             raise InputError(f"metrics: expected {expected} rows")
-        names = ("train_loss", "train_accuracy", "learning_rate", "seconds", *self.figures)
+        names = ("train_loss", "train_accuracy", "learning_rate", "seconds", *self.metric_names)
         for number, row in enumerate(rows, start=1):
             plain = isinstance(row, dict) and all(type(v) in _PLAIN for v in (*row, *row.values()))
             if not plain or row.get("epoch") != number or not all(type(row.get(name)) is float for name in names):
@@ -276,8 +290,8 @@ class Loop:
         return rows
 
 
-def expect_run(state: Mapping[str, Any], kind: str, config: Config) -> None:
-    """Compare the kind and the settings of a saved run with what is to go on with it.
+def expect_run(state: Mapping[str, Any], kind: str, config: RunConfig) -> None:
+    """Compare the kind and the settings in a checkpoint with those of the run that is to resume from it.
 
     Raises:
         InputError: they differ. The message names the setting and both values.
@@ -290,22 +304,25 @@ def expect_run(state: Mapping[str, Any], kind: str, config: Config) -> None:
     expect_same(type(config)(**saved), config, "the checkpoint")
 
 
-def expect_same(saved: Config, config: Config, where: str) -> None:
-    """Compare all settings that decide what comes out of a run.
+def expect_same(saved: RunConfig, config: RunConfig, where: str) -> None:
+    """Compare all settings that decide the result of a run.
 
     Raises:
         InputError: one differs.
     """
-    before = saved.model_dump()
+    before, free = saved.model_dump(), changeable(type(config))
     for name, new in config.model_dump().items():
         old = before[name]
-        if name not in UNBINDING and new != old:
+        if name not in free and new != old:
             raise InputError(
                 f"{name}: {where} has {old!r}, not {new!r}; a resumed run keeps its settings "
-                f"(all but {', '.join(UNBINDING)})"
+                f"(all but {', '.join(free)})"
             )
 
 
 def cosine(epoch: int, epochs: int, first: float, last: float = 0.0) -> float:
-    """The learning rate of an epoch that falls from ``first`` towards ``last`` like a cosine (Loshchilov & Hutter)."""
+    """Return the learning rate of an epoch under cosine annealing from ``first`` towards ``last``.
+
+    Loshchilov and Hutter 2017. In closed form, so that it needs no state and can be resumed at any epoch.
+    """
     return last + (first - last) * (1 + math.cos(math.pi * epoch / epochs)) / 2

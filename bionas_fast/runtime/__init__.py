@@ -1,1 +1,1 @@
-"""The device, the processes and the precision that a run computes with."""
+"""The device, the processes and the precision of a run."""

@@ -1,4 +1,4 @@
-"""Which device a run uses."""
+"""The device of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bionas_fast.errors import InputError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is a CUDA device where there is one, else the CPU.
+    """Return the device of that name; ``auto`` is a CUDA device where there is one, else the CPU.
 
     Each of several processes that ``torchrun`` starts on a machine gets a CUDA device of its own.
 

@@ -1,8 +1,8 @@
-"""Several processes that run one search or training together, as ``torchrun`` starts them.
+"""Data parallelism: several processes run one search or training together, as ``torchrun`` starts them.
 
-Every process holds the whole network and the whole stream of batches, and takes its part of each batch. Gradients are
-averaged, and so are the statistics of batch normalisation: what comes out is that of one process with the same batches,
-but for rounding. The first process alone writes.
+Every process holds the whole network and the whole stream of batches, and takes its shard of each batch. Gradients are
+averaged, and the statistics of batch normalisation synchronised: but for rounding, the result is that of one process
+with the same batches. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -23,44 +23,46 @@ from bionas_fast.errors import InputError
 T = TypeVar("T")
 
 #: How long a process waits for the others.
-PATIENCE = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)
 
 
-class Deserted(InputError):
+class PeerLost(InputError):
     """Another process of the run has ended."""
 
 
 def active() -> bool:
-    """Whether this process is one of several that have joined."""
+    """Whether this process belongs to a process group of several."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
-def size() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if active() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0; also before it has joined."""
-    return dist.get_rank() if active() else int(os.environ.get("RANK", 0)) if _started() > 1 else 0
+    """Return the number of this process, from 0; also before the process group exists."""
+    if active():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", 0)) if _started() > 1 else 0
 
 
 def _started() -> int:
-    """How many processes ``torchrun`` says that it has started."""
+    """Return the number of processes that ``torchrun`` has started."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+def is_main() -> bool:
+    """Whether this is rank 0, the process that writes and prints."""
     return rank() == 0
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that ``torchrun`` started, if it did: gloo on the CPU, NCCL on GPUs.
+def process_group() -> Iterator[None]:
+    """Form a process group inside the block if ``torchrun`` started several: gloo on the CPU, NCCL on GPUs.
 
     Raises:
-        Deserted: another one has ended.
+        PeerLost: another one has ended.
     """
     if _started() > 1 and not dist.is_initialized():  # once in the life of a process
         _initialise()
@@ -73,7 +75,7 @@ class Synchroniser:
     @property
     def world_size(self) -> int:
         """The number of processes."""
-        return size()
+        return world_size()
 
     def sum_in_place(self, tensor: Tensor) -> None:
         """Set a tensor to its sum over the processes."""
@@ -87,54 +89,61 @@ def synchroniser() -> Synchroniser | None:
 
 def _initialise() -> None:
     backend = "gloo"
-    place = int(os.environ.get("LOCAL_RANK", 0))
-    if place < torch.cuda.device_count():
-        torch.cuda.set_device(place)
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    with _together():
-        dist.init_process_group(backend, timeout=PATIENCE)
+    with _peers_required():
+        dist.init_process_group(backend, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
 
 
-def part(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """What this process takes of a batch: every n-th image and its label.
+def shard(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return this process's shard of a batch: every n-th image and its label.
 
     Raises:
-        InputError: the batch cannot be shared out evenly, which mean values need.
+        InputError: the batch cannot be divided evenly, which mean values need.
     """
     if not active():
         return x, y
-    expect_shares(len(y))
-    return x[rank() :: size()], y[rank() :: size()]
+    require_divisible(len(y))
+    return x[rank() :: world_size()], y[rank() :: world_size()]
 
 
-def expect_shares(*batch_sizes: int) -> None:
-    """Raise InputError unless batches of these sizes can be shared out evenly."""
+def require_divisible(*batch_sizes: int) -> None:
+    """Raise InputError unless batches of these sizes can be divided evenly among the processes."""
     for batch_size in batch_sizes:
-        if batch_size % size():
-            raise InputError(f"a batch of {batch_size} images cannot be shared out evenly among {size()} processes")
+        if batch_size % world_size():
+            raise InputError(f"a batch of {batch_size} images cannot be divided evenly among {world_size()} processes")
 
 
-def part_of_draw(draw: Callable[[int], Tensor], count: int) -> Tensor:
-    """Random numbers for the ``count`` images of this process, out of those that are drawn for all of a batch."""
-    return draw(count * size())[rank() :: size()] if active() else draw(count)
+def shard_bounds(n: int) -> tuple[int, int]:
+    """Return the bounds of this process's contiguous share of ``n`` items."""
+    if not active():
+        return 0, n
+    return n * rank() // world_size(), n * (rank() + 1) // world_size()
 
 
-def alone(what: str) -> None:
-    """Raise InputError if ``torchrun`` has started several processes."""
+def shard_of_draw(draw: Callable[[int], Tensor], n: int) -> Tensor:
+    """Draw random numbers for a whole batch and return those for the ``n`` images of this process."""
+    return draw(n * world_size())[rank() :: world_size()] if active() else draw(n)
+
+
+def require_single_process(subject: str) -> None:
+    """Raise InputError if ``torchrun`` has started several processes; ``subject`` opens the message."""
     if _started() > 1:
-        raise InputError(f"{what} in one process only; leave out torchrun")
+        raise InputError(f"{subject} in one process only; leave out torchrun")
 
 
 def average(tensors: Iterable[Tensor | None]) -> None:
-    """Set each to its mean over the processes, in one message; None stays None."""
-    found = [tensor for tensor in tensors if tensor is not None]
-    if not active() or not found:
+    """Set each tensor to its mean over the processes, in one message; None stays None."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not active() or not present:
         return
-    flat = torch.cat([tensor.flatten() for tensor in found])
+    flat = torch.cat([tensor.flatten() for tensor in present])
     _sum_in_place(flat)
-    flat /= size()
-    for tensor, mean in zip(found, flat.split([tensor.numel() for tensor in found]), strict=True):
+    flat /= world_size()
+    for tensor, mean in zip(present, flat.split([tensor.numel() for tensor in present]), strict=True):
         tensor.copy_(mean.view_as(tensor))
 
 
@@ -143,8 +152,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     average([parameter.grad for parameter in parameters])
 
 
-def total(*values: float) -> list[float]:
-    """The sums over the processes."""
+def all_reduce_sum(*values: float) -> list[float]:
+    """Return the sum of each value over the processes."""
     if not active():
         return list(values)
     numbers = torch.tensor(values, dtype=torch.float64)
@@ -152,41 +161,41 @@ def total(*values: float) -> list[float]:
     return numbers.tolist()
 
 
-def gathered(own: Tensor) -> Tensor:
-    """The tensors of all processes one after the other; each may be of another length."""
+def all_gather(local: Tensor) -> Tensor:
+    """Concatenate the tensors of all processes; each may be of another length."""
     if not active():
-        return own
-    found: list[Any] = [None] * size()
-    with _together():
-        dist.all_gather_object(found, own.cpu())
-    return torch.cat(found).to(own.device)
+        return local
+    tensors: list[Any] = [None] * world_size()
+    with _peers_required():
+        dist.all_gather_object(tensors, local.cpu())
+    return torch.cat(tensors).to(local.device)
 
 
-def agreed(value: T) -> T:
-    """What the first process says."""
+def broadcast(value: T) -> T:
+    """Broadcast ``value`` from rank 0."""
     if not active():
         return value
-    box = [value]
-    with _together():
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    with _peers_required():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def united(action: Callable[[], T]) -> T:
-    """Do something in every process, and go on only if all of them could.
+def run_on_all_ranks(action: Callable[[], T]) -> T:
+    """Run ``action`` in every process and return its value only if it succeeded in all of them.
 
     Raises:
-        InputError: what the action raised, here or, with the number of the process, elsewhere.
+        InputError: the error of the action, here or, with the number of the process, elsewhere.
     """
     if not active():
         return action()
     error: InputError | None = None
-    messages: list[str | None] = [None] * size()
+    messages: list[str | None] = [None] * world_size()
     try:
         value = action()
     except InputError as refused:
         error = refused
-    with _together():
+    with _peers_required():
         dist.all_gather_object(messages, None if error is None else str(error))
     for number, message in enumerate(messages):
         if message is not None:
@@ -194,28 +203,30 @@ def united(action: Callable[[], T]) -> T:
     return value
 
 
-def expect_equal(tensors: Iterable[Tensor], what: str) -> None:
-    """Compare with the first process, bit by bit.
+def require_equal(tensors: Iterable[Tensor], subject: str) -> None:
+    """Compare tensors with those of rank 0, bit by bit.
 
     Raises:
         InputError: they differ.
     """
     if not active():
         return
-    own = torch.cat([tensor.detach().cpu().flatten() for tensor in tensors])
-    if any(total(float(not torch.equal(agreed(own), own)))):
-        raise InputError(f"{what} differ between the processes; do all run on the same versions and kinds of machines?")
+    local = torch.cat([tensor.detach().cpu().flatten() for tensor in tensors])
+    if any(all_reduce_sum(float(not torch.equal(broadcast(local), local)))):
+        raise InputError(
+            f"{subject} differ between the processes; do all run on the same versions and kinds of machines?"
+        )
 
 
 def _sum_in_place(tensor: Tensor) -> None:
-    with _together():
+    with _peers_required():
         dist.all_reduce(tensor)
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def _peers_required() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, dist.DistError) as error:
         reason = str(error).partition("\n")[0]
-        raise Deserted(f"another process of this run has ended or cannot be reached ({reason:.120})") from error
+        raise PeerLost(f"another process of this run has ended or cannot be reached ({reason:.120})") from error

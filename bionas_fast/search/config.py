@@ -4,93 +4,102 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
+from typing_extensions import Self
 
-from bionas_fast.config import Config
+from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, Option
+from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class SearchConfig(Config):
+class SearchConfig(DescentConfig):
     """Everything that decides a search; the defaults are sized for the embedded digits on two processor cores.
 
     The optimisers' constants are those of DARTS (Liu et al. 2019) as the code published with the paper uses them.
     """
 
-    dataset: str = "digits"
-    data_dir: str | None = None
-    download: bool = False
-    space: str = "bionas"
-    method: str = "darts"
-    #: Only these rules and operations; empty for all of the space. What the space does not have joins it.
-    rules: tuple[str, ...] = ()
-    operations: tuple[str, ...] = ()
-    #: The rules of stem, preprocess and head; bp unless said otherwise.
-    fixed: dict[str, str] = Field(default_factory=dict)
-    skip_rules: bool = True
-    engine: str = "stacked"
-    channels: int = Field(4, ge=1)
-    cells: int = Field(3, ge=1)
-    epochs: int = Field(4, ge=1)
-    batch_size: int = Field(64, ge=1)
-    #: The share of the training images that trains the weights; the rest trains the architecture.
-    train_fraction: float = Field(0.5, gt=0, lt=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: str = "auto"
-    #: Mixed precision: ``bf16`` or ``fp16``.
-    amp: Amp = "off"
-    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
-    checkpoint_every: float = Field(60.0, ge=0)
-    #: Whether to write the figures also for TensorBoard, whose package must be installed.
-    tensorboard: bool = False
+    epochs: Epochs = 4
+    space: Annotated[str, Option()] = Field("bionas", description="The search space.")
+    method: Annotated[str, Option()] = Field("darts", description="The search method.")
+    rules: Annotated[tuple[str, ...], Option(metavar="A,B")] = Field(
+        (), description="Only these learning rules; one that the space does not have joins it. By default all of it."
+    )
+    operations: Annotated[tuple[str, ...], Option("--ops", "A,B")] = Field(
+        (), description="Only these operations; one that the space does not have joins it. By default all of it."
+    )
+    fixed: dict[str, str] = Field(
+        default_factory=dict, description="The rules of stem, preprocess and head, by layer; bp for those not named."
+    )
+    skip_rules: bool = Field(
+        True, description="Let skip connections learn by their rule; the code published with the paper does not."
+    )
+    engine: Annotated[str, Option()] = Field(
+        "stacked", description="How the supernet computes: stacked, or modular, one module a candidate and far slower."
+    )
+    channels: Channels = 4
+    cells: Cells = 3
+    train_fraction: float = Field(
+        0.5, gt=0, lt=1, description="Part of the training images that trains the weights; the rest trains alpha."
+    )
+    amp: Annotated[Amp, Option()] = Field("off", description="Mixed precision: bf16 or fp16.")
 
-    learning_rate: float = Field(0.025, gt=0)
-    learning_rate_min: float = Field(0.001, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(3e-4, ge=0)
-    #: The largest norm of the weights' gradient.
-    gradient_clip: float = Field(5.0, gt=0)
-    alpha_learning_rate: float = Field(3e-4, gt=0)
-    alpha_betas: tuple[Beta, Beta] = (0.5, 0.999)
-    alpha_weight_decay: float = Field(1e-3, ge=0)
+    learning_rate_min: float = Field(0.001, ge=0, description="Learning rate that the cosine ends at.")
+    nesterov: bool = Field(False, description="Nesterov's momentum.")
+    alpha_learning_rate: float = Field(3e-4, gt=0, description="Learning rate of alpha (Adam).")
+    alpha_betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's decay rates for alpha.")
+    alpha_weight_decay: float = Field(1e-3, ge=0, description="L2 penalty of alpha.")
 
-    #: So many epochs train the weights alone (PC-DARTS: 15 of 50).
-    warmup_epochs: int = Field(0, ge=0)
-    #: λ at the end of λ · mean logsumexp(alpha), which grows from 0 (β-DARTS, Ye et al. 2022: 25 after 50 epochs).
-    beta_decay: float = Field(0.0, ge=0)
-    #: A softmax over the edges into a node weights them, too (PC-DARTS, Xu et al. 2020).
-    edge_normalisation: bool = False
-    #: The candidates see 1/k of the channels (PC-DARTS: 4).
-    partial_channels: int = Field(1, ge=1)
-    #: A skip connection beside the candidates whose weight falls from 1 to 0 (DARTS-, Chu et al. 2021).
-    auxiliary_skip: bool = False
-    #: The search ends before the normal cell has more skip connections (DARTS+, Liang et al. 2019: 2).
-    skip_limit: int | None = Field(None, ge=0)
-    #: All candidates by their softmax, or one drawn for each edge (GDAS, Dong and Yang 2019).
-    sampling: Literal["softmax", "gdas"] = "softmax"
-    #: Of the Gumbel-softmax, in the first and in the last epoch.
-    gdas_temperature: tuple[PositiveFloat, PositiveFloat] = (10.0, 0.1)
-    #: Alphas of the operations and of the rules, whose sum is a candidate's, in place of one each.
-    factorised: bool = False
+    warmup_epochs: int = Field(
+        0, ge=0, description="Epochs at the start that train the weights alone (PC-DARTS: 15 of 50)."
+    )
+    beta_decay: float = Field(
+        0.0,
+        ge=0,
+        description="λ at the end of λ · mean logsumexp(alpha), which grows from 0 "
+        "(β-DARTS, Ye et al. 2022: 25 after 50 epochs).",
+    )
+    edge_normalisation: bool = Field(
+        False, description="Weight the edges into a node by a softmax, too (PC-DARTS, Xu et al. 2020)."
+    )
+    partial_channels: int = Field(1, ge=1, description="k, where the candidates see 1/k of the channels (PC-DARTS: 4).")
+    auxiliary_skip: bool = Field(
+        False,
+        description="Add a skip connection to every edge whose weight falls from 1 to 0 (DARTS-, Chu et al. 2021).",
+    )
+    skip_limit: int | None = Field(
+        None,
+        ge=0,
+        description="End the search before the normal cell has more skip connections (DARTS+, Liang et al. 2019: 2).",
+    )
+    sampling: Literal["softmax", "gdas"] = Field(
+        "softmax",
+        description="Mix all candidates by their softmax, or draw one for each edge (gdas; Dong and Yang 2019).",
+    )
+    gdas_temperature: tuple[PositiveFloat, PositiveFloat] = Field(
+        (10.0, 0.1), description="Temperature of the Gumbel-softmax in the first and in the last epoch."
+    )
+    factorised: bool = Field(
+        False, description="One alpha for each operation and one for each rule, added, in place of one a candidate."
+    )
 
-    #: How many architectures are judged at once by eg, random and evolution, and how often in an epoch.
-    population: int = Field(50, ge=4, le=10_000)
-    generations: int = Field(4, ge=1)
-    #: One CMA-ES through the whole search, or what the code of EG-NAS does (see ``bionas_fast.search.eg_published``).
-    eg_mode: Literal["persistent", "published"] = "persistent"
-    #: The step size that the CMA-ES begins with, in units of alpha.
-    eg_sigma: float = Field(0.5, gt=0)
-    #: The coefficients of eq. 22: of the cross-entropy, and of the similarity with the present architecture.
-    fitness_cross_entropy: float = Field(1.0, ge=0)
-    fitness_similarity: float = Field(0.4, ge=0)
-    #: What the published mode adds of the best individual.
-    eg_step: float = Field(0.1, gt=0)
-    #: How many individuals of regularised evolution compete to be a parent (Real et al. 2019: 25 of 100).
-    tournament: int = Field(10, ge=1)
+    population: int = Field(50, ge=4, le=10_000, description="Architectures that are judged at once.")
+    generations: int = Field(4, ge=1, description="Populations in an epoch.")
+    eg_sigma: float = Field(0.5, gt=0, description="Step size that the CMA-ES begins with, in units of alpha.")
+    fitness_cross_entropy: float = Field(1.0, ge=0, description="Coefficient of the cross-entropy in eq. 22.")
+    fitness_similarity: float = Field(
+        0.4, ge=0, description="Coefficient of the similarity with the present architecture in eq. 22."
+    )
+    eg_step: float = Field(0.1, gt=0, description="Part of the best individual that eg-published adds to alpha.")
+    tournament: int = Field(
+        10, ge=1, description="Individuals that compete to be a parent (Real et al. 2019: 25 of 100)."
+    )
 
-    #: Augmentation of the training images: mirror, random crop after padding by so many pixels, cutout's edge.
-    flip: bool = False
-    crop_padding: int = Field(0, ge=0)
-    cutout: int = Field(0, ge=0)
+    @model_validator(mode="after")
+    def _expect_settings_that_fit(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov: needs a momentum above 0")
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs leave none to search in")
+        return self

@@ -12,23 +12,18 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from bionas_fast.data import BatchStream
 from bionas_fast.errors import InputError
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.eg_published import PublishedEvolution
 from bionas_fast.search.fitness import cross_entropies, logits_of, similarity
-from bionas_fast.search.method import MIXING, Strategy
+from bionas_fast.search.method import MIXING, SearchMethod
+from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Supernet
 
 
-def evolution_strategy(net: Supernet, config: SearchConfig, *rest: Any) -> Strategy:
-    """The one that ``config.eg_mode`` asks for."""
-    mode = PublishedEvolution if config.eg_mode == "published" else PersistentEvolution
-    return mode(net, config, *rest)
-
-
-class PersistentEvolution(Strategy):
+@register_method("eg")
+class PersistentEvolution(SearchMethod):
     """One CMA-ES over all architecture parameters from the first epoch to the last.
 
-    In every epoch come several generations, each judged on a validation batch of its own. The weights are trained under
-    the mean of the distribution, which is what the search ends with, too. The covariance matrix is a diagonal one:
+    Every epoch begins with several generations, each evaluated on a validation batch of its own. The weights are
+    trained under the mean of the distribution, with which the search ends, too. The covariance matrix is diagonal:
     with some six hundred parameters and some hundred generations a full one has no time to adapt (Ros and Hansen 2008).
     """
 
@@ -36,7 +31,6 @@ class PersistentEvolution(Strategy):
         *MIXING,
         "population",
         "generations",
-        "eg_mode",
         "eg_sigma",
         "fitness_cross_entropy",
         "fitness_similarity",
@@ -53,20 +47,20 @@ class PersistentEvolution(Strategy):
         for _ in range(self.config.generations):
             individuals = torch.from_numpy(self.distribution.ask())
             self.distribution.tell(self.fitness(individuals, *next(valid)).numpy())
-        self._take(self.distribution.mean)
+        self._set_alphas(self.distribution.mean)
 
     def fitness(self, individuals: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Eq. 22, the lower the better: cross-entropy, and similarity with the present architecture; float64 [P]."""
+        """Compute eq. 22, cross-entropy and similarity with the current architecture; float64 [P], lower is better."""
         architecture = self.net.architecture
         like = next(architecture.parameters())
         with torch.no_grad():
             mixing = architecture.mixings(individuals.to(like), self.auxiliary_skip)
             present = architecture.mixing(auxiliary_skip=self.auxiliary_skip)
             loss = cross_entropies(logits_of(self.net, x, mixing), y)
-            alike = similarity(mixing, present)
-        return (self.config.fitness_cross_entropy * loss + self.config.fitness_similarity * alike).cpu()
+            closeness = similarity(mixing, present)
+        return (self.config.fitness_cross_entropy * loss + self.config.fitness_similarity * closeness).cpu()
 
-    def _take(self, mean: np.ndarray) -> None:
+    def _set_alphas(self, mean: np.ndarray) -> None:
         parameters = self.net.alpha_parameters()
         vector_to_parameters(torch.from_numpy(mean).to(parameters[0]), parameters)
 
@@ -107,30 +101,30 @@ class Distribution:
 
     @property
     def mean(self) -> np.ndarray:
-        """Float64 [D]."""
+        """The mean of the distribution, float64 [D]."""
         return np.array(self._strategy.mean)
 
     @property
     def sigma(self) -> float:
-        """The present step size."""
+        """The current step size."""
         return float(self._strategy.sigma)
 
     def ask(self) -> np.ndarray:
-        """New individuals, float64 [P, D]."""
+        """Draw new individuals, float64 [P, D]."""
         self._asked = self._strategy.ask()
         return np.stack(self._asked)
 
     def tell(self, fitness: np.ndarray) -> None:
-        """The fitness of those, float64 [P], the lower the better."""
+        """Update the distribution by the fitness of those individuals, float64 [P], lower is better."""
         self._strategy.tell(self._asked, fitness.tolist())
         self._fitness = np.concatenate([self._fitness, fitness[None]])
 
     def state_dict(self) -> dict[str, Any]:
-        """Two tensors: the start, and the fitness of all generations [G, P]."""
+        """Return two tensors: the start, and the fitness of all generations [G, P]."""
         return {"start": torch.from_numpy(self._start), "fitness": torch.from_numpy(self._fitness)}
 
     def load_state_dict(self, state: dict[str, Any], most: int) -> None:
-        """Take up the state again by drawing and judging all generations, ``most`` at the most, once more.
+        """Restore the state by replaying all generations, at most ``most``.
 
         Raises:
             InputError: it does not fit.

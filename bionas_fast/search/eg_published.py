@@ -1,6 +1,6 @@
 """The search of EG-NAS as its published code runs it, faults included, for comparison.
 
-Once an epoch 50 individuals are drawn around softmax(alpha) plus noise of 0.01, judged on one validation batch, and
+Once an epoch 50 individuals are drawn around softmax(alpha) plus noise of 0.01, evaluated on one validation batch, and
 the best moves the alphas. What is odd about it, and kept:
 
 * The step size is always 1: it should fall with the epoch, which is never passed on.
@@ -9,7 +9,7 @@ the best moves the alphas. What is odd about it, and kept:
 * An individual is normalised to length 1 and passed through a softmax; the winner passes a second one, which leaves
   nearly equal weights.
 * An individual at least as accurate as the present architecture is charged for being similar to it, any other one
-  rewarded.
+  is rewarded.
 * A winner without a single hit stops the alphas from moving.
 """
 
@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from bionas_fast.data import BatchStream
 from bionas_fast.search.fitness import correct, cross_entropies, logits_of, similarity
-from bionas_fast.search.method import Strategy
+from bionas_fast.search.method import SearchMethod
+from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Mixing
 
 NOISE = 1e-2
@@ -30,10 +31,11 @@ SIGMA = 1.0
 SEED = 1
 
 
-class PublishedEvolution(Strategy):
+@register_method("eg-published")
+class PublishedEvolution(SearchMethod):
     """One step of the alphas an epoch, after the warm-up."""
 
-    options = ("population", "eg_mode", "eg_step", "fitness_similarity")
+    options = ("population", "eg_step", "fitness_similarity")
 
     @torch.no_grad()
     def before_epoch(self, valid: BatchStream) -> None:
@@ -46,22 +48,22 @@ class PublishedEvolution(Strategy):
         rows = as_rows(torch.from_numpy(draws(mean, self.config.population)).to(noisy[0]), alphas)
         weights = as_weights(rows)
         logits = logits_of(self.net, x, weights)
-        present = logits_of(self.net, x, {kind: own[None] for kind, own in self.net.architecture.mixing().items()})
+        present = logits_of(self.net, x, {kind: w[None] for kind, w in self.net.architecture.mixing().items()})
         scores = fitness(logits, y, rows, alphas, int(correct(present, y)), self.config.fitness_similarity)
         direction = twice_softened(weights, best(scores))
-        hits = correct(logits_of(self.net, x, {kind: own[None] for kind, own in direction.items()}), y)
+        hits = correct(logits_of(self.net, x, {kind: w[None] for kind, w in direction.items()}), y)
         if int(hits):
             for kind, alpha in alphas.items():
                 alpha.add_(direction[kind], alpha=self.config.eg_step)
 
 
 def draws(mean: np.ndarray, population: int) -> np.ndarray:
-    """The first generation of the published CMA-ES, [population, D]."""
+    """Draw the first generation of the published CMA-ES, [population, D]."""
     return mean + SIGMA * np.random.RandomState(SEED).standard_normal((population, len(mean)))
 
 
 def as_rows(individuals: Tensor, alphas: Mixing) -> dict[str, Tensor]:
-    """Vectors [P, D] cut into rows of length 1, for each kind of cell [P, edges, candidates]."""
+    """Cut vectors [P, D] into rows of length 1, for each kind of cell [P, edges, candidates]."""
     parts = individuals.split([alpha.numel() for alpha in alphas.values()], dim=1)
     return {
         kind: F.normalize(part.unflatten(1, tuple(alpha.shape)), dim=-1)
@@ -70,28 +72,28 @@ def as_rows(individuals: Tensor, alphas: Mixing) -> dict[str, Tensor]:
 
 
 def as_weights(rows: Mixing) -> dict[str, Tensor]:
-    """The mixing weights of such individuals."""
-    return {kind: torch.softmax(own, dim=-1) for kind, own in rows.items()}
+    """Return the mixing weights of such individuals."""
+    return {kind: torch.softmax(row, dim=-1) for kind, row in rows.items()}
 
 
 def fitness(logits: Tensor, y: Tensor, rows: Mixing, alphas: Mixing, present: int, eta: float) -> Tensor:
-    """Cross-entropy plus or minus η · similarity, [P]; the lower the better.
+    """Compute cross-entropy plus or minus η · similarity, [P]; lower is better.
 
     Args:
         logits: of the individuals, [P, N, classes].
         rows: as :func:`as_rows` cuts them.
-        present: how many of y the present architecture gets right.
+        present: the number of images that the current architecture classifies correctly.
     """
-    alike = similarity(rows, {kind: torch.softmax(alpha, dim=-1) for kind, alpha in alphas.items()})
+    closeness = similarity(rows, {kind: torch.softmax(alpha, dim=-1) for kind, alpha in alphas.items()})
     sign = torch.where(correct(logits, y) >= present, 1.0, -1.0)
-    return cross_entropies(logits, y) + eta * sign * alike
+    return cross_entropies(logits, y) + eta * sign * closeness
 
 
 def best(scores: Tensor) -> int:
-    """The lowest; of equals the last."""
+    """Return the index of the lowest score; of equal ones the last."""
     return len(scores) - 1 - int(scores.flip(0).argmin())
 
 
 def twice_softened(weights: Mixing, individual: int) -> dict[str, Tensor]:
-    """A softmax over the mixing weights of one individual, for each kind of cell [edges, candidates]."""
-    return {kind: torch.softmax(own[individual], dim=-1) for kind, own in weights.items()}
+    """Apply a softmax to the mixing weights of one individual, for each kind of cell [edges, candidates]."""
+    return {kind: torch.softmax(each[individual], dim=-1) for kind, each in weights.items()}

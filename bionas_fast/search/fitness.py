@@ -1,4 +1,4 @@
-"""How good the individuals of a population are on a batch."""
+"""The fitness of the individuals of a population on a batch."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from bionas_fast.supernet import Mixing, Supernet
 
 
 def logits_of(net: Supernet, x: Tensor, mixing: Mixing) -> Tensor:
-    """Logits [P, N, classes] in evaluation mode; the network's mode is restored.
+    """Compute logits [P, N, classes] in evaluation mode; the network's mode is restored.
 
-    Several processes share out the individuals among them.
+    Several processes divide the individuals among them.
     """
     training = net.training
     net.eval()
-    count = len(next(iter(mixing.values())))
-    bounds = [count * r // distributed.size() for r in range(distributed.size() + 1)]
-    own = slice(*bounds[distributed.rank() : distributed.rank() + 2]) if distributed.active() else slice(None)
+    first, last = distributed.shard_bounds(len(next(iter(mixing.values()))))
     try:
-        mine = {kind: rows[own] for kind, rows in mixing.items()}
-        few = own != slice(None) and own.start == own.stop
-        return distributed.gathered(x.new_empty(0, len(x), net.num_classes) if few else net.population(x, mine))
+        if first == last:
+            local = x.new_empty(0, len(x), net.num_classes)
+        else:
+            local = net.population(x, {kind: rows[first:last] for kind, rows in mixing.items()})
+        return distributed.all_gather(local)
     finally:
         net.train(training)
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy of each individual, float64 [P].
+    """Compute the mean cross-entropy of each individual, float64 [P].
 
     Raises:
         InputError: one is not finite.
@@ -42,18 +42,18 @@ def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
-    """How many images each individual gets right, int64 [P]."""
+    """Count the images that each individual classifies correctly, int64 [P]."""
     return (logits.argmax(dim=-1) == y).sum(dim=-1)
 
 
 def similarity(rows: Mixing, reference: Mixing) -> Tensor:
-    """(cos + 1) / 2 between the rows of each individual and those of a reference, averaged over edges and cells, [P].
+    """Compute (cos + 1) / 2 of the rows of each individual and of a reference, averaged over edges and cells, [P].
 
     Args:
         rows: for each kind of cell [P, edges, candidates].
         reference: for each kind of cell [edges, candidates].
     """
-    each = [
-        (F.cosine_similarity(own, reference[kind][None], dim=-1).mean(dim=-1) + 1) / 2 for kind, own in rows.items()
+    by_kind = [
+        (F.cosine_similarity(row, reference[kind][None], dim=-1).mean(dim=-1) + 1) / 2 for kind, row in rows.items()
     ]
-    return torch.stack(each).mean(dim=0)
+    return torch.stack(by_kind).mean(dim=0)

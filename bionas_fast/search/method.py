@@ -1,4 +1,4 @@
-"""What a search method adds to the loop: when and how the architecture parameters move."""
+"""The interface of search methods: when and how the architecture parameters move."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from bionas_fast.supernet import Mixing, Supernet
 MIXING = ("factorised", "edge_normalisation", "auxiliary_skip")
 
 
-class Strategy:
-    """A search method. The loop trains the weights and calls these.
+class SearchMethod:
+    """A search method. The search trains the weights and calls these hooks.
 
-    A search may be stopped after any weight step and go on in another process, in the middle of an epoch. So whatever a
-    method keeps from one call to a later one, what it does once an epoch included, belongs into :meth:`state_dict`.
+    A search may stop after any weight step and resume in another process, in the middle of an epoch. So whatever a
+    method carries from one call to a later one, including what it does once an epoch, belongs into :meth:`state_dict`.
 
     Args:
+        net: the supernet.
+        config: the settings of the search.
         optimizer: that of the weights.
-        precision: what forward passes run in; by default float32.
+        precision: the precision of forward passes; by default float32.
 
     Attributes:
         options: those settings of single methods that this one uses; any other must be left at its default.
+        auxiliary_skip: the weight of the auxiliary skip connection in the current epoch.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
@@ -42,13 +45,15 @@ class Strategy:
         optimizer: torch.optim.Optimizer,
         precision: Precision | None = None,
     ) -> None:
-        self.net, self.config, self.optimizer = net, config, optimizer
+        self.net = net
+        self.config = config
+        self.optimizer = optimizer
         self.precision = precision or Precision()
         self.epoch = 0
         self.auxiliary_skip = 0.0
 
     def prepare(self, epoch: int) -> None:
-        """Called whenever an epoch begins or is taken up again: sets what follows from its number."""
+        """Set what follows from the number of the epoch. Called whenever an epoch begins or is resumed."""
         self.epoch = epoch
         if self.config.auxiliary_skip:  # DARTS- (Chu et al. 2021): falls from 1 to 0
             self.auxiliary_skip = 1 - epoch / self.config.epochs
@@ -59,38 +64,38 @@ class Strategy:
         return self.epoch < self.config.warmup_epochs
 
     def before_epoch(self, valid: BatchStream) -> None:
-        """Called before the first weight step of an epoch."""
+        """Hook before the first weight step of an epoch."""
 
     def before_weight_step(self, x: Tensor, y: Tensor, valid: BatchStream) -> None:
-        """Called before the weight step on the batch x, y; takes what other batches it needs from ``valid``."""
+        """Hook before the weight step on the batch x, y; takes further batches from ``valid``."""
 
     def mixing(self) -> Mixing:
-        """What the candidates are mixed by in the next pass in training."""
+        """Return the mixing weights of the next training pass."""
         return self.net.architecture.mixing(auxiliary_skip=self.auxiliary_skip)
 
-    def found(self) -> Mixing:
-        """What they are mixed by when the supernet is judged after an epoch."""
+    def evaluation_mixing(self) -> Mixing:
+        """Return the mixing weights under which the supernet is evaluated after an epoch."""
         return self.net.architecture.mixing(auxiliary_skip=self.auxiliary_skip)
 
     def genotype(self) -> Genotype:
-        """The architecture that the search would end with now."""
+        """Return the architecture that the search would end with now."""
         return self.net.genotype()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on after an interruption: tensors and plain values."""
+        """Return the state needed to resume: tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state again.
+        """Restore the state.
 
         Raises:
-            InputError: it does not fit. KeyError, TypeError, ValueError and RuntimeError are understood as that, too.
+            InputError: it does not fit. KeyError, TypeError, ValueError and RuntimeError are taken as that, too.
         """
 
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """No gradients for these parameters inside the block: neither computed nor kept for."""
+    """Exclude parameters from differentiation inside the block: they get no gradients, and none are computed."""
     parameters = [p for p in parameters if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

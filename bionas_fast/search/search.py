@@ -1,74 +1,59 @@
-"""The search loop, once for all methods: weights by SGD, the architecture by the method's strategy."""
+"""The search, once for all methods: weights by SGD, the architecture by the method."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from bionas_fast import report
 from bionas_fast.data import Augment, BatchStream, load_dataset, split
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
-from bionas_fast.runs.folder import GENOTYPE, REPORT, RunFolder, machine, new_path
+from bionas_fast.runs.execution import execute
+from bionas_fast.runs.folder import GENOTYPE, REPORT, RunFolder, new_path
+from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import keep, opened
-from bionas_fast.runs.trainer import Loop, Phase, cosine
+from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.trainer import Phase, Trainer, cosine
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
+from bionas_fast.runtime.machine import machine
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.darts import Darts, SecondOrderDarts
-from bionas_fast.search.discrete import RandomSearch, RegularisedEvolution
-from bionas_fast.search.eg import PersistentEvolution, PublishedEvolution, evolution_strategy
-from bionas_fast.search.method import Strategy, frozen
+from bionas_fast.search.method import frozen
+from bionas_fast.search.methods import check, get_method
 from bionas_fast.search.skip_limit import SkipLimit
 from bionas_fast.space import Genotype, get_space
 from bionas_fast.supernet import Mixture, Supernet, build_supernet
-from bionas_fast.supernet.architecture import skip_share
-
-METHODS: dict[str, Callable[..., Strategy]] = {
-    "darts": Darts,
-    "darts2": SecondOrderDarts,
-    "eg": evolution_strategy,
-    "random": RandomSearch,
-    "evolution": RegularisedEvolution,
-}
-#: The settings that some methods use and others do not.
-OPTIONS = sorted(
-    {
-        name
-        for kind in (Darts, PersistentEvolution, PublishedEvolution, RandomSearch, RegularisedEvolution)
-        for name in kind.options
-    }
-)
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search ends with.
+    """The result of a search.
 
     Attributes:
-        genotype: the found architecture and learning rules.
+        genotype: the architecture and learning rules that the search chose.
         run_dir: the folder that holds everything about the search.
         metrics: one mapping for every epoch.
-        figures: that of the epoch which the genotype is of.
-        notes: what has to be known to judge the genotype, in sentences.
+        final_metrics: those of the epoch from which the genotype is.
+        messages: remarks needed to judge the genotype, in sentences.
     """
 
     genotype: Genotype
     run_dir: Path
     metrics: list[dict[str, Any]]
-    figures: dict[str, Any]
-    notes: tuple[str, ...]
+    final_metrics: dict[str, Any]
+    messages: tuple[str, ...]
 
 
 def search(
@@ -83,48 +68,47 @@ def search(
     Args:
         config: the settings; by default the embedded digits at a size for two processor cores.
         out: the run folder, new or empty; by default one under ``runs/``, named after dataset, method and time.
-        resume: the folder of a search that was stopped, to go on with. It ends as if it had not been stopped. Settings
+        resume: the folder of a search that was stopped. It is resumed and ends as if it had not been stopped; settings
             given with it may only say where and how to work.
-        progress: hears how the search goes.
+        progress: is told how the search proceeds.
 
     Raises:
         InputError: a setting that names nothing, a data set that is not there, a folder that is not empty; a run that
-            cannot be gone on with. Then nothing has been written.
+            cannot be resumed. Then nothing has been written.
         Interrupted: by Ctrl-C or SIGTERM. The search is saved.
     """
     if resume is None:
         config = config or SearchConfig()
         out = new_path(f"search-{config.dataset}-{config.method}") if out is None else out
     with (
-        distributed.joined(),
-        opened(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
+        distributed.process_group(),
+        open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
     ):
-        keep(search, folder, progress or Progress())
-        path = distributed.agreed(None if folder is None else folder.path)
+        execute(search, folder, progress or Progress())
+        path = distributed.broadcast(None if folder is None else folder.path)
         assert path is not None
-        return SearchResult(search.genotype, path, search.metrics, search.last_figures, search.notes)
+        return SearchResult(search.genotype, path, search.metrics, search.final_metrics, search.messages)
 
 
-class Search(Loop):
+@register_kind
+class Search(Trainer):
     """A search in progress: the supernet, its data and optimisers."""
 
     kind = "search"
+    command = "search"
     settings = SearchConfig
-    figures = ("valid_loss", "valid_accuracy", "alpha_entropy")
+    metric_names = ("valid_loss", "valid_accuracy", "alpha_entropy")
 
     def __init__(self, config: SearchConfig) -> None:
-        if config.method not in METHODS:
-            raise unknown("method", config.method, METHODS)
-        if config.nesterov and not config.momentum:
-            raise InputError("nesterov: needs a momentum above 0")
         super().__init__(config, resolve_device(config.device))
+        check(config)
         space = get_space(config.space).restricted(config.rules, config.operations)
         data = load_dataset(config.dataset, config.data_dir, download=config.download)
         (x, y), self.validation = split(data.images, data.labels, config.train_fraction, config.seed)
         self.data = data
         augment = Augment(config.flip, config.crop_padding, config.cutout)
 
-        def stream(images, labels, seed):
+        def stream(images: Tensor, labels: Tensor, seed: int) -> BatchStream:
             return BatchStream(
                 images,
                 labels,
@@ -138,7 +122,7 @@ class Search(Loop):
 
         self.train = stream(x, y, config.seed)
         self.valid = stream(*self.validation, config.seed + 1)
-        distributed.expect_shares(self.train.batch_size, self.valid.batch_size)
+        distributed.require_divisible(self.train.batch_size, self.valid.batch_size)
         self.phases = [Phase(f"searching {config.dataset}", config.epochs, self.train)]
         self.net: Supernet = build_supernet(
             space,
@@ -161,32 +145,20 @@ class Search(Loop):
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
-        if config.warmup_epochs >= config.epochs:
-            raise InputError(f"warmup_epochs: {config.warmup_epochs} of {config.epochs} epochs leave none to search in")
-        if config.auxiliary_skip:
-            skip_share(space)
-        self.strategy = METHODS[config.method](self.net, config, self.optimizer, self.precision)
-        self._refuse_unused()
+        self.method = get_method(config.method)(self.net, config, self.optimizer, self.precision)
         self.limit = SkipLimit(config.skip_limit)
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in space.kinds}
         self._record_alphas()
-
-    def _refuse_unused(self) -> None:
-        for name in OPTIONS:
-            value, default = getattr(self.config, name), SearchConfig.model_fields[name].default
-            if value != default and name not in self.strategy.options:
-                mode = f" in mode {self.config.eg_mode}" if self.config.method == "eg" else ""
-                raise InputError(f"{name}: method {self.config.method}{mode} has no use for it; got {value!r}")
 
     def prepare(self) -> None:
         self.net.train()
         config = self.config
         rate = cosine(self.epoch, config.epochs, config.learning_rate, config.learning_rate_min)
         self.optimizer.param_groups[0]["lr"] = rate
-        self.strategy.prepare(self.epoch)
+        self.method.prepare(self.epoch)
 
     def begin(self) -> None:
-        self.strategy.before_epoch(self.valid)
+        self.method.before_epoch(self.valid)
 
     @property
     def finished(self) -> bool:
@@ -195,35 +167,35 @@ class Search(Loop):
     @property
     def genotype(self) -> Genotype:
         """The architecture that the search would end with now."""
-        return self.limit.kept or self.strategy.genotype()
+        return self.limit.final or self.method.genotype()
 
     @property
-    def last_figures(self) -> dict[str, Any]:
+    def final_metrics(self) -> dict[str, Any]:
         """The row of the metrics that belongs to the genotype."""
         return self.metrics[-2 if self.limit.exceeded else -1]
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What has to be known to judge the genotype."""
+    def messages(self) -> tuple[str, ...]:
+        """Remarks needed to judge the genotype."""
         present, cells = self.net.skeleton.sequence(self.config.cells), self.config.cells
         chance = [
             f"with cells={cells} no cell is of kind {kind}: what the genotype says of it is chance"
             for kind in self.net.space.kinds
             if kind not in present
         ]
-        verdict = self.limit.verdict(self.genotype)
-        return (*chance, *([verdict] if verdict else []))
+        remark = self.limit.message(self.genotype)
+        return (*chance, *([remark] if remark else []))
 
-    def train_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float | None, int]:
-        self.strategy.before_weight_step(x, y, self.valid)
+    def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
+        self.method.before_weight_step(x, y, self.valid)
         return self._weight_step(x, y)
 
-    def _weight_step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[float | None, int]:
-        x, y = distributed.part(x, y)
+    def _weight_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
+        x, y = distributed.shard(x, y)
         scaler, weights = self.precision.scaler, list(self.net.weight_parameters())
         with frozen(self.net.alpha_parameters()):
             with self.precision.autocast():
-                logits = self.net(x, self.strategy.mixing())
+                logits = self.net(x, self.method.mixing())
                 loss = F.cross_entropy(logits, y)
             self.optimizer.zero_grad()
             scaler.scale(loss).backward()
@@ -239,19 +211,19 @@ class Search(Loop):
         scaler.step(self.optimizer)
         scaler.update()
         self.precision.expect_scale(f"the weights' gradient is not finite in epoch {self.epoch + 1}")
-        loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
+        loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
         # float16 may overflow on the way up, too; then there was no step and is no loss.
-        return loss_sum / distributed.size() if math.isfinite(loss_sum) else None, int(hits)
+        return loss_sum / distributed.world_size() if math.isfinite(loss_sum) else None, int(hits)
 
     def conclude(self) -> dict[str, Any]:
-        distributed.expect_equal(self.net.alpha_parameters(), "the architecture parameters")
-        found = self.strategy.found()
+        distributed.require_equal(self.net.alpha_parameters(), "the architecture parameters")
+        mixing = self.method.evaluation_mixing()
         valid = evaluate(
-            self.net, *self.validation, mean=self.data.mean, std=self.data.std, forward=lambda x: self.net(x, found)
+            self.net, *self.validation, mean=self.data.mean, std=self.data.std, forward=lambda x: self.net(x, mixing)
         )
         self._record_alphas()
-        if not self.strategy.warming_up:
-            self.limit.judge(self.strategy.genotype())
+        if not self.method.warming_up:
+            self.limit.update(self.method.genotype())
         return {
             "valid_loss": valid["loss"],
             "valid_accuracy": valid["accuracy"],
@@ -260,9 +232,9 @@ class Search(Loop):
         }
 
     def _alpha_entropy(self) -> float:
-        """Mean over edges, in nats: ln(candidates) when nothing is decided, 0 when all is."""
+        """Average the entropy over edges, in nats: ln(candidates) when nothing is decided, 0 when all is."""
         logits = self.net.architecture.logits().values()
-        weights = torch.cat([torch.softmax(own.detach(), dim=-1) for own in logits])
+        weights = torch.cat([torch.softmax(alpha.detach(), dim=-1) for alpha in logits])
         return float(torch.special.entr(weights).sum(dim=-1).mean())
 
     def _record_alphas(self) -> None:
@@ -271,7 +243,7 @@ class Search(Loop):
 
     def extra_state(self) -> dict[str, Any]:
         return {
-            "strategy": self.strategy.state_dict(),
+            "strategy": self.method.state_dict(),
             "limit": self.limit.state_dict(),
             "precision": self.precision.state_dict(),
             "valid": self.valid.state_dict(),
@@ -284,7 +256,7 @@ class Search(Loop):
         expect_form(state["alphas"], rows, "alphas")
         self.alphas = {kind: [a.numpy() for a in state["alphas"][kind]] for kind in rows}
         self.valid.load_state_dict(state["valid"])
-        self.strategy.load_state_dict(state["strategy"])
+        self.method.load_state_dict(state["strategy"])
         self.limit.load_state_dict(state["limit"])
         self.precision.load_state_dict(state["precision"])
 
@@ -305,8 +277,8 @@ class Search(Loop):
             summary={
                 "genotype": genotype.hash,
                 "rules": ", ".join(genotype.rules),
-                "validation accuracy": f"{self.last_figures['valid_accuracy']:.2f} %",
+                "validation accuracy": f"{self.final_metrics['valid_accuracy']:.2f} %",
                 "time": f"{sum(row['seconds'] for row in self.metrics):.0f} s",
-                **({"to be noted": "; ".join(self.notes)} if self.notes else {}),
+                **({"to be noted": "; ".join(self.messages)} if self.messages else {}),
             },
         )

@@ -1,4 +1,4 @@
-"""An end before skip connections take over."""
+"""The limit on skip connections that ends a search before they take over."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ class SkipLimit:
     Until an epoch ends within the limit, nothing is exceeded: the first architectures are chance.
 
     Args:
-        limit: how many are allowed; None for no limit.
+        limit: the number allowed; None for no limit.
 
     Attributes:
-        kept: the last genotype within the limit, once the next was not.
+        final: the last genotype within the limit, once the next was not.
     """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self.kept: Genotype | None = None
+        self.final: Genotype | None = None
         self._last: Genotype | None = None
 
     @property
     def exceeded(self) -> bool:
-        """Whether the search is to end."""
-        return self.kept is not None
+        """Whether the search must end."""
+        return self.final is not None
 
-    def judge(self, genotype: Genotype) -> None:
-        """Take note of what an epoch ended with."""
+    def update(self, genotype: Genotype) -> None:
+        """Take the genotype of a finished epoch into account."""
         if self.limit is None or self.exceeded:
             return
         if _skips(genotype) <= self.limit:
             self._last = genotype
         else:
-            self.kept = self._last
+            self.final = self._last
 
-    def verdict(self, genotype: Genotype) -> str:
-        """What has to be said about the genotype that a search ended with; or nothing."""
+    def message(self, genotype: Genotype) -> str:
+        """Return a remark on the final genotype of a search; empty if there is none to make."""
         if self.exceeded:
             return f"skip_limit={self.limit} ended the search: the next epoch had more skip connections"
         if self.limit is not None and _skips(genotype) > self.limit:
@@ -49,11 +49,11 @@ class SkipLimit:
         return ""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {"last": self._last and self._last.to_json(), "exceeded": self.exceeded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state again.
+        """Restore the state.
 
         Raises:
             InputError: it is damaged.
@@ -62,7 +62,7 @@ class SkipLimit:
         if not isinstance(last, str | None) or type(exceeded) is not bool or (exceeded and last is None):
             raise InputError("limit: damaged")
         self._last = None if last is None else Genotype.from_json(last)
-        self.kept = self._last if exceeded else None
+        self.final = self._last if exceeded else None
 
 
 def _skips(genotype: Genotype) -> int:

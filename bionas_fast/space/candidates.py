@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bionas_fast import rules
-from bionas_fast.errors import InputError, refuse_another, unregistered
+from bionas_fast.errors import InputError
+from bionas_fast.registry import Registry
 from bionas_fast.space.skeleton import DARTS, NB201, Skeleton
 
 
@@ -33,7 +34,7 @@ class Operation:
     own_rule: str | None = None
 
 
-_operations: dict[str, Operation] = {}
+_operations: Registry[Operation] = Registry("operation", owner=lambda operation: operation.build)
 
 
 def register_operation(
@@ -52,8 +53,7 @@ def register_operation(
         raise InputError(f"an operation's name must be a plain word, such as 'sep_conv_3x3'; got {name!r}")
 
     def decorator(build):
-        refuse_another("operation", name, _operations[name].build if name in _operations else None, build)
-        _operations[name] = Operation(name, build, takes_rule and own_rule is None, own_rule)
+        _operations.register(name, Operation(name, build, takes_rule and own_rule is None, own_rule))
         return build
 
     return decorator
@@ -61,7 +61,7 @@ def register_operation(
 
 def operation_names() -> tuple[str, ...]:
     """The names of all registered operations."""
-    return tuple(_operations)
+    return _operations.names()
 
 
 def get_operation(name: str) -> Operation:
@@ -70,9 +70,7 @@ def get_operation(name: str) -> Operation:
     Raises:
         InputError: no such operation; the message names the nearest.
     """
-    if name not in _operations:
-        raise unregistered("operation", name, _operations)
-    return _operations[name]
+    return _operations.get(name)
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ def _cross(operations: Iterable[str], rule_names: Iterable[str]) -> tuple[Candid
     return tuple(Candidate(o, r) for o in takes_rule for r in (rule_names if takes_rule[o] else (None,)))
 
 
-_spaces: dict[str, Callable[[], Space]] = {}
+_spaces: Registry[Callable[[], Space]] = Registry("space")
 
 
 def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Space]]:
@@ -224,8 +222,7 @@ def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Sp
     """
 
     def decorator(make):
-        refuse_another("space", name, _spaces.get(name), make)
-        _spaces[name] = make
+        _spaces.register(name, make)
         return make
 
     return decorator
@@ -233,7 +230,7 @@ def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Sp
 
 def space_names() -> tuple[str, ...]:
     """The names of all registered spaces."""
-    return tuple(_spaces)
+    return _spaces.names()
 
 
 def get_space(space: str | Space) -> Space:
@@ -244,9 +241,7 @@ def get_space(space: str | Space) -> Space:
     """
     if isinstance(space, Space):
         return space
-    if space not in _spaces:
-        raise unregistered("space", space, _spaces)
-    made = _spaces[space]()
+    made = _spaces.get(space)()
     if not isinstance(made, Space):
         raise InputError(f"space {space!r}: its function returned {type(made).__name__}, not a Space")
     return made

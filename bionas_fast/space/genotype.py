@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bionas_fast import rules
-from bionas_fast.errors import InputError, unknown, unregistered
+from bionas_fast.errors import InputError, unknown
 from bionas_fast.space.candidates import Candidate
 from bionas_fast.space.edges import Cell, Edge
 from bionas_fast.space.formats import darts, nb201
@@ -30,13 +30,15 @@ def fixed_rules(fixed: Mapping[str, str] | None = None) -> dict[str, str]:
     Raises:
         InputError: an unknown layer or rule.
     """
-    fixed = fixed or {}
-    for layer, rule in fixed.items():
+    found = dict.fromkeys(FIXED_LAYERS, "bp")
+    for layer, rule in (fixed or {}).items():
         if layer not in FIXED_LAYERS:
             raise unknown("layer", layer, FIXED_LAYERS, "fixed")
-        if rule not in rules.names():
-            raise unregistered("rule", rule, rules.names(), f"fixed.{layer}")
-    return {**dict.fromkeys(FIXED_LAYERS, "bp"), **fixed}
+        try:
+            found[layer] = rules.get(rule).name
+        except InputError as error:
+            raise error.at(f"fixed.{layer}") from None
+    return found
 
 
 @dataclass(frozen=True, init=False)

@@ -1,8 +1,8 @@
-"""Training of found networks, and the comparison of their learning rules with single ones."""
+"""Training of genotype networks, and the comparison of their learning rules with single ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +12,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.config import Config
+from bionas_fast.config import Cells, Channels, DescentConfig, Epochs
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models import GenotypeNetwork, build_network
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.plugins import import_plugins
+from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
+from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import keep, opened
-from bionas_fast.runs.trainer import Loop, Phase, cosine
+from bionas_fast.runs.record import RunRecord
+from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.trainer import Phase, Trainer, cosine
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
 
-FOUND = "found"
+#: The name of the genotype's own rules in a comparison.
+GENOTYPE_RULES = "genotype"
 
 
-class TrainConfig(Config):
+class TrainConfig(DescentConfig):
     """Everything that decides a training run; the defaults are sized for the embedded digits on two processor cores.
 
     The optimiser is that of DARTS's evaluation networks: SGD, cosine schedule to 0, momentum 0.9, weight decay 3e-4,
     gradients clipped at norm 5.
     """
 
-    dataset: str = "digits"
-    data_dir: str | None = None
-    download: bool = False
-    channels: int = Field(8, ge=1)
-    cells: int = Field(3, ge=1)
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(64, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: str = "auto"
-    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
-    checkpoint_every: float = Field(60.0, ge=0)
-    #: Whether to write the figures also for TensorBoard, whose package must be installed.
-    tensorboard: bool = False
-
-    learning_rate: float = Field(0.025, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(3e-4, ge=0)
-    gradient_clip: float = Field(5.0, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    #: The weight of the auxiliary head's loss; 0 for no such head.
-    auxiliary_weight: float = Field(0.0, ge=0)
-    #: The chance to drop a path, rising linearly from 0 to this.
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    flip: bool = False
-    crop_padding: int = Field(0, ge=0)
-    cutout: int = Field(0, ge=0)
+    epochs: Epochs = 20
+    channels: Channels = 8
+    cells: Cells = 3
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Part of each label that is spread over all classes.")
+    auxiliary_weight: float = Field(
+        0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for a network without this head."
+    )
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Probability that a path is dropped; it rises linearly from 0 to this."
+    )
 
 
 def train(
@@ -77,34 +65,34 @@ def train(
     """Train the network of a genotype from scratch and test it.
 
     Args:
-        genotype: what to train; that of the run, if one is resumed.
+        genotype: the architecture and its learning rules; those of the run, if one is resumed.
         config: the settings; by default the embedded digits.
         out: a run folder, new or empty; by default nothing is written.
-        resume: the folder of a training that was stopped, to go on with. It ends as if it had not been stopped.
-            Settings given with it may only say where and how to work.
-        progress: hears how the training goes.
+        resume: the folder of a training that was stopped. It is resumed and ends as if it had not been stopped;
+            settings given with it may only say where and how to work.
+        progress: is told how the training proceeds.
 
     Raises:
         InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, a loss that
-            is no longer finite; a run that cannot be gone on with.
+            is no longer finite; a run that cannot be resumed.
         Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
     """
     if genotype is None and resume is None:
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
     def make(config: TrainConfig, folder: RunFolder | None) -> Training:
-        return Training(_own(genotype, folder), config)
+        return Training(_genotype_of(genotype, folder), config)
 
     with (
-        distributed.joined(),
-        opened(Training, config, out=out, resume=resume, make=make) as (training, folder),
+        distributed.process_group(),
+        open_run(Training, config, out=out, resume=resume, make=make) as (training, folder),
     ):
-        keep(training, folder, progress or Progress())
+        execute(training, folder, progress or Progress())
         return training.result(folder)
 
 
-def _own(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
-    """What is to be trained: the genotype of a resumed run, if it was written before the run was killed."""
+def _genotype_of(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
+    """Choose the genotype to train: that of a resumed run, if it was written before the run was killed."""
     if folder is None or (genotype is not None and not (folder.path / GENOTYPE).exists()):
         assert genotype is not None
         return genotype
@@ -114,12 +102,15 @@ def _own(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
     return stored
 
 
-class Training(Loop):
-    """The training of a found network: the network, its data and its optimiser."""
+@register_kind
+class Training(Trainer):
+    """The training of a genotype network: the network, its data and its optimiser."""
 
     kind = "train"
+    command = "train"
+    trains_network = True
     settings = TrainConfig
-    figures = ("test_loss", "test_accuracy")
+    metric_names = ("test_loss", "test_accuracy")
     net: GenotypeNetwork
 
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
@@ -138,7 +129,7 @@ class Training(Loop):
             std=data.std,
             device=self.device,
         )
-        distributed.expect_shares(batches.batch_size)
+        distributed.require_divisible(batches.batch_size)
         self.phases = [Phase(f"training {genotype.hash}", config.epochs, batches)]
         self.optimizer = torch.optim.SGD(
             self.net.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
@@ -150,7 +141,7 @@ class Training(Loop):
         self.optimizer.param_groups[0]["lr"] = cosine(self.epoch, config.epochs, config.learning_rate)
 
     def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
-        x, y = distributed.part(x, y)
+        x, y = distributed.shard(x, y)
         drop_path = self.config.drop_path * self.epoch / self.config.epochs
         logits, loss = _loss(self.net(x, drop_path), y, self.config)
         self.optimizer.zero_grad()
@@ -163,8 +154,8 @@ class Training(Loop):
                 f"a learning rate below {self.config.learning_rate:g} may help"
             )
         self.optimizer.step()
-        loss_sum, hits = distributed.total(loss.item(), int((logits.argmax(dim=1) == y).sum()))
-        return loss_sum / distributed.size(), int(hits)
+        loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
+        return loss_sum / distributed.world_size(), int(hits)
 
     def conclude(self) -> dict[str, Any]:
         data = self.data
@@ -172,11 +163,23 @@ class Training(Loop):
         return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
 
     def write_beginning(self, folder: RunFolder) -> None:
-        self.write_settings(folder, network=_shape(self.data))
+        self.write_config(folder, network=_shape(self.data))
         folder.write(GENOTYPE, self.genotype.to_json())
 
+    @classmethod
+    def load_network(cls, folder: RunFolder, record: RunRecord) -> GenotypeNetwork:
+        config = TrainConfig(**record.settings)
+        return build_network(
+            Genotype.load(folder.file(GENOTYPE)),
+            channels=config.channels,
+            cells=config.cells,
+            auxiliary=config.auxiliary_weight > 0,
+            in_channels=record.network["in_channels"],
+            num_classes=record.network["num_classes"],
+        )
+
     def result(self, folder: RunFolder | None) -> TrainResult[GenotypeNetwork]:
-        """What the training ends with."""
+        """Return the result of the finished training."""
         run_dir = None if folder is None else folder.path
         return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
 
@@ -188,32 +191,19 @@ def compare_rules(
     single_rules: Iterable[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Test accuracy (percent) of the found rules beside the same architecture under each single rule.
+    """Compare the test accuracy (percent) of a genotype with that of its architecture under each single rule.
 
     Args:
         single_rules: by default every registered rule, ``bp`` among them.
 
     Returns:
-        ``{"found": …, "bp": …, "fa": …, …}``, each trained alike from the same seed.
+        ``{"genotype": …, "bp": …, "fa": …, …}``, each trained alike from the same seed.
     """
     config = config or TrainConfig()
     import_plugins(config.plugins)  # whose rules are compared, too
-    variants = {FOUND: genotype}
+    variants = {GENOTYPE_RULES: genotype}
     variants |= {rule: genotype.with_rule(rule) for rule in (single_rules or rules.names())}
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
-
-
-def load_found(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> GenotypeNetwork:
-    """The network of a run; see :func:`bionas_fast.load`."""
-    config = TrainConfig(**settings)
-    return build_network(
-        Genotype.load(folder.file(GENOTYPE)),
-        channels=config.channels,
-        cells=config.cells,
-        auxiliary=config.auxiliary_weight > 0,
-        in_channels=shape["in_channels"],
-        num_classes=shape["num_classes"],
-    )
 
 
 def _shape(data: Dataset) -> dict[str, int]:

@@ -1,26 +1,21 @@
-"""Trained networks from the folders of their runs."""
+"""Load trained networks from the folders of their runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from bionas_fast.config import read_settings, read_yaml
+from torch import nn
+
 from bionas_fast.errors import InputError
-from bionas_fast.models import GenotypeNetwork, SoftHebbNetwork
 from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs.checkpoint import expect_form
-from bionas_fast.runs.folder import CONFIG, RunFolder
-from bionas_fast.train.genotype import load_found
-from bionas_fast.train.softhebb import load_softhebb
-
-Network = GenotypeNetwork | SoftHebbNetwork
-
-_KINDS: dict[str, Callable[..., Network]] = {"train": load_found, "softhebb": load_softhebb}
+from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.kinds import get_kind, kind_names
 
 
-def load(run_dir: str | Path, *, plugins: Sequence[str] = ()) -> Network:
-    """The trained network of a training run, in evaluation mode on the CPU.
+def load(run_dir: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
+    """Load the trained network of a training run, in evaluation mode on the CPU.
 
     Args:
         run_dir: its folder.
@@ -30,21 +25,19 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = ()) -> Network:
         InputError: no such run, a run of another kind, a damaged checkpoint.
     """
     folder = RunFolder.open(run_dir)
-    path = folder.file(CONFIG)
-    notes = read_yaml(path)
-    if notes.get("kind") not in _KINDS:
+    record = folder.read()
+    if record.kind not in kind_names() or not get_kind(record.kind).trains_network:
         raise InputError(f"{folder.path} holds no trained network; train one first: bionas-fast train {folder.path}")
-    shape = notes.get("network")
+    shape = record.network
     if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
-        raise InputError(f"{path}: network: in_channels and num_classes are missing")
+        raise InputError(f"{record.path}: network: in_channels and num_classes are missing")
     import_plugins(plugins)
     with plugins_explained(folder.path, given=plugins):
-        network = _KINDS[notes["kind"]](folder, read_settings(path), shape)
+        network = get_kind(record.kind).load_network(folder, record)
     state = folder.read_checkpoint().get("net", {})
     try:
         expect_form(state, network.state_dict(), "net")
     except InputError as error:
         raise InputError(f"{folder.path}: the checkpoint does not fit the run: {error}") from None
     network.load_state_dict(state)
-    network.eval()
-    return network
+    return network.eval()

@@ -1,4 +1,4 @@
-"""What every training ends with."""
+"""The result of every training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrainResult(Generic[Network]):
         network: in evaluation mode.
         test_accuracy: in percent.
         metrics: one mapping for every epoch.
-        run_dir: the folder of the run, or None where nothing was to be written.
+        run_dir: the folder of the run, or None where nothing was written.
     """
 
     network: Network

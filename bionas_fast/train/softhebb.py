@@ -13,56 +13,59 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.config import Config
+from bionas_fast.config import Option, RunConfig
 from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
+from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import keep, opened
-from bionas_fast.runs.trainer import Loop, Phase
+from bionas_fast.runs.record import RunRecord
+from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.trainer import Phase, Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.train.result import TrainResult
 
-#: A part of a whole.
+#: A fraction of a whole.
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 # Images whose features are computed at a time.
 _CHUNK = 250
 
 
-class SoftHebbConfig(Config):
+class SoftHebbConfig(RunConfig):
     """Everything that decides a run; the defaults are the published ones but for the architecture and the scale."""
 
-    dataset: str = "digits"
-    data_dir: str | None = None
-    download: bool = False
-    architecture: Literal["cifar10", "mnist", "fashion-mnist"] = "mnist"
-    #: ``random`` keeps the initial filters: what learning them has to beat.
-    rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = "softhebb"
-    feature_epochs: int = Field(1, ge=1)
-    feature_batch_size: int = Field(10, ge=1)
-    #: One block after the other, instead of all with every batch.
-    layerwise: bool = False
-    epochs: int = Field(50, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    #: The parts of ``epochs`` after each of which the learning rate is halved; those of the published code.
-    halve_at: tuple[Share, ...] = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
-    dropout: float = Field(0.5, ge=0, lt=1)
-    #: What the head sees is divided by its root mean square over the training images, so that one learning rate suits
-    #: all rules: features of random filters are many times as large as learned ones. Not so in the publication.
-    scale_features: bool = True
-    #: GiB. Features of all images are computed once if they fit in, otherwise anew in every epoch of the head.
-    feature_memory: float = Field(6.0, ge=0)
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: str = "auto"
-    #: Seconds between checkpoints within an epoch; there is one after every epoch, too.
-    checkpoint_every: float = Field(60.0, ge=0)
-    #: Whether to write the figures also for TensorBoard, whose package must be installed.
-    tensorboard: bool = False
+    epochs: Annotated[int, Option()] = Field(50, ge=1, description="Epochs of the head.")
+    architecture: Literal["cifar10", "mnist", "fashion-mnist"] = Field(
+        "mnist", description="The network, by the data set that it was published for."
+    )
+    rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = Field(
+        "softhebb", description="How the filters learn; random keeps the initial ones, as a baseline."
+    )
+    feature_epochs: int = Field(1, ge=1, description="Epochs of the filters; of each block with layerwise.")
+    feature_batch_size: int = Field(10, ge=1, description="Images in a batch that the filters learn from.")
+    layerwise: bool = Field(
+        False, description="Train one block after the other, instead of all of them with every batch."
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the head (Adam).")
+    halve_at: tuple[Share, ...] = Field(
+        (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9),
+        description="Halve the learning rate after each of these parts of the epochs.",
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the head.")
+    # Features of random filters are many times as large as learned ones.
+    scale_features: bool = Field(
+        True,
+        description="Divide the features by their root mean square over the training images, so that one learning "
+        "rate suits all rules; the publication does not.",
+    )
+    feature_memory: float = Field(
+        6.0, ge=0, description="GiB. Features of all images are computed once if they fit in, else in every epoch."
+    )
 
 
 def train_softhebb(
@@ -77,31 +80,35 @@ def train_softhebb(
     Args:
         config: the settings; by default the embedded digits.
         out: a run folder, new or empty; by default nothing is written.
-        resume: the folder of a training that was stopped, to go on with. It ends as if it had not been stopped.
-            Settings given with it may only say where and how to work.
-        progress: hears how the training goes.
+        resume: the folder of a training that was stopped. It is resumed and ends as if it had not been stopped;
+            settings given with it may only say where and how to work.
+        progress: is told how the training proceeds.
 
     Raises:
         InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, filters that
-            are no longer finite; a run that cannot be gone on with.
+            are no longer finite; a run that cannot be resumed.
         Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
     """
-    distributed.alone("SoftHebb networks learn")
+    distributed.require_single_process("SoftHebb networks learn")
 
     def make(config: SoftHebbConfig, folder: RunFolder | None) -> SoftHebbTraining:
         return SoftHebbTraining(config)
 
-    with opened(SoftHebbTraining, config, out=out, resume=resume, make=make) as (training, folder):
-        keep(training, folder, progress or Progress())
+    with open_run(SoftHebbTraining, config, out=out, resume=resume, make=make) as (training, folder):
+        execute(training, folder, progress or Progress())
         return training.result(folder)
 
 
-class SoftHebbTraining(Loop):
+@register_kind
+class SoftHebbTraining(Trainer):
     """The training of a SoftHebb network, in two phases: the filters, then the head."""
 
     kind = "softhebb"
+    command = "train"
+    trains_network = True
+    sources = ("softhebb",)
     settings = SoftHebbConfig
-    figures = ("test_loss", "test_accuracy")
+    metric_names = ("test_loss", "test_accuracy")
     net: SoftHebbNetwork
 
     def __init__(self, config: SoftHebbConfig) -> None:
@@ -109,7 +116,7 @@ class SoftHebbTraining(Loop):
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
         self.net = _build(config, _shape(data)).to(self.device)
         blocks = list(self.net.blocks)
-        #: The blocks that learn together, one group after the other.
+        #: Groups of blocks that learn together, one group after the other.
         self.groups = [[block] for block in blocks] if config.layerwise and config.rule != "random" else [blocks]
         filter_epochs = 1 if config.rule == "random" else config.feature_epochs * len(self.groups)
 
@@ -120,13 +127,13 @@ class SoftHebbTraining(Loop):
 
         self.filters = Phase("filters, without labels", filter_epochs, stream(config.feature_batch_size), counted=False)
         self.phases = [self.filters, Phase("linear head", config.epochs, stream(config.batch_size))]
-        #: What reads the images of the head's epochs; set when those begin.
+        #: The module that the head's epochs train: the head alone on stored features, or the whole network.
         self.reader: nn.Module | None = None
         self.optimizer = torch.optim.Adam(self.net.head.parameters(), config.learning_rate)
 
     @property
     def group(self) -> list[nn.Module]:
-        """The blocks that learn in this epoch."""
+        """The blocks that learn in the current epoch."""
         return self.groups[self.phase_epoch * len(self.groups) // self.filters.epochs]
 
     def prepare(self) -> None:
@@ -153,36 +160,37 @@ class SoftHebbTraining(Loop):
 
     @torch.no_grad()
     def _begin_head(self) -> None:
-        """Compute the features, which do not change any more, if there is room, and their scale."""
+        """Compute the features, which no longer change, if they fit into memory, and their scale."""
         data, config = self.data, self.config
         shape = next(self._features(data.images[:1])).shape[1:]
-        kept = 4 * shape.numel() * (len(data.images) + len(data.test_images)) <= config.feature_memory * 2**30
+        stored = 4 * shape.numel() * (len(data.images) + len(data.test_images)) <= config.feature_memory * 2**30
         features, tests = (
-            self._collected(images, shape) if kept else images for images in (data.images, data.test_images)
+            self._store(images, shape) if stored else images for images in (data.images, data.test_images)
         )
         if config.scale_features:
-            parts = features.split(_CHUNK) if kept else self._features(data.images)
+            parts = features.split(_CHUNK) if stored else self._features(data.images)
             squares = sum(float(part.square().sum(dtype=torch.float64)) for part in parts)
             scale = self.net.scale
             scale.size.fill_(math.sqrt(squares / (len(data.images) * shape.numel())) or 1.0)
-        self.reader, self.test = (self.net.head if kept else self.net), tests
-        self.normal: dict[str, Any] = {} if kept else {"mean": data.mean, "std": data.std}
-        self.phase.batches.show(features, **self.normal)
+        self.reader = self.net.head if stored else self.net
+        self.tests = tests
+        self.statistics: dict[str, Any] = {} if stored else {"mean": data.mean, "std": data.std}
+        self.phase.batches.show(features, **self.statistics)
 
-    def _collected(self, images: Tensor, shape: torch.Size) -> Tensor:
+    def _store(self, images: Tensor, shape: torch.Size) -> Tensor:
         features = torch.empty(len(images), *shape, device=self.device)
-        for part, made in zip(features.split(_CHUNK), self._features(images), strict=True):
-            part.copy_(made)
+        for part, computed in zip(features.split(_CHUNK), self._features(images), strict=True):
+            part.copy_(computed)
         return features
 
     def _features(self, images: Tensor) -> Iterator[Tensor]:
-        """What the head sees of ``images``, part after part."""
+        """Yield the features of ``images``, the input of the head, in chunks."""
         for part in images.split(_CHUNK):
             yield self.net.features(normalise(part.to(self.device), self.data.mean, self.data.std))
 
     @torch.no_grad()
     def _filter_step(self, x: Tensor) -> None:
-        """Through the blocks up to the last that learns. Of random filters only the normalisations learn."""
+        """Forward through the blocks up to the last that learns. With random filters only the normalisations learn."""
         with frozen_plasticity(self.net) if self.config.rule == "random" else nullcontext():
             for block in self.net.blocks:
                 x = block(x)
@@ -193,21 +201,20 @@ class SoftHebbTraining(Loop):
         if self.phase is self.filters:
             return {}
         assert self.reader is not None
-        test = evaluate(self.reader, self.test, self.data.test_labels, **self.normal)
+        test = evaluate(self.reader, self.tests, self.data.test_labels, **self.statistics)
         return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
 
     def write_beginning(self, folder: RunFolder) -> None:
-        self.write_settings(folder, network=_shape(self.data))
+        self.write_config(folder, network=_shape(self.data))
+
+    @classmethod
+    def load_network(cls, folder: RunFolder, record: RunRecord) -> SoftHebbNetwork:
+        return _build(SoftHebbConfig(**record.settings), record.network)
 
     def result(self, folder: RunFolder | None) -> TrainResult[SoftHebbNetwork]:
-        """What the training ends with."""
+        """Return the result of the finished training."""
         run_dir = None if folder is None else folder.path
         return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
-
-
-def load_softhebb(folder: RunFolder, settings: Mapping[str, Any], shape: Mapping[str, Any]) -> SoftHebbNetwork:
-    """The network of a run; see :func:`bionas_fast.load`."""
-    return _build(SoftHebbConfig(**settings), shape)
 
 
 def _shape(data: Dataset) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_train_and_compare(found, tmp_path):
     assert bf.load(written).genotype.rules == ("fa",)
     done = run("train", folder, *small, "--compare")
     assert done.returncode == 0, done.stderr
-    for name in ("found", "all bp", "all fa", "all usf", "all brsf", "all frsf", "all dfa"):
+    for name in ("genotype", "all bp", "all fa", "all usf", "all brsf", "all frsf", "all dfa"):
         assert name in done.stdout
 
 

@@ -48,19 +48,17 @@ def test_split_into_nothing(fraction):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "drop_last", "sizes"),
+    ("batch_size", "sizes"),
     [
-        (4, True, [4, 4]),
-        (4, False, [4, 4, 3]),
-        (11, True, [11]),
-        (100, True, [11]),
-        (100, False, [11]),
-        (1, True, [1] * 11),
+        (4, [4, 4]),
+        (11, [11]),
+        (100, [11]),
+        (1, [1] * 11),
     ],
 )
-def test_every_epoch_is_a_permutation(batch_size, drop_last, sizes):
+def test_every_epoch_is_a_permutation(batch_size, sizes):
     images, labels = numbered(11)
-    stream = BatchStream(images, labels, batch_size, seed=0, drop_last=drop_last)
+    stream = BatchStream(images, labels, batch_size, seed=0)
     assert len(stream) == len(sizes)
     orders = []
     for _ in range(3):

@@ -21,6 +21,7 @@ from bionas_fast.data import Dataset, dataset_names, load_dataset, register_data
 from bionas_fast.data import registry as datasets_module
 from bionas_fast.data.files import read_idx
 from bionas_fast.errors import InputError
+from helpers.registries import restored
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, TEST = 12, 5  # images in the tiny files
@@ -318,9 +319,8 @@ def test_unknown_name_suggests_the_nearest():
         load_dataset("fashon_mnist")
 
 
-def test_own_dataset(monkeypatch):
-    monkeypatch.setattr(datasets_module, "_registry", dict(datasets_module._registry))
-
+@restored()
+def test_own_dataset():
     @register_dataset("own")
     def own(data_dir, *, download, seed):
         labels = torch.arange(seed)

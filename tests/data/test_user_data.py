@@ -15,6 +15,7 @@ from torchvision.datasets import ImageFolder
 import bionas_fast as bf
 from bionas_fast.data import user_data
 from bionas_fast.errors import InputError
+from helpers.registries import restored
 
 RANDOM = np.random.default_rng(0)
 
@@ -321,10 +322,9 @@ def test_files_that_are_not_npz(tmp_path):
         bf.load_dataset(f"npz:{tmp_path}/x.zip")
 
 
-def test_scheme_of_ones_own(monkeypatch):
-    from bionas_fast.data import Dataset, register_dataset, registry
-
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+@restored()
+def test_scheme_of_ones_own():
+    from bionas_fast.data import Dataset, register_dataset
 
     @register_dataset("grey:")
     def grey(argument, data_dir, *, download, seed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -46,7 +47,7 @@ def die(folder: Path) -> None:
         return step(self, x, y)
 
     Search.train_step = train_step
-    from bionas_fast.cli.app import app
+    import bionas_fast.cli.app as app
 
     def slow_console(*words, **options):
         time.sleep(1)
@@ -63,16 +64,16 @@ def blind(folder: Path) -> None:
     """The second process does not find the data."""
     from bionas_fast import InputError
     from bionas_fast.cli.app import main
-    from bionas_fast.search import loop
 
-    load = loop.load_dataset
+    module = importlib.import_module("bionas_fast.search.search")  # whose name in the package is the function's
+    load = module.load_dataset
 
     def load_dataset(name, *rest, **options):
         if distributed.rank() == 1:
             raise InputError(f"{name}: not on this machine")
         return load(name, *rest, **options)
 
-    loop.load_dataset = load_dataset
+    module.load_dataset = load_dataset
     main(["search", "--out", str(folder / "blind")])
 
 

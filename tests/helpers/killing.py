@@ -121,7 +121,7 @@ def _run(
 ) -> None:
     import resource
 
-    from bionas_fast.cli.app import app
+    from bionas_fast.cli.app import main
 
     if signal_at_step is not None:
         _signal_at_step(*signal_at_step)
@@ -132,7 +132,7 @@ def _run(
     if ordinary and os.getuid() == 0:
         _without_capabilities()
     try:
-        app.main(arguments)
+        main(arguments)
     except SystemExit as end:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -148,12 +148,12 @@ def _without_capabilities() -> None:
 
 
 def _signal_at_step(last: int, *numbers: int) -> None:
-    from bionas_fast.runs.trainer import Loop
+    from bionas_fast.runs.trainer import Trainer
 
     done = 0
-    step = Loop.step
+    step = Trainer.step
 
-    def signalling(self: Loop) -> float | None:
+    def signalling(self: Trainer) -> float | None:
         nonlocal done
         done += 1
         if done == last:
@@ -161,7 +161,7 @@ def _signal_at_step(last: int, *numbers: int) -> None:
                 os.kill(os.getpid(), number)
         return step(self)
 
-    Loop.step = signalling  # type: ignore[method-assign]
+    Trainer.step = signalling  # type: ignore[method-assign]
 
 
 def _die_at_write(last: int) -> None:

@@ -128,7 +128,7 @@ class TestTerminal:
         class Own(rules.Rule):
             name = "a_rule_with_a_name_that_is_a_good_deal_longer_than_any_of_ours"
 
-        monkeypatch.setitem(rules._registry, Own.name, Own())
+        monkeypatch.setitem(rules._registry._items, Own.name, Own())
         text = drawn(random_genotype(0).with_rule(Own.name))
         weighted = [e for c in random_genotype(0).cells.values() for e in c.edges if e.candidate.rule]
         assert text.count(f" {Own.name} ─") == len(weighted)

@@ -194,7 +194,7 @@ def test_crafted_settings(text, mark, tmp_path):
 def saved():
     """A search, and its state in the middle of an epoch."""
     search = Search(CONFIG)
-    with search.own_randomness():
+    with search.isolated_rng():
         search.enter_epoch()
         search.step()
         search.end_epoch()
@@ -260,7 +260,7 @@ def test_entries_of_checkpoints(saved, tmp_path):
         path.write_bytes(buffer.getvalue())
         with only_input_errors((i, what, key)) as messages:
             search.load_state_dict(checkpoint.unpack(path))
-            with search.own_randomness():
+            with search.isolated_rng():
                 if not search.finished:
                     search.enter_epoch()
                     if not search.steps_done:
@@ -315,12 +315,12 @@ def test_crafted_checkpoints(mark, tmp_path):
 
 def test_resuming_damaged_runs(monkeypatch, tmp_path, mark):
     """Through the front door: whichever file is damaged, none is changed."""
-    monkeypatch.setitem(registry._registry, killing.DATASET, killing.specks)
+    monkeypatch.setitem(registry._registry._items, killing.DATASET, killing.specks)
     config = CONFIG.with_settings(dataset=killing.DATASET, batch_size=32)
     search = Search(config)
     with RunFolder.create(tmp_path / "run") as folder:
         search.write_beginning(folder)
-        with search.own_randomness():
+        with search.isolated_rng():
             search.enter_epoch()
             search.step()
             folder.write_checkpoint(search.state_dict())

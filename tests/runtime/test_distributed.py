@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bionas_fast.errors import InputError
 from bionas_fast.nn.batch_norm import SyncedBatchNorm2d, synchronise_statistics
+from bionas_fast.runs.execution import execute
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import keep
 from bionas_fast.runtime import distributed
 from bionas_fast.search import Search, search
 from helpers import distributed_worker
@@ -65,7 +65,7 @@ def test_a_dead_process_ends_the_other_with_a_checkpoint(tmp_path):
     assert ended.returncode != 0
     folder = tmp_path / "dead"
     assert "another process of this run has ended" in ended.stderr
-    assert f"go on with: bionas-fast search --resume {folder}" in ended.stderr
+    assert f"resume with: bionas-fast search --resume {folder}" in ended.stderr
     assert '__main__.py", line' not in ended.stderr
     # What was saved before is whole, and one process ends the search as one that was never stopped.
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -88,11 +88,11 @@ def test_what_is_wrong_with_one_process_is_said_once(tmp_path):
 
 
 def test_torchrun_of_the_command(tmp_path):
-    """Prints once, resumes, and refuses a batch that cannot be shared out, once."""
+    """Prints once, resumes, and refuses a batch that cannot be divided, once."""
     words = ["-m", "bionas_fast", "search", "--channels", "1", "--cells", "1", "--epochs", "1", "--set"]
     words += ["train_fraction=0.05", "--rules", "usf", "--ops", "skip_connect,max_pool_3x3"]
     refused = launch(*words, "--batch-size", "31", "--out", tmp_path / "odd")
-    assert refused.stderr.count("a batch of 31 images cannot be shared out evenly among 2 processes") == 1
+    assert refused.stderr.count("a batch of 31 images cannot be divided evenly among 2 processes") == 1
     done = launch(*words, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("validation accuracy") == 1
@@ -101,13 +101,13 @@ def test_torchrun_of_the_command(tmp_path):
     assert again.stdout.count("validation accuracy") == 1
 
 
-def test_alone_nothing_changes():
+def test_a_single_process_changes_nothing():
     assert not distributed.active()
     x, y = torch.randn(3, 2), torch.arange(3)
-    assert distributed.part(x, y)[0] is x
-    assert distributed.total(1.5, 2) == [1.5, 2]
-    assert distributed.agreed("a") == "a"
-    assert distributed.gathered(x) is x
+    assert distributed.shard(x, y)[0] is x
+    assert distributed.all_reduce_sum(1.5, 2) == [1.5, 2]
+    assert distributed.broadcast("a") == "a"
+    assert distributed.all_gather(x) is x
     assert distributed.synchroniser() is None
     synced, plain = SyncedBatchNorm2d(4), nn.BatchNorm2d(4)
     images = torch.randn(3, 4, 5, 5)
@@ -203,18 +203,18 @@ def test_mixed_precision(amp, tmp_path):
 
 def test_a_step_that_overflows_is_left_out():
     """It changes no weight, and the mean loss is that of the others."""
-    loop = Search(distributed_worker.BASE.with_settings(cells=1, amp="fp16", method="random", train_fraction=0.1))
-    with loop.own_randomness():
-        loop.enter_epoch()
-        finite = loop.step()
-        before = {name: value.clone() for name, value in loop.net.named_parameters()}
+    trainer = Search(distributed_worker.BASE.with_settings(cells=1, amp="fp16", method="random", train_fraction=0.1))
+    with trainer.isolated_rng():
+        trainer.enter_epoch()
+        finite = trainer.step()
+        before = {name: value.clone() for name, value in trainer.net.named_parameters()}
         with torch.no_grad():
-            loop.net.classifier.bias.fill_(float("inf"))
-        assert loop.step() is None
-        for name, value in loop.net.named_parameters():
+            trainer.net.classifier.bias.fill_(float("inf"))
+        assert trainer.step() is None
+        for name, value in trainer.net.named_parameters():
             assert name == "classifier.bias" or torch.equal(value, before[name])
-    loop._tally.steps = len(loop.phase.batches)
-    row = loop.end_epoch()
+    trainer._tally.steps = len(trainer.phase.batches)
+    row = trainer.end_epoch()
     assert row["train_loss"] == pytest.approx(finite)
 
 
@@ -223,7 +223,7 @@ def test_losses_that_no_scale_helps_end_the_search(tmp_path):
     broken = Search(config)
     broken.net.classifier.weight.data.fill_(float("inf"))
     with pytest.raises(InputError, match=r"is not finite in epoch \d+, however losses are scaled"):
-        keep(broken, None, Progress())
+        execute(broken, None, Progress())
 
 
 def test_unknown_precision():

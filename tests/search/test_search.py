@@ -45,7 +45,7 @@ class TestStep:
         x, y = next(copy.deepcopy(search.valid))
         before = {kind: alpha.detach().double() for kind, alpha in search.net.alphas.items()}
         weights = [p.detach().clone() for p in search.net.weight_parameters()]
-        search.strategy.before_weight_step(*next(search.train), search.valid)
+        search.method.before_weight_step(*next(search.train), search.valid)
 
         grads = torch.autograd.grad(F.cross_entropy(net(x.double()), y), net.alpha_parameters())
         for (kind, alpha), grad in zip(before.items(), grads, strict=True):
@@ -87,7 +87,7 @@ class TestStep:
         seen = []
         for _ in range(len(search.valid)):
             seen.append(search.valid.position)
-            search.strategy.before_weight_step(*next(search.train), search.valid)
+            search.method.before_weight_step(*next(search.train), search.valid)
         assert len(set(seen)) == len(seen) > 1
 
     def test_a_weight_gradient_that_is_not_finite_stops_before_the_step(self, search):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bionas_fast.errors import InputError
 from bionas_fast.search import Search, SearchConfig, eg_published, search
-from bionas_fast.search.darts import SecondOrderDarts
+from bionas_fast.search.darts2 import SecondOrderDarts
 from bionas_fast.search.eg import Distribution
 from bionas_fast.space import Candidate, Space, get_space, mutated, one_hot, random_genotype
 from bionas_fast.supernet import build_supernet
@@ -27,14 +27,14 @@ METHODS = {
     "darts": {},
     "darts2": {},
     "eg": FEW,
-    "eg-published": {"eg_mode": "published", "population": 6},
+    "eg-published": {"population": 6},
     "random": FEW,
     "evolution": FEW | {"tournament": 3},
 }
 
 
 def tiny(method, **settings):
-    return TINY.with_settings(method=method.partition("-")[0], **METHODS[method] | settings)
+    return TINY.with_settings(method=method, **METHODS[method] | settings)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -53,7 +53,7 @@ def test_methods_go_on_from_their_state(method):
     """Stopped in the middle of the second epoch and taken up by another object: the same bits at the end."""
 
     def run(search, steps):
-        with search.own_randomness():
+        with search.isolated_rng():
             while not search.finished and (steps is None or steps > 0):
                 search.enter_epoch()
                 while search.steps_done < len(search.phase.batches):
@@ -80,11 +80,11 @@ def test_damaged_states_are_refused(method):
     search = Search(tiny(method))
     search.net.train()
     search.begin()
-    state = search.strategy.state_dict()
+    state = search.method.state_dict()
     other = "fitness" if method == "eg" else "losses"
     for damaged in ({}, {**state, other: state[other][..., :-1]}, {**state, other: state[other].float()}):
         with pytest.raises((InputError, KeyError, TypeError, ValueError)):
-            Search(tiny(method)).strategy.load_state_dict(damaged)
+            Search(tiny(method)).method.load_state_dict(damaged)
 
 
 # Second order
@@ -120,16 +120,16 @@ def test_second_order_gradient(case, engine):
         for w, m in zip(weights, momentum.weight_parameters(), strict=True):
             optimizer.state[w]["momentum_buffer"] = m.detach().clone()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    strategy = SecondOrderDarts(net.train(), config, optimizer)
+    method = SecondOrderDarts(net.train(), config, optimizer)
     train, valid = ((arrays[f"x_{part}"].double(), arrays[f"y_{part}"]) for part in ("train", "valid"))
 
-    grads = strategy.gradients(train, valid)
+    grads = method.gradients(train, valid)
     for kind, grad in zip(("normal", "reduce"), grads, strict=True):
         assert_close(to_published(grad, primitives), arrays[f"grad_alphas_{kind}"], 1e-5, kind)
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
 
-    strategy.before_weight_step(*train, iter([valid]))
+    method.before_weight_step(*train, iter([valid]))
     for kind in ("normal", "reduce"):
         moved = to_published(net.alphas[kind].detach(), primitives) - arrays[f"alphas_{kind}"]
         expected = arrays[f"alphas_{kind}_after_adam"] - arrays[f"alphas_{kind}"]
@@ -137,29 +137,29 @@ def test_second_order_gradient(case, engine):
 
 
 def second_order(**settings):
-    """A strategy, and a batch each, in float64."""
+    """A method, and a batch each, in float64."""
     search = Search(TINY.with_settings(method="darts2", **settings))
     search.net.double().train()
-    return search.strategy, *((x.double(), y) for x, y in (next(search.train), next(search.valid)))
+    return search.method, *((x.double(), y) for x, y in (next(search.train), next(search.valid)))
 
 
 def test_the_sides_of_the_difference_redraw_alike(monkeypatch):
     """Half as far apart, they give the same slope, but for kinks (a tenth); what two draws differ by would double."""
-    strategy, train, valid = second_order(channels=4, rules=("brsf",), operations=("sep_conv_3x3", "skip_connect"))
+    method, train, valid = second_order(channels=4, rules=("brsf",), operations=("sep_conv_3x3", "skip_connect"))
     corrections = []
     for radius in (1e-2, 5e-3):
         monkeypatch.setattr(sys.modules[SecondOrderDarts.__module__], "RADIUS", radius)
-        found = strategy.gradients(train, valid)
+        found = method.gradients(train, valid)
         corrections.append(torch.cat([grad.flatten() for grad in found if grad is not None]))
     assert (corrections[0] - corrections[1]).norm() < 0.2 * corrections[0].norm()
 
 
 def test_the_sides_of_the_difference_sample_alike():
     """Train loss, validation loss, and the two sides draw an architecture each: the same but for the second."""
-    strategy, train, valid = second_order(sampling="gdas")
-    drawn, sampled = [], strategy._sampled
-    strategy._sampled = lambda logits: drawn.append(sampled(logits)) or drawn[-1]
-    strategy.gradients(train, valid)
+    method, train, valid = second_order(sampling="gdas")
+    drawn, sampled = [], method._sampled
+    method._sampled = lambda logits: drawn.append(sampled(logits)) or drawn[-1]
+    method.gradients(train, valid)
     first, second, plus, minus = (torch.cat(drawn[i : i + 2]).round() for i in (0, 2, 4, 6))
     assert torch.equal(first, plus) and torch.equal(first, minus)
     assert not torch.equal(first, second)
@@ -265,7 +265,7 @@ def test_fitness_of_equation_22():
     x, y = next(search.valid)
     parameters = search.net.alpha_parameters()
     individuals = torch.randn(3, sum(p.numel() for p in parameters))
-    got = search.strategy.fitness(individuals, x, y)
+    got = search.method.fitness(individuals, x, y)
     mixing = {kind: torch.softmax(own, -1) for kind, own in search.net.alphas.items()}
     for vector, value in zip(individuals, got, strict=True):
         rows = dict(zip(mixing, vector.split([p.numel() for p in parameters]), strict=True))
@@ -341,12 +341,12 @@ def test_the_best_of_the_population_is_found(method):
     wanted = random_genotype(search.net.space, torch.Generator().manual_seed(77))
     best = []
 
-    def judge(x, y):
-        losses = [_distance(genotype, wanted) for genotype in search.strategy.population]
-        search.strategy.losses = torch.tensor(losses, dtype=torch.float64)
+    def evaluate(x, y):
+        losses = [_distance(genotype, wanted) for genotype in search.method.population]
+        search.method.losses = torch.tensor(losses, dtype=torch.float64)
         best.append(min(losses))
 
-    search.strategy.judge = judge
+    search.method.evaluate = evaluate
     search.net.train()
     for _ in range(3):
         search.begin()

@@ -11,16 +11,16 @@ from torch import nn
 import bionas_fast as bf
 from bionas_fast import rules
 from bionas_fast.errors import InputError
-from bionas_fast.space import DARTS, NB201, Candidate, Space, candidates, register_operation, register_space
+from bionas_fast.space import DARTS, NB201, Candidate, Space, register_operation, register_space
+from helpers.registries import restored
 
 ENGINES = ("modular", "stacked")
 
 
 @pytest.fixture(autouse=True)
-def registries(monkeypatch):
-    monkeypatch.setattr(rules, "_registry", dict(rules._registry))
-    monkeypatch.setattr(candidates, "_operations", dict(candidates._operations))
-    monkeypatch.setattr(candidates, "_spaces", dict(candidates._spaces))
+def registries():
+    with restored():
+        yield
 
 
 def supernet(engine: str, *names: str, skeleton=DARTS):

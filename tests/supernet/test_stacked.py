@@ -16,6 +16,7 @@ from bionas_fast.search import Search, SearchConfig
 from bionas_fast.search.method import frozen
 from bionas_fast.space import Candidate, Space, get_space
 from bionas_fast.space.operations import SeparableStage
+from helpers.registries import restored
 from helpers.supernets import gradients, pair, reached, relative
 from helpers.tolerances import ENGINES
 
@@ -281,10 +282,9 @@ def test_autocast_bf16_is_close_to_float32():
     assert all(p.grad.dtype == torch.float32 for p in net.weight_parameters() if p.grad is not None)
 
 
+@restored()
 def test_other_candidates_join_as_modules():
     """A user's operation, a user's rule, and an operation without weights of a user's own."""
-    from bionas_fast import rules
-    from bionas_fast.space import candidates as registry
 
     @bf.rules.register
     class Halved(bf.rules.Rule):
@@ -309,32 +309,26 @@ def test_other_candidates_join_as_modules():
         """Like a built-in operation, but with the stride in the second stage."""
         return torch.nn.Sequential(*(SeparableStage(channels, 3, s, 1, rule, False) for s in (1, stride)))
 
-    try:
-        names = [
-            "none",
-            "blur",
-            "pointwise@usf",
-            "late@fa",
-            "sep_conv_3x3@halved",
-            "dil_conv_5x5@halved",
-            "skip_connect@halved",
-        ]
-        space = Space("mine", tuple(Candidate.parse(name) for name in names))
-        modular, stacked = pair(torch.float64, space=space, cells=2)
-        x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
-        for _ in range(2):
-            for net in (modular, stacked):
-                net.zero_grad()
-                net(x).logsumexp(1).sum().backward()
-            expected = {name: p.grad for name, p in modular.named_parameters() if p.grad is not None}
-            own = gradients(stacked)
-            for name, grad in expected.items():
-                assert relative(own[name], grad) < 1e-8, name
-    finally:
-        rules._registry.pop("halved")
-        registry._operations.pop("pointwise")
-        registry._operations.pop("blur")
-        registry._operations.pop("late")
+    names = [
+        "none",
+        "blur",
+        "pointwise@usf",
+        "late@fa",
+        "sep_conv_3x3@halved",
+        "dil_conv_5x5@halved",
+        "skip_connect@halved",
+    ]
+    space = Space("mine", tuple(Candidate.parse(name) for name in names))
+    modular, stacked = pair(torch.float64, space=space, cells=2)
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    for _ in range(2):
+        for net in (modular, stacked):
+            net.zero_grad()
+            net(x).logsumexp(1).sum().backward()
+        expected = {name: p.grad for name, p in modular.named_parameters() if p.grad is not None}
+        own = gradients(stacked)
+        for name, grad in expected.items():
+            assert relative(own[name], grad) < 1e-8, name
 
 
 def _alpha_path(engine, dtype, backend, seed, steps=20):

@@ -1,0 +1,127 @@
+"""Execute a run to its end, saving it on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bionas_fast.errors import Interrupted
+from bionas_fast.runs.folder import REPORT, RunFolder
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.resume import resume_command
+from bionas_fast.runs.signals import Interrupts
+from bionas_fast.runs.tensorboard import ScalarWriter
+from bionas_fast.runs.trainer import Phase, Trainer
+from bionas_fast.runtime import distributed
+
+
+def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> None:
+    """Train to the end and write the report; without a folder nothing is saved.
+
+    Of several processes rank 0 has the folder. They are stopped together.
+
+    Raises:
+        Interrupted: by Ctrl-C or SIGTERM, after the current step; the message says how to resume.
+        PeerLost: another process has ended; the message says how to resume.
+        InputError: the training cannot continue, or a file cannot be written. Whatever was saved before stays.
+    """
+    if folder is None and not distributed.active():
+        with trainer.isolated_rng():
+            _train(trainer, progress, lambda: None, lambda row: None)
+        return
+    complete = trainer.finished
+    hint = f"resume with: {resume_command(trainer.kind, folder)}" if folder else "rank 0 says how to resume"
+    try:
+        with Interrupts() as interrupts:
+            try:
+                if not complete:
+                    with trainer.isolated_rng(), _Saver(trainer, folder, interrupts) as saver:
+                        _train(trainer, progress, saver.after_step, saver.after_epoch)
+                if folder is not None and not (complete and (folder.path / REPORT).is_file()):
+                    trainer.write_report(folder)
+            except distributed.PeerLost as error:
+                # The launcher is about to send SIGTERM to the remaining processes; this one has a message to print.
+                interrupts.persist()
+                raise distributed.PeerLost(f"{error}; {hint}") from error
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {hint}") from None
+
+
+def _train(
+    trainer: Trainer,
+    progress: Progress,
+    after_step: Callable[[], None],
+    after_epoch: Callable[[Mapping[str, Any] | None], None],
+) -> None:
+    """Train epoch by epoch; ``progress`` is started and finished once for each phase."""
+    phase: Phase | None = None
+    try:
+        while not trainer.finished:
+            if trainer.phase is not phase:
+                if phase is not None:
+                    progress.finish()
+                phase = trainer.phase
+                progress.start(phase.description, phase.epochs, len(phase.batches))
+                if trainer.phase_epoch or trainer.steps_done:
+                    progress.resume(trainer.phase_epoch, trainer.steps_done)
+            trainer.enter_epoch()
+            while trainer.steps_done < len(phase.batches):
+                progress.step(trainer.step())
+                after_step()
+            row = trainer.end_epoch()
+            after_epoch(row)
+            if row is not None:
+                progress.epoch(row)
+    finally:
+        if phase is not None:
+            progress.finish()
+
+
+class _Saver:
+    """Saves a run after every epoch, at intervals of time, and when asked to stop."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder | None, interrupts: Interrupts) -> None:
+        self.trainer = trainer
+        self.folder = folder
+        self.interrupts = interrupts
+        self.saved = time.monotonic()
+        self.scalars = ScalarWriter(folder, len(trainer.metrics)) if folder and trainer.config.tensorboard else None
+
+    def __enter__(self) -> _Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.scalars is not None:
+            self.scalars.close()
+
+    def after_step(self) -> None:
+        stop = self._stop_requested()
+        if stop or time.monotonic() - self.saved >= self.trainer.config.checkpoint_every:
+            self._save()
+        if stop:
+            raise KeyboardInterrupt
+
+    def after_epoch(self, row: Mapping[str, Any] | None) -> None:
+        if self.folder is not None:
+            # The checkpoint comes last: whatever it counts as done stands in the other files.
+            self.folder.write_metrics(self.trainer.metrics)
+            self.trainer.write_results(self.folder)
+        if self.scalars is not None and row is not None:
+            self.scalars.write(row)
+        self._save(best=row is not None and self._is_best())
+        if self._stop_requested() and not self.trainer.finished:
+            raise KeyboardInterrupt
+
+    def _stop_requested(self) -> bool:
+        """Whether any process was asked to stop: all stop after the same step."""
+        return any(distributed.all_reduce_sum(self.interrupts.requested))
+
+    def _is_best(self) -> bool:
+        accuracies = [row["valid_accuracy"] for row in self.trainer.metrics if "valid_accuracy" in row]
+        return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
+
+    def _save(self, best: bool = False) -> None:
+        if self.folder is not None:
+            self.folder.write_checkpoint(self.trainer.state_dict(), best=best)
+        self.saved = time.monotonic()
