@@ -28,10 +28,12 @@ class Option:
     Attributes:
         name: by default that of the setting, with hyphens.
         metavar: stands for the value in the help; by default its type.
+        repeated: of a setting with several values, whether the option is repeated; otherwise commas stand between them.
     """
 
     name: str | None = None
     metavar: str | None = None
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class RunConfig(Config):
     tensorboard: Annotated[bool, Option(), Changeable()] = Field(
         False, description="Write the metrics for TensorBoard, too; its package must be installed."
     )
-    plugins: Annotated[tuple[str, ...], Option("--plugin", "MODULE|FILE.py"), Changeable()] = Field(
+    plugins: Annotated[tuple[str, ...], Option("--plugin", "MODULE|FILE.py", repeated=True), Changeable()] = Field(
         (),
         description="Module or file to import first, which registers rules, operations, spaces, data sets or methods.",
     )

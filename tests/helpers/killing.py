@@ -121,7 +121,7 @@ def _run(
 ) -> None:
     import resource
 
-    from bionas_fast.cli.app import app
+    from bionas_fast.cli import app
 
     if signal_at_step is not None:
         _signal_at_step(*signal_at_step)

@@ -96,9 +96,8 @@ def plain(value):
     if isinstance(value, torch.Tensor):
         return value.dtype, tuple(value.shape), value.contiguous().numpy().tobytes()
     if isinstance(value, dict):
-        return {
-            name: plain(own) for name, own in value.items() if name not in ("seconds", *changeable(bf.SearchConfig))
-        }
+        free = ("seconds", *changeable(bf.SearchConfig))
+        return {name: plain(own) for name, own in value.items() if name not in free}
     return [plain(own) for own in value] if isinstance(value, (list, tuple)) else value
 
 
