@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -63,6 +63,7 @@ class Loop:
         command: the command that begins and resumes such runs, ``bionas-fast COMMAND``.
         trains_network: whether such a run ends in a trained network, which :meth:`load_network` then builds.
         sources: the words that this command takes for such a run in place of a genotype.
+        start: begins or resumes such a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
         figures: the numbers in every row of the metrics beside those of each loop.
         epoch: how many epochs are done, over all phases.
         metrics: a row for every epoch of a phase that counts.
@@ -73,6 +74,7 @@ class Loop:
     command: ClassVar[str]
     trains_network: ClassVar[bool] = False
     sources: ClassVar[tuple[str, ...]] = ()
+    start: ClassVar[Callable[..., Any]]
     figures: ClassVar[tuple[str, ...]] = ()
 
     data: Dataset

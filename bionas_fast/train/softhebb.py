@@ -105,6 +105,7 @@ class SoftHebbTraining(Loop):
     command = "train"
     trains_network = True
     sources = ("softhebb",)
+    start = staticmethod(train_softhebb)
     settings = SoftHebbConfig
     figures = ("test_loss", "test_accuracy")
     net: SoftHebbNetwork
