@@ -35,6 +35,10 @@ class Option:
     metavar: str | None = None
     repeated: bool = False
 
+    def flag(self, setting: str) -> str:
+        """Return the name of the option for that setting, ``--NAME``."""
+        return self.name or f"--{setting.replace('_', '-')}"
+
 
 @dataclass(frozen=True)
 class Changeable:

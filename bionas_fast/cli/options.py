@@ -52,7 +52,7 @@ def option(name: str, configs: Configs) -> Any:
     return Annotated[
         _type(config, name) | None,
         typer.Option(
-            mark.name or f"--{name.replace('_', '-')}",
+            mark.flag(name),
             metavar=mark.metavar,
             help=f"{describe(config, name)}{_defaults(name, configs)}",
         ),

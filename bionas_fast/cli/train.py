@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,10 @@ Source = Annotated[
         metavar="|".join(("RUN", "GENOTYPE", *_NETWORKS)), help="A search's run folder, a genotype, or a network."
     ),
 ]
-Rule = Annotated[str | None, typer.Option(help="This rule on every searched edge instead of those found.")]
+Rule = Annotated[
+    str | None,
+    typer.Option(help="This rule on every searched edge instead of those found; of softhebb, that of the filters."),
+]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Train the architecture also under every single rule and print a table.")
 ]
@@ -80,7 +83,7 @@ def _train_network(
     if rule is not None:
         given = given.with_options(rule=rule)
     if resume is None:
-        config = trainer.settings(**given.settings(trainer.kind))
+        config: Any = trainer.settings(**given.settings(trainer.kind))
         folder = folder or new_path(f"{trainer.kind}-{config.dataset}-{config.rule}")
     else:
         config = given.resumed(trainer.kind, resume)
@@ -92,6 +95,7 @@ def _train_network(
 def _train_genotype(
     given: Given, source: str | None, rule: str | None, folder: Path | None, resume: Path | None
 ) -> None:
+    genotype: bf.Genotype | None
     if resume is None:
         genotype, config = _genotype(given, str(source), rule)
         folder = folder or new_path(f"train-{config.dataset}-{genotype.hash}")
