@@ -6,6 +6,7 @@ whether the command line has an option of its own for it. YAML, Python, ``--help
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -28,10 +29,16 @@ class Option:
     Attributes:
         name: by default that of the setting, with hyphens.
         metavar: stands for the value in the help; by default its type.
+        repeated: of a setting with several values, whether the option is repeated; otherwise commas stand between them.
     """
 
     name: str | None = None
     metavar: str | None = None
+    repeated: bool = False
+
+    def flag(self, setting: str) -> str:
+        """Return the name of the option for that setting, ``--NAME``."""
+        return self.name or f"--{setting.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class RunConfig(Config):
     tensorboard: Annotated[bool, Option(), Changeable()] = Field(
         False, description="Write the metrics for TensorBoard, too; its package must be installed."
     )
-    plugins: Annotated[tuple[str, ...], Option("--plugin", "MODULE|FILE.py"), Changeable()] = Field(
+    plugins: Annotated[tuple[str, ...], Option("--plugin", "MODULE|FILE.py", repeated=True), Changeable()] = Field(
         (),
         description="Module or file to import first, which registers rules, operations, spaces, data sets or methods.",
     )
@@ -134,16 +141,52 @@ def changeable(config: type[Config]) -> tuple[str, ...]:
 #: The file of a run folder that holds its settings.
 CONFIG = "config.yaml"
 #: The entries of that file that are no settings.
-NOTES = ("kind", "plugins", "network", "machine")
+_NO_SETTINGS = ("kind", "plugins", "network", "machine")
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file; the configuration of a run may serve as one.
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of a run's :data:`CONFIG`, or of another file of settings, parsed once.
 
-    Raises:
-        InputError: no such file, not YAML, not a mapping.
+    Nothing but its YAML is checked: users of an entry check it.
+
+    Attributes:
+        path: the file.
+        kind: the name of the kind of run; see :mod:`bionas_fast.runs.kinds`.
+        settings: the settings by name, as they were written.
+        plugins: the modules that the run imported; entries that name none are dropped.
+        network: the arguments of the network that follow from the data; None where none were recorded.
+        machine: the machine that the run computed on; empty where none was recorded.
     """
-    return {name: value for name, value in read_yaml(path).items() if name not in NOTES}
+
+    path: Path
+    kind: Any
+    settings: dict[str, Any]
+    plugins: tuple[str, ...]
+    network: Any
+    machine: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Read a run's configuration.
+
+        Raises:
+            InputError: no such file, not YAML, not a mapping.
+        """
+        content = _read_yaml(path)
+        plugins, machine = content.get("plugins"), content.get("machine")
+        return cls(
+            path=path,
+            kind=content.get("kind"),
+            settings={name: value for name, value in content.items() if name not in _NO_SETTINGS},
+            plugins=tuple(filter(_is_name, plugins)) if isinstance(plugins, list) else (),
+            network=content.get("network"),
+            machine=machine if isinstance(machine, dict) else {},
+        )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
 
 
 class _Loader(yaml.SafeLoader):
@@ -156,7 +199,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def _read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bionas_fast.config import CONFIG, read_yaml
+from bionas_fast.config import CONFIG, RunRecord
 from bionas_fast.errors import InputError, Unregistered
 
 
@@ -63,13 +63,12 @@ def plugins_explained(*places: str | Path | None, given: Sequence[str] = ()) -> 
         ) from error
 
 
-def _recorded(place: Path) -> list[str]:
-    """The plugins that a run folder or a settings file names; none if it cannot be read."""
+def _recorded(place: Path) -> tuple[str, ...]:
+    """Return the plugins that a run folder or a settings file names; none if it cannot be read."""
     try:
-        names = read_yaml(place / CONFIG if place.is_dir() else place).get("plugins")
+        return RunRecord.read(place / CONFIG if place.is_dir() else place).plugins
     except InputError:
-        return []
-    return [name for name in names if isinstance(name, str) and name.isprintable()] if isinstance(names, list) else []
+        return ()
 
 
 def _import_module(name: str) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import bionas_fast as bf
 from bionas_fast import report, rules
-from bionas_fast.cli.app import app
+from bionas_fast.cli import app
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
 from bionas_fast.space import get_space, register_space

@@ -1,10 +1,12 @@
-"""What the command line prints: results to stdout, progress and messages to stderr."""
+"""Output of the command line: results to stdout, progress and messages to stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -65,9 +67,20 @@ class Bars(progress.Progress):
         self._bars.stop()
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn an interruption into one line, which says how to resume the run, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        err.print(str(stop) or "interrupted", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
 def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
-    # Weights that learn without a gradient are buffers, but weights.
-    plastic = (own for name, own in result.network.named_buffers() if name.endswith("plasticity"))
+    """Print what a training ended with, behind the lines of ``head``."""
+    # Hebbian weights learn without a gradient: they are buffers, but count as parameters.
+    plastic = (buffer for name, buffer in result.network.named_buffers() if name.endswith("plasticity"))
     weights = (*result.network.parameters(), *plastic)
     print_lines(
         {
@@ -80,6 +93,7 @@ def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
 
 
 def print_comparison(accuracies: Mapping[str, float]) -> None:
+    """Print a table of test accuracies by the rules of the network."""
     table = Table("rules", "test accuracy %", box=None, header_style="bold")
     for name, accuracy in accuracies.items():
         table.add_row(name if name == GENOTYPE_RULES else f"all {name}", f"{accuracy:.2f}")
@@ -87,11 +101,20 @@ def print_comparison(accuracies: Mapping[str, float]) -> None:
 
 
 def print_lines(pairs: Mapping[str, str]) -> None:
+    """Print names and values, one pair a line."""
     width = max(len(name) for name in pairs)
     for name, value in pairs.items():
         out.print(Text.assemble((f"{name:<{width}}  ", "bold"), str(value)), soft_wrap=True)
 
 
-def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of this package as one line, in place of :func:`warnings.showwarning`; drop any other one."""
     if issubclass(category, BionasWarning):
         err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)

@@ -10,15 +10,13 @@ import yaml
 
 from bionas_fast.errors import unknown
 
-KINDS = ("search", "train", "softhebb")
-
 
 @dataclass(frozen=True)
 class Preset:
     """Settings with a name.
 
     Attributes:
-        kind: what they configure, one of KINDS.
+        kind: the kind of run that they configure.
         source: where the figures come from.
         settings: those that differ from the defaults.
     """

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bionas_fast.config import CONFIG
+from bionas_fast.config import CONFIG, RunRecord
 from bionas_fast.errors import InputError
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.files import is_draft, write_atomic
 from bionas_fast.runs.lock import HOLDER, LOCK, FolderLock
-from bionas_fast.runs.record import RunRecord
 from bionas_fast.runtime.machine import machine
 
 METRICS = "metrics.jsonl"

@@ -9,11 +9,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bionas_fast.config import RunConfig
+from bionas_fast.config import RunConfig, RunRecord
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.runs.folder import CHECKPOINT, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.runs.record import RunRecord
 from bionas_fast.runs.tensorboard import require_tensorboard
 from bionas_fast.runs.trainer import Trainer, expect_run, expect_same
 from bionas_fast.runtime import distributed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,13 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.config import RunConfig, changeable
+from bionas_fast.config import RunConfig, RunRecord, changeable
 from bionas_fast.data import BatchStream, Dataset
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runs.folder import RunFolder
-from bionas_fast.runs.record import RunRecord
 
 #: The types of values in a row of the metrics.
 _PLAIN = (int, float, str, bool, type(None))
@@ -64,6 +63,7 @@ class Trainer:
         command: the command that begins and resumes such runs, ``bionas-fast COMMAND``.
         trains_network: whether such a run ends in a trained network, which :meth:`load_network` then builds.
         sources: the words that this command takes for such a run in place of a genotype.
+        start: begins or resumes such a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
         metric_names: the numbers in every row of the metrics besides those that all trainers measure.
         epoch: the number of epochs done, over all phases.
         metrics: a row for every epoch of a phase that counts.
@@ -74,6 +74,7 @@ class Trainer:
     command: ClassVar[str]
     trains_network: ClassVar[bool] = False
     sources: ClassVar[tuple[str, ...]] = ()
+    start: ClassVar[Callable[..., Any]]
     metric_names: ClassVar[tuple[str, ...]] = ()
 
     data: Dataset

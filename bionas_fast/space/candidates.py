@@ -14,6 +14,9 @@ from bionas_fast.errors import InputError
 from bionas_fast.registry import Registry
 from bionas_fast.space.skeleton import DARTS, NB201, Skeleton
 
+#: The function behind an operation; see :class:`Operation`.
+Build = Callable[[int, int, "str | None", bool], nn.Module]
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -29,7 +32,7 @@ class Operation:
     """
 
     name: str
-    build: Callable[[int, int, str | None, bool], nn.Module]
+    build: Build
     takes_rule: bool = True
     own_rule: str | None = None
 
@@ -37,9 +40,7 @@ class Operation:
 _operations: Registry[Operation] = Registry("operation", owner=lambda operation: operation.build)
 
 
-def register_operation(
-    name: str, *, takes_rule: bool = True, own_rule: str | None = None
-) -> Callable[[Callable[[int, int, str | None, bool], nn.Module]], Callable]:
+def register_operation(name: str, *, takes_rule: bool = True, own_rule: str | None = None) -> Callable[[Build], Build]:
     """Make an operation known by its name. A decorator for its ``build`` function.
 
     Args:
@@ -52,7 +53,7 @@ def register_operation(
     if not name.isidentifier():
         raise InputError(f"an operation's name must be a plain word, such as 'sep_conv_3x3'; got {name!r}")
 
-    def decorator(build):
+    def decorator(build: Build) -> Build:
         _operations.register(name, Operation(name, build, takes_rule and own_rule is None, own_rule))
         return build
 
@@ -221,7 +222,7 @@ def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Sp
         InputError: the name is taken.
     """
 
-    def decorator(make):
+    def decorator(make: Callable[[], Space]) -> Callable[[], Space]:
         _spaces.register(name, make)
         return make
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.config import Cells, Channels, DescentConfig, Epochs
+from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, RunRecord
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
@@ -23,7 +23,6 @@ from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.record import RunRecord
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Trainer, cosine
 from bionas_fast.runtime import distributed

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.config import Option, RunConfig
+from bionas_fast.config import Option, RunConfig, RunRecord
 from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
@@ -22,7 +22,6 @@ from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.record import RunRecord
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Trainer
 from bionas_fast.runtime import distributed
@@ -107,6 +106,7 @@ class SoftHebbTraining(Trainer):
     command = "train"
     trains_network = True
     sources = ("softhebb",)
+    start = staticmethod(train_softhebb)
     settings = SoftHebbConfig
     metric_names = ("test_loss", "test_accuracy")
     net: SoftHebbNetwork

@@ -47,7 +47,7 @@ def die(folder: Path) -> None:
         return step(self, x, y)
 
     Search.train_step = train_step
-    import bionas_fast.cli.app as app
+    from bionas_fast.cli import app
 
     def slow_console(*words, **options):
         time.sleep(1)

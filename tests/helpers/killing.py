@@ -121,8 +121,6 @@ def _run(
 ) -> None:
     import resource
 
-    from bionas_fast.cli.app import main
-
     if signal_at_step is not None:
         _signal_at_step(*signal_at_step)
     if kill_at_write is not None:
@@ -132,7 +130,7 @@ def _run(
     if ordinary and os.getuid() == 0:
         _without_capabilities()
     try:
-        main(arguments)
+        app.main(arguments)
     except SystemExit as end:
         sys.stdout.flush()
         sys.stderr.flush()

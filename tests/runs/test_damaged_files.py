@@ -21,7 +21,7 @@ import torch
 
 import bionas_fast as bf
 from bionas_fast import InputError
-from bionas_fast.config import read_settings
+from bionas_fast.config import RunRecord
 from bionas_fast.data import registry
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
@@ -162,7 +162,7 @@ def test_settings(mark, tmp_path):
     for _ in range(800):
         path.write_bytes(case := mutated(data, chance, tokens_for(mark)))
         with only_input_errors(case) as messages:
-            SearchConfig(**read_settings(path))
+            SearchConfig(**RunRecord.read(path).settings)
         refused += len(messages)
     assert refused > 400
 
@@ -186,7 +186,7 @@ def test_settings(mark, tmp_path):
 def test_crafted_settings(text, mark, tmp_path):
     (tmp_path / "settings.yaml").write_text(text.replace("MARK", str(mark)))
     with only_input_errors(text) as messages:
-        SearchConfig(**read_settings(tmp_path / "settings.yaml"))
+        SearchConfig(**RunRecord.read(tmp_path / "settings.yaml").settings)
     assert messages
 
 

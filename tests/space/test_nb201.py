@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import report
-from bionas_fast.cli.app import main
 from bionas_fast.errors import InputError
 from bionas_fast.space import (
     NB201,
@@ -342,7 +341,7 @@ class TestReports:
 def test_search_show_and_train_from_the_command_line(tmp_path, capsys):
     def command(*arguments):
         with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in arguments])
+            app.main([str(word) for word in arguments])
         printed = capsys.readouterr()
         assert stop.value.code == 0, printed.err
         return printed.out

@@ -1,0 +1,51 @@
+"""``bionas-fast doctor``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from bionas_fast import backends, rules
+from bionas_fast.cli.options import Plugins, with_plugins
+from bionas_fast.cli.output import out, print_lines
+from bionas_fast.data import dataset_names
+from bionas_fast.runs.folder import machine
+from bionas_fast.search import method_names
+from bionas_fast.space import operation_names, space_names
+
+
+@with_plugins
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    plugins: Plugins = None,
+) -> None:
+    """Say what is installed, and what every op runs on here and why."""
+    import torch
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    choices = [backends.explain(op, device) for op in backends.op_names() for device in devices]
+    known = {
+        "rules": rules.names(),
+        "operations": operation_names(),
+        "spaces": space_names(),
+        "methods": method_names(),
+        "datasets": dataset_names(),
+    }
+    if as_json:
+        ops = [{"op": c.op, "device": c.device, "backend": c.backend, "reasons": dict(c.reasons)} for c in choices]
+        print(json.dumps({"machine": machine(), **known, "ops": ops}, indent=2))
+        return
+    print_lines(machine())
+    out.print()
+    table = Table("op", "device", "runs on", "why nothing else", box=None, header_style="bold")
+    for choice in choices:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
+        table.add_row(choice.op, choice.device, choice.backend, reasons)
+    out.print(table)
+    out.print()
+    print_lines({name: rules.get(name).summary for name in rules.names()})
+    out.print()
+    print_lines({kind: ", ".join(names) for kind, names in known.items() if kind != "rules"})

@@ -1,0 +1,206 @@
+"""The options of the command line, made from the settings of the kinds of run that a command begins."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+import yaml
+
+from bionas_fast import presets, rules
+from bionas_fast.config import Option, RunConfig, RunRecord, marker
+from bionas_fast.data import dataset_names
+from bionas_fast.errors import InputError
+from bionas_fast.plugins import import_plugins, plugins_explained
+from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.search import method_names
+from bionas_fast.space import operation_names, space_names
+
+Command = Callable[..., None]
+#: Configurations that share a setting, by their kinds of run; the first one describes it.
+Configs = Mapping[str, type[RunConfig]]
+
+#: The names that a setting can have, where they are registered ones.
+_NAMES: Mapping[str, Callable[[], Sequence[str]]] = {
+    "dataset": dataset_names,
+    "space": space_names,
+    "method": method_names,
+    "rules": rules.names,
+    "operations": operation_names,
+}
+
+
+def describe(config: type[RunConfig], name: str) -> str:
+    """Return the description of a setting, with the names that are registered for it."""
+    description = config.model_fields[name].description or ""
+    if name not in _NAMES:
+        return description
+    known = (f"{known}…" if known.endswith(":") else known for known in _NAMES[name]())
+    return f"{description} Known: {', '.join(known)}."
+
+
+def option(name: str, configs: Configs) -> Any:
+    """Return the annotation of a parameter that is the option for a setting."""
+    config = next(iter(configs.values()))
+    mark = _mark(config, name)
+    return Annotated[
+        _type(config, name) | None,
+        typer.Option(
+            mark.flag(name),
+            metavar=mark.metavar,
+            help=f"{describe(config, name)}{_defaults(name, configs)}",
+        ),
+    ]
+
+
+def _mark(config: type[RunConfig], name: str) -> Option:
+    mark = marker(config, name, Option)
+    assert mark is not None
+    return mark
+
+
+def _type(config: type[RunConfig], name: str) -> Any:
+    """The type of the option: of several values, a list if it is repeated, else a text with commas."""
+    annotation = config.model_fields[name].annotation
+    if get_origin(annotation) is tuple:
+        return list[str] if _mark(config, name).repeated else str
+    return next((kind for kind in (annotation, *get_args(annotation)) if kind in (bool, int, float)), str)
+
+
+def _defaults(name: str, configs: Configs) -> str:
+    shown = {kind: _shown(config.model_fields[name].default) for kind, config in configs.items()}
+    first = next(iter(shown.values()))
+    if any(other != first for other in shown.values()):
+        return f"  [{', '.join(f'{kind} {value}' for kind, value in shown.items())}]"
+    return f"  [{first}]" if first else ""
+
+
+def _shown(default: Any) -> str:
+    if default is None or default is False or default == ():
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+Preset = Annotated[str | None, typer.Option(help="Named settings; see `bionas-fast presets`.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="A YAML file of settings.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as learning_rate=0.1; repeatable."),
+]
+Plugins = option("plugins", {"": RunConfig})
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")]
+Resume = Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")]
+
+
+@dataclass(frozen=True)
+class Given:
+    """The settings that a command was given.
+
+    Attributes:
+        preset: the name of a preset.
+        file: a YAML file; its settings replace those of the preset.
+        options: those typed as options; they replace both.
+    """
+
+    preset: str | None
+    file: Path | None
+    options: Mapping[str, Any]
+
+    def with_options(self, **options: Any) -> Given:
+        """Return the same with further options."""
+        return replace(self, options={**self.options, **options})
+
+    def settings(self, kind: str) -> dict[str, Any]:
+        """Return all of them, for a run of that kind."""
+        settings = dict(presets.get(self.preset, kind).settings) if self.preset else {}
+        if self.file is not None:
+            settings |= RunRecord.read(self.file).settings
+        return settings | dict(self.options)
+
+    def resumed(self, kind: str, run: Path) -> Any:
+        """Return the configuration of a run with these settings in their place; None, which keeps it, without any."""
+        settings = self.settings(kind)
+        recorded = RunFolder.open(run).read().settings
+        return get_kind(kind).settings(**{**recorded, **settings}) if settings else None
+
+
+def takes_settings(command: str) -> Callable[[Command], Command]:
+    """Give a command an option for each setting that is marked as one, and ``--preset``, ``--config`` and ``--set``.
+
+    The decorated function takes the settings as a :class:`Given`, its first argument.
+
+    Args:
+        command: its name; the settings are those of the kinds of run that it begins.
+    """
+    owners: dict[str, dict[str, type[RunConfig]]] = {}
+    for kind in kind_names():
+        config = get_kind(kind).settings
+        names = config.model_fields if get_kind(kind).command == command else ()
+        for name in names:
+            if marker(config, name, Option):
+                owners.setdefault(name, {})[kind] = config
+    options = {name: option(name, configs) for name, configs in owners.items()}
+
+    def decorate(function: Command) -> Command:
+        def run(preset: str | None, config: Path | None, sets: list[str] | None, **arguments: Any) -> None:
+            typed = {name: _split(name, arguments.pop(name), owners[name]) for name in options} | _parsed(sets or ())
+            given = Given(preset, config, {name: value for name, value in typed.items() if value is not None})
+            function(given, **arguments)
+
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        added = {"preset": Preset, "config": ConfigFile, **options, "sets": Sets}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            *(inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in added.items()),
+            *(parameter.replace(kind=keyword) for parameter in own),
+        ]
+        run.__doc__ = function.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def with_plugins(command: Command) -> Command:
+    """Import the plugins that a command is given before it runs; name those of a run where they are missing."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        given = arguments["plugins"] or []
+        import_plugins(given)
+        places = (arguments.get(name) for name in ("source", "config", "resume"))
+        with plugins_explained(*places, given=given):
+            command(**arguments)
+
+    return run
+
+
+def _split(name: str, value: Any, configs: Configs) -> Any:
+    """A text with commas as a tuple, where the setting is one."""
+    config = next(iter(configs.values()))
+    if not isinstance(value, str) or get_origin(config.model_fields[name].annotation) is not tuple:
+        return value
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def _parsed(sets: Sequence[str]) -> dict[str, Any]:
+    """Read each ``NAME=VALUE``, the value as YAML."""
+    found = {}
+    for text in sets:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: expected NAME=VALUE")
+        if name.strip() == "plugins":
+            raise InputError("--set plugins: name a module with --plugin")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise InputError(f"--set {text}: {value!r} is no value") from None
+    return found

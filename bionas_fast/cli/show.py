@@ -1,0 +1,37 @@
+"""``bionas-fast show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bionas_fast import report
+from bionas_fast.cli.options import Plugins, with_plugins
+from bionas_fast.cli.output import err, out
+from bionas_fast.runs.folder import GENOTYPE, RunFolder
+from bionas_fast.space import Genotype
+
+
+@with_plugins
+def show(
+    source: Annotated[str, typer.Argument(metavar="RUN|GENOTYPE", help="A run folder or a genotype file.")],
+    save: Annotated[Path | None, typer.Option(help="Also draw it into this file, .svg or .png.")] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Draw a genotype."""
+    genotype = read_genotype(source)
+    if save is not None:
+        report.draw_figure(genotype, save)
+        err.print(f"wrote {save}", highlight=False, soft_wrap=True)
+    report.draw_genotype(genotype, out)
+
+
+def read_genotype(source: str | Path) -> Genotype:
+    """Read a genotype from its file or from a run folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    return Genotype.load(RunFolder.open(source).file(GENOTYPE) if Path(source).is_dir() else source)

@@ -1,0 +1,119 @@
+"""``bionas-fast train``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import bionas_fast as bf
+from bionas_fast.cli.options import Given, Out, Resume, takes_settings, with_plugins
+from bionas_fast.cli.output import Bars, interruptible, print_comparison, print_trained
+from bionas_fast.cli.show import read_genotype
+from bionas_fast.errors import InputError
+from bionas_fast.runs.folder import RunFolder, new_path
+from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.trainer import Trainer
+
+#: The words that stand for a network, as the kinds of run name them.
+_NETWORKS: Mapping[str, type[Trainer]] = {
+    word: get_kind(kind) for kind in kind_names() for word in get_kind(kind).sources
+}
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="|".join(("RUN", "GENOTYPE", *_NETWORKS)), help="A search's run folder, a genotype, or a network."
+    ),
+]
+Rule = Annotated[
+    str | None,
+    typer.Option(help="This rule on every searched edge instead of those found; of softhebb, that of the filters."),
+]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Train the architecture also under every single rule and print a table.")
+]
+
+
+@with_plugins
+@takes_settings("train")
+def train(
+    given: Given,
+    source: Source = None,
+    rule: Rule = None,
+    compare: Compare = False,
+    folder: Out = None,
+    resume: Resume = None,
+) -> None:
+    """Train what a search found, or a network, from scratch, and test it.
+
+    The data set and its folder are those of the search, unless they are given.
+    """
+    if compare and (resume is not None or folder is not None):
+        raise InputError("--compare trains many networks and keeps none of them; leave out --resume and --out")
+    if source is None and resume is None:
+        words = " or ".join(("a genotype", *_NETWORKS))
+        raise InputError(f"what is to be trained? Give a run folder, {words}, or resume a run with --resume RUN")
+    network = _network(source, resume)
+    if network is None and compare:
+        genotype, config = _genotype(given, str(source), rule)
+        print_comparison(bf.compare_rules(genotype, config, progress=Bars()))
+    elif network is None:
+        _train_genotype(given, source, rule, folder, resume)
+    elif compare:
+        raise InputError(f"--compare is for genotypes; train {network.kind} with one --rule after the other")
+    else:
+        _train_network(network, given, rule, folder, resume)
+
+
+def _network(source: str | None, resume: Path | None) -> type[Trainer] | None:
+    """The kind of run that trains a network named by a word; None for that of genotypes."""
+    if resume is None:
+        return _NETWORKS.get(str(source))
+    kind = RunFolder.open(resume).read().kind
+    network = next((trainer for trainer in _NETWORKS.values() if trainer.kind == kind), None)
+    if network is not None and source not in (None, *network.sources):
+        raise InputError(f"{resume} trains {network.kind}, not {source}")
+    return network
+
+
+def _train_network(
+    trainer: type[Trainer], given: Given, rule: str | None, folder: Path | None, resume: Path | None
+) -> None:
+    if rule is not None:
+        given = given.with_options(rule=rule)
+    if resume is None:
+        config: Any = trainer.settings(**given.settings(trainer.kind))
+        folder = folder or new_path(f"{trainer.kind}-{config.dataset}-{config.rule}")
+    else:
+        config = given.resumed(trainer.kind, resume)
+    with interruptible():
+        result = trainer.start(config, out=folder, resume=resume, progress=Bars())
+    print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])})
+
+
+def _train_genotype(
+    given: Given, source: str | None, rule: str | None, folder: Path | None, resume: Path | None
+) -> None:
+    genotype: bf.Genotype | None
+    if resume is None:
+        genotype, config = _genotype(given, str(source), rule)
+        folder = folder or new_path(f"train-{config.dataset}-{genotype.hash}")
+    else:
+        genotype = None if source is None else read_genotype(source)
+        if rule is not None:
+            genotype = (genotype or read_genotype(resume)).with_rule(rule)
+        config = given.resumed("train", resume)
+    with interruptible():
+        result = bf.train(genotype, config, out=folder, resume=resume, progress=Bars())
+    print_trained(result, {"genotype": result.network.genotype.hash})
+
+
+def _genotype(given: Given, source: str, rule: str | None) -> tuple[bf.Genotype, bf.TrainConfig]:
+    """A genotype, and how to train it: on the data of the search that found it, unless others are given."""
+    genotype = read_genotype(source)
+    searched = RunFolder.open(source).read().settings if Path(source).is_dir() else {}
+    data = {name: searched[name] for name in ("dataset", "data_dir") if searched.get(name) is not None}
+    config = bf.TrainConfig(**{**data, **given.settings("train")})
+    return genotype if rule is None else genotype.with_rule(rule), config
