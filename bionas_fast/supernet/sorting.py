@@ -12,7 +12,7 @@ from bionas_fast.nn import FeedbackLayer
 from bionas_fast.nn.batch_norm import SyncedBatchNorm2d
 from bionas_fast.ops.mixed_edges.plan import POOLS, Plan
 from bionas_fast.space.operations import FactorizedReduce, SeparableStage, Skip, Zero
-from bionas_fast.supernet.modular import MixedOp
+from bionas_fast.supernet.mixed_op import MixedOp
 
 Column = tuple[int, int]  # edge, candidate
 

@@ -14,7 +14,8 @@ from bionas_fast.space import Space
 from bionas_fast.space.cells import CellShape
 from bionas_fast.supernet.architecture import Mixing
 from bionas_fast.supernet.base import SearchCell, Supernet
-from bionas_fast.supernet.modular import MixedOp, ModularCell, ModularSupernet, add, mixed_ops, shuffle
+from bionas_fast.supernet.mixed_op import MixedOp, add, mixed_ops, shuffle
+from bionas_fast.supernet.modular import ModularCell, ModularSupernet
 from bionas_fast.supernet.stacked_edges import StackedEdges
 
 #: The most values that a feature map of a population may have; larger populations are split.

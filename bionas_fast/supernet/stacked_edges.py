@@ -16,7 +16,7 @@ from bionas_fast.nn.batch_norm import Synchronised
 from bionas_fast.ops.mixed_edges.autograd import mixed_edges
 from bionas_fast.ops.mixed_edges.candidate_maps import candidate_maps
 from bionas_fast.ops.mixed_edges.statistics import Statistics
-from bionas_fast.supernet.modular import MixedOp, add
+from bionas_fast.supernet.mixed_op import MixedOp, add
 from bionas_fast.supernet.sorting import make_plan, sort_candidates
 from bionas_fast.supernet.weight_bank import BankFeedback, WeightBank
 

@@ -13,7 +13,7 @@ from bionas_fast import InputError
 from bionas_fast.ops.factorized_reduce import rectified_grids
 from bionas_fast.space import get_space
 from bionas_fast.space.operations import FactorizedReduce, Skip
-from bionas_fast.supernet.modular import MixedOp
+from bionas_fast.supernet.mixed_op import MixedOp
 from helpers.tolerances import SAME_BITS
 
 SPACE = get_space("bionas")

@@ -154,7 +154,7 @@ def test_edge_normalisation():
 
 def test_partial_channels_of_one_edge():
     """A quarter passes the candidates, the others bypass them and are dealt between them (PC-DARTS, section 3.1)."""
-    from bionas_fast.supernet.modular import MixedOp
+    from bionas_fast.supernet.mixed_op import MixedOp
 
     space = Space("skip", (Candidate("none"), Candidate("skip_connect", "bp")))
     x = torch.arange(8.0).view(1, 8, 1, 1).expand(2, 8, 4, 4)

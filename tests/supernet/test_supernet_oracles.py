@@ -16,7 +16,8 @@ from bionas_fast.space import get_space
 from bionas_fast.space.cells import CellShape
 from bionas_fast.supernet import build_supernet
 from bionas_fast.supernet.base import without_skip_rules
-from bionas_fast.supernet.modular import MixedOp, ModularCell
+from bionas_fast.supernet.mixed_op import MixedOp
+from bionas_fast.supernet.modular import ModularCell
 from bionas_fast.supernet.stacked import StackedCell
 from helpers.oracles.data import assert_close, cases, load
 from helpers.oracles.supernet import candidate_order, entries, gradients, inject, to_ours, to_published

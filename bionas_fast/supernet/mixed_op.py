@@ -1,0 +1,63 @@
+"""The mixed op of one edge: all its candidates, each a module, and the path that bypasses them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bionas_fast.space import Candidate
+from bionas_fast.space.operations import Zero
+from bionas_fast.supernet.base import SearchCell
+
+
+class MixedOp(nn.Module):
+    """All candidates of one edge, each with weights of its own, and their weighted sum.
+
+    Args:
+        partial_channels: k; the candidates see the first 1/k of the channels. The others are weighted like the edge as
+            a whole, halved by max pooling, and shuffled together with those (PC-DARTS, section 3.1).
+    """
+
+    def __init__(
+        self, candidates: tuple[Candidate, ...], channels: int, stride: int, partial_channels: int = 1
+    ) -> None:
+        super().__init__()
+        self.channels, self.partial_channels = channels // partial_channels, partial_channels
+        self.candidates = nn.ModuleList(c.build(self.channels, stride, searching=True) for c in candidates)
+        self.bypass = bypass(stride)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """[N, C, H, W] → Σ_k weights[k] · candidate_k(x), [N, C, ⌈H/stride⌉, ⌈W/stride⌉]; weights [K]."""
+        if self.partial_channels == 1:
+            return self._sum(x, weights)
+        passed = self._sum(x[:, : self.channels], weights)
+        bypassed = weights.sum() * self.bypass(x[:, self.channels :])
+        return shuffle(torch.cat([passed, bypassed], dim=1), self.partial_channels)
+
+    def _sum(self, x: Tensor, weights: Tensor) -> Tensor:
+        live = [k for k, module in enumerate(self.candidates) if not isinstance(module, Zero)]
+        total = weights[live[0]] * self.candidates[live[0]](x)
+        for k in live[1:]:
+            total = total + weights[k] * self.candidates[k](x)
+        return total
+
+
+def mixed_ops(cell: SearchCell) -> list[MixedOp]:
+    """Fresh mixed ops for a cell, one an edge."""
+    channels, candidates = cell.shape.channels, cell.space.candidates
+    return [MixedOp(candidates, channels, cell.stride(source), cell.partial_channels) for _, source in cell.space.edges]
+
+
+def bypass(stride: int) -> nn.Module:
+    """The path of the channels that bypass the candidates (PC-DARTS): identity, or max pooling at stride 2."""
+    return nn.Identity() if stride == 1 else nn.MaxPool2d(stride, ceil_mode=True)
+
+
+def shuffle(x: Tensor, groups: int, dim: int = 1) -> Tensor:
+    """Deal the channels, along ``dim``, out: one of each group, again and again (ShuffleNet, Zhang et al. 2018)."""
+    return x.unflatten(dim, (groups, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
+def add(total: Tensor | None, more: Tensor) -> Tensor:
+    """The sum so far, which may be none, and one more."""
+    return more if total is None else total + more
