@@ -19,7 +19,7 @@ from bionas_fast.runs.trainer import Trainer
 
 #: The words that stand for a network, as the kinds of run name them.
 _NETWORKS: Mapping[str, type[Trainer]] = {
-    word: get_kind(kind) for kind in kind_names() for word in get_kind(kind).sources
+    word: trainer for trainer in map(get_kind, kind_names()) for word in trainer.sources
 }
 Source = Annotated[
     str | None,

@@ -121,6 +121,8 @@ def _run(
 ) -> None:
     import resource
 
+    from bionas_fast.cli import app
+
     if signal_at_step is not None:
         _signal_at_step(*signal_at_step)
     if kill_at_write is not None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import report
+from bionas_fast.cli import app
 from bionas_fast.errors import InputError
 from bionas_fast.space import (
     NB201,
