@@ -34,7 +34,7 @@ from bionas_fast.search.method import frozen
 from bionas_fast.search.methods import check, get_method
 from bionas_fast.search.skip_limit import SkipLimit
 from bionas_fast.space import Genotype, get_space
-from bionas_fast.supernet import Mixture, Supernet, build_supernet
+from bionas_fast.supernet import Mixture, Supernet, SupernetOptions, build_supernet
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,11 @@ class Search(Trainer):
             in_channels=data.in_channels,
             engine=config.engine,
             seed=config.seed,
-            fixed=config.fixed,
-            skip_rules=config.skip_rules,
-            mixture=Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
+            options=SupernetOptions(
+                config.fixed,
+                config.skip_rules,
+                Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
+            ),
         ).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
         self.precision = Precision(config.amp, self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,7 +20,23 @@ from bionas_fast.supernet.stacked import StackedSupernet
 ENGINES: dict[str, type[Supernet]] = {"stacked": StackedSupernet, "modular": ModularSupernet}
 
 
-def build_supernet(  # noqa: PLR0913 settings by keyword, as those of a layer
+@dataclass(frozen=True)
+class SupernetOptions:
+    """The parts of a supernet that few searches change.
+
+    Attributes:
+        fixed: the rules of ``stem``, ``preprocess`` and ``head``; ``bp`` unless said otherwise.
+        skip_rules: whether skip connections learn by their rule. The code published with the paper trains strided ones
+            by back-propagation and gives the others no rule; False reproduces that.
+        mixture: factorised alphas, normalised edges, partial channels; none of them by default.
+    """
+
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    skip_rules: bool = True
+    mixture: Mixture = field(default_factory=Mixture)
+
+
+def build_supernet(
     space: str | Space = "bionas",
     *,
     channels: int = 16,
@@ -28,9 +45,7 @@ def build_supernet(  # noqa: PLR0913 settings by keyword, as those of a layer
     in_channels: int = 3,
     engine: str = "stacked",
     seed: int = 0,
-    fixed: Mapping[str, str] | None = None,
-    skip_rules: bool = True,
-    mixture: Mixture | None = None,
+    options: SupernetOptions | None = None,
 ) -> Supernet:
     """Build the supernet of a search space.
 
@@ -41,10 +56,7 @@ def build_supernet(  # noqa: PLR0913 settings by keyword, as those of a layer
             residual blocks halve the size.
         engine: ``"stacked"``, all candidates batched, or ``"modular"``, one module per candidate: the same function.
         seed: of all weights, alphas and random feedback. PyTorch's own generator is left untouched.
-        fixed: the rules of ``stem``, ``preprocess`` and ``head``; ``bp`` unless said otherwise.
-        skip_rules: whether skip connections learn by their rule. The code published with the paper trains strided ones
-            by back-propagation and gives the others no rule; False reproduces that.
-        mixture: factorised alphas, normalised edges, partial channels; none of them by default.
+        options: the rules of the fixed layers, and how candidates are mixed.
 
     Returns:
         A network that maps images [N, in_channels, H, W] to logits [N, num_classes].
@@ -54,11 +66,12 @@ def build_supernet(  # noqa: PLR0913 settings by keyword, as those of a layer
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
+    options = options or SupernetOptions()
     space = get_space(space)
-    shape = NetworkShape(channels, cells, num_classes, in_channels, fixed_rules(fixed), affine=False)
+    shape = NetworkShape(channels, cells, num_classes, in_channels, fixed_rules(options.fixed), affine=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ENGINES[engine](space, shape, mixture or Mixture(), skip_rules)
+        net = ENGINES[engine](space, shape, options.mixture, options.skip_rules)
     connect_direct_feedback(net, num_classes)
     name_layers(net)
     return net

@@ -28,7 +28,7 @@ from bionas_fast.space import (
 )
 from bionas_fast.space.cells import CellShape
 from bionas_fast.space.operations import ResidualReduction
-from bionas_fast.supernet import Mixture
+from bionas_fast.supernet import Mixture, SupernetOptions
 from bionas_fast.supernet.modular import ModularCell
 from helpers.supernets import gradients, relative
 from helpers.tolerances import ENGINES, POPULATIONS, SAME_BITS
@@ -292,7 +292,10 @@ def test_same_function_in_both_engines(space, settings):
 
 @pytest.mark.parametrize("partial_channels", [1, 2])
 def test_population(partial_channels):
-    modular, stacked = (net.double() for net in both("nb201", mixture=Mixture(partial_channels=partial_channels)))
+    modular, stacked = (
+        net.double()
+        for net in both("nb201", options=SupernetOptions(mixture=Mixture(partial_channels=partial_channels)))
+    )
     with torch.no_grad():
         modular(2 * torch.randn(8, 2, 6, 6, dtype=torch.float64) + 1)
     stacked.load_modular(modular)

@@ -13,6 +13,7 @@ from bionas_fast import InputError
 from bionas_fast.ops.factorized_reduce import rectified_grids
 from bionas_fast.space import get_space
 from bionas_fast.space.operations import FactorizedReduce, Skip
+from bionas_fast.supernet import SupernetOptions
 from bionas_fast.supernet.mixed_op import MixedOp
 from helpers.tolerances import SAME_BITS
 
@@ -93,7 +94,7 @@ def test_skip_is_an_identity_whose_error_follows_its_rule(rule):
 
 @pytest.mark.parametrize("skip_rules", [True, False])
 def test_strided_skips_use_their_rule(skip_rules):
-    net = small(skip_rules=skip_rules)
+    net = small(options=SupernetOptions(skip_rules=skip_rules))
     reduce_edge = net.cells[1].edges[0]
     skips = [m for m in reduce_edge.candidates if isinstance(m, FactorizedReduce)]
     assert [m.conv_1.rule for m in skips] == (["usf", "brsf", "frsf"] if skip_rules else ["bp"] * 3)
@@ -137,7 +138,7 @@ def test_seed_decides_everything_and_leaves_the_generator_alone():
 
 
 def test_fixed_rules():
-    net = small(fixed={"stem": "usf", "preprocess": "fa", "head": "brsf"})
+    net = small(options=SupernetOptions(fixed={"stem": "usf", "preprocess": "fa", "head": "brsf"}))
     assert net.stem[0].rule == "usf"
     assert net.cells[0].preprocess0[1].rule == "fa"
     assert net.cells[2].preprocess0.conv_2.rule == "fa"

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import bionas_fast as bf
 from bionas_fast.errors import InputError
 from bionas_fast.space import Candidate, Space, get_space
-from bionas_fast.supernet import Mixture, build_supernet
+from bionas_fast.supernet import Mixture, SupernetOptions, build_supernet
 from helpers.tolerances import POPULATIONS, SAME_BITS
 
 SHAPE = {"channels": 4, "cells": 3, "num_classes": 5, "in_channels": 2}
@@ -39,7 +39,10 @@ def mixing_of(space, individuals, seed=0, sharp=3.0):
 @pytest.mark.parametrize("space", ["bionas", "bionas-hl-pc"])
 @pytest.mark.parametrize("partial_channels", [1, 2])
 def test_population_is_one_forward_each(space, partial_channels):
-    modular, stacked = (net.double().eval() for net in both(space, mixture=Mixture(partial_channels=partial_channels)))
+    modular, stacked = (
+        net.double().eval()
+        for net in both(space, options=SupernetOptions(mixture=Mixture(partial_channels=partial_channels)))
+    )
     x = torch.randn(3, 2, 9, 7, dtype=torch.float64)
     mixing = {kind: own.double() for kind, own in mixing_of(modular.space, 4).items()}
     expected = modular.population(x, mixing)
@@ -94,7 +97,7 @@ def test_population_refuses(engine):
     ids=lambda mixture: "-".join(str(value) for value in vars(mixture).values()),
 )
 def test_engines_agree(mixture):
-    modular, stacked = (net.double() for net in both(mixture=mixture))
+    modular, stacked = (net.double() for net in both(options=SupernetOptions(mixture=mixture)))
     with torch.no_grad():
         for p, q in zip(modular.alpha_parameters(), stacked.alpha_parameters(), strict=True):
             p.copy_(torch.randn_like(p))
@@ -111,7 +114,7 @@ def test_engines_agree(mixture):
 
 
 def test_factorised_alphas_add_up():
-    net = built("modular", mixture=Mixture(factorised=True))
+    net = built("modular", options=SupernetOptions(mixture=Mixture(factorised=True)))
     space = net.space
     assert {name: tuple(p.shape) for name, p in net.alphas.items()} == {
         "normal_operation": (14, 8),
@@ -134,7 +137,7 @@ def test_factorised_alphas_add_up():
 
 def test_edge_normalisation():
     """PC-DARTS: a node's edges share 1 by softmax(beta), and the genotype goes by alpha times beta."""
-    net = built("modular", mixture=Mixture(edge_normalisation=True))
+    net = built("modular", options=SupernetOptions(mixture=Mixture(edge_normalisation=True)))
     with torch.no_grad():
         for p in net.alpha_parameters():
             p.copy_(torch.randn_like(p))
@@ -182,7 +185,7 @@ def test_bad_mixtures():
     with pytest.raises(InputError, match="partial_channels: expected at least 1, got 0"):
         Mixture(partial_channels=0)
     with pytest.raises(InputError, match="channels: expected a multiple of partial_channels 4, got 6"):
-        built("stacked", channels=6, mixture=Mixture(partial_channels=4))
+        built("stacked", channels=6, options=SupernetOptions(mixture=Mixture(partial_channels=4)))
 
 
 def test_mixing_may_be_given():

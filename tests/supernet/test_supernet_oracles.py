@@ -14,7 +14,7 @@ from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.darts import Darts
 from bionas_fast.space import get_space
 from bionas_fast.space.cells import CellShape
-from bionas_fast.supernet import build_supernet
+from bionas_fast.supernet import SupernetOptions, build_supernet
 from bionas_fast.supernet.base import without_skip_rules
 from bionas_fast.supernet.mixed_op import MixedOp
 from bionas_fast.supernet.modular import ModularCell
@@ -128,7 +128,7 @@ def test_network(case, engine):
         channels=arguments["C"],
         cells=arguments["layers"],
         num_classes=arguments["num_classes"],
-        skip_rules=False,
+        options=SupernetOptions(skip_rules=False),
         engine="modular",
     )
     inject(net, arrays, info, primitives)
