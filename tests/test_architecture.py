@@ -30,17 +30,17 @@ def test_imports_keep_the_contracts():
 
 #: Calls, and what mypy says to each.
 CALLS = {
-    "pools.reference.forward(torch.ones(1, 4, 4, 1), 1)": "",
-    "pools.reference.forward('x', 1)": 'Argument 1 to "forward" has incompatible type "str"; expected "Tensor"',
-    "pools.reference.forward(torch.ones(1, 4, 4, 1))": 'Missing positional argument "stride" in call to "forward"',
-    "pools.reference.forwards": "Module has no attribute",
+    "pooling.reference.forward(torch.ones(1, 4, 4, 1), 1)": "",
+    "pooling.reference.forward('x', 1)": 'Argument 1 to "forward" has incompatible type "str"; expected "Tensor"',
+    "pooling.reference.forward(torch.ones(1, 4, 4, 1))": 'Missing positional argument "stride" in call to "forward"',
+    "pooling.reference.forwards": "Module has no attribute",
 }
 
 
 @needs_link
 def test_a_wrong_call_into_a_kernel_is_a_type_error(tmp_path):
     caller = tmp_path / "caller_of_kernels.py"
-    head = ["import torch", "import bionas_fast.kernels.pools.reference", "from bionas_fast.kernels import pools"]
+    head = ["import torch", "import bionas_fast.kernels.pooling.reference", "from bionas_fast.kernels import pooling"]
     caller.write_text("\n".join([*head, *CALLS]))
     # Takes long only where no run over the package has left a cache.
     done = subprocess.run([sys.executable, "-m", "mypy", caller], cwd=ROOT, capture_output=True, text=True)

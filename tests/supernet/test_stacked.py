@@ -348,7 +348,7 @@ def _alpha_path(engine, dtype, backend, seed, steps=20):
     with bf.use_backend(backend):
         for _ in range(steps):
             x, y = next(train)
-            search.strategy.before_weight_step(x, y, valid)
+            search.method.before_weight_step(x, y, valid)
             search._weight_step(x, y)
             path.append(torch.cat([a.detach().flatten() for a in search.net.alpha_parameters()]).double())
     return torch.stack(path)
