@@ -85,11 +85,11 @@ Cells = Annotated[int, Field(ge=1, description="Cells in all; with nb201, in eac
 class RunConfig(Config):
     """The settings that all kinds of run share."""
 
-    dataset: Annotated[str, Option()] = Field("digits", description="The data set.")
+    dataset: Annotated[str, Option()] = Field("digits", description="The dataset.")
     data_dir: Annotated[str | None, Option(), Changeable()] = Field(
-        None, description="The folder that holds the data set."
+        None, description="The folder that holds the dataset."
     )
-    download: Annotated[bool, Option(), Changeable()] = Field(False, description="Fetch the data set if it is missing.")
+    download: Annotated[bool, Option(), Changeable()] = Field(False, description="Fetch the dataset if it is missing.")
     epochs: Epochs
     batch_size: Annotated[int, Option()] = Field(64, ge=1, description="Images in a batch, over all processes.")
     seed: Annotated[int, Option()] = Field(
@@ -107,7 +107,7 @@ class RunConfig(Config):
     )
     plugins: Annotated[tuple[str, ...], Option("--plugin", "MODULE|FILE.py", repeated=True), Changeable()] = Field(
         (),
-        description="Module or file to import first, which registers rules, operations, spaces, data sets or methods.",
+        description="Module or file to import first, which registers rules, operations, spaces, datasets or methods.",
     )
 
     def settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Plugins: a user's modules, whose rules, operations, spaces and data sets register themselves when imported.
+"""Plugins: a user's modules, whose rules, operations, spaces and datasets register themselves when imported.
 
 Importing runs code, so only a name that somebody typed is imported. What a run's folder or a settings file names is
 never; an unknown name in it is explained instead.

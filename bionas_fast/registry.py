@@ -1,4 +1,4 @@
-"""The class of all registries: rules, operations, spaces, data sets, search methods, kinds of run."""
+"""The class of all registries: rules, operations, spaces, datasets, search methods, kinds of run."""
 
 from __future__ import annotations
 

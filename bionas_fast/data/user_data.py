@@ -1,7 +1,7 @@
-"""User data: ``folder:PATH``, a folder of images for each class, and ``npz:FILE``, arrays.
+"""User data: ``folder:PATH``, one image folder per class, and ``npz:FILE``, arrays.
 
-Both are read into memory. Where the data have no test images, one image in five of every class becomes one, always the
-same.
+Both are read into memory. Without separate test images, one image in five of each class, always the same ones, is
+held out.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _GREY = ("1", "L", "LA", "La")
 def folder(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Load images from ``PATH/train/<class>/`` and ``PATH/test/<class>/``, or from ``PATH/<class>/``.
 
-    The layout is that of torchvision. Classes are numbered in the order of their names. Images are grey if all of them
-    are, else all are colour; transparency is dropped. They must have one size, or be given one: ``folder:PATH,size=32``
-    scales the shorter side to 32 pixels and keeps the square in the middle.
+    The layout is that of torchvision's ``ImageFolder``. Classes are numbered in the order of their names. Images have
+    one channel if all of them are greyscale, otherwise three; transparency is dropped. All must have the same size,
+    unless one is set: ``folder:PATH,size=32`` scales the shorter side to 32 pixels and crops the central square.
 
     Raises:
-        InputError: no such folder, a class without images or one class only, a test class that is not trained, a file
-            that is damaged or has more than 8 bits a channel, images of different sizes.
+        InputError: no such folder, a class without images, a single class, a test class missing from the training
+            classes, a file that is damaged or has more than 8 bits per channel, images of different sizes.
     """
     name = f"folder:{argument}"
     path, size = _read_size(argument)
@@ -66,14 +66,14 @@ def folder(argument: str, data_dir: Path | None = None, *, download: bool = Fals
 
 @register_dataset("npz:")
 def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
-    """Load arrays ``x_train, y_train, x_test, y_test``, or ``x, y``, from a file of :func:`numpy.savez`.
+    """Load arrays ``x_train, y_train, x_test, y_test``, or ``x, y``, from a file written by :func:`numpy.savez`.
 
-    Images are uint8, or floating point in [0, 1]: [N, H, W], [N, H, W, C] or [N, C, H, W]. C is the one of the two axes
-    that is 1 to 4. Labels are integers from 0, [N] or [N, 1].
+    Images are uint8, or floating point in [0, 1]: [N, H, W], [N, H, W, C] or [N, C, H, W]. C is whichever of the two
+    axes has length 1 to 4. Labels are integers from 0, [N] or [N, 1].
 
     Raises:
-        InputError: no such file, a damaged one, one that holds Python objects (nothing is unpickled), or arrays that
-            are not as above.
+        InputError: no such file, a damaged one, one that holds Python objects (nothing is unpickled), or arrays
+            of another format.
     """
     name = f"npz:{argument}"
     path = _absolute(argument, data_dir)
@@ -87,15 +87,15 @@ def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, 
         groups = (ARRAYS, ("x", "y"))
         keys = next((keys for keys in groups if all(key in file.files for key in keys)), None)
         if keys is None:
-            held = ", ".join(file.files) or "nothing"
-            raise InputError(f"{path}: needs {', '.join(ARRAYS)}, or x, y; it holds {held}")
+            content = ", ".join(file.files) or "nothing"
+            raise InputError(f"{path}: needs {', '.join(ARRAYS)}, or x, y; it holds {content}")
         arrays = {key: _read_array(file, key, path) for key in keys}
     pairs = zip(keys[::2], keys[1::2], strict=True)
     return _dataset(name, [_pair(path, x, arrays[x], y, arrays[y]) for x, y in pairs])
 
 
 def _dataset(name: str, parts: Sequence[Batch], classes: Sequence[str] | None = None) -> Dataset:
-    """Build a data set from (training, test) pairs, or from one pair to be split; classes are named or numbered."""
+    """Create a dataset from (training, test) parts, or from one part to split; every class needs training images."""
     train, test = parts if len(parts) == 2 else split(*parts[0], TRAIN_FRACTION, seed=0)
     seen = set(train[1].unique().tolist())
     if min(seen) < 0:
@@ -140,7 +140,7 @@ def _classes(root: Path) -> list[str]:
 
 
 def _image_files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """List (file, label) of every image, class by class; a class may have no folder at all."""
+    """List (file, label) of every image, class by class; a class without a folder has none."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     pairs = []
@@ -165,20 +165,20 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def _read_images(paths: Sequence[Path], size: int | None, name: str) -> Tensor:
-    """Read images as uint8 [N, 1 or 3, H, W]. Errors show in the headers, before any image is decoded."""
+    """Read images as uint8 [N, 1 or 3, H, W]. Headers are checked before any image is decoded."""
     from PIL import Image, ImageOps
 
     grey, shape = True, (size, size) if size else None
     for path in paths:
         with _open_image(path) as image:
             if image.mode[0] in "IF":
-                raise InputError(f"{path}: more than 8 bits a channel ({image.mode}); make it 8, or use npz:FILE")
+                raise InputError(f"{path}: more than 8 bits per channel ({image.mode}); make it 8, or use npz:FILE")
             grey = grey and image.mode in _GREY
             shape = shape or image.size
             if not size and image.size != shape:
                 one, other = ("×".join(map(str, pixels)) for pixels in (shape, image.size))
                 raise InputError(
-                    f"{paths[0]} has {one} pixels, but {path} has {other}; {name}{_SIZE}{min(shape)} makes them alike"
+                    f"{paths[0]} has {one} pixels, but {path} has {other}; {name}{_SIZE}{min(shape)} gives them one size"
                 )
     assert shape is not None
     width, height = shape
@@ -216,7 +216,7 @@ def _pair(path: Path, x: str, images: np.ndarray, y: str, labels: np.ndarray) ->
 
 
 def _pixels(array: np.ndarray, what: str) -> Tensor:
-    """Convert an array to uint8 or float32 [N, C, H, W]."""
+    """Convert an array of images to uint8 or float32 [N, C, H, W]."""
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputError(f"{what} must be uint8, or floating point in [0, 1], not {array.dtype}")
     if array.ndim not in (3, 4) or not array.size:

@@ -20,38 +20,41 @@ from bionas_fast.space import Candidate, Genotype, Space
 
 _WIDTH = 10.8  # inches, the width of the page
 _LEFT = 0.62
-#: Of the first and the second kind of cell.
+#: Line styles of the first and the second kind of cell.
 _LINES = ("-", (0, (3, 1.5)))
 _SERIES = (("train", MUTED), ("valid", INK))
 
 
 def softmax(alpha: np.ndarray) -> np.ndarray:
-    """The weights of the candidates, [..., candidates]."""
+    """Compute the softmax weights of the candidates, [..., candidates]."""
     shifted = np.exp(alpha - alpha.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def grouped(weights: np.ndarray, space: Space, key: Callable[[Candidate], Any]) -> dict[Any, np.ndarray]:
-    """Sum weights [..., candidates] over the candidates with the same key, in the order of the space."""
+    """Sum weights [..., candidates] over the candidates with the same key; keys in order of first appearance."""
     keys = [key(candidate) for candidate in space.candidates]
-    return {k: weights[..., [i for i, own in enumerate(keys) if own == k]].sum(axis=-1) for k in dict.fromkeys(keys)}
+    members = {k: [i for i, other in enumerate(keys) if other == k] for k in dict.fromkeys(keys)}
+    return {k: weights[..., indices].sum(axis=-1) for k, indices in members.items()}
 
 
 def check_alphas(alphas: Mapping[str, np.ndarray], space: Space) -> None:
     """Raise InputError unless every array is [epochs + 1, edges, candidates] of the space, and finite."""
-    wanted = [len(space.edges), len(space.candidates)]
+    expected = [len(space.edges), len(space.candidates)]
     for kind, alpha in alphas.items():
-        if alpha.ndim != 3 or list(alpha.shape[1:]) != wanted or not len(alpha):
+        if alpha.ndim != 3 or list(alpha.shape[1:]) != expected or not len(alpha):
             shape = list(alpha.shape)
             raise InputError(
-                f"alphas[{kind!r}] has shape {shape}; space {space.name!r} has [epochs + 1, {wanted[0]}, {wanted[1]}]"
+                f"alphas[{kind!r}] has shape {shape}; space {space.name!r} has [epochs + 1, {expected[0]}, {expected[1]}]"
             )
         if not np.isfinite(alpha).all():
             raise InputError(f"alphas[{kind!r}] holds values that are not finite")
 
 
 def rule_shares(alpha: np.ndarray, space: Space) -> dict[str | None, np.ndarray]:
-    """Rule → its share of the softmax weight at every node, [nodes]; None stands for candidates without weights.
+    """Compute the share of each rule in the softmax weight at every node, rule → [nodes].
+
+    The key None collects the candidates without weights.
 
     Args:
         alpha: [edges, candidates] before the softmax.
@@ -62,7 +65,7 @@ def rule_shares(alpha: np.ndarray, space: Space) -> dict[str | None, np.ndarray]
 
 
 def edge_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
-    """Rule → its share of the edges into every node of a genotype's cell, [nodes]."""
+    """Compute the share of each rule among the edges into every node of a cell, rule → [nodes]."""
     nodes = [[edge.candidate.learning for edge in edges] for edges in genotype.cells[kind].nodes]
     used = dict.fromkeys(rule for node in nodes for rule in node)
     if not used:
@@ -71,12 +74,12 @@ def edge_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
 
 
 def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """Stacked bars, a node each: the share of every rule by α and on the edges of the genotype."""
+    """Draw one stacked bar per node: the shares of the rules by α, and on the edges of the genotype."""
     panels = []
     for kind in genotype.cells:
         if kind in alphas:
             panels.append((f"{cell_title(kind)}, by α", rule_shares(alphas[kind][-1], space)))
-        panels.append((f"{cell_title(kind)}, found edges", edge_shares(genotype, kind)))
+        panels.append((f"{cell_title(kind)}, genotype", edge_shares(genotype, kind)))
     order = sorted(dict.fromkeys(rule for _, shares in panels for rule in shares), key=lambda rule: rule is None)
     nodes = max(len(next(iter(shares.values()))) for _, shares in panels)
     skeleton = genotype.skeleton
@@ -99,7 +102,7 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
 
 
 def rules_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """A panel a rule: its share of the softmax weight in each cell over time."""
+    """Draw one panel per rule: its share of the softmax weight in each cell over time."""
 
     def look(rule: str | None) -> tuple[str, str]:
         return rule or NO_RULE, rule_color(rule)
@@ -108,7 +111,7 @@ def rules_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
 
 
 def operations_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """A panel an operation: its share of the softmax weight in each cell over time."""
+    """Draw one panel per operation: its share of the softmax weight in each cell over time."""
     return _over_time(alphas, space, lambda candidate: candidate.operation, lambda name: (name, INK))
 
 
@@ -141,7 +144,7 @@ def _over_time(
 
 
 def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Loss, accuracy, entropy of α and seconds over epochs, as far as they were measured; None if nothing was."""
+    """Draw loss, accuracy, entropy of α and seconds per epoch, where recorded; None if nothing was recorded."""
     epochs = [_number(row.get("epoch", i)) for i, row in enumerate(metrics, 1)]
 
     def series(key: str) -> list[float]:
@@ -174,7 +177,7 @@ def _number(value: Any) -> float:
 
 
 def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Lay out ``n`` panels in rows of equal size, with room for a key below; ``height`` of a row in inches."""
+    """Lay out ``n`` panels in rows of equal size, with room for a legend below; ``height`` of a row in inches."""
     rows = -(-n // columns)
     total = rows * height + 0.3
     figure = Figure(figsize=(_WIDTH, total), facecolor=PAPER)
@@ -199,7 +202,7 @@ def _dress(ax: Axes, title: str) -> None:
 
 
 def _key(figure: Figure, entries: Iterable[tuple[str, str, Any]]) -> None:
-    """One line below the panels: names with a square (``"s"``) or a line of a style each."""
+    """Draw a one-line legend below the panels: each name with a square (``"s"``) or a line style."""
     handles = []
     for name, color, style in entries:
         look: dict[str, Any] = (

@@ -72,7 +72,7 @@ def train(
         progress: is told how the training proceeds.
 
     Raises:
-        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, a loss that
+        InputError: a setting that names nothing, a dataset that is not there, a folder that is not empty, a loss that
             is no longer finite; a run that cannot be resumed.
         Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
     """

@@ -40,7 +40,7 @@ class SoftHebbConfig(RunConfig):
 
     epochs: Annotated[int, Option()] = Field(50, ge=1, description="Epochs of the head.")
     architecture: Literal["cifar10", "mnist", "fashion-mnist"] = Field(
-        "mnist", description="The network, by the data set that it was published for."
+        "mnist", description="The network, by the dataset that it was published for."
     )
     rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = Field(
         "softhebb", description="How the filters learn; random keeps the initial ones, as a baseline."
@@ -84,7 +84,7 @@ def train_softhebb(
         progress: is told how the training proceeds.
 
     Raises:
-        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, filters that
+        InputError: a setting that names nothing, a dataset that is not there, a folder that is not empty, filters that
             are no longer finite; a run that cannot be resumed.
         Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
     """

@@ -1,4 +1,4 @@
-"""Data sets by name. The oracles: scikit-learn, and files written here."""
+"""Datasets by name. The oracles: scikit-learn, and files written here."""
 
 from __future__ import annotations
 

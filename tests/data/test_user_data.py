@@ -1,4 +1,4 @@
-"""Data sets from a user's folders and arrays. The oracles: numpy, torchvision's ImageFolder, the images as written."""
+"""Datasets from a user's folders and arrays. The oracles: numpy, torchvision's ImageFolder, the images as written."""
 
 from __future__ import annotations
 
