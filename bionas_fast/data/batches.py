@@ -140,8 +140,9 @@ class BatchStream:
 
     ``next(stream)`` returns (images float32 [batch, C, H, W], labels int64 [batch]): cropped and flipped, cut
     out, normalised. The stream is a function of ``seed`` alone, on every device. Each epoch is a new permutation
-    without its last incomplete batch. The data is moved to the device once. Under data parallelism, give every rank the same stream of the global
-    batch and let it take its shard: then the result does not depend on the number of ranks.
+    without its last incomplete batch. The data is moved to the device once.
+    Under data parallelism, give every rank the same stream of the global batch and let it take its shard: then the
+    result does not depend on the number of ranks.
 
     Args:
         images: [N, C, H, W], uint8 or float32 in [0, 1].

@@ -178,7 +178,7 @@ def _read_images(paths: Sequence[Path], size: int | None, name: str) -> Tensor:
             if not size and image.size != shape:
                 one, other = ("×".join(map(str, pixels)) for pixels in (shape, image.size))
                 raise InputError(
-                    f"{paths[0]} has {one} pixels, but {path} has {other}; {name}{_SIZE}{min(shape)} gives them one size"
+                    f"{paths[0]} has {one} pixels, but {path} has {other}; {name}{_SIZE}{min(shape)} resizes them"
                 )
     assert shape is not None
     width, height = shape

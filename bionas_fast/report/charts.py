@@ -43,9 +43,10 @@ def check_alphas(alphas: Mapping[str, np.ndarray], space: Space) -> None:
     expected = [len(space.edges), len(space.candidates)]
     for kind, alpha in alphas.items():
         if alpha.ndim != 3 or list(alpha.shape[1:]) != expected or not len(alpha):
-            shape = list(alpha.shape)
+            edges, candidates = expected
             raise InputError(
-                f"alphas[{kind!r}] has shape {shape}; space {space.name!r} has [epochs + 1, {expected[0]}, {expected[1]}]"
+                f"alphas[{kind!r}] has shape {list(alpha.shape)}; "
+                f"space {space.name!r} has [epochs + 1, {edges}, {candidates}]"
             )
         if not np.isfinite(alpha).all():
             raise InputError(f"alphas[{kind!r}] holds values that are not finite")

@@ -1,4 +1,4 @@
-"""The colours that drawings share: one per learning rule, and a few for everything else."""
+"""The colours of all drawings: one per learning rule, and a few for everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The edges of a genotype, and the cells that they make up."""
+"""Edges and cells of a genotype."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Cell:
     """A discrete cell: the edges into each node, and the nodes whose concatenation is the output.
 
     Raises:
-        InputError: a source that does not exist yet at that node, ``none`` on an edge, a concatenation of states that
-            are not nodes. In a cell of DARTS, a node without edges; in one of NAS-Bench-201, two edges between the same
-            states, an output other than the last node. The message says where.
+        InputError: a source that is not before its node, ``none`` on an edge, a concatenation of states that are not
+            nodes; in a DARTS cell, a node without edges; in a NAS-Bench-201 cell, two edges between the same states
+            or an output other than the last node. The message names the place.
     """
 
     nodes: tuple[tuple[Edge, ...], ...]

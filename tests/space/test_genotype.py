@@ -91,7 +91,7 @@ def test_with_rule():
         (('"stem": "usf"', '"stem": "us"'), r"fixed\.stem.*'us'.*'usf'"),
         (('"stem": "usf"', '"stem": 3'), r"fixed\.stem.*string"),
         (('"format_version": 1', '"format_version": 2'), "format_version.*2"),
-        (('"normal"', '"reduce"'), "'reduce' is given twice"),
+        (('"normal"', '"reduce"'), "'reduce' occurs twice"),
         (('"nodes": [["avg', '"nodes": [[], ["avg'), r"reduce\.nodes\[0\].*at least one"),
         (("{", "", 1), "line 2"),
         (("]],", "]]", 1), r"line 4, column \d+"),
