@@ -1,4 +1,4 @@
-"""Datasets from a user's folders and arrays. The oracles: numpy, torchvision's ImageFolder, the images as written."""
+"""Datasets from user folders and arrays. Oracles: numpy, torchvision's ImageFolder, the images as written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
 
 
 def fill(root: Path, counts: dict[str, int], shape: tuple[int, ...] = (3, 5, 3)) -> dict[Path, np.ndarray]:
-    """So many pictures in the folder of each class; what each file holds."""
+    """Write n images into the folder of each class; return the contents of each file."""
     pictures = {root / name / f"{i:02}.png": picture(*shape) for name, count in counts.items() for i in range(count)}
     for path, pixels in pictures.items():
         save(path, pixels)
@@ -46,8 +46,8 @@ def as_channels_first(pictures) -> np.ndarray:
 @pytest.mark.parametrize(("shape", "channels"), [((3, 5, 3), 3), ((4, 4), 1)], ids=["colour", "grey"])
 def test_folder_with_train_and_test(tmp_path, shape, channels):
     train = fill(tmp_path / "train", {"cat": 3, "Ant": 2, "bee": 4}, shape)
-    test = fill(tmp_path / "test", {"bee": 1, "cat": 2}, shape)  # a class may be absent from the test
-    # What is no image and what is hidden does not count; folders within a class do.
+    test = fill(tmp_path / "test", {"bee": 1, "cat": 2}, shape)  # a class may be missing from the test images
+    # Non-images and hidden files are ignored; subfolders of a class are read.
     (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
     (tmp_path / "train" / "cat" / "._00.png").write_text("not an image")
     (tmp_path / "train" / ".cache").mkdir()
@@ -85,7 +85,7 @@ def test_folder_without_parts_is_split_by_class(tmp_path):
     for label, count in enumerate(counts.values()):
         assert abs(int((data.labels == label).sum()) - 0.8 * count) <= 1
 
-    # Every picture once, with its label.
+    # Every image once, with its label.
     labels = {pixels.transpose(2, 0, 1).tobytes(): "abc".index(path.parent.name) for path, pixels in pictures.items()}
     images = torch.cat([data.images, data.test_images]).numpy()
     assert [labels.pop(i.tobytes()) for i in images] == [*data.labels.tolist(), *data.test_labels.tolist()]
@@ -188,7 +188,7 @@ def test_deep_image_is_not_cut_to_8_bits(tmp_path):
         bf.load_dataset(f"folder:{tmp_path}")
 
 
-# uint8 images as an array of any layout, and the same as [N, C, H, W]
+# uint8 images in several array layouts, and the same images as [N, C, H, W]
 LAYOUTS = {
     "NHW": ((6, 5, 7), lambda x: x[:, None]),
     "NHWC": ((6, 5, 7, 3), lambda x: x.transpose(0, 3, 1, 2)),
@@ -338,7 +338,7 @@ def test_scheme_of_ones_own():
 
 
 def test_searched_and_trained(tmp_path, monkeypatch):
-    """Two classes told apart by brightness; the run folder names the data, and needs no more than that."""
+    """Two classes of different brightness; the data are found again by their name in the run folder."""
     monkeypatch.chdir(tmp_path)
     y = np.arange(80) % 2
     np.savez("own.npz", x=(picture(80, 6, 6) // 2 + 128 * y[:, None, None]).astype(np.uint8), y=y)
