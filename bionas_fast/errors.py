@@ -55,5 +55,5 @@ def shown(value: object, length: int = 80) -> str:
     """Format a value for a message, truncated to ``length`` characters."""
     try:
         return f"{value!r:.{length}}"
-    except ValueError:  # an integer within has more digits than Python writes
+    except ValueError:  # it contains an integer with more digits than Python formats
         return f"a {type(value).__name__} with a number of too many digits"

@@ -77,7 +77,7 @@ def _import_module(name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _failed(name, error) from error
-        hint = f"; the file is given as {name}.py" if Path(f"{name}.py").is_file() else ""
+        hint = f"; to import the file, give {name}.py" if Path(f"{name}.py").is_file() else ""
         raise InputError(f"plugin {name!r}: no module of that name is installed{hint}") from None
     except (Exception, SystemExit) as error:
         raise _failed(name, error) from error

@@ -77,7 +77,7 @@ def get_law(init: str, shape: tuple[int, ...]) -> Law:
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    # As torch.nn.init counts them: fan_out is not divided by groups.
+    # Like torch.nn.init: fan_out is not divided by groups.
     receptive = math.prod(shape[2:])
     return max(shape[1] * receptive, 1), max(shape[0] * receptive, 1)
 

@@ -120,7 +120,7 @@ class Augment:
             y, x = y + offset_y, x + offset_x
         image = torch.arange(n)[:, None, None]
         image, y, x = (i.to(images.device) for i in (image, y[:, :, None], x[:, None, :]))
-        # The channels stand between the gathered dimensions, so indexing moves them to the end.
+        # The channels are between the indexed dimensions, so indexing moves them to the end.
         return images[image, :, y, x].permute(0, 3, 1, 2).contiguous()
 
     def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -207,12 +207,12 @@ class BatchStream:
             self._permutation = torch.randperm(len(self.labels), generator=self._generator)
             self._position = 0
         start = self._position * self.batch_size
-        chosen = self._permutation[start : start + self.batch_size].to(self.labels.device)
-        images = as_float(self.images[chosen])
+        indices = self._permutation[start : start + self.batch_size].to(self.labels.device)
+        images = as_float(self.images[indices])
         if self.augment is not None:
             images = self.augment(images, self._generator, blank=self.mean)
         self._position += 1
-        return normalise(images, self.mean, self.std), self.labels[chosen]
+        return normalise(images, self.mean, self.std), self.labels[indices]
 
     def epoch(self) -> Iterator[Batch]:
         """Yield the remaining batches of the current epoch, or all batches of the next one if none is in progress."""

@@ -48,8 +48,8 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
     if len(content) != header + prod(shape):
         raise InputError(
-            f"{path}: truncated or damaged: the header promises {header + prod(shape)} bytes, "
-            f"{shape} after a header of {header}, and there are {len(content)}"
+            f"{path}: truncated or damaged: expected {header + prod(shape)} bytes, "
+            f"{shape} after a header of {header}, got {len(content)}"
         )
     if not prod(shape):
         raise InputError(f"{path}: empty: its shape is {shape}")

@@ -168,7 +168,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
     plain, colon, argument = name.partition(":")
     load = _registry.get(plain + colon)
     if colon and not argument:
-        raise InputError(f"dataset {name!r}: something must follow the colon, such as {name}PATH")
+        raise InputError(f"dataset {name!r}: expected an argument after the colon, such as {name}PATH")
     folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
     arguments = (argument, folder) if colon else (folder,)
     dataset = load(*arguments, download=download, seed=seed)
@@ -251,7 +251,7 @@ def _load_idx(name: str, torchvision_name: str, roots: list[Path], download: boo
 def _idx_files(folder: Path) -> dict[str, Path]:
     """Find the four IDX files in a folder, uncompressed before ``.gz``."""
     candidates = ((file, folder / f"{file}{suffix}") for file in _IDX_FILES for suffix in (".gz", ""))
-    # os.path, because Path.is_file raises where a folder may not be read.
+    # os.path, because Path.is_file raises if a folder is not readable.
     return {file: path for file, path in candidates if os.path.isfile(path)}
 
 

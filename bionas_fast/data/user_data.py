@@ -51,12 +51,12 @@ def folder(argument: str, data_dir: Path | None = None, *, download: bool = Fals
     parts = [root / "train", root / "test"]
     missing = [part for part in parts if not os.path.isdir(part)]
     if len(missing) == 1:
-        raise InputError(f"dataset {name!r}: no folder {missing[0]}; train and test come together")
+        raise InputError(f"dataset {name!r}: no folder {missing[0]}; train and test are both required")
     roots = [root] if missing else parts
     classes = _classes(roots[0])
-    for foreign in _classes(roots[-1]):
-        if foreign not in classes:
-            raise InputError(f"dataset {name!r}: class {foreign!r} is in {roots[-1]}, but not in {roots[0]}")
+    for test_class in _classes(roots[-1]):
+        if test_class not in classes:
+            raise InputError(f"dataset {name!r}: class {test_class!r} is in {roots[-1]}, but not in {roots[0]}")
     files = [_image_files(part, classes) for part in roots]
     images = _read_images([path for part in files for path, _ in part], size, name)
     labels = torch.tensor([label for part in files for _, label in part], dtype=torch.int64)
@@ -97,15 +97,15 @@ def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, 
 def _dataset(name: str, parts: Sequence[Batch], classes: Sequence[str] | None = None) -> Dataset:
     """Create a dataset from (training, test) parts, or from one part to split; every class needs training images."""
     train, test = parts if len(parts) == 2 else split(*parts[0], TRAIN_FRACTION, seed=0)
-    seen = set(train[1].unique().tolist())
-    if min(seen) < 0:
-        raise InputError(f"dataset {name!r}: labels must be 0 or more, not {min(seen)}")
+    trained = set(train[1].unique().tolist())
+    if min(trained) < 0:
+        raise InputError(f"dataset {name!r}: labels must be 0 or more, not {min(trained)}")
     num_classes = int(parts[0][1].max()) + 1 if classes is None else len(classes)
-    unseen = next((label for label in range(num_classes) if label not in seen), None)
-    if unseen is not None:
-        which = f"{unseen} of 0 to {num_classes - 1}" if classes is None else repr(classes[unseen])
-        apart = "; one image in five of every class is set apart for tests" if len(parts) == 1 else ""
-        raise InputError(f"dataset {name!r}: no training image of class {which}{apart}")
+    missing = next((label for label in range(num_classes) if label not in trained), None)
+    if missing is not None:
+        which = f"{missing} of 0 to {num_classes - 1}" if classes is None else repr(classes[missing])
+        held_out = "; one image in five of every class is held out for testing" if len(parts) == 1 else ""
+        raise InputError(f"dataset {name!r}: no training image of class {which}{held_out}")
     if num_classes < 2:
         raise InputError(f"dataset {name!r}: there is only one class")
     return Dataset.from_tensors(name, train, test, num_classes)
@@ -121,7 +121,7 @@ def _readable(path: Path, what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # a damaged file makes its reader raise nearly anything
+    except Exception as error:  # on a damaged file the reader raises nearly anything
         raise InputError(f"{path}: cannot be read as {what}: {str(error).partition(chr(10))[0]}") from error
 
 
@@ -152,7 +152,7 @@ def _image_files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
             raise InputError(f"no images in {root / name}; images end in {', '.join(IMG_EXTENSIONS)}")
         pairs += [(file, label) for file in images]
     if not pairs:
-        raise InputError(f"no images in {root}: it needs a folder for each class")
+        raise InputError(f"no images in {root}: expected one folder per class")
     return pairs
 
 
@@ -208,7 +208,7 @@ def _pair(path: Path, x: str, images: np.ndarray, y: str, labels: np.ndarray) ->
     if len(labels.shape) not in (1, 2) or labels.size != len(labels) or labels.dtype.kind not in "iu":
         raise InputError(f"{path}: {y} must be integers [N], not {labels.dtype} {list(labels.shape)}")
     if labels.size and labels.max() >= 2**63:
-        raise InputError(f"{path}: {y} holds {labels.max()}, which is no label")
+        raise InputError(f"{path}: {y} holds {labels.max()}, which is not a label")
     pixels = _pixels(images, f"{path}: {x}")
     if len(pixels) != len(labels):
         raise InputError(f"{path}: {x} has {len(pixels)} images, but {y} has {len(labels)} labels")

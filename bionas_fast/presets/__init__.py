@@ -13,7 +13,7 @@ from bionas_fast.errors import unknown
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings with a name.
+    """Named settings of one kind of run.
 
     Attributes:
         name: name of the preset.

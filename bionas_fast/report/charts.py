@@ -1,4 +1,4 @@
-"""The charts of a search's report: shares of learning rules, α over time, curves. Each function returns a Figure."""
+"""Charts of the report of a search: shares of learning rules, α over time, curves."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
     names = [f"node {skeleton.state_name(len(skeleton.input_names) + n)}" for n in range(nodes)]
     figure, axes = _grid(len(panels), len(panels), 0.36 * nodes + 0.75)
     for ax, (title, shares) in zip(axes, panels, strict=True):
-        _dress(ax, title)
+        _style_axes(ax, title)
         left = np.zeros(len(next(iter(shares.values()))))
         for rule in (rule for rule in order if rule in shares):
             share = shares[rule]
@@ -98,17 +98,17 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(False)
         ax.spines["left"].set_visible(False)
-    _key(figure, [(rule or NO_RULE, rule_color(rule), "s") for rule in order])
+    _legend(figure, [(rule or NO_RULE, rule_color(rule), "s") for rule in order])
     return figure
 
 
 def rules_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
     """Draw one panel per rule: its share of the softmax weight in each cell over time."""
 
-    def look(rule: str | None) -> tuple[str, str]:
+    def title_and_color(rule: str | None) -> tuple[str, str]:
         return rule or NO_RULE, rule_color(rule)
 
-    return _over_time(alphas, space, lambda candidate: candidate.learning, look)
+    return _over_time(alphas, space, lambda candidate: candidate.learning, title_and_color)
 
 
 def operations_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
@@ -120,7 +120,7 @@ def _over_time(
     alphas: Mapping[str, np.ndarray],
     space: Space,
     key: Callable[[Candidate], Any],
-    look: Callable[[Any], tuple[str, str]],
+    title_and_color: Callable[[Any], tuple[str, str]],
 ) -> Figure:
     series = {kind: grouped(softmax(alpha), space, key) for kind, alpha in alphas.items()}
     keys = sorted(next(iter(series.values())), key=lambda k: k is None)
@@ -129,8 +129,8 @@ def _over_time(
     styles = dict(zip(series, _LINES, strict=False))
     figure, axes = _grid(len(keys), columns, 1.55)
     for i, (ax, k) in enumerate(zip(axes, keys, strict=True)):
-        title, color = look(k)
-        _dress(ax, title)
+        title, color = title_and_color(k)
+        _style_axes(ax, title)
         for kind, groups in series.items():
             weight = groups[k].mean(axis=-1)
             mark = "o" if len(weight) == 1 else None
@@ -140,7 +140,7 @@ def _over_time(
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.tick_params(labelleft=i % columns == 0)
-    _key(figure, [(cell_title(kind), MUTED, style) for kind, style in styles.items()])
+    _legend(figure, [(cell_title(kind), MUTED, style) for kind, style in styles.items()])
     return figure
 
 
@@ -161,7 +161,7 @@ def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure, axes = _grid(len(panels), len(panels), 2.2)
     for ax, (title, lines) in zip(axes, panels, strict=True):
-        _dress(ax, title)
+        _style_axes(ax, title)
         for values, color in lines.values():
             ax.plot(epochs, values, color=color, lw=1.8, marker="o" if len(values) < 4 else None, ms=4)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -169,7 +169,7 @@ def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         if title == "seconds":
             ax.set_ylim(0, None)
     shown = {name for _, lines in panels for name in lines}
-    _key(figure, [(name, color, "-") for name, color in _SERIES if name in shown])
+    _legend(figure, [(name, color, "-") for name, color in _SERIES if name in shown])
     return figure
 
 
@@ -192,7 +192,7 @@ def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _dress(ax: Axes, title: str) -> None:
+def _style_axes(ax: Axes, title: str) -> None:
     ax.set_title(title, loc="left", color=INK, size=9.5, weight="bold", pad=6)
     ax.set_facecolor(PAPER)
     ax.grid(axis="y", color=SURFACE, lw=1)
@@ -202,14 +202,19 @@ def _dress(ax: Axes, title: str) -> None:
         spine.set(visible=side in ("left", "bottom"), color=FAINT)
 
 
-def _key(figure: Figure, entries: Iterable[tuple[str, str, Any]]) -> None:
+def _legend(figure: Figure, entries: Iterable[tuple[str, str, Any]]) -> None:
     """Draw a one-line legend below the panels: each name with a square (``"s"``) or a line style."""
     handles = []
     for name, color, style in entries:
-        look: dict[str, Any] = (
+        appearance: dict[str, Any] = (
             {"marker": "s", "markersize": 8, "ls": "none"} if style == "s" else {"ls": style, "lw": 1.8}
         )
-        handles.append(Line2D([], [], color=color, label=name, **look))
+        handles.append(Line2D([], [], color=color, label=name, **appearance))
     if handles:
-        place: Any = {"loc": "lower left", "bbox_to_anchor": (_LEFT / _WIDTH, 0), "borderaxespad": 0, "borderpad": 0.1}
-        figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=8.5, labelcolor=INK, **place)
+        position: Any = {
+            "loc": "lower left",
+            "bbox_to_anchor": (_LEFT / _WIDTH, 0),
+            "borderaxespad": 0,
+            "borderpad": 0.1,
+        }
+        figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=8.5, labelcolor=INK, **position)

@@ -1,4 +1,4 @@
-"""A genotype as a picture: its cells from left to right, edges coloured by learning rule."""
+"""Picture of a genotype: its cells from left to right, edges coloured by learning rule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMATS = ("svg", "png")
 _MARGIN = 0.3
 _TITLE = 0.42
 _LEGEND = 0.5
-_BEND, _ARROW = 0.52, 0.34  # room for a line to bend, and for an arrow into its node
+_BEND, _ARROW = 0.52, 0.34  # space for the bend of a line, and for an arrow into its node
 _NODE, _INPUT = 0.44, 0.7
 _KEY = 0.32
 _SIZE = 8.5

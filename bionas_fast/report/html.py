@@ -110,7 +110,7 @@ def _page(
     yield f'<div class="facts">{"".join(facts)}</div>'
 
     yield "<h2>The cells</h2>"
-    yield "<p>An edge applies an operation and sends errors back by its learning rule; a node adds up its edges.</p>"
+    yield "<p>An edge applies an operation and propagates errors by its learning rule; a node sums its edges.</p>"
     yield _inline(genotype_figure(genotype), "cells", "The cells as graphs")
     yield f"<details><summary>As JSON</summary><pre>{escape(genotype.to_json())}</pre></details>"
 
@@ -128,9 +128,9 @@ def _page(
     curves = charts.curves_figure(metrics)
     if curves is not None:
         yield "<h2>Training</h2>"
-        yield _inline(curves, "curves", "Loss, accuracy and further quantities over epochs")
+        yield _inline(curves, "curves", "Loss, accuracy and further metrics over epochs")
     if metrics:
-        yield f"<details><summary>All epochs as numbers</summary>{_rows(metrics)}</details>"
+        yield f"<details><summary>Metrics of all epochs</summary>{_rows(metrics)}</details>"
 
     yield '<div class="pair">'
     yield f"<section><h2>Configuration</h2>{_pairs(_flat(config))}</section>"

@@ -145,6 +145,7 @@ class Space:
     """A search space of cells.
 
     Attributes:
+        name: its name in options and reports.
         candidates: the candidates of every edge.
         nodes: number of nodes per cell, without the inputs.
         skeleton: the wiring of the cells, and of networks made of them.
@@ -244,10 +245,10 @@ def get_space(space: str | Space) -> Space:
     """
     if isinstance(space, Space):
         return space
-    made = _spaces.get(space)()
-    if not isinstance(made, Space):
-        raise InputError(f"space {space!r}: its function returned {type(made).__name__}, not a Space")
-    return made
+    value = _spaces.get(space)()
+    if not isinstance(value, Space):
+        raise InputError(f"space {space!r}: its function returned {type(value).__name__}, not a Space")
+    return value
 
 
 _WEIGHTLESS = ("none", "max_pool_3x3", "avg_pool_3x3")

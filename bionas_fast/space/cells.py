@@ -110,6 +110,7 @@ class CellNetwork(nn.Module):
 
     Args:
         skeleton: the sequence of the cells.
+        shape: the shape of the network.
         make_cell: builds a searched cell from its shape.
     """
 

@@ -118,7 +118,7 @@ class TestStrings:
             (("<-2", "<-3"), r"cell\.nodes\[2\]\[1\]: source 3 .* sees states 0 to 2"),
             (("fa<-2", "fa<-0"), r"cell\.nodes\[2\]\[1\]: a second edge from state 0"),
             (("[3]", "[2]"), r"cell\.concat: the output is the last node, \[3\]; got \[2\]"),
-            (("avg_pool_3x3", "none"), "leave the edge out"),
+            (("avg_pool_3x3", "none"), "omit the edge"),
             (('"cell"', '"normal"'), "'reduce' is missing"),
             (('"fixed"', '"reduce"'), "unknown entry 'cell'"),
         ],
