@@ -1,4 +1,4 @@
-"""``python -m bionas_fast``, the same as ``bionas-fast``."""
+"""Entry point of ``python -m bionas_fast``, equivalent to ``bionas-fast``."""
 
 from bionas_fast.cli.app import main
 

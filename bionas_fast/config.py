@@ -1,7 +1,7 @@
 """The settings of runs: complete, validated, described, readable from and writable to YAML.
 
-A setting stands in one place, the class of its kind of run: its type, its default, its range, its description, and
-whether the command line has an option of its own for it. YAML, Python, ``--help`` and docs/settings.md follow.
+A setting is defined once, in the class of its kind of run: type, default, range, description, and whether it has a
+command-line option. YAML, Python, ``--help`` and docs/settings.md are derived from this.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LARGE = 2**63
 
 @dataclass(frozen=True)
 class Option:
-    """Marks a setting that has an option of its own on the command line; the others are set by ``--set NAME=VALUE``.
+    """Marker of a setting with a command-line option; the others are set by ``--set NAME=VALUE``.
 
     Attributes:
-        name: by default that of the setting, with hyphens.
-        metavar: stands for the value in the help; by default its type.
-        repeated: of a setting with several values, whether the option is repeated; otherwise commas stand between them.
+        name: name of the option; by default that of the setting, with hyphens.
+        metavar: placeholder of the value in the help; by default its type.
+        repeated: whether the option is repeated for several values; otherwise they are separated by commas.
     """
 
     name: str | None = None
@@ -37,17 +37,17 @@ class Option:
     repeated: bool = False
 
     def flag(self, setting: str) -> str:
-        """Return the name of the option for that setting, ``--NAME``."""
+        """Return the option of a setting, ``--NAME``."""
         return self.name or f"--{setting.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
 class Changeable:
-    """Marks a setting that a resumed run may change: where and how it works, not what comes out of it."""
+    """Marker of a setting that a resumed run may change because it does not affect the result."""
 
 
 class Config(BaseModel):
-    """A set of named, typed settings. Unknown names and wrong values raise :class:`InputError`, naming the setting."""
+    """A set of named, typed settings. Unknown names and invalid values raise :class:`InputError`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,65 +70,65 @@ class Config(BaseModel):
 def _input_error(error: ValidationError) -> InputError:
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):  # of a validator of ours
+    if isinstance(cause, InputError):  # raised by a validator
         return cause
     place = ".".join(str(part) for part in first["loc"])
     return InputError(f"{place}: {first['msg'].lower()}; got {shown(first['input'])}")
 
 
-#: Settings of several kinds of run that differ in their defaults.
+#: Settings shared by several kinds of run, with different defaults.
 Epochs = Annotated[int, Field(ge=1, description="Passes over the training images."), Option()]
-Channels = Annotated[int, Field(ge=1, description="Channels of the first cell; each reduction doubles them."), Option()]
-Cells = Annotated[int, Field(ge=1, description="Cells in all; with nb201, in each of three stages."), Option()]
+Channels = Annotated[int, Field(ge=1, description="Channels of the first cell; doubled by each reduction."), Option()]
+Cells = Annotated[int, Field(ge=1, description="Number of cells; with nb201, per stage."), Option()]
 
 
 class RunConfig(Config):
-    """The settings that all kinds of run share."""
+    """The settings common to all kinds of run."""
 
-    dataset: Annotated[str, Option()] = Field("digits", description="The data set.")
-    data_dir: Annotated[str | None, Option(), Changeable()] = Field(
-        None, description="The folder that holds the data set."
+    dataset: Annotated[str, Option()] = Field("digits", description="Name of the dataset.")
+    data_dir: Annotated[str | None, Option(), Changeable()] = Field(None, description="Folder of the dataset.")
+    download: Annotated[bool, Option(), Changeable()] = Field(
+        False, description="Download the dataset if it is missing."
     )
-    download: Annotated[bool, Option(), Changeable()] = Field(False, description="Fetch the data set if it is missing.")
     epochs: Epochs
-    batch_size: Annotated[int, Option()] = Field(64, ge=1, description="Images in a batch, over all processes.")
+    batch_size: Annotated[int, Option()] = Field(64, ge=1, description="Images per batch, over all processes.")
     seed: Annotated[int, Option()] = Field(
         0,
         ge=0,
         lt=2**63,
-        description="Seed of the weights, the feedback, the order of images and all else that is random.",
+        description="Seed of everything random: weights, feedback, order of images.",
     )
-    device: Annotated[str, Option(), Changeable()] = Field("auto", description="The device: auto, cpu, cuda or cuda:1.")
+    device: Annotated[str, Option(), Changeable()] = Field("auto", description="Device: auto, cpu, cuda or cuda:1.")
     checkpoint_every: Annotated[float, Option(), Changeable()] = Field(
-        60.0, ge=0, description="Seconds between checkpoints within an epoch; every epoch ends with one, too."
+        60.0, ge=0, description="Seconds between checkpoints within an epoch; each epoch also ends with one."
     )
     tensorboard: Annotated[bool, Option(), Changeable()] = Field(
-        False, description="Write the metrics for TensorBoard, too; its package must be installed."
+        False, description="Also write the metrics for TensorBoard; its package must be installed."
     )
     plugins: Annotated[tuple[str, ...], Option("--plugin", "MODULE|FILE.py", repeated=True), Changeable()] = Field(
         (),
-        description="Module or file to import first, which registers rules, operations, spaces, data sets or methods.",
+        description="Module or file to import first; it registers rules, operations, spaces, datasets or methods.",
     )
 
     def settings(self) -> dict[str, Any]:
-        """Return plain values, as they are written to a file, without plugins: no file may have code run."""
+        """Return the settings as plain values for a file, without plugins: a file must not cause code to run."""
         return self.model_dump(mode="json", exclude={"plugins"})
 
 
 class DescentConfig(RunConfig):
     """The settings of networks trained by stochastic gradient descent on augmented images."""
 
-    learning_rate: float = Field(0.025, gt=0, description="Learning rate of the first epoch; a cosine lowers it.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the gradient descent.")
-    weight_decay: float = Field(3e-4, ge=0, description="L2 penalty of the weights.")
-    gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the weights' gradient.")
-    flip: bool = Field(False, description="Mirror training images at random.")
+    learning_rate: float = Field(0.025, gt=0, description="Initial learning rate; follows a cosine schedule.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(3e-4, ge=0, description="Weight decay (L2 penalty) of the weights.")
+    gradient_clip: float = Field(5.0, gt=0, description="Maximum norm of the gradient of the weights.")
+    flip: bool = Field(False, description="Mirror training images left to right at random.")
     crop_padding: int = Field(0, ge=0, description="Pad training images by this many pixels and crop them at random.")
-    cutout: int = Field(0, ge=0, description="Edge of the square that cutout blanks, in pixels; 0 for none.")
+    cutout: int = Field(0, ge=0, description="Side of the square blanked by cutout, in pixels; 0 for none.")
 
 
 def marker(config: type[Config], name: str, kind: type[M]) -> M | None:
-    """Return the mark of that type on a setting, if there is one."""
+    """Return the marker of type ``kind`` on a setting, or None."""
     marks = config.model_fields[name].metadata
     return next((mark for mark in marks if isinstance(mark, kind)), None)
 
@@ -138,25 +138,25 @@ def changeable(config: type[Config]) -> tuple[str, ...]:
     return tuple(name for name in config.model_fields if marker(config, name, Changeable))
 
 
-#: The file of a run folder that holds its settings.
+#: The settings file of a run folder.
 CONFIG = "config.yaml"
-#: The entries of that file that are no settings.
+#: The entries of that file that are not settings.
 _NO_SETTINGS = ("kind", "plugins", "network", "machine")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of a run's :data:`CONFIG`, or of another file of settings, parsed once.
+    """The content of a run's :data:`CONFIG`, or of another settings file, parsed once.
 
-    Nothing but its YAML is checked: users of an entry check it.
+    Only its YAML is checked; users of an entry validate it.
 
     Attributes:
         path: the file.
-        kind: the name of the kind of run; see :mod:`bionas_fast.runs.kinds`.
-        settings: the settings by name, as they were written.
-        plugins: the modules that the run imported; entries that name none are dropped.
-        network: the arguments of the network that follow from the data; None where none were recorded.
-        machine: the machine that the run computed on; empty where none was recorded.
+        kind: name of the kind of run; see :mod:`bionas_fast.runs.kinds`.
+        settings: the settings by name, as written.
+        plugins: the modules imported by the run; invalid entries are dropped.
+        network: arguments of the network that follow from the data; None if not recorded.
+        machine: properties of the machine of the run; empty if not recorded.
     """
 
     path: Path
@@ -190,17 +190,19 @@ def _is_name(value: object) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and no aliases: with them a few lines can stand for more than fits into memory."""
+    """A loader of plain values without aliases, by which a few lines could expand to more than fits into memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, f"aliases (*{event.anchor}) are not read", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, f"aliases (*{event.anchor}) are not supported", event.start_mark
+            )
         return super().compose_node(parent, index)
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read a mapping from a YAML file.
 
     Raises:
         InputError: no such file, not YAML, not a mapping.
@@ -209,7 +211,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         data = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
-    except Exception as error:  # of damaged text the parser raises nearly anything
+    except Exception as error:  # on malformed text the parser raises nearly anything
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -217,5 +219,5 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise InputError(f"{path}: expected settings, one 'name: value' a line")
+        raise InputError(f"{path}: expected settings, one 'name: value' per line")
     return data

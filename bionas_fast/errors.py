@@ -1,4 +1,4 @@
-"""How bad input is reported: one exception with a message that says what to do, one warning category."""
+"""Exceptions and the warning category of the library."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the caller gave cannot be used. The message names it, what was expected and where.
+    """Unusable input. The message names the argument and what was expected.
 
     The command line prints the message as one line and exits with code 2.
     """
 
     def at(self, place: str) -> InputError:
-        """The same complaint with the place in front."""
+        """Return a copy of the error with the place before its message."""
         return type(self)(f"{place}: {self}")
 
 
 class Unregistered(InputError):
-    """A name that nothing is registered under; a plugin may bring it."""
+    """An unregistered name; it may come from a plugin that is not imported."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was told to stop, and has. The message says how to go on with it.
+    """A run was interrupted by a signal and saved. The message says how to resume it.
 
     The command line prints the message as one line and exits with code 130.
     """
 
 
 class BionasWarning(UserWarning):
-    """Something works, but not as fast or not on as much as the caller may think."""
+    """A result that is correct, but slower or more limited than the caller may expect."""
 
 
 def unknown(
     kind: str, name: object, known: Iterable[str], where: str = "", error: type[InputError] = InputError
 ) -> InputError:
-    """An :class:`InputError` for a name that is not in a list, with the nearest ones that are.
+    """Create an :class:`InputError` for an unknown name; the message suggests similar known ones.
 
     Args:
-        kind: what the name should name, such as ``"rule"``.
-        name: what was given.
-        known: every name that would have been accepted.
-        where: the place it was found, put in front of the message.
-        error: what to make of it.
+        kind: the kind of name, such as ``"rule"``.
+        name: the unknown name.
+        known: all valid names.
+        where: the place of the name, put before the message.
+        error: the class of the error.
     """
     known = list(known)
     near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
@@ -52,8 +52,8 @@ def unknown(
 
 
 def shown(value: object, length: int = 80) -> str:
-    """A value as a message shows it, cut off where it is long."""
+    """Format a value for a message, truncated to ``length`` characters."""
     try:
         return f"{value!r:.{length}}"
-    except ValueError:  # an integer within has more digits than Python writes
+    except ValueError:  # it contains an integer with more digits than Python formats
         return f"a {type(value).__name__} with a number of too many digits"

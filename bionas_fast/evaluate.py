@@ -1,4 +1,4 @@
-"""Accuracy and loss of a network on a set of images."""
+"""Accuracy and loss of a network on labelled images."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def evaluate(
 
     Args:
         network: maps normalised images [N, C, H, W] to logits [N, classes].
-        images: [N, C, H, W], as a dataset holds them.
-        labels: [N].
-        mean, std: one value a channel.
-        forward: called in place of the network, where that takes further arguments.
+        images: [N, C, H, W], in the format of a dataset.
+        labels: int64 [N].
+        mean, std: one value per channel, in units of [0, 1].
+        batch_size: number of images per batch.
+        forward: called instead of the network, if that takes further arguments.
     """
     device = next(network.parameters()).device
     training = network.training

@@ -1,4 +1,4 @@
-"""The ops as plain functions."""
+"""Functional interface of the ops."""
 
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.ops.feedback import feedback_conv, feedback_linear, feedback_weight

@@ -1,7 +1,7 @@
-"""Plugins: a user's modules, whose rules, operations, spaces and data sets register themselves when imported.
+"""Plugins: user modules that register rules, operations, spaces, datasets or methods when imported.
 
-Importing runs code, so only a name that somebody typed is imported. What a run's folder or a settings file names is
-never; an unknown name in it is explained instead.
+Importing executes code, so only plugins named by the caller are imported, never those named in a run folder or a
+settings file; an error about an unknown name lists these instead.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from bionas_fast.errors import InputError, Unregistered
 
 
 def import_plugins(names: Sequence[str]) -> None:
-    """Import modules by dotted name, or by the path of a file, ``mine.py``; one that is imported stays as it is.
+    """Import modules by dotted name, or by the path of a file, ``mine.py``, unless already imported.
 
     Raises:
-        InputError: no such module or file, or what it raised, in one line.
+        InputError: no such module or file, or an exception raised by it, in one line.
     """
     for name in names:
         if name.endswith(".py"):
@@ -36,35 +36,35 @@ def import_plugins(names: Sequence[str]) -> None:
 
 
 def plugin_options(names: Sequence[str]) -> list[str]:
-    """The words that name them on the command line."""
+    """Return the command-line options that import the plugins."""
     return [word for name in names for word in ("--plugin", name)]
 
 
 @contextmanager
 def plugins_explained(*places: str | Path | None, given: Sequence[str] = ()) -> Iterator[None]:
-    """Let an unknown name say which plugins the run had that it comes from.
+    """Extend errors about unknown names by the plugins that the run had imported.
 
     Args:
-        places: the run folders or settings files that are read.
-        given: the plugins that have been imported.
+        places: the run folders or settings files.
+        given: the plugins already imported.
 
     Raises:
-        Unregistered: as raised inside, completed.
+        Unregistered: the error raised inside, extended.
     """
     try:
         yield
     except Unregistered as error:
-        lacking = [name for place in places if place for name in _recorded(Path(place)) if name not in given]
-        if not lacking:
+        missing = [name for place in places if place for name in _recorded(Path(place)) if name not in given]
+        if not missing:
             raise
         raise Unregistered(
-            f"{error}; this run used the plugin {', '.join(lacking)}, and none is imported unasked: "
-            f"give {shlex.join(plugin_options(lacking))}, in Python plugins={tuple(lacking)!r}"
+            f"{error}; this run used the plugin {', '.join(missing)}; plugins are never imported automatically: "
+            f"give {shlex.join(plugin_options(missing))}, in Python plugins={tuple(missing)!r}"
         ) from error
 
 
 def _recorded(place: Path) -> tuple[str, ...]:
-    """Return the plugins that a run folder or a settings file names; none if it cannot be read."""
+    """Read the plugins named in a run folder or a settings file; none if it is unreadable."""
     try:
         return RunRecord.read(place / CONFIG if place.is_dir() else place).plugins
     except InputError:
@@ -77,7 +77,7 @@ def _import_module(name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _failed(name, error) from error
-        hint = f"; the file is given as {name}.py" if Path(f"{name}.py").is_file() else ""
+        hint = f"; to import the file, give {name}.py" if Path(f"{name}.py").is_file() else ""
         raise InputError(f"plugin {name!r}: no module of that name is installed{hint}") from None
     except (Exception, SystemExit) as error:
         raise _failed(name, error) from error
@@ -89,7 +89,7 @@ def _import_file(name: str) -> None:
         raise InputError(f"plugin {name!r}: no file {path}")
     if any(_is_of(module, path) for module in list(sys.modules.values())):
         return
-    # A name that no other module can have, whatever the file is called.
+    # A name that no other module can have, for any file name.
     spec = importlib.util.spec_from_file_location(f"plugin {path}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -104,13 +104,13 @@ def _import_file(name: str) -> None:
 
 
 def _is_of(module: object, path: Path) -> bool:
-    # Through __dict__, since attributes of lazy modules would import them.
+    # Through __dict__, because attribute access would import lazy modules.
     file = getattr(module, "__dict__", {}).get("__file__")
     return isinstance(file, str) and os.path.basename(file) == path.name and Path(file).resolve() == path
 
 
 def _failed(name: str, error: BaseException) -> InputError:
-    """What a plugin raised, with the line of the plugin that it came from."""
+    """Wrap an exception raised by a plugin, with the plugin's file and line."""
     frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in f.filename]
     place = f" ({Path(frames[0].filename).name}, line {frames[0].lineno})" if frames else ""
     message = str(error).partition("\n")[0]

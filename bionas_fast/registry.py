@@ -1,4 +1,4 @@
-"""The class of all registries: rules, operations, spaces, data sets, search methods, kinds of run."""
+"""The registry class of rules, operations, spaces, datasets, search methods and kinds of run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Items by their names, in the order of registration.
+    """A mapping from names to items, in the order of registration.
 
     Args:
-        kind: what a name stands for, as messages call it: ``"rule"``.
-        owner: returns the class or function that an item comes from; by default the item itself.
+        kind: the kind of item in messages, such as ``"rule"``.
+        owner: returns the class or function that defines an item; by default the item itself.
     """
 
     def __init__(self, kind: str, owner: Callable[[T], Any] = lambda item: item) -> None:
@@ -24,26 +24,26 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str, item: T) -> None:
-        """Make an item known by a name.
+        """Register an item under a name.
 
-        An item of the same owner replaces the present one, as when a notebook's cell runs again.
+        An item of the same owner replaces the current one, as when a notebook cell is run again.
 
         Raises:
             InputError: the name belongs to another owner.
         """
         if name in self._items:
-            present, new = self._owner(self._items[name]), self._owner(item)
-            if (present.__module__, present.__qualname__) != (new.__module__, new.__qualname__):
+            current, new = self._owner(self._items[name]), self._owner(item)
+            if (current.__module__, current.__qualname__) != (new.__module__, new.__qualname__):
                 raise InputError(
-                    f"{self.kind} {name!r} is already registered by {present.__qualname__} of {present.__module__}"
+                    f"{self.kind} {name!r} is already registered by {current.__qualname__} of {current.__module__}"
                 )
         self._items[name] = item
 
     def get(self, name: str) -> T:
-        """Return the item of that name.
+        """Look up an item by its name.
 
         Raises:
-            Unregistered: no such name; the message says the nearest ones.
+            Unregistered: an unknown name; the message suggests similar ones.
         """
         if name not in self._items:
             raise unknown(self.kind, name, self._items, error=Unregistered)

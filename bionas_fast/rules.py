@@ -1,10 +1,10 @@
-"""The learning rules: which weights B carry the error down through a layer.
+"""Learning rules: the feedback weights B that carry the error down through a layer.
 
 For a layer y = W ⋆ x + b every rule keeps the forward pass and the local weight gradient ∂W = x ⊗ δ_out; only
-the error sent to the layer below changes, δ_in = convᵀ(δ_out; B). A rule is one small class: how B is made from W,
-and which tensors and random numbers it needs for that. Nothing outside this file knows more about a rule.
+the error sent to the layer below changes, δ_in = convᵀ(δ_out; B). A rule is one small class that defines how B
+is computed from W, and which tensors and random numbers it needs. No other file depends on the details of a rule.
 
-A rule of your own takes B from :meth:`Rule.feedback`::
+A user-defined rule computes B in :meth:`Rule.feedback`::
 
     @bionas_fast.rules.register
     class Ternary(bionas_fast.rules.Rule):
@@ -16,7 +16,7 @@ A rule of your own takes B from :meth:`Rule.feedback`::
             large = weight.abs() > weight.abs().median()
             return state.law.scale * weight.sign() * large
 
-and then works wherever a rule is named: layers, ``convert``, search, reports.
+It then works wherever a rule is named: layers, ``convert``, search, reports.
 
 Sources: Lillicrap et al. 2016 (FA); Nøkland 2016 (DFA); Liao, Leibo & Poggio 2016 and Moskovitz et al. 2018 (the
 sign-concordant rules uSF, brSF, frSF).
@@ -39,7 +39,7 @@ from bionas_fast.registry import Registry
 
 @dataclass(frozen=True)
 class Law:
-    """The uniform law U(-bound, bound) that W starts from, and the constant magnitude that stands for it.
+    """The uniform law U(-bound, bound) of the initial W, and the constant magnitude that replaces it.
 
     Attributes:
         bound: a; random magnitudes are |M| ~ U(0, a).
@@ -51,13 +51,13 @@ class Law:
 
 
 def xavier_law(shape: tuple[int, ...]) -> Law:
-    """Xavier uniform (Glorot & Bengio 2010): a = √(6/(fan_in+fan_out)), c = √(2/(fan_in+fan_out))."""
+    """Return the law of Xavier uniform (Glorot & Bengio 2010): a = √(6/(fan_in+fan_out)), c = √(2/(fan_in+fan_out))."""
     fan_in, fan_out = _fans(shape)
     return Law(math.sqrt(6 / (fan_in + fan_out)), math.sqrt(2 / (fan_in + fan_out)))
 
 
 def default_law(shape: tuple[int, ...]) -> Law:
-    """PyTorch's default, Kaiming uniform with slope √5: a = 1/√fan_in, c = 1/√(3·fan_in)."""
+    """Return the law of PyTorch's default, Kaiming uniform with slope √5: a = 1/√fan_in, c = 1/√(3·fan_in)."""
     fan_in, _ = _fans(shape)
     return Law(1 / math.sqrt(fan_in), 1 / math.sqrt(3 * fan_in))
 
@@ -66,10 +66,10 @@ LAWS = MappingProxyType({"default": default_law, "xavier": xavier_law})
 
 
 def get_law(init: str, shape: tuple[int, ...]) -> Law:
-    """The law that weights of ``shape`` start from under initialisation ``init`` (``"default"``, ``"xavier"``).
+    """Return the initial law of weights of ``shape`` under ``init``, ``"default"`` or ``"xavier"``.
 
     Raises:
-        InputError: ``init`` is neither.
+        InputError: another ``init``.
     """
     if init not in LAWS:
         raise unknown("feedback_init", init, LAWS)
@@ -77,19 +77,19 @@ def get_law(init: str, shape: tuple[int, ...]) -> Law:
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    # As torch.nn.init counts them: fan_out is not divided by groups.
+    # Like torch.nn.init: fan_out is not divided by groups.
     receptive = math.prod(shape[2:])
     return max(shape[1] * receptive, 1), max(shape[0] * receptive, 1)
 
 
 @dataclass(frozen=True)
 class FeedbackState:
-    """What a layer hands to :meth:`Rule.feedback`.
+    """The argument of :meth:`Rule.feedback` supplied by the layer.
 
     Attributes:
         law: the initial law of the layer's weights.
-        stored: the tensor drawn once for this layer, or None where the rule stores none.
-        uniform: returns fresh numbers in [0, 1), shaped like the weight: the same ones until the next training
+        stored: the tensor drawn once for this layer, or None if the rule stores none.
+        uniform: returns random numbers in [0, 1), shaped like the weight: fixed until the next training
             forward/backward pair, and the same on every device.
     """
 
@@ -102,9 +102,9 @@ class Rule:
     """A learning rule. Subclass it, set ``name``, define :meth:`feedback`, and :func:`register` it.
 
     Attributes:
-        name: how users write it.
-        mode: one of :data:`MODES`; left alone, B comes from :meth:`feedback`.
-        stores: what is drawn once and kept in the layer's buffer ``feedback``: ``"signed"`` M ~ U(-a, a),
+        name: its name in genotypes and options.
+        mode: one of :data:`MODES`; by default, :meth:`feedback` computes B.
+        stores: the tensor drawn once into the layer's buffer ``feedback``: ``"signed"`` M ~ U(-a, a),
             ``"magnitude"`` |M| ~ U(0, a), ``"direct"`` M of shape [classes, ...], or None.
         redraws: whether every training forward/backward pair sees fresh random numbers.
     """
@@ -115,7 +115,7 @@ class Rule:
     redraws: ClassVar[bool] = False
 
     def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
-        """B for this weight, of the same shape. Called without gradients at every forward pass that needs it."""
+        """Compute B, of the same shape as the weight. Called without gradients at every forward pass that needs it."""
         raise NotImplementedError(f"rule {self.name!r} defines neither a mode nor feedback()")
 
     @property
@@ -132,7 +132,7 @@ R = TypeVar("R", bound=type[Rule])
 
 
 def register(rule: R) -> R:
-    """Make a rule known by its name. Usable as a decorator.
+    """Register a rule class under its name. Use as a decorator.
 
     Raises:
         InputError: the name is missing, not a plain word, or taken by another rule.
@@ -150,15 +150,15 @@ def register(rule: R) -> R:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all registered rules, in the order of registration."""
+    """Return the names of all registered rules, in the order of registration."""
     return _registry.names()
 
 
 def get(rule: str | Rule) -> Rule:
-    """The rule of that name.
+    """Look up a rule by its name.
 
     Raises:
-        InputError: no such rule; the message names the nearest. Or a rule that is not registered.
+        InputError: an unknown name (the message suggests similar ones), or a rule that is not registered.
     """
     if isinstance(rule, Rule):
         if rule.name not in _registry or type(_registry.get(rule.name)) is not type(rule):
@@ -170,10 +170,10 @@ def get(rule: str | Rule) -> Rule:
 
 
 def feedback_of(rule: Rule, weight: Tensor, state: FeedbackState) -> Tensor:
-    """B that a rule of a user's own makes, in the weight's dtype.
+    """Compute B by a user-defined rule, in the dtype of the weight.
 
     Raises:
-        InputError: what the rule returned is no tensor, or not of the weight's shape.
+        InputError: the rule returned no tensor, or one of another shape than the weight.
     """
     b = rule.feedback(weight, state)
     if not isinstance(b, Tensor):

@@ -163,7 +163,7 @@ def test_plugin_that_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"'mine': no module of that name is installed$"):
         import_plugins(["mine"])
     Path("mine.py").touch()
-    with pytest.raises(InputError, match=r"no module .*; the file is given as mine\.py$"):
+    with pytest.raises(InputError, match=r"no module .*; to import the file, give mine\.py$"):
         import_plugins(["mine"])
     for name in ("", "a b", ".mine", "a..b", "folder/mine"):
         with pytest.raises(InputError, match=r"a module's name or a path that ends in \.py"):

@@ -1,4 +1,4 @@
-"""Batches of a data set in memory: split, shuffled, augmented, normalised, with no loop over images."""
+"""In-memory batches: split, shuffle, augment and normalise, vectorised over images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Statistics = Sequence[float] | Tensor
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Convert images to float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values."""
+    """Convert images to float32 in [0, 1]: divide uint8 by 255, leave floating point unchanged."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def normalise(images: Tensor, mean: Statistics, std: Statistics) -> Tensor:
-    """Compute (images - mean) / std.
+    """Convert images to float32 and normalise them: (images - mean) / std.
 
     Args:
         images: [N, C, H, W], uint8 or float32 in [0, 1].
-        mean: a value a channel, in units of [0, 1]; one value serves all channels.
-        std: likewise.
+        mean: one value per channel, in units of [0, 1]; a single value applies to all channels.
+        std: one value per channel, in units of [0, 1]; a single value applies to all channels.
 
     Returns:
         float32 [N, C, H, W].
@@ -35,20 +35,20 @@ def normalise(images: Tensor, mean: Statistics, std: Statistics) -> Tensor:
 
 
 def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[Batch, Batch]:
-    """Split a data set into two disjoint parts in which every class has the same share.
+    """Split a dataset into two disjoint parts with equal class proportions (stratified).
 
     Args:
         images: [N, ...].
         labels: int64 [N].
-        fraction: the share of the first part, between 0 and 1: round(fraction · N) images, and of each class
-            its share up to one image. DARTS searches with 0.5: weights learn on one half, α on the other.
-        seed: decides which images; the global generator is neither read nor moved.
+        fraction: fraction of the images in the first part, between 0 and 1: round(fraction · N) images, and
+            fraction · N_k ± 1 of class k. DARTS searches with 0.5: one half trains the weights, the other α.
+        seed: seed of the split; the global generator is neither read nor advanced.
 
     Returns:
         ((images, labels), (images, labels)), each in the original order.
 
     Raises:
-        InputError: as many labels as images are not given, or a part would be empty.
+        InputError: the numbers of labels and images differ, or a part would be empty.
     """
     _check(images, labels)
     total = len(labels)
@@ -57,23 +57,23 @@ def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[B
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(total, generator=generator).to(labels.device)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    # In shuffled classes one after the other, the first part takes each image at which the running share
-    # passes a whole number. So both the total and every class are right, with no remainders to hand out.
-    share = (torch.arange(total + 1, dtype=torch.float64) * fraction).round().to(labels.device)
+    # With the shuffled images sorted by class, image i goes to the first part where round(fraction · i) increases.
+    # Both the total and each class then get the right count, without distributing remainders.
+    quota = (torch.arange(total + 1, dtype=torch.float64) * fraction).round().to(labels.device)
     first = torch.zeros(total, dtype=torch.bool, device=labels.device)
-    first[by_class] = share[1:] > share[:-1]
-    place = first.to(images.device)
-    return (images[place], labels[first]), (images[~place], labels[~first])
+    first[by_class] = quota[1:] > quota[:-1]
+    first_images = first.to(images.device)
+    return (images[first_images], labels[first]), (images[~first_images], labels[~first])
 
 
 @dataclass(frozen=True)
 class Augment:
-    """The augmentation of training images, drawn independently for every image.
+    """Augmentation of training images, drawn independently for every image.
 
     Attributes:
         flip: mirror left and right with probability 1/2.
         crop_padding: pad with this many black pixels on every side, then crop a window of the original size.
-        cutout: the side of a square, centred anywhere in the image and clipped at its border, that is blanked
+        cutout: side of the blanked square, which is centred anywhere in the image and clipped at its border
             (DeVries and Taylor, 2017, arXiv:1708.04552; DARTS trains with 16).
 
     Raises:
@@ -91,12 +91,12 @@ class Augment:
                 raise InputError(f"{name} must be a number of pixels, 0 or more, not {size!r}")
 
     def __call__(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
-        """Augment images; the input is left unchanged.
+        """Augment images; the input is not modified.
 
         Args:
             images: float [N, C, H, W].
-            generator: on the CPU, so that a seed means the same images on every device.
-            blank: the fill values of cutout, broadcast to [N, C, H, W]; the mean makes it 0 after normalisation.
+            generator: a generator on the CPU, so that a seed gives the same images on every device.
+            blank: fill value of cutout, broadcast to [N, C, H, W]; the mean gives 0 after normalisation.
 
         Returns:
             [N, C, H, W], contiguous.
@@ -109,7 +109,7 @@ class Augment:
 
     def _crop_and_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = images.shape
-        y, x = (torch.arange(size).expand(n, size) for size in (height, width))  # [N, H], [N, W]: where to read
+        y, x = (torch.arange(size).expand(n, size) for size in (height, width))  # [N, H], [N, W]: source pixels
         if self.flip:
             mirrored = torch.rand(n, 1, generator=generator) < 0.5
             x = torch.where(mirrored, x.flip(1), x)
@@ -120,7 +120,7 @@ class Augment:
             y, x = y + offset_y, x + offset_x
         image = torch.arange(n)[:, None, None]
         image, y, x = (i.to(images.device) for i in (image, y[:, :, None], x[:, None, :]))
-        # The channels stand between the gathered dimensions, so indexing moves them to the end.
+        # The channels are between the indexed dimensions, so indexing moves them to the end.
         return images[image, :, y, x].permute(0, 3, 1, 2).contiguous()
 
     def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -136,26 +136,26 @@ class Augment:
 
 
 class BatchStream:
-    """Shuffled batches without end, which can be saved and resumed between any two of them.
+    """Infinite stream of shuffled batches whose position can be saved and restored between batches.
 
-    ``next(stream)`` gives (images float32 [batch, C, H, W], labels int64 [batch]): cropped and flipped, cut
-    out, normalised. All of it follows from ``seed`` alone, on every device. Each epoch is a new permutation,
-    of which a last batch that would not be full is left out.
-    The data moves to the device once. Under data parallelism, give every rank the same stream of the global
-    batch and let it take its shard: then the result does not depend on the number of ranks.
+    ``next(stream)`` returns (images float32 [batch, C, H, W], labels int64 [batch]): cropped and flipped, cut
+    out, normalised. The stream is a function of ``seed`` alone, on every device. Each epoch is a new permutation
+    without its last incomplete batch. The data is moved to the device once.
+    Under data parallelism, give every rank the same stream of the global batch and let it take its shard: then the
+    result does not depend on the number of ranks.
 
     Args:
         images: [N, C, H, W], uint8 or float32 in [0, 1].
         labels: int64 [N].
-        batch_size: images a batch; a smaller data set is one batch.
-        seed: of the stream's own generator.
+        batch_size: number of images per batch; a smaller dataset is one batch.
+        seed: seed of the stream's generator.
         augment: the augmentation of the images; None for none.
-        mean: subtracted from the images, a value a channel, in units of [0, 1].
-        std: their divisor after that.
-        device: where the batches are made.
+        mean: subtracted from the images: one value per channel, in units of [0, 1].
+        std: divisor after that: one value per channel, in units of [0, 1].
+        device: device of the batches.
 
     Raises:
-        InputError: no images, not as many labels as images, or a batch size below 1.
+        InputError: no images, different numbers of images and labels, or a batch size below 1.
     """
 
     def __init__(
@@ -180,10 +180,10 @@ class BatchStream:
         self._position = len(self)  # at the end of an epoch: the first batch shuffles
 
     def show(self, images: Tensor, mean: Statistics = (0.0,), std: Statistics = (1.0,)) -> None:
-        """Replace the images by others, [N, C, H, W]; order and labels stay.
+        """Replace the images, [N, C, H, W]; order and labels stay the same.
 
         Raises:
-            InputError: not as many as there are labels.
+            InputError: their number differs from that of the labels.
         """
         _check(images, self.labels)
         device = self.labels.device
@@ -192,11 +192,11 @@ class BatchStream:
 
     @property
     def position(self) -> int:
-        """The number of batches of the current epoch that have been returned."""
+        """The number of batches of the current epoch already returned."""
         return self._position
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
+        """Return the number of batches per epoch."""
         return len(self.labels) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
@@ -207,21 +207,21 @@ class BatchStream:
             self._permutation = torch.randperm(len(self.labels), generator=self._generator)
             self._position = 0
         start = self._position * self.batch_size
-        chosen = self._permutation[start : start + self.batch_size].to(self.labels.device)
-        images = as_float(self.images[chosen])
+        indices = self._permutation[start : start + self.batch_size].to(self.labels.device)
+        images = as_float(self.images[indices])
         if self.augment is not None:
             images = self.augment(images, self._generator, blank=self.mean)
         self._position += 1
-        return normalise(images, self.mean, self.std), self.labels[chosen]
+        return normalise(images, self.mean, self.std), self.labels[indices]
 
     def epoch(self) -> Iterator[Batch]:
-        """Yield the batches of one epoch: the rest of one that has begun, else all of the next."""
+        """Yield the remaining batches of the current epoch, or all batches of the next one if none is in progress."""
         yield next(self)
         while self._position < len(self):
             yield next(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the stream in tensors and integers: ``torch.load(weights_only=True)`` reads it."""
+        """Return the position of the stream as tensors and integers, readable by ``torch.load(weights_only=True)``."""
         return {
             "generator": self._generator.get_state(),
             "permutation": self._permutation.clone(),
@@ -230,11 +230,11 @@ class BatchStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume exactly where :meth:`state_dict` was taken, over the same data and settings.
+        """Restore a :meth:`state_dict` over the same data and settings.
 
         Raises:
-            InputError: the state is not one of a stream over this many images in batches of this size. The
-                stream is then left as it was.
+            InputError: the state is not one of a stream over the same number of images in batches of the same
+                size. The stream is then unchanged.
         """
         try:
             position, batch_size = int(state["position"]), int(state["batch_size"])
@@ -253,7 +253,9 @@ class BatchStream:
             raise InputError("the batch stream's saved permutation is damaged")
         if not (0 if len(permutation) else len(self)) <= position <= len(self):
             raise InputError(f"the batch stream was saved at batch {position} of {len(self)}")
-        self._generator, self._permutation, self._position = generator, permutation, position
+        self._generator = generator
+        self._permutation = permutation
+        self._position = position
 
 
 def evaluation_batches(
@@ -265,13 +267,13 @@ def evaluation_batches(
     std: Statistics = (1.0,),
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """Yield all images once, in order, normalised: float32 [batch, C, H, W] and int64 [batch].
+    """Yield all images once, in order and normalised: float32 [batch, C, H, W] and int64 [batch].
 
     The last batch may be smaller. With the default ``mean`` and ``std`` the images stay in [0, 1], as attacks
     require.
 
     Raises:
-        InputError: no images, not as many labels as images, or a batch size below 1.
+        InputError: no images, different numbers of images and labels, or a batch size below 1.
     """
     _check(images, labels, batch_size)
     return (

@@ -1,7 +1,7 @@
-"""Files in the IDX format of MNIST and its relatives, http://yann.lecun.com/exdb/mnist.
+"""Reader of the IDX format (MNIST, Fashion-MNIST), http://yann.lecun.com/exdb/mnist.
 
-torchvision's reader takes plain files only and checks them by ``assert``; this one takes ``.gz`` too and
-names the file that is wrong.
+torchvision's reader reads uncompressed files only and validates with ``assert``; this one also reads ``.gz`` and
+names the faulty file.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: Path, ndim: int) -> Tensor:
-    """Read the array in an IDX file of unsigned bytes, plain or gzipped.
+    """Read an IDX file of unsigned bytes, plain or gzipped.
 
     Args:
         path: the file; one that ends in ``.gz`` is decompressed.
-        ndim: the number of dimensions it must have: 3 for images [N, H, W], 1 for labels [N].
+        ndim: the required number of dimensions: 3 for images [N, H, W], 1 for labels [N].
 
     Returns:
         uint8, of the shape in the file's header.
 
     Raises:
-        InputError: the file cannot be read, is not such an array, or does not have the length in its header.
+        InputError: the file cannot be read, is not such an array, or its length differs from its header.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -48,8 +48,8 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
     if len(content) != header + prod(shape):
         raise InputError(
-            f"{path}: truncated or damaged: the header promises {header + prod(shape)} bytes, "
-            f"{shape} after a header of {header}, and there are {len(content)}"
+            f"{path}: truncated or damaged: expected {header + prod(shape)} bytes, "
+            f"{shape} after a header of {header}, got {len(content)}"
         )
     if not prod(shape):
         raise InputError(f"{path}: empty: its shape is {shape}")

@@ -1,4 +1,4 @@
-"""Data sets behind one function, :func:`load_dataset`, and how to add one's own.
+"""The registry of datasets: :func:`load_dataset` and :func:`register_dataset`.
 
 @bionas_fast.data.register_dataset("stripes")
 def stripes(data_dir, *, download, seed):
@@ -25,10 +25,10 @@ from bionas_fast.data.files import read_idx
 from bionas_fast.errors import InputError
 from bionas_fast.registry import Registry
 
-#: Where data sets are kept and looked for when no folder is given.
+#: Default dataset folder.
 CACHE = "~/.cache/bionas-fast"
 
-#: Where Debian's package dataset-fashion-mnist puts its files.
+#: Folder of Debian's package dataset-fashion-mnist.
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
@@ -37,15 +37,15 @@ class Dataset:
     """Labelled images in memory.
 
     Attributes:
-        name: what :func:`load_dataset` calls it.
+        name: name under which :func:`load_dataset` finds it.
         images: training images [N, C, H, W]: uint8, a quarter of the memory, or float32 in [0, 1]. Batches
             are float32 either way.
         labels: int64 [N], from 0 to num_classes - 1.
-        test_images: [M, C, H, W], as images.
+        test_images: [M, C, H, W], in the format of ``images``.
         test_labels: int64 [M].
-        num_classes: how many classes there are, seen or not.
-        mean: of the training images, a value a channel, in units of [0, 1].
-        std: likewise, of all pixels of a channel.
+        num_classes: number of classes, including classes without images.
+        mean: mean of the training images, one value per channel, in units of [0, 1].
+        std: standard deviation of the training images, one value per channel, in units of [0, 1].
 
     Raises:
         InputError: a tensor does not have the shape, dtype or range above.
@@ -71,7 +71,7 @@ class Dataset:
             shapes = f"{list(self.images.shape)} and test_images {list(self.test_images.shape)}"
             raise InputError(f"dataset {self.name!r}: images {shapes} must agree in [C, H, W]")
         if not len(self.mean) == len(self.std) == self.in_channels:
-            raise InputError(f"dataset {self.name!r}: mean and std need {self.in_channels} values, one a channel")
+            raise InputError(f"dataset {self.name!r}: mean and std need {self.in_channels} values, one per channel")
 
     @classmethod
     def from_tensors(
@@ -81,16 +81,16 @@ class Dataset:
         test: tuple[Tensor, Tensor],
         num_classes: int | None = None,
     ) -> Dataset:
-        """A data set of (images, labels) pairs, its mean and std taken from the training images.
+        """Create a dataset from (images, labels) pairs; mean and std are computed from the training images.
 
         Args:
-            name: what it is called.
+            name: name of the dataset.
             train: images [N, C, H, W], uint8 or float32 in [0, 1], and labels int64 [N].
-            test: likewise.
-            num_classes: the default is the largest training label + 1.
+            test: images [M, C, H, W] and labels int64 [M], in the same format.
+            num_classes: number of classes; by default the largest training label + 1.
 
         Raises:
-            InputError: as the class.
+            InputError: a tensor does not have the shape, dtype or range required by :class:`Dataset`.
         """
         images, labels = train
         _check_images(images, f"dataset {name!r}: images")
@@ -100,7 +100,7 @@ class Dataset:
         return cls(name, images, labels, *test, num_classes, mean, std)
 
     def checksum(self) -> int:
-        """A number that changes when an image or a label does."""
+        """Compute a CRC-32 checksum of all images and labels."""
         number = 0
         for tensor in (self.images, self.labels, self.test_images, self.test_labels):
             number = zlib.crc32(tensor.contiguous().numpy().data, number)
@@ -117,8 +117,8 @@ class Dataset:
         return self.images.shape[2], self.images.shape[3]
 
 
-#: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None when the user gave none. That of a
-#: scheme takes what follows the colon in front of it.
+#: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None for the default folder. The
+#: loader of a scheme takes the text after the colon as its first argument.
 Loader = Callable[..., Dataset]
 L = TypeVar("L", bound=Loader)
 
@@ -126,7 +126,7 @@ _registry: Registry[Loader] = Registry("dataset")
 
 
 def register_dataset(name: str) -> Callable[[L], L]:
-    """A decorator that makes ``loader(data_dir: Path | None, *, download: bool, seed: int)`` known by a name.
+    """Register ``loader(data_dir: Path | None, *, download: bool, seed: int)`` under a name. Use as a decorator.
 
     The loader returns a :class:`Dataset`. A name that ends in a colon is a scheme: ``folder:photos`` calls the loader
     of ``folder:`` as ``loader("photos", data_dir, download=..., seed=...)``.
@@ -145,31 +145,30 @@ def register_dataset(name: str) -> Callable[[L], L]:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names of all registered data sets, in the order of registration."""
+    """Return the names of all registered datasets, in the order of registration."""
     return _registry.names()
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
-    """The data set of that name.
+    """Load a dataset by its name.
 
     Args:
         name: one of :func:`dataset_names`; one that ends in a colon is followed by an argument, as in
             ``folder:photos`` or ``npz:digits.npz``.
-        data_dir: the only folder that is looked in, in the layouts of torchvision and of plain files. By
-            default ``~/.cache/bionas-fast``, and for fashion-mnist Debian's package before it. Of ``folder:`` and
-            ``npz:`` the folder that a relative path starts from.
-        download: fetch it through torchvision into that folder if it is not there.
-        seed: for data sets that are drawn at random. Those of this package are not: their test images are
-            always the same ones.
+        data_dir: the folder to search, in the layouts of torchvision and of plain files. By default
+            ``~/.cache/bionas-fast``, and for fashion-mnist Debian's package before it. For ``folder:`` and ``npz:``,
+            the base of relative paths.
+        download: download a missing dataset through torchvision into that folder.
+        seed: seed for randomly generated datasets; the built-in ones ignore it.
 
     Raises:
-        InputError: no such name, nothing found (the message says where it was looked for and where to get
-            it), or damaged files.
+        InputError: an unknown name, a missing dataset (the message lists the folders searched and a source),
+            or damaged files.
     """
     plain, colon, argument = name.partition(":")
     load = _registry.get(plain + colon)
     if colon and not argument:
-        raise InputError(f"dataset {name!r}: something must follow the colon, such as {name}PATH")
+        raise InputError(f"dataset {name!r}: expected an argument after the colon, such as {name}PATH")
     folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
     arguments = (argument, folder) if colon else (folder,)
     dataset = load(*arguments, download=download, seed=seed)
@@ -180,9 +179,9 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
 
 @register_dataset("digits")
 def digits(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
-    """scikit-learn's 1797 handwritten digits, 8×8 grey, always split the same way, 80/20 of each class.
+    """scikit-learn's 1797 handwritten digits, 8×8 grey, with a fixed stratified 80/20 split.
 
-    Needs no files. It is the test set of E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
+    Bundled with scikit-learn. It is the test set of E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
     Digits, UCI repository, 1998.
     """
     from sklearn.datasets import load_digits
@@ -232,27 +231,27 @@ _IDX_FILES = (
 
 def _load_idx(name: str, torchvision_name: str, roots: list[Path], download: bool, source: str = "") -> Dataset:
     layouts = (f"{torchvision_name}/raw", name, "raw", ".")
-    found = {root / layout: _idx_files(root / layout) for root in roots for layout in layouts}
-    files = next((files for files in found.values() if len(files) == len(_IDX_FILES)), None)
+    by_folder = {root / layout: _idx_files(root / layout) for root in roots for layout in layouts}
+    files = next((files for files in by_folder.values() if len(files) == len(_IDX_FILES)), None)
     if files is None and download:
         _download(torchvision_name, roots[-1])
         files = _idx_files(roots[-1] / layouts[0])
     if files is None:
-        lacking = {
+        incomplete = {
             folder: f" (lacks {', '.join(file for file in _IDX_FILES if file not in files)})" if files else ""
-            for folder, files in found.items()
+            for folder, files in by_folder.items()
         }
-        looked = [f"{folder}{lack}" for folder, lack in lacking.items()]
-        raise _missing(name, f"files {_IDX_FILES[0]}[.gz] and its three companions", looked, source)
+        searched = [f"{folder}{suffix}" for folder, suffix in incomplete.items()]
+        raise _missing(name, f"files {_IDX_FILES[0]}[.gz] and its three companions", searched, source)
     train_images, train_labels, test_images, test_labels = (files[file] for file in _IDX_FILES)
     train, test = _read_pair(train_images, train_labels), _read_pair(test_images, test_labels)
     return Dataset.from_tensors(name, train, test, num_classes=10)
 
 
 def _idx_files(folder: Path) -> dict[str, Path]:
-    """Those of the four files that are in a folder, plain before ``.gz``."""
+    """Find the four IDX files in a folder, uncompressed before ``.gz``."""
     candidates = ((file, folder / f"{file}{suffix}") for file in _IDX_FILES for suffix in (".gz", ""))
-    # os.path, because Path.is_file raises where a folder may not be read.
+    # os.path, because Path.is_file raises if a folder is not readable.
     return {file: path for file, path in candidates if os.path.isfile(path)}
 
 
@@ -267,23 +266,23 @@ def _load_cifar(name: str, torchvision_name: str, num_classes: int, root: Path, 
     import torchvision
 
     source = getattr(torchvision.datasets, torchvision_name)
-    # The root is the folder that holds cifar-10-batches-py; that folder itself is accepted too.
+    # The root is the folder that holds cifar-10-batches-py; that folder itself is also accepted.
     roots = [root, root / name, root.parent] if root.name == source.base_folder else [root, root / name]
-    found = next((r for r in roots if os.path.isdir(r / source.base_folder)), None)
-    if found is None and download:
+    folder = next((r for r in roots if os.path.isdir(r / source.base_folder)), None)
+    if folder is None and download:
         _download(torchvision_name, root)
-        found = root
-    if found is None:
+        folder = root
+    if folder is None:
         raise _missing(name, f"folder {source.base_folder}", map(str, roots))
     try:
         # torchvision unpickles these files, but only after comparing each with its known md5 sum.
-        train, test = source(found, train=True), source(found, train=False)
+        train, test = source(folder, train=True), source(folder, train=False)
     except OSError as error:
-        raise InputError(f"dataset {name!r}: {found / source.base_folder} cannot be read: {error}") from error
+        raise InputError(f"dataset {name!r}: {folder / source.base_folder} cannot be read: {error}") from error
     except RuntimeError as error:
         raise InputError(
-            f"dataset {name!r}: {found / source.base_folder} is incomplete or damaged: its files do not have "
-            "the known md5 sums; remove it and download it anew"
+            f"dataset {name!r}: {folder / source.base_folder} is incomplete or damaged: its files do not have "
+            "the known md5 sums; remove it and download it again"
         ) from error
 
     def tensors(part: Any) -> tuple[Tensor, Tensor]:
@@ -300,14 +299,14 @@ def _missing(name: str, what: str, folders: Iterable[str], source: str = "") -> 
 
 
 def _download(torchvision_name: str, root: Path) -> None:
-    """Fetch a data set through torchvision, which checks its md5 sum, into ``root``: all of it or nothing.
+    """Download a dataset through torchvision, which verifies its md5 sum, into ``root``, atomically.
 
     Raises:
-        InputError: it could not be fetched or written.
+        InputError: the download or writing failed.
     """
     import torchvision
 
-    # Staged on the same file system as the root, so that whole files can be moved into place.
+    # Staged on the same file system as the root, so that complete files are moved into place.
     above = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), Path("/"))
     try:
         with tempfile.TemporaryDirectory(prefix=".bionas-fast-", dir=above) as staging:
@@ -322,9 +321,9 @@ def _download(torchvision_name: str, root: Path) -> None:
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of [N, C, H, W], in units of [0, 1]."""
+    """Compute the mean and standard deviation of each channel of [N, C, H, W], in units of [0, 1]."""
     if images.dtype == torch.uint8:
-        # From the histogram: exact, and without a float copy of the data set.
+        # From the histogram: exact, and without a float copy of the dataset.
         level = torch.arange(256, dtype=torch.float64) / 255
         channels = [torch.bincount(channel.flatten(), minlength=256).double() for channel in images.unbind(1)]
         means = [float(count @ level / count.sum()) for count in channels]
@@ -334,7 +333,7 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     else:
         pixels = images.double().transpose(0, 1).flatten(1)
         means, variances = pixels.mean(1).tolist(), pixels.var(1, correction=0).tolist()
-    # A channel that is one colour is only shifted: dividing by its 0 would give NaN.
+    # A constant channel is only shifted: dividing by its standard deviation, 0, would give NaN.
     return tuple(means), tuple(v**0.5 or 1.0 for v in variances)
 
 
@@ -345,13 +344,13 @@ def _check_images(images: Tensor, what: str) -> None:
         raise InputError(f"{what} must be uint8 or float32, not {images.dtype}")
     if images.is_floating_point():
         low, high = (float(bound) for bound in images.aminmax())
-        if not (low >= 0 and high <= 1):  # so written, NaN is refused too
+        if not (low >= 0 and high <= 1):  # in this form it also rejects NaN
             raise InputError(f"{what} of float32 must lie in [0, 1], not in [{low:g}, {high:g}]")
 
 
 def _check_labels(labels: Tensor, count: int, num_classes: int, what: str) -> None:
     if labels.dtype != torch.int64 or labels.shape != (count,):
-        raise InputError(f"{what} must be int64 [{count}], one an image, not {labels.dtype} {list(labels.shape)}")
+        raise InputError(f"{what} must be int64 [{count}], one per image, not {labels.dtype} {list(labels.shape)}")
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= num_classes:
         raise InputError(f"{what} must be 0 to {num_classes - 1}, not {low} to {high}")

@@ -1,7 +1,7 @@
-"""User data: ``folder:PATH``, a folder of images for each class, and ``npz:FILE``, arrays.
+"""User data: ``folder:PATH``, one image folder per class, and ``npz:FILE``, arrays.
 
-Both are read into memory. Where the data have no test images, one image in five of every class becomes one, always the
-same.
+Both are read into memory. Without separate test images, one image in five of each class, always the same ones, is
+held out.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _GREY = ("1", "L", "LA", "La")
 def folder(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Load images from ``PATH/train/<class>/`` and ``PATH/test/<class>/``, or from ``PATH/<class>/``.
 
-    The layout is that of torchvision. Classes are numbered in the order of their names. Images are grey if all of them
-    are, else all are colour; transparency is dropped. They must have one size, or be given one: ``folder:PATH,size=32``
-    scales the shorter side to 32 pixels and keeps the square in the middle.
+    The layout is that of torchvision's ``ImageFolder``. Classes are numbered in the order of their names. Images have
+    one channel if all of them are greyscale, otherwise three; transparency is dropped. All must have the same size,
+    unless one is set: ``folder:PATH,size=32`` scales the shorter side to 32 pixels and crops the central square.
 
     Raises:
-        InputError: no such folder, a class without images or one class only, a test class that is not trained, a file
-            that is damaged or has more than 8 bits a channel, images of different sizes.
+        InputError: no such folder, a class without images, a single class, a test class missing from the training
+            classes, a file that is damaged or has more than 8 bits per channel, images of different sizes.
     """
     name = f"folder:{argument}"
     path, size = _read_size(argument)
@@ -51,12 +51,12 @@ def folder(argument: str, data_dir: Path | None = None, *, download: bool = Fals
     parts = [root / "train", root / "test"]
     missing = [part for part in parts if not os.path.isdir(part)]
     if len(missing) == 1:
-        raise InputError(f"dataset {name!r}: no folder {missing[0]}; train and test come together")
+        raise InputError(f"dataset {name!r}: no folder {missing[0]}; train and test are both required")
     roots = [root] if missing else parts
     classes = _classes(roots[0])
-    for foreign in _classes(roots[-1]):
-        if foreign not in classes:
-            raise InputError(f"dataset {name!r}: class {foreign!r} is in {roots[-1]}, but not in {roots[0]}")
+    for test_class in _classes(roots[-1]):
+        if test_class not in classes:
+            raise InputError(f"dataset {name!r}: class {test_class!r} is in {roots[-1]}, but not in {roots[0]}")
     files = [_image_files(part, classes) for part in roots]
     images = _read_images([path for part in files for path, _ in part], size, name)
     labels = torch.tensor([label for part in files for _, label in part], dtype=torch.int64)
@@ -66,14 +66,14 @@ def folder(argument: str, data_dir: Path | None = None, *, download: bool = Fals
 
 @register_dataset("npz:")
 def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
-    """Load arrays ``x_train, y_train, x_test, y_test``, or ``x, y``, from a file of :func:`numpy.savez`.
+    """Load arrays ``x_train, y_train, x_test, y_test``, or ``x, y``, from a file written by :func:`numpy.savez`.
 
-    Images are uint8, or floating point in [0, 1]: [N, H, W], [N, H, W, C] or [N, C, H, W]. C is the one of the two axes
-    that is 1 to 4. Labels are integers from 0, [N] or [N, 1].
+    Images are uint8, or floating point in [0, 1]: [N, H, W], [N, H, W, C] or [N, C, H, W]. C is whichever of the two
+    axes has length 1 to 4. Labels are integers from 0, [N] or [N, 1].
 
     Raises:
-        InputError: no such file, a damaged one, one that holds Python objects (nothing is unpickled), or arrays that
-            are not as above.
+        InputError: no such file, a damaged one, one that holds Python objects (nothing is unpickled), or arrays
+            of another format.
     """
     name = f"npz:{argument}"
     path = _absolute(argument, data_dir)
@@ -87,25 +87,25 @@ def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, 
         groups = (ARRAYS, ("x", "y"))
         keys = next((keys for keys in groups if all(key in file.files for key in keys)), None)
         if keys is None:
-            held = ", ".join(file.files) or "nothing"
-            raise InputError(f"{path}: needs {', '.join(ARRAYS)}, or x, y; it holds {held}")
+            content = ", ".join(file.files) or "nothing"
+            raise InputError(f"{path}: needs {', '.join(ARRAYS)}, or x, y; it holds {content}")
         arrays = {key: _read_array(file, key, path) for key in keys}
     pairs = zip(keys[::2], keys[1::2], strict=True)
     return _dataset(name, [_pair(path, x, arrays[x], y, arrays[y]) for x, y in pairs])
 
 
 def _dataset(name: str, parts: Sequence[Batch], classes: Sequence[str] | None = None) -> Dataset:
-    """Build a data set from (training, test) pairs, or from one pair to be split; classes are named or numbered."""
+    """Create a dataset from (training, test) parts, or from one part to split; every class needs training images."""
     train, test = parts if len(parts) == 2 else split(*parts[0], TRAIN_FRACTION, seed=0)
-    seen = set(train[1].unique().tolist())
-    if min(seen) < 0:
-        raise InputError(f"dataset {name!r}: labels must be 0 or more, not {min(seen)}")
+    trained = set(train[1].unique().tolist())
+    if min(trained) < 0:
+        raise InputError(f"dataset {name!r}: labels must be 0 or more, not {min(trained)}")
     num_classes = int(parts[0][1].max()) + 1 if classes is None else len(classes)
-    unseen = next((label for label in range(num_classes) if label not in seen), None)
-    if unseen is not None:
-        which = f"{unseen} of 0 to {num_classes - 1}" if classes is None else repr(classes[unseen])
-        apart = "; one image in five of every class is set apart for tests" if len(parts) == 1 else ""
-        raise InputError(f"dataset {name!r}: no training image of class {which}{apart}")
+    missing = next((label for label in range(num_classes) if label not in trained), None)
+    if missing is not None:
+        which = f"{missing} of 0 to {num_classes - 1}" if classes is None else repr(classes[missing])
+        held_out = "; one image in five of every class is held out for testing" if len(parts) == 1 else ""
+        raise InputError(f"dataset {name!r}: no training image of class {which}{held_out}")
     if num_classes < 2:
         raise InputError(f"dataset {name!r}: there is only one class")
     return Dataset.from_tensors(name, train, test, num_classes)
@@ -121,7 +121,7 @@ def _readable(path: Path, what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # a damaged file makes its reader raise nearly anything
+    except Exception as error:  # on a damaged file the reader raises nearly anything
         raise InputError(f"{path}: cannot be read as {what}: {str(error).partition(chr(10))[0]}") from error
 
 
@@ -140,7 +140,7 @@ def _classes(root: Path) -> list[str]:
 
 
 def _image_files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """List (file, label) of every image, class by class; a class may have no folder at all."""
+    """List (file, label) of every image, class by class; a class without a folder has none."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     pairs = []
@@ -152,7 +152,7 @@ def _image_files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
             raise InputError(f"no images in {root / name}; images end in {', '.join(IMG_EXTENSIONS)}")
         pairs += [(file, label) for file in images]
     if not pairs:
-        raise InputError(f"no images in {root}: it needs a folder for each class")
+        raise InputError(f"no images in {root}: expected one folder per class")
     return pairs
 
 
@@ -165,20 +165,20 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def _read_images(paths: Sequence[Path], size: int | None, name: str) -> Tensor:
-    """Read images as uint8 [N, 1 or 3, H, W]. Errors show in the headers, before any image is decoded."""
+    """Read images as uint8 [N, 1 or 3, H, W]. Headers are checked before any image is decoded."""
     from PIL import Image, ImageOps
 
     grey, shape = True, (size, size) if size else None
     for path in paths:
         with _open_image(path) as image:
             if image.mode[0] in "IF":
-                raise InputError(f"{path}: more than 8 bits a channel ({image.mode}); make it 8, or use npz:FILE")
+                raise InputError(f"{path}: more than 8 bits per channel ({image.mode}); make it 8, or use npz:FILE")
             grey = grey and image.mode in _GREY
             shape = shape or image.size
             if not size and image.size != shape:
                 one, other = ("×".join(map(str, pixels)) for pixels in (shape, image.size))
                 raise InputError(
-                    f"{paths[0]} has {one} pixels, but {path} has {other}; {name}{_SIZE}{min(shape)} makes them alike"
+                    f"{paths[0]} has {one} pixels, but {path} has {other}; {name}{_SIZE}{min(shape)} resizes them"
                 )
     assert shape is not None
     width, height = shape
@@ -208,7 +208,7 @@ def _pair(path: Path, x: str, images: np.ndarray, y: str, labels: np.ndarray) ->
     if len(labels.shape) not in (1, 2) or labels.size != len(labels) or labels.dtype.kind not in "iu":
         raise InputError(f"{path}: {y} must be integers [N], not {labels.dtype} {list(labels.shape)}")
     if labels.size and labels.max() >= 2**63:
-        raise InputError(f"{path}: {y} holds {labels.max()}, which is no label")
+        raise InputError(f"{path}: {y} holds {labels.max()}, which is not a label")
     pixels = _pixels(images, f"{path}: {x}")
     if len(pixels) != len(labels):
         raise InputError(f"{path}: {x} has {len(pixels)} images, but {y} has {len(labels)} labels")
@@ -216,7 +216,7 @@ def _pair(path: Path, x: str, images: np.ndarray, y: str, labels: np.ndarray) ->
 
 
 def _pixels(array: np.ndarray, what: str) -> Tensor:
-    """Convert an array to uint8 or float32 [N, C, H, W]."""
+    """Convert an array of images to uint8 or float32 [N, C, H, W]."""
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputError(f"{what} must be uint8, or floating point in [0, 1], not {array.dtype}")
     if array.ndim not in (3, 4) or not array.size:

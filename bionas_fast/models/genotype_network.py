@@ -1,4 +1,4 @@
-"""The network of a genotype, to be trained from scratch (DARTS, section 3.2)."""
+"""Networks built from genotypes, trained from scratch (DARTS, section 3.2)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class GenotypeCell(PreprocessedCell):
         self.out_channels = shape.channels * len(cell.concat)
 
     def forward(self, inputs: Sequence[Tensor], drop_path: float) -> Tensor:
-        """The outputs of the preceding cells → the output of this one, [N, out_channels, H', W'].
+        """Compute the output of the cell, [N, out_channels, H', W'], from those of the preceding cells.
 
         Args:
-            inputs: [N, C_in, H, W] each, the older first.
-            drop_path: the probability that an edge loses an image.
+            inputs: outputs of the preceding cells, [N, C_in, H, W] each, the older first.
+            drop_path: probability that the output of an edge is zeroed for an image.
         """
         states = self.preprocess(inputs)
         edges = iter(self.edges)
@@ -50,7 +50,7 @@ class GenotypeCell(PreprocessedCell):
 
 
 def _drop(x: Tensor, probability: float) -> Tensor:
-    """Drop-path (Larsson et al. 2017): zero whole images of an edge, scale up the rest."""
+    """Apply drop-path (Larsson et al. 2017): zero the output of an edge for random images, rescale the others."""
     if not probability:
         return x
     mask = distributed.shard_of_draw(lambda n: x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability), x.shape[0])
@@ -76,10 +76,10 @@ class AuxiliaryHead(nn.Sequential):
 
 
 class GenotypeNetwork(CellNetwork):
-    """The network of a genotype; see :func:`build_network`.
+    """A network built from a genotype; see :func:`build_network`.
 
     Args:
-        drop_path: the probability that :meth:`forward` uses by default.
+        drop_path: default drop-path probability of :meth:`forward`.
 
     Raises:
         InputError: a probability out of range.
@@ -94,10 +94,10 @@ class GenotypeNetwork(CellNetwork):
         self.auxiliary = AuxiliaryHead(width, shape.num_classes, genotype.fixed["head"]) if auxiliary else None
 
     def forward(self, x: Tensor, drop_path: float | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Images [N, in_channels, H, W] → logits [N, classes]; in training with an auxiliary head, both logits.
+        """Compute logits [N, classes] from images [N, in_channels, H, W]; in training, also those of an auxiliary head.
 
         Args:
-            drop_path: the probability, in training, that an edge loses an image; by default that of the construction.
+            drop_path: drop-path probability in training; by default that of the constructor.
         """
         inputs = self._begin(x)
         probability = self.drop_path if drop_path is None else _checked(drop_path)
@@ -130,15 +130,17 @@ def build_network(
     drop_path: float = 0.0,
     seed: int = 0,
 ) -> GenotypeNetwork:
-    """Build the network of a genotype, with fresh weights.
+    """Build the network of a genotype with fresh weights.
 
     Args:
         genotype: the cells and their learning rules.
         channels: C of the first cell; reductions double it.
-        cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋. For a genotype of NAS-Bench-201, the cells of each stage.
-        auxiliary: a second classifier after two thirds of the cells, used in training only.
-        drop_path: the probability, in training, that an edge loses an image, unless ``forward`` is called with another.
-        seed: of all weights and random feedback. PyTorch's own generator is left untouched.
+        cells: L, with reductions at ⌊L/3⌋ and ⌊2L/3⌋; for NAS-Bench-201, the number of cells per stage.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        auxiliary: whether to add a second classifier after two thirds of the cells, used in training only.
+        drop_path: drop-path probability in training, unless ``forward`` is called with another.
+        seed: seed of all weights and random feedback; the state of PyTorch's generator is restored.
 
     Returns:
         A network that maps images [N, in_channels, H, W] to logits [N, num_classes].

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import HebbianConv2d, Linear, Triangle, name_layers
 
-#: ‖W_k‖ of the initial filters, from which the adaptive rate lets them come down to 1.
+#: Initial ‖W_k‖ of the filters; under the adaptive rate it decreases to 1.
 INITIAL_NORM = 25.0
 
 
@@ -22,10 +22,10 @@ class Block(NamedTuple):
     """A block of a SoftHebb network.
 
     Attributes:
-        filters, kernel_size: of the convolution.
-        temperature: of the competition.
-        power: of the triangle activation.
-        rate: η.
+        filters, kernel_size: parameters of the convolution.
+        temperature: temperature of the competition.
+        power: power of the triangle activation.
+        rate: learning rate η of the convolution.
         pool: ``max`` of 4×4 or ``avg`` of 2×2 positions, stride 2.
     """
 
@@ -38,18 +38,18 @@ class Block(NamedTuple):
 
 
 ARCHITECTURES = {
-    # The published one for CIFAR-10.
+    # Published for CIFAR-10.
     "cifar10": (
         Block(96, 5, 1.0, 0.7, 0.08, "max"),
         Block(384, 3, 0.65, 1.4, 0.005, "max"),
         Block(1536, 3, 0.25, 1.0, 0.01, "avg"),
     ),
-    # A small one for images like those of MNIST.
+    # Small, for images such as those of MNIST.
     "mnist": (
         Block(32, 5, 1.0, 0.7, 0.08, "max"),
         Block(128, 3, 0.65, 1.4, 0.005, "max"),
     ),
-    # Tuned on Fashion-MNIST: large filters and a small power in front, where learning matters most.
+    # Tuned on Fashion-MNIST: large filters and a small power in the first block, where learning matters most.
     "fashion-mnist": (
         Block(32, 7, 1.0, 0.3, 0.015, "max"),
         Block(64, 3, 0.3, 1.4, 0.002, "avg"),
@@ -58,7 +58,7 @@ ARCHITECTURES = {
 
 
 class Scale(nn.Module):
-    """x / size, a buffer of one number."""
+    """Division by ``size``, a scalar buffer."""
 
     size: Tensor
 
@@ -71,11 +71,11 @@ class Scale(nn.Module):
 
 
 class SoftHebbNetwork(nn.Module):
-    """Blocks and head; see :func:`build_softhebb`.
+    """A SoftHebb network; see :func:`build_softhebb`.
 
     Attributes:
-        blocks: in training mode each learns from every batch that passes.
-        head: a scale, dropout and a linear layer.
+        blocks: the convolutional blocks; in training mode, each forward pass updates their filters.
+        head: flattening, a scale, dropout and a linear layer.
     """
 
     def __init__(
@@ -120,18 +120,18 @@ class SoftHebbNetwork(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), Scale(), nn.Dropout(dropout), Linear(shape[1:].numel(), num_classes))
 
     def features(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] → the features that the head reads, not yet flattened."""
+        """Compute the features of images [N, C, H, W], before flattening."""
         for block in self.blocks:
             x = block(x)
         return x
 
     @property
     def scale(self) -> Scale:
-        """The scale in front of the head's linear layer."""
+        """The scale before the linear layer of the head."""
         return cast("Scale", self.head[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] → logits [N, classes]."""
+        """Compute logits [N, classes] from images [N, C, H, W]."""
         return self.head(self.features(x))
 
 
@@ -149,10 +149,12 @@ def build_softhebb(
 
     Args:
         architecture: ``cifar10`` (96, 384 and 1536 filters), ``mnist`` (32 and 128) or ``fashion-mnist`` (32 and 64).
-        rule: of the convolutions; see :func:`bionas_fast.functional.hebbian_activity`.
-        image_size: height and width, which decide the size of the head.
-        dropout: in front of the linear head.
-        seed: of all weights. PyTorch's own generator is left untouched.
+        rule: Hebbian rule of the convolutions; see :func:`bionas_fast.functional.hebbian_activity`.
+        in_channels: channels of the images.
+        image_size: height and width of the images, which determine the size of the head.
+        num_classes: number of logits.
+        dropout: dropout probability before the linear head.
+        seed: seed of all weights; the state of PyTorch's generator is restored.
 
     Raises:
         InputError: an unknown architecture or rule; a number out of range; images that are too small.

@@ -1,4 +1,4 @@
-"""Named settings, one YAML file each, that say which source they follow."""
+"""Presets: named settings, one YAML file each, with their source."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from bionas_fast.errors import unknown
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings with a name.
+    """Named settings of one kind of run.
 
     Attributes:
-        kind: the kind of run that they configure.
-        source: where the figures come from.
-        settings: those that differ from the defaults.
+        name: name of the preset.
+        kind: kind of run.
+        source: origin of the values.
+        settings: the settings that differ from the defaults.
     """
 
     name: str
@@ -28,15 +29,15 @@ class Preset:
 
 
 def names(kind: str | None = None) -> tuple[str, ...]:
-    """The names of all presets, or of those of one kind."""
+    """Return the names of all presets, or of those of one kind."""
     return tuple(preset.name for preset in _presets() if kind in (None, preset.kind))
 
 
 def get(name: str, kind: str) -> Preset:
-    """The preset of that name and kind.
+    """Look up a preset by name and kind.
 
     Raises:
-        InputError: no such preset; the message names the nearest.
+        InputError: an unknown name; the message suggests similar ones.
     """
     for preset in _presets():
         if preset.name == name and preset.kind == kind:

@@ -1,4 +1,4 @@
-"""Reports: a genotype in the terminal and as a picture, a whole search as one HTML page."""
+"""Reports: a genotype in the terminal and as a picture, a search as one HTML page."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from bionas_fast.report.figure import draw_figure
     from bionas_fast.report.html import write_report
 
-# matplotlib takes half a second to import, which only those need to wait for who draw.
+# Imported on use: matplotlib takes half a second.
 _drawing = {"draw_figure": "bionas_fast.report.figure", "write_report": "bionas_fast.report.html"}
 
 

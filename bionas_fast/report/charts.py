@@ -1,4 +1,4 @@
-"""The charts of a search's report: shares of learning rules, α over time, curves. Each function returns a Figure."""
+"""Charts of the report of a search: shares of learning rules, α over time, curves."""
 
 from __future__ import annotations
 
@@ -20,38 +20,42 @@ from bionas_fast.space import Candidate, Genotype, Space
 
 _WIDTH = 10.8  # inches, the width of the page
 _LEFT = 0.62
-#: Of the first and the second kind of cell.
+#: Line styles of the first and the second kind of cell.
 _LINES = ("-", (0, (3, 1.5)))
 _SERIES = (("train", MUTED), ("valid", INK))
 
 
 def softmax(alpha: np.ndarray) -> np.ndarray:
-    """The weights of the candidates, [..., candidates]."""
+    """Compute the softmax weights of the candidates, [..., candidates]."""
     shifted = np.exp(alpha - alpha.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def grouped(weights: np.ndarray, space: Space, key: Callable[[Candidate], Any]) -> dict[Any, np.ndarray]:
-    """Sum weights [..., candidates] over the candidates with the same key, in the order of the space."""
+    """Sum weights [..., candidates] over the candidates with the same key; keys in order of first appearance."""
     keys = [key(candidate) for candidate in space.candidates]
-    return {k: weights[..., [i for i, own in enumerate(keys) if own == k]].sum(axis=-1) for k in dict.fromkeys(keys)}
+    members = {k: [i for i, other in enumerate(keys) if other == k] for k in dict.fromkeys(keys)}
+    return {k: weights[..., indices].sum(axis=-1) for k, indices in members.items()}
 
 
 def check_alphas(alphas: Mapping[str, np.ndarray], space: Space) -> None:
     """Raise InputError unless every array is [epochs + 1, edges, candidates] of the space, and finite."""
-    wanted = [len(space.edges), len(space.candidates)]
+    expected = [len(space.edges), len(space.candidates)]
     for kind, alpha in alphas.items():
-        if alpha.ndim != 3 or list(alpha.shape[1:]) != wanted or not len(alpha):
-            shape = list(alpha.shape)
+        if alpha.ndim != 3 or list(alpha.shape[1:]) != expected or not len(alpha):
+            edges, candidates = expected
             raise InputError(
-                f"alphas[{kind!r}] has shape {shape}; space {space.name!r} has [epochs + 1, {wanted[0]}, {wanted[1]}]"
+                f"alphas[{kind!r}] has shape {list(alpha.shape)}; "
+                f"space {space.name!r} has [epochs + 1, {edges}, {candidates}]"
             )
         if not np.isfinite(alpha).all():
             raise InputError(f"alphas[{kind!r}] holds values that are not finite")
 
 
 def rule_shares(alpha: np.ndarray, space: Space) -> dict[str | None, np.ndarray]:
-    """Rule → its share of the softmax weight at every node, [nodes]; None stands for candidates without weights.
+    """Compute the share of each rule in the softmax weight at every node, rule → [nodes].
+
+    The key None collects the candidates without weights.
 
     Args:
         alpha: [edges, candidates] before the softmax.
@@ -62,7 +66,7 @@ def rule_shares(alpha: np.ndarray, space: Space) -> dict[str | None, np.ndarray]
 
 
 def edge_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
-    """Rule → its share of the edges into every node of a genotype's cell, [nodes]."""
+    """Compute the share of each rule among the edges into every node of a cell, rule → [nodes]."""
     nodes = [[edge.candidate.learning for edge in edges] for edges in genotype.cells[kind].nodes]
     used = dict.fromkeys(rule for node in nodes for rule in node)
     if not used:
@@ -71,19 +75,19 @@ def edge_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
 
 
 def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """Stacked bars, a node each: the share of every rule by α and on the edges of the genotype."""
+    """Draw one stacked bar per node: the shares of the rules by α, and on the edges of the genotype."""
     panels = []
     for kind in genotype.cells:
         if kind in alphas:
             panels.append((f"{cell_title(kind)}, by α", rule_shares(alphas[kind][-1], space)))
-        panels.append((f"{cell_title(kind)}, found edges", edge_shares(genotype, kind)))
+        panels.append((f"{cell_title(kind)}, genotype", edge_shares(genotype, kind)))
     order = sorted(dict.fromkeys(rule for _, shares in panels for rule in shares), key=lambda rule: rule is None)
     nodes = max(len(next(iter(shares.values()))) for _, shares in panels)
     skeleton = genotype.skeleton
     names = [f"node {skeleton.state_name(len(skeleton.input_names) + n)}" for n in range(nodes)]
     figure, axes = _grid(len(panels), len(panels), 0.36 * nodes + 0.75)
     for ax, (title, shares) in zip(axes, panels, strict=True):
-        _dress(ax, title)
+        _style_axes(ax, title)
         left = np.zeros(len(next(iter(shares.values()))))
         for rule in (rule for rule in order if rule in shares):
             share = shares[rule]
@@ -94,21 +98,21 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(False)
         ax.spines["left"].set_visible(False)
-    _key(figure, [(rule or NO_RULE, rule_color(rule), "s") for rule in order])
+    _legend(figure, [(rule or NO_RULE, rule_color(rule), "s") for rule in order])
     return figure
 
 
 def rules_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """A panel a rule: its share of the softmax weight in each cell over time."""
+    """Draw one panel per rule: its share of the softmax weight in each cell over time."""
 
-    def look(rule: str | None) -> tuple[str, str]:
+    def title_and_color(rule: str | None) -> tuple[str, str]:
         return rule or NO_RULE, rule_color(rule)
 
-    return _over_time(alphas, space, lambda candidate: candidate.learning, look)
+    return _over_time(alphas, space, lambda candidate: candidate.learning, title_and_color)
 
 
 def operations_figure(alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """A panel an operation: its share of the softmax weight in each cell over time."""
+    """Draw one panel per operation: its share of the softmax weight in each cell over time."""
     return _over_time(alphas, space, lambda candidate: candidate.operation, lambda name: (name, INK))
 
 
@@ -116,7 +120,7 @@ def _over_time(
     alphas: Mapping[str, np.ndarray],
     space: Space,
     key: Callable[[Candidate], Any],
-    look: Callable[[Any], tuple[str, str]],
+    title_and_color: Callable[[Any], tuple[str, str]],
 ) -> Figure:
     series = {kind: grouped(softmax(alpha), space, key) for kind, alpha in alphas.items()}
     keys = sorted(next(iter(series.values())), key=lambda k: k is None)
@@ -125,8 +129,8 @@ def _over_time(
     styles = dict(zip(series, _LINES, strict=False))
     figure, axes = _grid(len(keys), columns, 1.55)
     for i, (ax, k) in enumerate(zip(axes, keys, strict=True)):
-        title, color = look(k)
-        _dress(ax, title)
+        title, color = title_and_color(k)
+        _style_axes(ax, title)
         for kind, groups in series.items():
             weight = groups[k].mean(axis=-1)
             mark = "o" if len(weight) == 1 else None
@@ -136,12 +140,12 @@ def _over_time(
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.tick_params(labelleft=i % columns == 0)
-    _key(figure, [(cell_title(kind), MUTED, style) for kind, style in styles.items()])
+    _legend(figure, [(cell_title(kind), MUTED, style) for kind, style in styles.items()])
     return figure
 
 
 def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Loss, accuracy, entropy of α and seconds over epochs, as far as they were measured; None if nothing was."""
+    """Draw loss, accuracy, entropy of α and seconds per epoch, where recorded; None if nothing was recorded."""
     epochs = [_number(row.get("epoch", i)) for i, row in enumerate(metrics, 1)]
 
     def series(key: str) -> list[float]:
@@ -157,7 +161,7 @@ def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure, axes = _grid(len(panels), len(panels), 2.2)
     for ax, (title, lines) in zip(axes, panels, strict=True):
-        _dress(ax, title)
+        _style_axes(ax, title)
         for values, color in lines.values():
             ax.plot(epochs, values, color=color, lw=1.8, marker="o" if len(values) < 4 else None, ms=4)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -165,7 +169,7 @@ def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         if title == "seconds":
             ax.set_ylim(0, None)
     shown = {name for _, lines in panels for name in lines}
-    _key(figure, [(name, color, "-") for name, color in _SERIES if name in shown])
+    _legend(figure, [(name, color, "-") for name, color in _SERIES if name in shown])
     return figure
 
 
@@ -174,7 +178,7 @@ def _number(value: Any) -> float:
 
 
 def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Lay out ``n`` panels in rows of equal size, with room for a key below; ``height`` of a row in inches."""
+    """Lay out ``n`` panels in rows of equal size, with room for a legend below; ``height`` of a row in inches."""
     rows = -(-n // columns)
     total = rows * height + 0.3
     figure = Figure(figsize=(_WIDTH, total), facecolor=PAPER)
@@ -188,7 +192,7 @@ def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _dress(ax: Axes, title: str) -> None:
+def _style_axes(ax: Axes, title: str) -> None:
     ax.set_title(title, loc="left", color=INK, size=9.5, weight="bold", pad=6)
     ax.set_facecolor(PAPER)
     ax.grid(axis="y", color=SURFACE, lw=1)
@@ -198,14 +202,19 @@ def _dress(ax: Axes, title: str) -> None:
         spine.set(visible=side in ("left", "bottom"), color=FAINT)
 
 
-def _key(figure: Figure, entries: Iterable[tuple[str, str, Any]]) -> None:
-    """One line below the panels: names with a square (``"s"``) or a line of a style each."""
+def _legend(figure: Figure, entries: Iterable[tuple[str, str, Any]]) -> None:
+    """Draw a one-line legend below the panels: each name with a square (``"s"``) or a line style."""
     handles = []
     for name, color, style in entries:
-        look: dict[str, Any] = (
+        appearance: dict[str, Any] = (
             {"marker": "s", "markersize": 8, "ls": "none"} if style == "s" else {"ls": style, "lw": 1.8}
         )
-        handles.append(Line2D([], [], color=color, label=name, **look))
+        handles.append(Line2D([], [], color=color, label=name, **appearance))
     if handles:
-        place: Any = {"loc": "lower left", "bbox_to_anchor": (_LEFT / _WIDTH, 0), "borderaxespad": 0, "borderpad": 0.1}
-        figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=8.5, labelcolor=INK, **place)
+        position: Any = {
+            "loc": "lower left",
+            "bbox_to_anchor": (_LEFT / _WIDTH, 0),
+            "borderaxespad": 0,
+            "borderpad": 0.1,
+        }
+        figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=8.5, labelcolor=INK, **position)

@@ -1,4 +1,4 @@
-"""The colours that drawings share: one per learning rule, and a few for everything else."""
+"""The colours of all drawings: one per learning rule, and a few for everything else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FAINT = "#d5d9df"
 SURFACE = "#eef0f3"
 PAPER = "#ffffff"
 
-#: Okabe & Ito 2008: told apart under every common colour blindness, legible on white and on black.
+#: Okabe & Ito 2008: distinguishable under all common forms of colour blindness, legible on white and on black.
 RULE_COLORS = MappingProxyType(
     {
         "usf": "#0072b2",
@@ -22,20 +22,20 @@ RULE_COLORS = MappingProxyType(
         "dfa": "#e69f00",
     }
 )
-#: ColorBrewer's brown and purple: for operations that learn in a way of their own.
+#: ColorBrewer's brown and purple: for operations with a built-in learning rule.
 OWN_RULE_COLORS = MappingProxyType({"hebbian": "#8c510a", "predictive coding": "#5e3c99"})
-#: Tol 2021, "muted": for rules that users bring.
+#: Tol 2021, "muted": for user-defined rules.
 _OTHER_RULES = ("#882255", "#999933", "#aa4499", "#44aa99", "#332288", "#ddcc77", "#117733", "#cc6677")
-#: Operations that have no weights and thus no rule.
+#: Operations without weights, hence without a rule.
 NO_RULE_COLOR = "#8f97a3"
 NO_RULE = "no weights"
 
 
 def rule_color(rule: str | None) -> str:
-    """The colour of a rule, ``#rrggbb``: always the same for the same name. None stands for no rule."""
+    """Return the colour of a rule, ``#rrggbb``, a function of its name. None stands for no rule."""
     if rule is None:
         return NO_RULE_COLOR
-    # crc32, since hash() of a string differs from process to process.
+    # crc32, because hash() of a string differs from process to process.
     return (
         RULE_COLORS.get(rule)
         or OWN_RULE_COLORS.get(rule)

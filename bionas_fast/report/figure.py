@@ -1,4 +1,4 @@
-"""A genotype as a picture: its cells from left to right, edges coloured by learning rule."""
+"""Picture of a genotype: its cells from left to right, edges coloured by learning rule."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ from bionas_fast.space import Edge, Genotype
 
 FORMATS = ("svg", "png")
 
-_MARGIN, _TITLE, _LEGEND = 0.3, 0.42, 0.5
-_BEND, _ARROW = 0.52, 0.34  # room for a line to bend, and for an arrow into its node
+_MARGIN = 0.3
+_TITLE = 0.42
+_LEGEND = 0.5
+_BEND, _ARROW = 0.52, 0.34  # space for the bend of a line, and for an arrow into its node
 _NODE, _INPUT = 0.44, 0.7
 _KEY = 0.32
 _SIZE = 8.5
 
 
 def draw_figure(genotype: Genotype, path: str | Path) -> None:
-    """Draw the cells of a genotype into a file, SVG or PNG as its name ends.
+    """Draw the cells of a genotype into an SVG or PNG file, by its extension.
 
     Raises:
-        InputError: the name ends otherwise, or the file cannot be written.
+        InputError: another extension, or the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower().removeprefix(".")
@@ -47,7 +49,7 @@ def draw_figure(genotype: Genotype, path: str | Path) -> None:
 
 
 def render(figure: Figure, format: str) -> bytes:
-    """A figure as the content of an SVG or PNG file: the same bytes for the same figure."""
+    """Render a figure as the content of an SVG or PNG file, deterministically."""
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "bionas-fast", "text.usetex": False}
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if format == "svg" else {"Software": None}
     buffer = io.BytesIO()
@@ -59,7 +61,7 @@ def render(figure: Figure, format: str) -> bytes:
 
 
 def genotype_figure(genotype: Genotype) -> Figure:
-    """The cells, the legend of rules and the rules of the fixed layers, one unit of data an inch."""
+    """Draw the cells, the legend of rules and the rules of the fixed layers; one data unit is one inch."""
     layouts = {kind: lay_out(cell) for kind, cell in genotype.cells.items()}
     edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
     label = max((_label_width(edge) for edge in edges), default=_NODE)
@@ -85,18 +87,18 @@ def genotype_figure(genotype: Genotype) -> Figure:
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """The width of a text in inches."""
+    """Compute the width of a text in inches."""
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), False)[0] / 72
 
 
 def _label_width(edge: Edge) -> float:
-    # A tenth more, for viewers of an SVG that have another font.
+    # 10 % more, for SVG viewers that substitute another font.
     lines = (edge.candidate.operation, edge.candidate.learning or "")
     return 1.1 * max(text_width(line, _SIZE) for line in lines) + 0.16
 
 
 def _columns(layout: Layout, label: float) -> list[tuple[float, float]]:
-    """Left and right border of every layer."""
+    """Compute the left and right border of every layer."""
     x, columns = _MARGIN, []
     for layer in range(len(layout.layers)):
         named = layer % 2 == 1 and layer < len(layout.layers) - 1
@@ -140,14 +142,14 @@ def _draw_cell(
 
 
 def _port(target: Item, source: Item) -> float:
-    """The height at which a line arrives at a box's left side: in the order in which the lines come."""
+    """Compute where a line meets the left side of a box; lines are attached in their vertical order."""
     sources = sorted((item.y for item, _ in target.neighbours[-1]))
     step = min(0.13, 0.7 * target.height / max(len(sources) - 1, 1))
     return target.y + (sources.index(source.y) - (len(sources) - 1) / 2) * step
 
 
 def _draw_line(axes: Axes, points: list[tuple[float, float]], color: str, width: float, style: str) -> None:
-    """A line through points, level at each of them, with an arrowhead at its end."""
+    """Draw a line through points, horizontal at each of them, with an arrowhead at its end."""
     tip_x, tip_y = points[-1]
     points = [*points[:-1], (tip_x - 0.08, tip_y)]
     vertices, codes = [points[0]], [Curve.MOVETO]
@@ -183,7 +185,7 @@ def _draw_label(axes: Axes, edge: Edge, item: Item, column: tuple[float, float],
 
 
 def _legend(genotype: Genotype, edges: list[Edge]) -> tuple[list[tuple[str | None, str]], str]:
-    """The rules with the number of their uses, and the line about the fixed layers."""
+    """Return the entries of the legend, (rule, text), and the line about the fixed layers."""
     counts = sorted(Counter(e.candidate.learning for e in edges).items(), key=lambda pair: (pair[0] is None, -pair[1]))
     fixed = "  ·  ".join(f"{layer} {rule}" for layer, rule in genotype.fixed.items())
     return [(rule, f"{rule or NO_RULE}  ×{count}") for rule, count in counts], fixed

@@ -1,4 +1,4 @@
-"""A search as one HTML page that depends on no other file."""
+"""The report of a search: a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bionas_fast.report.figure import genotype_figure, render
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.space import Genotype, Space, get_space
 
-#: Colours that follow the reader's choice of light or dark; those of the rules suit both.
+#: Colours of the light and the dark scheme; the colours of the rules suit both.
 _LIGHT = {"ink": INK, "muted": MUTED, "faint": FAINT, "surface": SURFACE, "paper": PAPER}
 _DARK = {"ink": "#e8eaee", "muted": "#98a1af", "faint": "#3a414c", "surface": "#22272f", "paper": "#15181d"}
 
@@ -66,18 +66,18 @@ def write_report(
     machine: Mapping[str, str],
     summary: Mapping[str, Any],
 ) -> None:
-    """Write a search's report: one HTML file without scripts that fetches nothing, replaced in one step.
+    """Write the report of a search: one HTML file, without scripts or external resources, replaced atomically.
 
     Args:
         path: the file, inside the folder of the run; its commands at the end name that folder.
         genotype: the result of the search.
-        config: the settings, nested as they may be.
-        metrics: one entry an epoch. ``epoch``, ``train_loss``, ``train_accuracy``, ``valid_loss``, ``valid_accuracy``,
-            ``alpha_entropy`` and ``seconds`` are drawn where present; all entries are in the table.
+        config: the settings; may be nested.
+        metrics: one entry per epoch. ``epoch``, ``train_loss``, ``train_accuracy``, ``valid_loss``, ``valid_accuracy``,
+            ``alpha_entropy`` and ``seconds`` are drawn if recorded; all entries are in the table.
         alphas: for each kind of cell [epochs + 1, edges, candidates] before the softmax; empty for a
             method without architecture parameters.
         space: the search space that the last two axes belong to.
-        machine: the properties of the machine that it ran on.
+        machine: properties of the machine that ran the search.
         summary: the headline metrics, by name.
 
     Raises:
@@ -110,7 +110,7 @@ def _page(
     yield f'<div class="facts">{"".join(facts)}</div>'
 
     yield "<h2>The cells</h2>"
-    yield "<p>An edge applies an operation and sends errors back by its learning rule; a node adds up its edges.</p>"
+    yield "<p>An edge applies an operation and propagates errors by its learning rule; a node sums its edges.</p>"
     yield _inline(genotype_figure(genotype), "cells", "The cells as graphs")
     yield f"<details><summary>As JSON</summary><pre>{escape(genotype.to_json())}</pre></details>"
 
@@ -128,23 +128,23 @@ def _page(
     curves = charts.curves_figure(metrics)
     if curves is not None:
         yield "<h2>Training</h2>"
-        yield _inline(curves, "curves", "Loss, accuracy and further quantities over epochs")
+        yield _inline(curves, "curves", "Loss, accuracy and further metrics over epochs")
     if metrics:
-        yield f"<details><summary>All epochs as numbers</summary>{_rows(metrics)}</details>"
+        yield f"<details><summary>Metrics of all epochs</summary>{_rows(metrics)}</details>"
 
     yield '<div class="pair">'
     yield f"<section><h2>Configuration</h2>{_pairs(_flat(config))}</section>"
     yield f"<section><h2>Machine</h2>{_pairs(machine)}</section>"
     yield "</div>"
     run = escape(shlex.join([str(path.parent), *plugin_options(config.get("plugins", ()))]))
-    yield "<h2>How to go on</h2>"
-    yield f"<p>Look at the cells in a terminal:</p><pre>bionas-fast show {run}</pre>"
-    yield f"<p>Train the network that was found:</p><pre>bionas-fast train {run}</pre>"
+    yield "<h2>Next steps</h2>"
+    yield f"<p>Show the cells in a terminal:</p><pre>bionas-fast show {run}</pre>"
+    yield f"<p>Train the genotype network:</p><pre>bionas-fast train {run}</pre>"
     yield "</body>\n</html>\n"
 
 
 def _inline(figure: Figure, name: str, description: str) -> str:
-    """A figure as an SVG element that takes part in the page: its width, its colours, its ids."""
+    """Convert a figure to an inline SVG element with the width, colours and unique ids of the page."""
     svg = render(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -1,8 +1,7 @@
-"""The layout of a cell's drawing: in layers from left to right (Sugiyama, Tagawa & Toda 1981).
+"""Layered layout of a cell (Sugiyama, Tagawa & Toda 1981), from left to right.
 
 Layer 0 holds the cell's inputs, layers 2i+1 the labels of the edges into node i, layers 2i+2 node i, the last one
-the output. An edge that spans several layers holds a place in each of them, so nothing can be drawn over
-anything else.
+the output. An edge that spans several layers reserves space in each of them, so nothing overlaps.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ _SWEEPS = 24
 
 
 def cell_title(kind: str) -> str:
-    """The title of a kind of cell: ``normal cell``; where there is only one, ``cell``."""
+    """Return the title of a kind of cell: ``normal cell``, or ``cell`` if there is only one."""
     return kind if kind == "cell" else f"{kind} cell"
 
 
 @dataclass(eq=False)
 class Item:
-    """Something that holds a place in a layer: a state, the label of an edge, or a line passing through.
+    """An item of a layer: a state, the label of an edge, or a line passing through.
 
     Attributes:
         layer: its column.
-        height: the room it takes, in inches.
-        y: the height of its centre in inches, known once the layout is.
+        height: its height in inches.
+        y: the vertical position of its centre in inches, set by the layout.
     """
 
     layer: int
@@ -42,7 +41,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Route:
-    """A line through the layers, from a state to a node or (``edge`` None) to the output; ``label`` is on its way."""
+    """A line through ``label`` from a state to a node or, without ``edge``, to the output."""
 
     items: tuple[Item, ...]
     edge: Edge | None = None
@@ -51,7 +50,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Layout:
-    """A cell with a place for everything; ``states`` are in the genotype's numbering."""
+    """The layout of a cell; ``states`` are numbered as in the genotype."""
 
     states: tuple[Item, ...]
     output: Item
@@ -68,11 +67,11 @@ class Layout:
 
 
 def lay_out(cell: Cell, *, box: float = 0.44, label: float = 0.36, line: float = 0.0, gap: float = 0.14) -> Layout:
-    """Place every state, label and line of a cell, with few crossings and lines that are nearly straight.
+    """Compute the layout of a cell with few crossings and nearly straight lines.
 
     Args:
         box, label, line: the height of a state's box, an edge's label and a passing line, in inches.
-        gap: the least distance between two neighbours of a layer, in inches.
+        gap: the minimum distance between two neighbours of a layer, in inches.
     """
     last = 2 * len(cell.nodes) + 1
     layers: list[list[Item]] = [[] for _ in range(last + 1)]
@@ -112,7 +111,7 @@ def lay_out(cell: Cell, *, box: float = 0.44, label: float = 0.36, line: float =
 
 
 def _order(layers: list[list[Item]]) -> None:
-    """Sort each layer so that lines cross little: barycentres, back and forth, then swaps of neighbours."""
+    """Order each layer to reduce crossings: barycentre sweeps in both directions, then swaps of neighbours."""
     best, fewest = [list(layer) for layer in layers], _crossings(layers)
     for sweep in range(_SWEEPS):
         sides = (-1,) if sweep % 2 == 0 else (1,)
@@ -158,23 +157,23 @@ def _mean(item: Item, sides: Sequence[int]) -> float:
 
 
 def _level(layers: list[list[Item]], gap: float) -> None:
-    """Set every height so that lines are short and neighbours keep their distance."""
+    """Set the vertical positions: short lines, minimum gaps between neighbours."""
     _rank(layers)
     for sweep in range(_SWEEPS):
         for layer in layers if sweep % 2 == 0 else reversed(layers):
-            if not layer:  # in front of a node without edges
+            if not layer:  # before a node without edges
                 continue
             offsets = [0.0]
             for lower, upper in pairwise(layer):
                 offsets.append(offsets[-1] + _distance(lower, upper, gap))
-            wanted = [_mean(item, (-1, 1)) - offset for item, offset in zip(layer, offsets, strict=True)]
+            targets = [_mean(item, (-1, 1)) - offset for item, offset in zip(layer, offsets, strict=True)]
             weights = [sum(w for side in (-1, 1) for _, w in item.neighbours[side]) or 1.0 for item in layer]
-            for item, y, offset in zip(layer, _isotonic(wanted, weights), offsets, strict=True):
+            for item, y, offset in zip(layer, _isotonic(targets, weights), offsets, strict=True):
                 item.y = y + offset
 
 
 def _straighten(layers: list[list[Item]], routes: Sequence[Route], gap: float) -> None:
-    """Take the small steps out of long lines: give as many places in a row as possible the same height."""
+    """Straighten long lines: give the longest possible runs of consecutive items the same vertical position."""
 
     def free(item: Item) -> tuple[float, float]:
         layer = layers[item.layer]
@@ -195,8 +194,10 @@ def _straighten(layers: list[list[Item]], routes: Sequence[Route], gap: float) -
             least, most = free(item)
             if run and max(low, least) > min(high, most):
                 flush(run, low, high)
-                run, low, high = [], -math.inf, math.inf
-            run, low, high = [*run, item], max(low, least), min(high, most)
+                run = []
+                low, high = -math.inf, math.inf
+            run = [*run, item]
+            low, high = max(low, least), min(high, most)
         if run:
             flush(run, low, high)
 
@@ -206,12 +207,14 @@ def _distance(lower: Item, upper: Item, gap: float) -> float:
 
 
 def _isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """The nearest non-decreasing sequence in weighted least squares, by pooling adjacent violators."""
+    """Find the nearest non-decreasing sequence in weighted least squares, by pooling adjacent violators."""
     pools: list[tuple[float, float, int]] = []
     for value, weight in zip(values, weights, strict=True):
         count = 1
         while pools and pools[-1][0] > value:
             v, w, n = pools.pop()
-            value, weight, count = (v * w + value * weight) / (w + weight), w + weight, n + count
+            value = (v * w + value * weight) / (w + weight)
+            weight += w
+            count += n
         pools.append((value, weight, count))
     return [value for value, _, count in pools for _ in range(count)]

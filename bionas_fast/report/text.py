@@ -1,4 +1,4 @@
-"""A genotype in the terminal: every state is a lane that runs down, every edge leaves its lane to the right."""
+"""Terminal drawing of a genotype: states are vertical lanes, edges branch off to the right."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ASCII = str.maketrans("│─├┤┼┴╰╮╯▶◀■·×…", "|-+|++'.'
 
 
 def draw_genotype(genotype: Genotype, console: Console) -> None:
-    """Draw the cells of a genotype, its rules and its hash; two cells side by side where the console has the room.
+    """Draw the cells, rules and hash of a genotype; two cells side by side if the console is wide enough.
 
-    Reads without colour as well, since every edge names its rule. A narrow console cuts nothing off; one that
-    knows only ASCII gets that.
+    Readable without colour, because every edge names its rule. Nothing is cut off on a narrow console; a console
+    without Unicode gets ASCII.
     """
     edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
     column = max((len(edge.candidate.operation) for edge in edges), default=0)
@@ -46,8 +46,8 @@ def draw_genotype(genotype: Genotype, console: Console) -> None:
 
 
 def _cell(cell: Cell, column: int) -> list[Text]:
-    """The lines of one cell; ``column`` is the width of the operations."""
-    # A lane ends where its state is used last, so that what is still to come stays easy to follow.
+    """Draw the lines of one cell; ``column`` is the width of the operations."""
+    # A lane ends at the last use of its state, which leaves the remaining edges easy to follow.
     remaining = Counter([*(edge.source for edge in cell.edges), *cell.concat])
     live: set[int] = set()
     inputs, name = len(cell.skeleton.input_names), cell.skeleton.state_name
@@ -66,7 +66,7 @@ def _cell(cell: Cell, column: int) -> list[Text]:
             live.add(state)
 
     def run(source: int) -> str:
-        """A line from a lane to the right, over the lanes in between."""
+        """Draw a line from a lane to the right, across the lanes between."""
         remaining[source] -= 1
         if not remaining[source]:
             live.remove(source)

@@ -1,4 +1,4 @@
-"""Search spaces: operations, candidates, spaces, and the genotype that a search ends with."""
+"""Search spaces: operations, candidates, spaces, and genotypes."""
 
 from bionas_fast.space import operations as _operations  # registers the operations
 from bionas_fast.space.candidates import (

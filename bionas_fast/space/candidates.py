@@ -1,4 +1,4 @@
-"""The candidates for an edge, (operation, rule) pairs, and the named spaces of them that a search chooses from."""
+"""Candidates, i.e. (operation, rule) pairs, and search spaces, the named sets of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bionas_fast.errors import InputError
 from bionas_fast.registry import Registry
 from bionas_fast.space.skeleton import DARTS, NB201, Skeleton
 
-#: The function behind an operation; see :class:`Operation`.
+#: The builder of an operation; see :class:`Operation`.
 Build = Callable[[int, int, "str | None", bool], nn.Module]
 
 
@@ -23,12 +23,12 @@ class Operation:
     """A kind of operation, such as ``sep_conv_3x3``.
 
     Attributes:
-        name: how users write it.
+        name: its name in genotypes and options.
         build: ``build(channels, stride, rule, searching) -> Module`` maps [N, C, H, W] to
             [N, C, ⌈H/stride⌉, ⌈W/stride⌉]. ``rule`` is None for operations without weights. ``searching`` is True
             in a supernet (no affine parameters in batch normalisation, pools followed by one).
         takes_rule: whether one of the learning rules can be chosen for it.
-        own_rule: the name of the way in which the operation learns, where that is one of its own.
+        own_rule: the name of the operation's built-in learning rule, if it has one.
     """
 
     name: str
@@ -41,14 +41,14 @@ _operations: Registry[Operation] = Registry("operation", owner=lambda operation:
 
 
 def register_operation(name: str, *, takes_rule: bool = True, own_rule: str | None = None) -> Callable[[Build], Build]:
-    """Make an operation known by its name. A decorator for its ``build`` function.
+    """Register an operation under a name. Use as a decorator of its ``build`` function.
 
     Args:
-        name: how users write it.
+        name: its name in genotypes and options.
         takes_rule, own_rule: see :class:`Operation`.
 
     Raises:
-        InputError: the name cannot be written in a genotype, or is taken.
+        InputError: the name is not a plain word, or is taken.
     """
     if not name.isidentifier():
         raise InputError(f"an operation's name must be a plain word, such as 'sep_conv_3x3'; got {name!r}")
@@ -61,15 +61,15 @@ def register_operation(name: str, *, takes_rule: bool = True, own_rule: str | No
 
 
 def operation_names() -> tuple[str, ...]:
-    """The names of all registered operations."""
+    """Return the names of all registered operations."""
     return _operations.names()
 
 
 def get_operation(name: str) -> Operation:
-    """The operation of that name.
+    """Look up an operation by its name.
 
     Raises:
-        InputError: no such operation; the message names the nearest.
+        InputError: an unknown name; the message suggests similar ones.
     """
     return _operations.get(name)
 
@@ -79,7 +79,7 @@ class Candidate:
     """An operation together with its learning rule; written ``sep_conv_3x3@usf``, ``max_pool_3x3``.
 
     Raises:
-        InputError: an unknown operation or rule, a rule missing or one too many.
+        InputError: an unknown operation or rule, a missing or a superfluous rule.
     """
 
     operation: str
@@ -91,9 +91,9 @@ class Candidate:
             raise InputError(f"operation {self.operation!r} needs a rule, such as '{self.operation}@usf'")
         if self.rule is not None:
             if not takes_rule:
-                why = get_operation(self.operation).own_rule
-                why = f"learns by {why} and" if why else "has no weights and"
-                raise InputError(f"operation {self.operation!r} {why} takes no rule; got {self.rule!r}")
+                builtin = get_operation(self.operation).own_rule
+                reason = f"learns by {builtin} and" if builtin else "has no weights and"
+                raise InputError(f"operation {self.operation!r} {reason} takes no rule; got {self.rule!r}")
             rules.get(self.rule)
 
     @classmethod
@@ -103,10 +103,10 @@ class Candidate:
         return cls(operation, rule if at else None)
 
     def build(self, channels: int, stride: int, *, searching: bool) -> nn.Module:
-        """The module for this candidate; see :attr:`Operation.build`.
+        """Build the module of this candidate; see :attr:`Operation.build`.
 
         Raises:
-            InputError: the operation made no module; or, once the module runs, its output has another shape.
+            InputError: the operation returned no module; when the module runs, an output of another shape.
         """
         module = get_operation(self.operation).build(channels, stride, self.rule, searching)
         if not isinstance(module, nn.Module):
@@ -116,7 +116,7 @@ class Candidate:
 
     @property
     def learning(self) -> str | None:
-        """The way its weights learn: its rule, the operation's own way, or None without weights."""
+        """The learning rule of its weights: its rule, the operation's built-in one, or None without weights."""
         return self.rule or get_operation(self.operation).own_rule
 
     def __str__(self) -> str:
@@ -124,7 +124,7 @@ class Candidate:
 
 
 def _check_output(candidate: str, stride: int, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
-    """Refuse an output of another shape, which a sum of candidates would broadcast. A forward hook."""
+    """Check the shape of the output, which a sum of candidates would broadcast silently. A forward hook."""
     (x,) = inputs
     height, width = x.shape[-2:]
     expected = (*x.shape[:2], -(-height // stride), -(-width // stride))
@@ -145,8 +145,9 @@ class Space:
     """A search space of cells.
 
     Attributes:
-        candidates: what can stand on an edge, the same on all.
-        nodes: the number of nodes of every cell, its inputs not counted.
+        name: its name in options and reports.
+        candidates: the candidates of every edge.
+        nodes: number of nodes per cell, without the inputs.
         skeleton: the wiring of the cells, and of networks made of them.
     """
 
@@ -157,7 +158,7 @@ class Space:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of cells that are searched, each with parameters of its own."""
+        """The kinds of searched cells, each with separate architecture parameters."""
         return self.skeleton.kinds
 
     @property
@@ -167,29 +168,29 @@ class Space:
 
     @property
     def inputs(self) -> int:
-        """The number of states of a cell that come from preceding cells."""
+        """The number of inputs of a cell."""
         return len(self.skeleton.input_names)
 
     @property
     def output(self) -> tuple[int, ...]:
-        """The states that make up a cell's output."""
+        """The states that form the output of a cell."""
         return self.skeleton.output(self.nodes)
 
     def restricted(self, rule_names: Sequence[str] = (), operation_names: Sequence[str] = ()) -> Space:
-        """The same space with only these rules and only these operations (empty: its own).
+        """Return the space restricted to these rules and operations (empty: no restriction).
 
-        Operations without weights are kept when only rules are restricted; ``none`` always is. A rule that the space
-        does not have joins all of the operations, and an operation that it does not have takes all of the rules.
+        Operations without weights remain when only rules are restricted; ``none`` always remains. A rule that the
+        space does not contain is combined with all operations, and such an operation with all rules.
 
         Raises:
             InputError: an unknown name, or fewer than two candidates left.
         """
         for name in rule_names:
             rules.get(name)
-        own_rules = dict.fromkeys(c.rule for c in self.candidates if c.rule)
-        own_operations = dict.fromkeys(c.operation for c in self.candidates)
-        possible = _cross(dict.fromkeys(operation_names) or own_operations, dict.fromkeys(rule_names) or own_rules)
-        kept = tuple(
+        space_rules = dict.fromkeys(c.rule for c in self.candidates if c.rule)
+        space_operations = dict.fromkeys(c.operation for c in self.candidates)
+        possible = _cross(dict.fromkeys(operation_names) or space_operations, dict.fromkeys(rule_names) or space_rules)
+        candidates = tuple(
             c
             for c in self.candidates
             if c.operation == NONE
@@ -198,16 +199,18 @@ class Space:
                 and (not rule_names or c.rule in (None, *rule_names))
             )
         )
-        kept += tuple(c for c in possible if c.operation not in own_operations or c.rule not in (None, *own_rules))
-        if sum(c.operation != NONE for c in kept) < 2:
+        candidates += tuple(
+            c for c in possible if c.operation not in space_operations or c.rule not in (None, *space_rules)
+        )
+        if sum(c.operation != NONE for c in candidates) < 2:
             raise InputError(
-                f"space {self.name!r} keeps {len(kept)} candidates under this restriction; nothing to search"
+                f"space {self.name!r} keeps {len(candidates)} candidates under this restriction; nothing to search"
             )
-        return replace(self, candidates=kept)
+        return replace(self, candidates=candidates)
 
 
 def _cross(operations: Iterable[str], rule_names: Iterable[str]) -> tuple[Candidate, ...]:
-    """Every operation under every rule, and once if it takes none."""
+    """Combine every operation with every rule; an operation without rules occurs once."""
     takes_rule = {o: get_operation(o).takes_rule for o in operations}
     return tuple(Candidate(o, r) for o in takes_rule for r in (rule_names if takes_rule[o] else (None,)))
 
@@ -216,7 +219,7 @@ _spaces: Registry[Callable[[], Space]] = Registry("space")
 
 
 def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Space]]:
-    """Make a space known by its name. A decorator for a function that returns the :class:`Space`.
+    """Register a space under a name. Use as a decorator of a function that returns the :class:`Space`.
 
     Raises:
         InputError: the name is taken.
@@ -230,22 +233,22 @@ def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Sp
 
 
 def space_names() -> tuple[str, ...]:
-    """The names of all registered spaces."""
+    """Return the names of all registered spaces."""
     return _spaces.names()
 
 
 def get_space(space: str | Space) -> Space:
-    """The space of that name.
+    """Look up a space by its name.
 
     Raises:
-        InputError: no such space; the message names the nearest. Or its function returns something else.
+        InputError: an unknown name (the message suggests similar ones), or the function returned another type.
     """
     if isinstance(space, Space):
         return space
-    made = _spaces.get(space)()
-    if not isinstance(made, Space):
-        raise InputError(f"space {space!r}: its function returned {type(made).__name__}, not a Space")
-    return made
+    value = _spaces.get(space)()
+    if not isinstance(value, Space):
+        raise InputError(f"space {space!r}: its function returned {type(value).__name__}, not a Space")
+    return value
 
 
 _WEIGHTLESS = ("none", "max_pool_3x3", "avg_pool_3x3")
@@ -254,7 +257,7 @@ _CONVOLUTIONS = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 @register_space("bionas")
 def bionas() -> Space:
-    """The paper's space (3.2): 22 candidates on each of 14 edges."""
+    """Build the space of the paper (section 3.2): 22 candidates on each of 14 edges."""
     return Space(
         "bionas",
         tuple(Candidate(o) for o in _WEIGHTLESS)
@@ -265,7 +268,7 @@ def bionas() -> Space:
 
 @register_space("darts-bp")
 def darts_bp() -> Space:
-    """The space of DARTS (Liu et al. 2019): eight operations, all trained by back-propagation."""
+    """Build the space of DARTS (Liu et al. 2019): eight operations, all trained by back-propagation."""
     return Space(
         "darts-bp",
         tuple(Candidate(o) for o in _WEIGHTLESS) + _cross(("skip_connect", *_CONVOLUTIONS), ("bp",)),
@@ -274,14 +277,14 @@ def darts_bp() -> Space:
 
 @register_space("bionas-hl-pc")
 def bionas_hl_pc() -> Space:
-    """The paper's larger space: that of ``bionas``, and convolutions that learn by themselves; 24 candidates."""
-    own = Candidate("hebbian_conv_3x3"), Candidate("predictive_conv_3x3")
-    return Space("bionas-hl-pc", bionas().candidates + own)
+    """Build the larger space of the paper: ``bionas``, Hebbian and predictive-coding convolutions; 24 candidates."""
+    extra = Candidate("hebbian_conv_3x3"), Candidate("predictive_conv_3x3")
+    return Space("bionas-hl-pc", bionas().candidates + extra)
 
 
 @register_space("nb201")
 def nb201() -> Space:
-    """The cells of NAS-Bench-201 (Dong & Yang 2020) with the rules of ``bionas``: 13 candidates on each of 6 edges."""
+    """Build the space of NAS-Bench-201 (Dong & Yang 2020) with the rules of ``bionas``: 13 candidates on 6 edges."""
     return Space(
         "nb201",
         tuple(Candidate(o) for o in ("none", "avg_pool_3x3"))

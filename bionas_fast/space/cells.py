@@ -1,4 +1,4 @@
-"""The frame that a supernet and a genotype network share: stem, a chain of cells with their preprocessing, head."""
+"""The common part of supernets and genotype networks: stem, preprocessing and chain of cells, head."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class CellShape:
     """The shape of one cell.
 
     Attributes:
-        in_channels: the channels of its inputs, the older input first.
+        in_channels: channels of its inputs, the older input first.
         channels: C of this cell.
         reduction: whether its edges from the inputs have stride 2.
-        previous_reduction: whether the previous cell halved the size, so that the older input must be halved too.
+        previous_reduction: whether the previous cell halved the size, so that the older input must also be halved.
         rule: the learning rule of its preprocessing.
         affine: whether its preprocessing's batch normalisation has affine parameters.
     """
@@ -40,9 +40,9 @@ class NetworkShape:
 
     Attributes:
         channels: C of the first cell, ≥ 1; cells that halve the size double it.
-        cells: ≥ 1; the skeleton defines what it counts.
-        num_classes: the width of the logits, ≥ 1.
-        in_channels: the channels of the images, ≥ 1.
+        cells: ≥ 1; counted as the skeleton defines.
+        num_classes: number of logits, ≥ 1.
+        in_channels: channels of the images, ≥ 1.
         fixed: the rules of stem, preprocess and head.
         affine: whether batch normalisation in and between the cells has affine parameters.
 
@@ -65,11 +65,11 @@ class NetworkShape:
 
 
 class PreprocessedCell(nn.Module):
-    """A cell that first brings its inputs to its own number of channels and size, where its skeleton says so.
+    """A cell that first maps its inputs to its own channels and size, if the skeleton requires it.
 
     Attributes:
-        kind: the kind of cell, by which the architecture is looked up.
-        out_channels: the channels of the output; the subclass sets it.
+        kind: the kind of cell, the key of its architecture.
+        out_channels: channels of the output; set by the subclass.
     """
 
     kind: str
@@ -89,16 +89,16 @@ class PreprocessedCell(nn.Module):
         self.out_channels = shape.channels
 
     def stride(self, source: int) -> int:
-        """The stride of the edges that leave a state."""
+        """Return the stride of the edges from a state."""
         return self.input_stride if source < self.inputs else 1
 
     @property
     def preprocessing(self) -> list[nn.Module]:
-        """The module that each input passes; empty where inputs are taken as they are."""
+        """The preprocessing module of each input; empty if the inputs are used directly."""
         return [module for name, module in self.named_children() if name.startswith("preprocess")]
 
     def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The cell's first states: its inputs [N, C_in, H, W] in the cell's own channels and size."""
+        """Map the inputs [N, C_in, H, W] to the channels and size of the cell; they are its first states."""
         modules = self.preprocessing
         return [module(x) for module, x in zip(modules, inputs, strict=True)] if modules else list(inputs)
 
@@ -109,8 +109,9 @@ class CellNetwork(nn.Module):
     A subclass's ``forward`` passes the images through :meth:`_begin`, the ``cells`` and :meth:`_classify`.
 
     Args:
-        skeleton: which cells follow each other.
-        make_cell: builds a searched cell of a given shape.
+        skeleton: the sequence of the cells.
+        shape: the shape of the network.
+        make_cell: builds a searched cell from its shape.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class CellNetwork(nn.Module):
         self.classifier = Linear(widths[-1], shape.num_classes, rule=fixed["head"])
 
     def _begin(self, x: Tensor) -> list[Tensor]:
-        """Images [N, in_channels, H, W] → the inputs of the first cell.
+        """Compute the inputs of the first cell from images [N, in_channels, H, W].
 
         Raises:
             InputError: the images have another shape.
@@ -155,5 +156,5 @@ class CellNetwork(nn.Module):
         return [self.stem(x)] * len(self.skeleton.input_names)
 
     def _classify(self, features: Tensor) -> Tensor:
-        """The output of the last cell [N, C, H, W] → logits [N, classes]."""
+        """Compute the logits [N, classes] from the output of the last cell, [N, C, H, W]."""
         return self.classifier(self.final(features).mean(dim=(2, 3)))

@@ -1,4 +1,4 @@
-"""The discrete architecture that architecture parameters encode."""
+"""Derivation of a genotype from architecture parameters."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ def derive_genotype(
 ) -> Genotype:
     """Derive the discrete cells that architecture parameters encode (DARTS, section 2.4).
 
-    Each node keeps the edges with the largest softmax weight of any candidate but ``none`` (ties: the smaller
+    Each node keeps the edges with the largest softmax weight of a candidate other than ``none`` (ties: the smaller
     source), each with its best candidate other than ``none`` (ties: the first). In the skeleton of NAS-Bench-201 every
-    edge has its best candidate, and is left out where that is ``none``.
+    edge takes its best candidate and is removed if that is ``none``.
 
     Args:
         alphas: for each kind of cell [edges, candidates] before the softmax.
-        edges_per_node: how many edges a node keeps; by default as many as the skeleton says.
-        edge_weights: for each kind of cell a factor of the candidates' weights on each edge, [edges] (PC-DARTS); 1 by
-            default.
+        edges_per_node: number of edges that each node keeps; by default that of the skeleton.
+        edge_weights: for each kind of cell [edges], factors of the candidate weights (PC-DARTS); 1 by default.
     """
-    wanted = (len(space.edges), len(space.candidates))
+    expected = (len(space.edges), len(space.candidates))
     keep = edges_per_node or space.skeleton.edges_per_node
     eligible = [k for k, c in enumerate(space.candidates) if keep is None or c.operation != NONE]
 
     def cell(kind: str) -> Cell:
         alpha = alphas[kind]
-        if tuple(alpha.shape) != wanted:
-            raise InputError(f"alphas[{kind!r}] has shape {list(alpha.shape)}; space {space.name!r} has {list(wanted)}")
+        if tuple(alpha.shape) != expected:
+            raise InputError(
+                f"alphas[{kind!r}] has shape {list(alpha.shape)}; space {space.name!r} has {list(expected)}"
+            )
         if not torch.isfinite(alpha).all():
             raise InputError(f"alphas[{kind!r}] holds values that are not finite")
         weights = torch.softmax(alpha.detach().to("cpu", torch.float64), dim=-1)[:, eligible]

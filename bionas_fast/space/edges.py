@@ -1,4 +1,4 @@
-"""The edges of a genotype, and the cells that they make up."""
+"""Edges and cells of a genotype."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Cell:
     """A discrete cell: the edges into each node, and the nodes whose concatenation is the output.
 
     Raises:
-        InputError: a source that does not exist yet at that node, ``none`` on an edge, a concatenation of states that
-            are not nodes. In a cell of DARTS, a node without edges; in one of NAS-Bench-201, two edges between the same
-            states, an output other than the last node. The message says where.
+        InputError: a source that is not before its node, ``none`` on an edge, a concatenation of states that are not
+            nodes; in a DARTS cell, a node without edges; in a NAS-Bench-201 cell, two edges between the same states
+            or an output other than the last node. The message names the place.
     """
 
     nodes: tuple[tuple[Edge, ...], ...]
@@ -62,16 +62,16 @@ class Cell:
                 if every_edge and edge.source in [other.source for other in edges[:k]]:
                     raise InputError(f"nodes[{i}][{k}]: a second edge from state {edge.source}")
                 if edge.candidate.operation == NONE:
-                    raise InputError(f"nodes[{i}][{k}]: 'none' cannot stand in a genotype; leave the edge out")
+                    raise InputError(f"nodes[{i}][{k}]: 'none' cannot occur in a genotype; omit the edge")
         if not self.concat:
             raise InputError("concat: the output needs at least one node")
         for state in self.concat:
             if not inputs <= state < inputs + len(self.nodes):
                 raise InputError(
-                    f"concat: state {state} is no node; nodes are {inputs} to {inputs + len(self.nodes) - 1}"
+                    f"concat: state {state} is not a node; nodes are {inputs} to {inputs + len(self.nodes) - 1}"
                 )
         if len(set(self.concat)) != len(self.concat):
-            raise InputError(f"concat: a state stands twice in {list(self.concat)}")
+            raise InputError(f"concat: a state occurs twice in {list(self.concat)}")
         output = self.skeleton.output(len(self.nodes))
         if not self.skeleton.joined and self.concat != output:
             raise InputError(f"concat: the output is the last node, {list(output)}; got {list(self.concat)}")

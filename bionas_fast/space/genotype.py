@@ -1,7 +1,7 @@
-"""The genotype: which candidate stands on which edge of the cells, and the rules of everything around them.
+"""The genotype: the candidate on every edge of the cells, and the rules of the fixed layers.
 
-Written as JSON that a person can read and edit; an edge is ``"sep_conv_3x3@usf<-0"``: operation, rule, source state
-(in a cell of DARTS 0 and 1 are the outputs of the two preceding cells, 2 is the cell's first node, and so on).
+Its JSON is meant to be read and edited; an edge is ``"sep_conv_3x3@usf<-0"``: operation, rule, source state (in a DARTS
+cell, 0 and 1 are the outputs of the two preceding cells, 2 is the cell's first node, and so on).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from bionas_fast.space.formats import darts, nb201
 from bionas_fast.space.formats import json as json_format
 from bionas_fast.space.skeleton import SKELETONS, Skeleton
 
-#: The layers around the searched edges, whose rule is part of the genotype.
+#: The layers outside the searched edges, whose rules are part of the genotype.
 FIXED_LAYERS = ("stem", "preprocess", "head")
 
 
 def fixed_rules(fixed: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Complete the rules of stem, preprocess and head: ``bp`` where ``fixed`` names none.
+    """Complete the rules of stem, preprocess and head: ``bp`` where none is given.
 
     Raises:
         InputError: an unknown layer or rule.
     """
-    found = dict.fromkeys(FIXED_LAYERS, "bp")
+    complete = dict.fromkeys(FIXED_LAYERS, "bp")
     for layer, rule in (fixed or {}).items():
         if layer not in FIXED_LAYERS:
             raise unknown("layer", layer, FIXED_LAYERS, "fixed")
         try:
-            found[layer] = rules.get(rule).name
+            complete[layer] = rules.get(rule).name
         except InputError as error:
             raise error.at(f"fixed.{layer}") from None
-    return found
+    return complete
 
 
 @dataclass(frozen=True, init=False)
@@ -46,16 +46,16 @@ class Genotype:
     """An architecture and its learning rules.
 
     Args:
-        normal, reduce: the two cells of an architecture like those of DARTS.
-        cells: those of another skeleton by their kind: ``cell`` for NAS-Bench-201.
+        normal, reduce: the two cells of a DARTS architecture.
+        cells: for other skeletons, the cells by kind: ``cell`` for NAS-Bench-201.
 
     Attributes:
-        cells: by their kind, ``{"normal": …, "reduce": …}``.
-        fixed: the rules of ``stem``, ``preprocess`` (the layers in front of cells, and between stages) and ``head``;
-            ``bp`` unless said otherwise.
+        cells: the cells by kind, ``{"normal": …, "reduce": …}``.
+        fixed: the rules of ``stem``, ``preprocess`` (the layers before cells and between stages) and ``head``;
+            ``bp`` by default.
 
     Raises:
-        InputError: cells that do not belong together; an unknown layer or rule.
+        InputError: cells of different skeletons; an unknown layer or rule.
     """
 
     cells: dict[str, Cell]
@@ -74,8 +74,8 @@ class Genotype:
             tuple(cells) == known.kinds and all(cell.skeleton == known for cell in cells.values())
             for known in SKELETONS
         ):
-            wanted = " or ".join(" and ".join(known.kinds) for known in SKELETONS)
-            raise InputError(f"genotype: expected the cells {wanted}, of that skeleton; got {', '.join(cells)}")
+            expected = " or ".join(" and ".join(known.kinds) for known in SKELETONS)
+            raise InputError(f"genotype: expected the cells {expected}, of that skeleton; got {', '.join(cells)}")
         object.__setattr__(self, "cells", cells)
         object.__setattr__(self, "fixed", fixed_rules(fixed))
 
@@ -89,23 +89,23 @@ class Genotype:
 
     @property
     def normal(self) -> Cell:
-        """The cell that keeps the size, of an architecture like those of DARTS."""
+        """The normal cell of a DARTS architecture, which preserves the size."""
         return self.cells["normal"]
 
     @property
     def reduce(self) -> Cell:
-        """The cell that halves it."""
+        """The reduction cell of a DARTS architecture, which halves the size."""
         return self.cells["reduce"]
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The learning rules on the searched edges, without repetition, in order of appearance."""
+        """The distinct learning rules on the searched edges, in order of appearance."""
         used = (edge.candidate.rule for cell in self.cells.values() for edge in cell.edges)
         return tuple(dict.fromkeys(rule for rule in used if rule is not None))
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits, equal for equal architectures: the order of a node's edges does not count."""
+        """Twelve hexadecimal digits, equal for equal architectures: the order of a node's edges is ignored."""
         canonical = json_format.as_data(self.cells, self.fixed)
         for kind in self.cells:
             for edges in canonical[kind]["nodes"]:
@@ -113,7 +113,7 @@ class Genotype:
         return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
     def with_rule(self, rule: str) -> Genotype:
-        """Put one rule on every searched edge of the same architecture."""
+        """Return the same architecture with one rule on every searched edge."""
         rules.get(rule)
 
         def cell(old: Cell) -> Cell:
@@ -128,15 +128,15 @@ class Genotype:
         return Genotype(**{kind: cell(old) for kind, old in self.cells.items()}, fixed=self.fixed)
 
     def to_json(self) -> str:
-        """Write the genotype as text, one node a line."""
+        """Write the genotype as JSON, one node per line."""
         return json_format.write(self.cells, self.fixed)
 
     @classmethod
     def from_json(cls, text: str) -> Genotype:
-        """Read what :meth:`to_json` wrote.
+        """Read a genotype from JSON, the inverse of :meth:`to_json`.
 
         Raises:
-            InputError: not JSON (line and column), or not a genotype (the path of the entry that is wrong).
+            InputError: not JSON (line and column), or not a genotype (path of the faulty entry).
         """
         cells, fixed = json_format.read(text)
         return cls(**cells, fixed=fixed)
@@ -146,16 +146,16 @@ class Genotype:
         """Read the text form of DARTS, ``Genotype(normal=[('sep_conv_3x3', 0), …], normal_concat=…, …)``.
 
         Rules are read from the suffixes of the paper's code (``_u``, ``_br``, ``_fr``, ``_fa``; ``skip_connect_u``,
-        ``_b``, ``_f``); an operation without one is trained by ``bp``. The text is parsed, never evaluated.
+        ``_b``, ``_f``); an operation without a suffix is trained by ``bp``. The text is parsed, never evaluated.
 
         Raises:
-            InputError: not such a text; the message says where.
+            InputError: not such a text; the message names the place.
         """
         return cls(**darts.read(text), fixed=None)
 
     @classmethod
     def from_nb201(cls, text: str) -> Genotype:
-        """Read the string of a cell of NAS-Bench-201, ``|nor_conv_3x3@usf~0|+|none~0|skip_connect~1|+|…|``.
+        """Read a NAS-Bench-201 string, ``|nor_conv_3x3@usf~0|+|none~0|skip_connect~1|+|…|``.
 
         An operation without a rule is trained by ``bp``.
 
@@ -165,16 +165,16 @@ class Genotype:
         return cls(**nb201.read(text), fixed=None)
 
     def to_nb201(self) -> str:
-        """Write the cell as a string of NAS-Bench-201, with ``bp`` left out; :meth:`from_nb201` reads it.
+        """Write the cell as a NAS-Bench-201 string, the inverse of :meth:`from_nb201`; ``bp`` is omitted.
 
         Raises:
-            InputError: an architecture like those of DARTS.
+            InputError: a DARTS architecture.
         """
         return nb201.write(self.cells)
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
-        """Read a genotype from a file: JSON, the text of DARTS, or a string of NAS-Bench-201.
+        """Read a genotype from a file: JSON, the text of DARTS, or a NAS-Bench-201 string.
 
         Raises:
             InputError: no such file, or not a genotype. The message names the file.

@@ -1,7 +1,8 @@
-"""The operations of the cells, and the layers around them (DARTS, Liu et al. 2019; BioNAS, section 3.2).
+"""The operations of the cells, and the fixed layers of networks (DARTS, Liu et al. 2019; BioNAS, section 3.2).
 
 Every builder returns a module [N, C, H, W] → [N, C, ⌈H/stride⌉, ⌈W/stride⌉]. In a supernet (``searching``) batch
-normalisation has no affine parameters and follows the pools; in a network to be trained it is the other way round.
+normalisation has no affine parameters and follows the pools; in a genotype network it has affine parameters, and pools
+stand alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bionas_fast.space.candidates import register_operation
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str | None, **geometry: Any) -> Conv2d:
-    """Build a convolution as the paper has it: no bias, Xavier initialisation."""
+    """Build a convolution as in the paper: no bias, Xavier initialisation."""
     return Conv2d(
         in_channels,
         out_channels,
@@ -32,7 +33,7 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str
 
 
 class ReLUConvBN(nn.Sequential):
-    """ReLU, convolution, batch normalisation; 1×1 it brings a cell's inputs to its number of channels."""
+    """ReLU, convolution, batch normalisation; with kernel size 1 it preprocesses the inputs of a cell."""
 
     def __init__(
         self, in_channels: int, out_channels: int, rule: str, affine: bool, kernel_size: int = 1, stride: int = 1
@@ -45,7 +46,7 @@ class ReLUConvBN(nn.Sequential):
 
 
 class ResidualReduction(nn.Module):
-    """The block between two stages of NAS-Bench-201: a basic block (He et al. 2016) of stride 2, ReLU in front.
+    """Residual block between two stages of NAS-Bench-201: a basic block (He et al. 2016) of stride 2, ReLU first.
 
     [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉]: two (ReLU, 3×3 convolution, BN), the first of stride 2, added to average
     pooling and a 1×1 convolution.
@@ -55,7 +56,7 @@ class ResidualReduction(nn.Module):
         super().__init__()
         self.conv_1 = ReLUConvBN(in_channels, out_channels, rule, affine, 3, stride=2)
         self.conv_2 = ReLUConvBN(out_channels, out_channels, rule, affine, 3)
-        pool = nn.AvgPool2d(2, 2, ceil_mode=True)  # of odd sizes the last row counts by itself
+        pool = nn.AvgPool2d(2, 2, ceil_mode=True)  # for odd sizes, the last row is averaged alone
         self.shortcut = nn.Sequential(pool, convolution(in_channels, out_channels, 1, rule))
         self.out_channels = out_channels
 
@@ -66,8 +67,8 @@ class ResidualReduction(nn.Module):
 class FactorizedReduce(nn.Module):
     """ReLU, two 1×1 convolutions of stride 2, the second on the input shifted by a pixel, concatenated, BN.
 
-    [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉], odd sizes included: there the shifted input is padded by a zero. The
-    strides are taken first, so that nothing is computed for positions that no convolution reads.
+    [N, C_in, H, W] → [N, C_out, ⌈H/2⌉, ⌈W/2⌉]. For odd sizes, the shifted input is zero-padded. The input is subsampled
+    before the ReLU, so no unused position is computed.
     """
 
     def __init__(self, in_channels: int, out_channels: int, rule: str, affine: bool) -> None:
@@ -95,11 +96,10 @@ class Zero(nn.Module):
 
 
 class Skip(FeedbackLayer):
-    """An identity that learns by a rule: a depthwise 1×1 convolution with frozen unit weights.
+    """An identity with a learning rule: a depthwise 1×1 convolution with frozen unit weights.
 
-    The error passes unchanged under ``bp`` and ``usf``; ``brsf`` and ``frsf`` scale it channel by channel by a random
-    magnitude of mean 1, redrawn every batch or fixed. So the rules of a skip connection differ, as those of a
-    convolution do.
+    The error passes unchanged under ``bp`` and ``usf``; ``brsf`` and ``frsf`` scale each channel by a random magnitude
+    of mean 1, redrawn every batch or fixed.
     """
 
     def __init__(self, channels: int, rule: str) -> None:
@@ -119,7 +119,7 @@ class Skip(FeedbackLayer):
 
 
 class SeparableStage(nn.Sequential):
-    """ReLU, depthwise k×k, pointwise 1×1, batch normalisation: the building block of both kinds of convolution."""
+    """ReLU, depthwise k×k, pointwise 1×1, batch normalisation: the building block of sep_conv and dil_conv."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int, dilation: int, rule: str, affine: bool) -> None:
         super().__init__(
@@ -140,12 +140,12 @@ class SeparableStage(nn.Sequential):
 
     @property
     def depthwise(self) -> Conv2d:
-        """The k×k convolution of every channel by itself."""
+        """The depthwise k×k convolution."""
         return cast("Conv2d", self[1])
 
     @property
     def pointwise(self) -> Conv2d:
-        """The 1×1 convolution."""
+        """The pointwise 1×1 convolution."""
         return cast("Conv2d", self[2])
 
     @property
@@ -201,7 +201,7 @@ def _skip_connect(channels: int, stride: int, rule: str | None, searching: bool)
 
 @register_operation("hebbian_conv_3x3", own_rule="hebbian")
 def _hebbian_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
-    # Competition and decay, unlike the published rule, under which all filters become the same one.
+    # With competition and decay; under the published rule all filters converge to the same one.
     layer = HebbianConv2d(channels, channels, 3, stride, 1, rule="softhebb", rate=0.05, normalisation="unit", norm=1.0)
     return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(channels, affine=not searching))
 

@@ -1,4 +1,4 @@
-"""Random genotypes, mutations of them, and genotypes as mixing weights of a supernet."""
+"""Random genotypes, mutations, and one-hot mixing weights of a genotype."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 def random_genotype(space: Space, generator: torch.Generator, fixed: Mapping[str, str] | None = None) -> Genotype:
-    """Draw a genotype, every architecture of the space with the same probability, from alphas of equal distribution."""
+    """Draw an architecture, as derived from i.i.d. random alphas: all architectures are equally likely."""
     shape = len(space.edges), len(space.candidates)
     return derive_genotype({kind: torch.randn(shape, generator=generator) for kind in space.kinds}, space, fixed)
 
 
 def mutated(genotype: Genotype, space: Space, generator: torch.Generator) -> Genotype:
-    """Change one edge of an architecture (Real et al. 2019): another candidate, or another source.
+    """Return a copy with one edge changed (Real et al. 2019): another candidate or another source.
 
-    Either comes with probability 1/2; where a node has no further source, or its edge no further candidate, the other.
-    Where every edge has a candidate (NAS-Bench-201) it is always that, ``none`` among them.
+    Each is chosen with probability 1/2; if one is impossible, the other. In the NAS-Bench-201 skeleton the candidate is
+    always changed, possibly to ``none``.
     """
 
     def pick(options: Sequence[T]) -> T:
@@ -37,26 +37,28 @@ def mutated(genotype: Genotype, space: Space, generator: torch.Generator) -> Gen
     cell = genotype.cells[kind]
     if space.skeleton.edges_per_node is None:
         node, source = pick(list(space.edges))
-        present = {edge.source: edge for edge in cell.nodes[node]}
-        now = present.pop(source).candidate if source in present else None
-        candidate = pick([c for c in space.candidates if c != now and not (now is None and c.operation == NONE)])
+        by_source = {edge.source: edge for edge in cell.nodes[node]}
+        current = by_source.pop(source).candidate if source in by_source else None
+        candidate = pick(
+            [c for c in space.candidates if c != current and not (current is None and c.operation == NONE)]
+        )
         if candidate.operation != NONE:
-            present[source] = Edge(candidate, source)
-        edges = tuple(present[source] for source in sorted(present))
+            by_source[source] = Edge(candidate, source)
+        edges = tuple(by_source[source] for source in sorted(by_source))
     else:
         node, k = pick([(i, k) for i, edges in enumerate(cell.nodes) for k in range(len(edges))])
         edge, used = cell.nodes[node][k], {e.source for e in cell.nodes[node]}
         sources = [source for other, source in space.edges if other == node and source not in used]
         others = [c for c in space.candidates if c.operation != NONE and c != edge.candidate]
-        by_source = sources and (not others or pick([True, False]))
-        new = Edge(edge.candidate, pick(sources)) if by_source else Edge(pick(others), edge.source)
+        change_source = sources and (not others or pick([True, False]))
+        new = Edge(edge.candidate, pick(sources)) if change_source else Edge(pick(others), edge.source)
         edges = (*cell.nodes[node][:k], new, *cell.nodes[node][k + 1 :])
     nodes = (*cell.nodes[:node], edges, *cell.nodes[node + 1 :])
     return Genotype(**{**genotype.cells, kind: replace(cell, nodes=nodes)}, fixed=genotype.fixed)
 
 
 def one_hot(genotype: Genotype, space: Space) -> dict[str, Tensor]:
-    """The mixing weights of a genotype: 1 for its candidates, 0 for the others, [edges, candidates] for each kind."""
+    """Encode a genotype as one-hot mixing weights, for each kind of cell [edges, candidates]."""
     candidates: list[Candidate] = list(space.candidates)
     weights = {}
     for kind, cell in genotype.cells.items():

@@ -1,11 +1,11 @@
-"""Skeletons: the wiring of a space's cells, and of a network made of them."""
+"""Skeletons: the wiring of cells, and the sequence of cells in a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: In the sequence of a network's cells: a fixed residual block that halves the size.
+#: Kind of the fixed residual block that halves the size, in the sequence of a network's cells.
 RESIDUAL = "residual"
 #: The kinds that halve the size and double the channels.
 REDUCTIONS = ("reduce", RESIDUAL)
@@ -13,20 +13,20 @@ REDUCTIONS = ("reduce", RESIDUAL)
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The parts of a search space besides the candidates on its edges.
+    """The part of a search space that does not depend on its candidates.
 
     A cell's states are its inputs, then its nodes; every node sums edges from states before it.
 
     Attributes:
-        kinds: the kinds of cells that are searched, each with parameters of its own.
-        input_names: of the states that come from preceding cells, the older first.
-        first_node: the number that the first node goes by in drawings.
-        edges_per_node: the number of edges that a node of a genotype keeps, the strongest, each with its best candidate
-            but ``none``. Or None: every edge keeps its best candidate, and where that is ``none``, there is no edge.
-        joined: whether a cell's output is all of its nodes, side by side, or the last one.
-        preprocessed: whether a cell first brings its inputs to its own channels and size.
+        kinds: the kinds of searched cells, each with separate architecture parameters.
+        input_names: names of the cell's inputs, the older first.
+        first_node: number of the first node in drawings.
+        edges_per_node: number of edges that each node of a genotype keeps: the strongest ones, each with its best
+            candidate other than ``none``. None: every edge takes its best candidate and is removed if that is ``none``.
+        joined: whether the output of a cell is the concatenation of its nodes or the last node.
+        preprocessed: whether a cell first maps its inputs to its own channels and size.
         stem: channels of the stem, in multiples of the first cell's.
-        final_norm: whether BN and ReLU stand in front of the global pooling.
+        final_norm: whether BN and ReLU precede the global pooling.
         sequence: the kinds of the cells of a network, from its setting ``cells``; :data:`RESIDUAL` among them.
     """
 
@@ -41,12 +41,12 @@ class Skeleton:
     sequence: Callable[[int], tuple[str, ...]]
 
     def output(self, nodes: int) -> tuple[int, ...]:
-        """The states that make up the output of a cell with ``nodes`` nodes."""
+        """Return the states that form the output of a cell with ``nodes`` nodes."""
         last = len(self.input_names) + nodes
         return tuple(range(len(self.input_names) if self.joined else last - 1, last))
 
     def state_name(self, state: int) -> str:
-        """The name of a state in drawings: ``c_{k-2}``, ``c_{k-1}``, then the nodes by number."""
+        """Return the name of a state in drawings: ``c_{k-2}``, ``c_{k-1}``, then the nodes by number."""
         nodes = state - len(self.input_names)
         return self.input_names[state] if nodes < 0 else str(self.first_node + nodes)
 
@@ -60,7 +60,7 @@ def _stages(cells: int) -> tuple[str, ...]:
     return (*stage, RESIDUAL, *stage, RESIDUAL, *stage)
 
 
-#: Liu et al. 2019: L cells in a chain, each of which sees the two before it; reductions at ⌊L/3⌋ and ⌊2L/3⌋.
+#: Liu et al. 2019: L cells, each with the outputs of the two before it as inputs; reductions at ⌊L/3⌋ and ⌊2L/3⌋.
 DARTS = Skeleton(
     kinds=("normal", "reduce"),
     input_names=("c_{k-2}", "c_{k-1}"),
@@ -73,7 +73,7 @@ DARTS = Skeleton(
     sequence=_thirds,
 )
 
-#: Dong & Yang 2020 (NAS-Bench-201): three stages of N equal cells, residual blocks between them. The input is node 0.
+#: Dong & Yang 2020 (NAS-Bench-201): three stages of N cells, with residual blocks between them. The input is node 0.
 NB201 = Skeleton(
     kinds=("cell",),
     input_names=("c_{k-1}",),

@@ -1,4 +1,4 @@
-"""Training of genotype networks, and the comparison of their learning rules with single ones."""
+"""Training of genotype networks, and comparison of their learning rules with single ones."""
 
 from __future__ import annotations
 
@@ -30,27 +30,25 @@ from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
 
-#: The name of the genotype's own rules in a comparison.
+#: Key of the unchanged genotype in a comparison.
 GENOTYPE_RULES = "genotype"
 
 
 class TrainConfig(DescentConfig):
-    """Everything that decides a training run; the defaults are sized for the embedded digits on two processor cores.
+    """The settings of a training run. The defaults suit scikit-learn's digits on two CPU cores.
 
-    The optimiser is that of DARTS's evaluation networks: SGD, cosine schedule to 0, momentum 0.9, weight decay 3e-4,
-    gradients clipped at norm 5.
+    The optimiser is that of the evaluation networks of DARTS: SGD, cosine schedule to 0, momentum 0.9, weight decay
+    3e-4, gradients clipped at norm 5.
     """
 
     epochs: Epochs = 20
     channels: Channels = 8
     cells: Cells = 3
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Part of each label that is spread over all classes.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Fraction of each label spread over all classes.")
     auxiliary_weight: float = Field(
-        0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for a network without this head."
+        0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
     )
-    drop_path: float = Field(
-        0.0, ge=0, lt=1, description="Probability that a path is dropped; it rises linearly from 0 to this."
-    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Final drop-path probability; it rises linearly from 0.")
 
 
 def train(
@@ -64,17 +62,17 @@ def train(
     """Train the network of a genotype from scratch and test it.
 
     Args:
-        genotype: the architecture and its learning rules; those of the run, if one is resumed.
-        config: the settings; by default the embedded digits.
+        genotype: the architecture and its learning rules; by default those of the resumed run.
+        config: the settings; by default for scikit-learn's digits.
         out: a run folder, new or empty; by default nothing is written.
-        resume: the folder of a training that was stopped. It is resumed and ends as if it had not been stopped;
-            settings given with it may only say where and how to work.
-        progress: is told how the training proceeds.
+        resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
+            settings that do not affect the result may be changed.
+        progress: receives the progress of the training.
 
     Raises:
-        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, a loss that
-            is no longer finite; a run that cannot be resumed.
-        Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
+        InputError: an unknown name in a setting, a missing dataset, a non-empty folder, a loss that is no longer
+            finite; a run that cannot be resumed.
+        Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
     if genotype is None and resume is None:
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
@@ -91,7 +89,7 @@ def train(
 
 
 def _genotype_of(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
-    """Choose the genotype to train: that of a resumed run, if it was written before the run was killed."""
+    """Choose the genotype to train: that of the resumed run, if the run was killed after writing it."""
     if folder is None or (genotype is not None and not (folder.path / GENOTYPE).exists()):
         assert genotype is not None
         return genotype
@@ -193,13 +191,15 @@ def compare_rules(
     """Compare the test accuracy (percent) of a genotype with that of its architecture under each single rule.
 
     Args:
-        single_rules: by default every registered rule, ``bp`` among them.
+        config: the settings of every training.
+        single_rules: the rules to compare; by default every registered rule, including ``bp``.
+        progress: receives the progress of the trainings.
 
     Returns:
-        ``{"genotype": …, "bp": …, "fa": …, …}``, each trained alike from the same seed.
+        ``{"genotype": …, "bp": …, "fa": …, …}``, all trained with the same settings and seed.
     """
     config = config or TrainConfig()
-    import_plugins(config.plugins)  # whose rules are compared, too
+    import_plugins(config.plugins)  # their rules are also compared
     variants = {GENOTYPE_RULES: genotype}
     variants |= {rule: genotype.with_rule(rule) for rule in (single_rules or rules.names())}
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}

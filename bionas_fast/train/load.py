@@ -1,4 +1,4 @@
-"""Load trained networks from the folders of their runs."""
+"""Loading of trained networks from run folders."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
     """Load the trained network of a training run, in evaluation mode on the CPU.
 
     Args:
-        run_dir: its folder.
-        plugins: modules to import first; those that the run names are imported only if they stand here.
+        run_dir: folder of the run.
+        plugins: modules to import first; plugins named by the run are imported only if listed here.
 
     Raises:
         InputError: no such run, a run of another kind, a damaged checkpoint.

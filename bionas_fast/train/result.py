@@ -1,4 +1,4 @@
-"""The result of every training."""
+"""The result of a training run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class TrainResult(Generic[Network]):
     """A trained network.
 
     Attributes:
-        network: in evaluation mode.
-        test_accuracy: in percent.
-        metrics: one mapping for every epoch.
-        run_dir: the folder of the run, or None where nothing was written.
+        network: the network, in evaluation mode.
+        test_accuracy: accuracy on the test images, in percent.
+        metrics: one mapping per epoch.
+        run_dir: folder of the run, or None if nothing was written.
     """
 
     network: Network

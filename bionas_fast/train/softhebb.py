@@ -1,4 +1,4 @@
-"""Training of SoftHebb networks: filters without labels, then a linear head with them."""
+"""Training of SoftHebb networks: filters without labels, then a linear head with labels."""
 
 from __future__ import annotations
 
@@ -28,42 +28,45 @@ from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.train.result import TrainResult
 
-#: A fraction of a whole.
-Share = Annotated[float, Field(gt=0, lt=1)]
+#: A fraction between 0 and 1.
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-# Images whose features are computed at a time.
+# Number of images per chunk of features.
 _CHUNK = 250
 
 
 class SoftHebbConfig(RunConfig):
-    """Everything that decides a run; the defaults are the published ones but for the architecture and the scale."""
+    """The settings of a run. All defaults except the architecture and the scale are the published ones."""
 
     epochs: Annotated[int, Option()] = Field(50, ge=1, description="Epochs of the head.")
     architecture: Literal["cifar10", "mnist", "fashion-mnist"] = Field(
-        "mnist", description="The network, by the data set that it was published for."
+        "mnist", description="Architecture, named after its dataset."
     )
     rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = Field(
-        "softhebb", description="How the filters learn; random keeps the initial ones, as a baseline."
+        "softhebb",
+        description="Learning rule of the filters; random leaves them at their initial values, as a baseline.",
     )
-    feature_epochs: int = Field(1, ge=1, description="Epochs of the filters; of each block with layerwise.")
-    feature_batch_size: int = Field(10, ge=1, description="Images in a batch that the filters learn from.")
+    feature_epochs: int = Field(1, ge=1, description="Epochs of the filters; with layerwise, of each block.")
+    feature_batch_size: int = Field(10, ge=1, description="Images per batch for the filters.")
     layerwise: bool = Field(
-        False, description="Train one block after the other, instead of all of them with every batch."
+        False, description="Train one block after the other instead of all blocks with every batch."
     )
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the head (Adam).")
-    halve_at: tuple[Share, ...] = Field(
+    halve_at: tuple[Fraction, ...] = Field(
         (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9),
-        description="Halve the learning rate after each of these parts of the epochs.",
+        description="Halve the learning rate after each of these fractions of the epochs.",
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the head.")
-    # Features of random filters are many times as large as learned ones.
+    # Features of random filters are many times larger than those of learned ones.
     scale_features: bool = Field(
         True,
         description="Divide the features by their root mean square over the training images, so that one learning "
-        "rate suits all rules; the publication does not.",
+        "rate suits all rules; the published method does not.",
     )
     feature_memory: float = Field(
-        6.0, ge=0, description="GiB. Features of all images are computed once if they fit in, else in every epoch."
+        6.0,
+        ge=0,
+        description="GiB for features: computed once if those of all images fit, otherwise in every epoch.",
     )
 
 
@@ -74,19 +77,19 @@ def train_softhebb(
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult[SoftHebbNetwork]:
-    """Learn filters without labels and a head with them, and test the network.
+    """Train filters without labels and a linear head with labels, and test the network.
 
     Args:
-        config: the settings; by default the embedded digits.
+        config: the settings; by default for scikit-learn's digits.
         out: a run folder, new or empty; by default nothing is written.
-        resume: the folder of a training that was stopped. It is resumed and ends as if it had not been stopped;
-            settings given with it may only say where and how to work.
-        progress: is told how the training proceeds.
+        resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
+            settings that do not affect the result may be changed.
+        progress: receives the progress of the training.
 
     Raises:
-        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty, filters that
-            are no longer finite; a run that cannot be resumed.
-        Interrupted: by Ctrl-C or SIGTERM. The training is saved, if it has a folder.
+        InputError: an unknown name in a setting, a missing dataset, a non-empty folder, filters that are no longer
+            finite; a run that cannot be resumed.
+        Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
     distributed.require_single_process("SoftHebb networks learn")
 
@@ -127,7 +130,7 @@ class SoftHebbTraining(Trainer):
 
         self.filters = Phase("filters, without labels", filter_epochs, stream(config.feature_batch_size), counted=False)
         self.phases = [self.filters, Phase("linear head", config.epochs, stream(config.batch_size))]
-        #: The module that the head's epochs train: the head alone on stored features, or the whole network.
+        #: The module trained in the epochs of the head: the head on stored features, or the whole network.
         self.reader: nn.Module | None = None
         self.optimizer = torch.optim.Adam(self.net.head.parameters(), config.learning_rate)
 
@@ -141,7 +144,9 @@ class SoftHebbTraining(Trainer):
         if self.phase is not self.filters:
             if self.reader is None:
                 self._begin_head()
-            halved = sum(self.phase_epoch >= max(1, round(part * self.config.epochs)) for part in self.config.halve_at)
+            halved = sum(
+                self.phase_epoch >= max(1, round(fraction * self.config.epochs)) for fraction in self.config.halve_at
+            )
             self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * 0.5**halved
         for module in self.group if self.phase is self.filters else [self.net.head]:
             module.train()
@@ -168,8 +173,8 @@ class SoftHebbTraining(Trainer):
             self._store(images, shape) if stored else images for images in (data.images, data.test_images)
         )
         if config.scale_features:
-            parts = features.split(_CHUNK) if stored else self._features(data.images)
-            squares = sum(float(part.square().sum(dtype=torch.float64)) for part in parts)
+            chunks = features.split(_CHUNK) if stored else self._features(data.images)
+            squares = sum(float(chunk.square().sum(dtype=torch.float64)) for chunk in chunks)
             scale = self.net.scale
             scale.size.fill_(math.sqrt(squares / (len(data.images) * shape.numel())) or 1.0)
         self.reader = self.net.head if stored else self.net
@@ -179,18 +184,18 @@ class SoftHebbTraining(Trainer):
 
     def _store(self, images: Tensor, shape: torch.Size) -> Tensor:
         features = torch.empty(len(images), *shape, device=self.device)
-        for part, computed in zip(features.split(_CHUNK), self._features(images), strict=True):
-            part.copy_(computed)
+        for chunk, computed in zip(features.split(_CHUNK), self._features(images), strict=True):
+            chunk.copy_(computed)
         return features
 
     def _features(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the features of ``images``, the input of the head, in chunks."""
-        for part in images.split(_CHUNK):
-            yield self.net.features(normalise(part.to(self.device), self.data.mean, self.data.std))
+        for chunk in images.split(_CHUNK):
+            yield self.net.features(normalise(chunk.to(self.device), self.data.mean, self.data.std))
 
     @torch.no_grad()
     def _filter_step(self, x: Tensor) -> None:
-        """Forward through the blocks up to the last that learns. With random filters only the normalisations learn."""
+        """Run the blocks up to the last one that learns. With random filters, only the normalisations are updated."""
         with frozen_plasticity(self.net) if self.config.rule == "random" else nullcontext():
             for block in self.net.blocks:
                 x = block(x)

@@ -1,4 +1,4 @@
-"""Splits, streams of batches and augmentation. The oracles: loops over single images, torchvision."""
+"""Splits, batch streams and augmentation. Oracles: loops over single images, torchvision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bionas_fast.errors import InputError
 
 
 def numbered(n: int, size: tuple[int, ...] = (1, 2, 2)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images that can be told apart, image i filled with i / n, and its number as the label."""
+    """Distinguishable images: image i is filled with i / n and has the label i."""
     index = torch.arange(n)
     return (index / n).view(-1, 1, 1, 1).expand(n, *size).contiguous(), index
 
@@ -76,7 +76,7 @@ def test_every_epoch_is_a_permutation(batch_size, sizes):
 def test_stream_is_endless_and_epoch_gives_the_rest():
     stream = BatchStream(*numbered(10), 3, seed=0)
     assert [stream.position for _ in zip(range(7), stream, strict=False)] == [1, 2, 3, 1, 2, 3, 1]
-    # zip asked for the eighth batch only after range had ended, so two of this epoch are left.
+    # zip stops at the end of range without requesting an eighth batch, so two of this epoch remain.
     assert len(list(stream.epoch())) == 2
     assert len(list(stream.epoch())) == 3
 
@@ -184,11 +184,11 @@ def test_evaluation_batches_are_in_order():
     assert torch.equal(torch.cat([x for x, _ in evaluation_batches(images, labels, 3)]), images)
 
 
-N, HEIGHT, WIDTH = 2000, 4, 5  # so many that each of the 50 crops below is seen
+N, HEIGHT, WIDTH = 2000, 4, 5  # enough for each of the 50 crops below to occur
 
 
 def pictures() -> torch.Tensor:
-    """No two pixels alike and none 0, so that an output tells where each of its pixels came from."""
+    """Images of distinct non-zero pixels, so the source of every output pixel is known."""
     pixels = N * 2 * HEIGHT * WIDTH
     return (torch.arange(pixels, dtype=torch.float64) + 1).view(N, 2, HEIGHT, WIDTH)
 
@@ -217,12 +217,12 @@ def test_crop_and_flip_against_a_loop(flip, padding):
         for mirrored in ([False, True] if flip else [False])
     ]
     seen = dict.fromkeys(draws, 0)
-    # Which pixel goes where is the same for every image: work it out once, on the pixels' numbers.
+    # The mapping of pixels is the same for every image: compute it once, on pixel indices.
     where = torch.arange(1, HEIGHT * WIDTH + 1).view(1, HEIGHT, WIDTH)
     crops = {tuple(naive_crop_and_flip(where, padding, *draw).flatten().tolist()): draw for draw in draws}
     assert len(crops) == len(draws)
     for i, image in enumerate(out):
-        first = 2 * HEIGHT * WIDTH * i  # the numbers in channel 0 of image i begin after this one
+        first = 2 * HEIGHT * WIDTH * i  # offset of the values in channel 0 of image i
         sources = [int(value - first) if value else 0 for value in image[0].flatten().tolist()]
         draw = crops[tuple(sources)]
         assert torch.equal(image, naive_crop_and_flip(images[i], padding, *draw))

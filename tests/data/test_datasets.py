@@ -1,4 +1,4 @@
-"""Data sets by name. The oracles: scikit-learn, and files written here."""
+"""Datasets by name. Oracles: scikit-learn, and files written by the tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_digits_is_scikit_learns_data_split_in_two():
     assert dataset.images.dtype == torch.float32 and dataset.labels.dtype == torch.int64
     assert len(dataset.labels) == 1438 and len(dataset.test_labels) == 359
 
-    # Together the two parts are the original 1797, each image once and with its label: so they are disjoint.
+    # The union of both parts is the original 1797 images with their labels, each once; so they are disjoint.
     bunch = load_digits()
     expected = np.column_stack([bunch.data, bunch.target])
     images = torch.cat([dataset.images, dataset.test_images]).flatten(1).numpy() * 16
@@ -75,7 +75,7 @@ def idx(array: np.ndarray, kind: int = 0x08) -> bytes:
 
 @pytest.fixture
 def tiny() -> dict[str, np.ndarray]:
-    """What the four files hold: images of 3×4 bytes."""
+    """Contents of the four files: images of 3×4 bytes."""
     random = np.random.default_rng(0)
     return {
         "train-images-idx3-ubyte": random.integers(0, 256, (TRAIN, 3, 4)),
@@ -129,8 +129,8 @@ GOOD = idx(np.zeros((2, 3, 4)))
         (idx(np.zeros((2, 3, 4)), kind=0x0D), "begins with 00000d03"),
         (idx(np.zeros(24)), "begins with 00000801"),
         (GOOD[:10], "truncated"),
-        (GOOD[:-1], "promises 40 bytes.* there are 39"),
-        (GOOD + b"\x00", "promises 40 bytes.* there are 41"),
+        (GOOD[:-1], "expected 40 bytes, .*, got 39$"),
+        (GOOD + b"\x00", "expected 40 bytes, .*, got 41$"),
         (struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3), "truncated"),
         (idx(np.zeros((0, 3, 4))), "empty"),
     ],
@@ -217,7 +217,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, tiny, monkeypatch) -> Iterator[Path]:
-    """A folder with the tiny files, served where torchvision looks for MNIST."""
+    """Serve a folder with the tiny files at the address of MNIST in torchvision."""
     folder = write(tmp_path / "server", tiny, compressed=True)
     sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())]
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", sums)
@@ -234,7 +234,7 @@ def test_download_is_asked_for_and_done_once(tmp_path, tiny, server):
         load_dataset("mnist", root)
     dataset = load_dataset("mnist", root, download=True)
     np.testing.assert_array_equal(dataset.images[:, 0].numpy(), tiny["train-images-idx3-ubyte"])
-    assert [path.name for path in root.iterdir()] == ["MNIST"]  # no staging folder is left
+    assert [path.name for path in root.iterdir()] == ["MNIST"]  # no staging folder remains
     for file in server.iterdir():
         file.unlink()
     assert torch.equal(load_dataset("mnist", root, download=True).labels, dataset.labels)
@@ -242,7 +242,7 @@ def test_download_is_asked_for_and_done_once(tmp_path, tiny, server):
 
 @pytest.mark.parametrize("damage", ["missing", "wrong sum"])
 def test_failed_download_leaves_nothing(tmp_path, server, damage):
-    last = server / "train-labels-idx1-ubyte.gz"  # the last to be fetched
+    last = server / "train-labels-idx1-ubyte.gz"  # the last one downloaded
     last.unlink() if damage == "missing" else last.write_bytes(b"something else")
     with pytest.raises(InputError, match="MNIST could not be downloaded into") as error:
         load_dataset("mnist", tmp_path / "new" / "data", download=True)
@@ -252,7 +252,7 @@ def test_failed_download_leaves_nothing(tmp_path, server, damage):
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """Writes a CIFAR of one file a part, known to torchvision by its md5 sum; gives what it holds."""
+    """Write a CIFAR of one file per part, with its md5 sum known to torchvision; return its contents."""
 
     def make(name: str) -> tuple[type, np.ndarray, list[int]]:
         source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]

@@ -1,4 +1,4 @@
-"""Data sets from a user's folders and arrays. The oracles: numpy, torchvision's ImageFolder, the images as written."""
+"""Datasets from user folders and arrays. Oracles: numpy, torchvision's ImageFolder, the images as written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
 
 
 def fill(root: Path, counts: dict[str, int], shape: tuple[int, ...] = (3, 5, 3)) -> dict[Path, np.ndarray]:
-    """So many pictures in the folder of each class; what each file holds."""
+    """Write n images into the folder of each class; return the contents of each file."""
     pictures = {root / name / f"{i:02}.png": picture(*shape) for name, count in counts.items() for i in range(count)}
     for path, pixels in pictures.items():
         save(path, pixels)
@@ -46,8 +46,8 @@ def as_channels_first(pictures) -> np.ndarray:
 @pytest.mark.parametrize(("shape", "channels"), [((3, 5, 3), 3), ((4, 4), 1)], ids=["colour", "grey"])
 def test_folder_with_train_and_test(tmp_path, shape, channels):
     train = fill(tmp_path / "train", {"cat": 3, "Ant": 2, "bee": 4}, shape)
-    test = fill(tmp_path / "test", {"bee": 1, "cat": 2}, shape)  # a class may be absent from the test
-    # What is no image and what is hidden does not count; folders within a class do.
+    test = fill(tmp_path / "test", {"bee": 1, "cat": 2}, shape)  # a class may be missing from the test images
+    # Non-images and hidden files are ignored; subfolders of a class are read.
     (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
     (tmp_path / "train" / "cat" / "._00.png").write_text("not an image")
     (tmp_path / "train" / ".cache").mkdir()
@@ -85,7 +85,7 @@ def test_folder_without_parts_is_split_by_class(tmp_path):
     for label, count in enumerate(counts.values()):
         assert abs(int((data.labels == label).sum()) - 0.8 * count) <= 1
 
-    # Every picture once, with its label.
+    # Every image once, with its label.
     labels = {pixels.transpose(2, 0, 1).tobytes(): "abc".index(path.parent.name) for path, pixels in pictures.items()}
     images = torch.cat([data.images, data.test_images]).numpy()
     assert [labels.pop(i.tobytes()) for i in images] == [*data.labels.tolist(), *data.test_labels.tolist()]
@@ -142,11 +142,11 @@ def test_images_are_given_one_size(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(InputError, match="must follow the colon"):
+    with pytest.raises(InputError, match="expected an argument after the colon"):
         bf.load_dataset("folder:")
     with pytest.raises(InputError, match=r"no folder .*/absent"):
         bf.load_dataset(f"folder:{tmp_path}/absent")
-    with pytest.raises(InputError, match="needs a folder for each class"):
+    with pytest.raises(InputError, match="expected one folder per class"):
         bf.load_dataset(f"folder:{tmp_path}")
     (tmp_path / "one").mkdir()
     with pytest.raises(InputError, match=r"no images in .*/one; images end in \.jpg"):
@@ -155,7 +155,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(InputError, match="only one class"):
         bf.load_dataset(f"folder:{tmp_path}")
     (tmp_path / "train").mkdir()
-    with pytest.raises(InputError, match=r"no folder .*/test; train and test come together"):
+    with pytest.raises(InputError, match=r"no folder .*/test; train and test are both required"):
         bf.load_dataset(f"folder:{tmp_path}")
     fill(tmp_path / "train", {"a": 1, "b": 1})
     fill(tmp_path / "test", {"a": 1, "c": 1})
@@ -188,7 +188,7 @@ def test_deep_image_is_not_cut_to_8_bits(tmp_path):
         bf.load_dataset(f"folder:{tmp_path}")
 
 
-# uint8 images as an array of any layout, and the same as [N, C, H, W]
+# uint8 images in several array layouts, and the same images as [N, C, H, W]
 LAYOUTS = {
     "NHW": ((6, 5, 7), lambda x: x[:, None]),
     "NHWC": ((6, 5, 7, 3), lambda x: x.transpose(0, 3, 1, 2)),
@@ -255,7 +255,7 @@ X, Y = picture(10, 5, 5), np.arange(10) % 2
         ({"x": X, "y": np.array(3)}, r"y must be integers \[N\], not int64 \[\]"),
         ({"x": X, "y": Y * 0}, "only one class"),
         ({"x": X[:3], "y": np.array([0, 0, 1])}, "no training image of class 1 of 0 to 1; one image in five"),
-        ({"x": X, "y": Y.astype(np.uint64) + np.uint64(2**63)}, "y holds 9223372036854775809, which is no label"),
+        ({"x": X, "y": Y.astype(np.uint64) + np.uint64(2**63)}, "y holds 9223372036854775809, which is not a label"),
         ({"x": X, "y": Y - 1}, "labels must be 0 or more, not -1"),
         ({"x": X, "y": Y + 1}, "no training image of class 0 of 0 to 2"),
         ({"x": X, "y": Y * 2**62}, f"no training image of class 1 of 0 to {2**62}"),
@@ -338,7 +338,7 @@ def test_scheme_of_ones_own():
 
 
 def test_searched_and_trained(tmp_path, monkeypatch):
-    """Two classes told apart by brightness; the run folder names the data, and needs no more than that."""
+    """Two classes of different brightness; the data are found again by their name in the run folder."""
     monkeypatch.chdir(tmp_path)
     y = np.arange(80) % 2
     np.savez("own.npz", x=(picture(80, 6, 6) // 2 + 128 * y[:, None, None]).astype(np.uint8), y=y)

@@ -1,4 +1,4 @@
-"""The network of a genotype, and its training."""
+"""Genotype networks and their training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_layers_follow_the_genotype(seed):
         for edge, module in zip(genotype.cells[cell.kind].edges, cell.edges, strict=True):
             found = {m.rule for m in module.modules() if isinstance(m, FeedbackLayer)}
             assert found == ({edge.candidate.rule} if edge.candidate.rule else set())
-    # Affine normalisation everywhere, none behind pools.
+    # Affine normalisation everywhere, none after pools.
     assert all(m.affine for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     pools = [m for cell in net.cells for m in cell.edges if isinstance(m, (nn.MaxPool2d, nn.AvgPool2d))]
     weightless = sum(edge.candidate.rule is None for cell in net.cells for edge in genotype.cells[cell.kind].edges)
@@ -34,7 +34,7 @@ def test_layers_follow_the_genotype(seed):
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (16, 5)], ids=str)
 def test_a_cell_by_hand(size):
-    """The output of the first cell from its modules, edge by edge."""
+    """Compute the output of the first cell from its modules, edge by edge."""
     net = bf.build_network(GENOTYPE, channels=4, cells=3).double().eval()
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     s = net.stem(x)
@@ -59,7 +59,7 @@ def test_drop_path_zeroes_images_of_an_edge_and_keeps_the_mean():
 
 
 def test_drop_path_is_an_argument_of_forward():
-    """In training, in place of that of the construction; never in evaluation."""
+    """The argument of forward overrides that of the constructor in training; evaluation ignores both."""
     plain, dropping = (bf.build_network(GENOTYPE, channels=4, cells=3, drop_path=p) for p in (0.0, 0.5))
     x = torch.randn(8, 3, 8, 8)
 
@@ -89,7 +89,7 @@ def test_auxiliary_head_in_training_only(size):
 
 @pytest.mark.parametrize("rule", rules.names())
 def test_every_single_rule_trains(rule):
-    """Thirty steps on one batch lower the loss, dfa with its error from the logits included."""
+    """Thirty steps on one batch lower the loss under every rule, including dfa, whose error comes from the logits."""
     torch.manual_seed(0)
     net = bf.build_network(GENOTYPE.with_rule(rule), channels=4, cells=2, in_channels=1)
     assert {m.rule for m in net.cells.modules() if isinstance(m, FeedbackLayer)} - {"bp"} == {rule} - {"bp"}
@@ -106,7 +106,7 @@ def test_every_single_rule_trains(rule):
 
 
 def test_training_reaches_95_percent_on_digits(tmp_path):
-    """With mixed rules, trained by the library alone; and the folder gives the same network back."""
+    """Train with mixed rules through the library; the network loaded from the folder is the same."""
     result = bf.train(GENOTYPE, out=tmp_path / "run")
     assert result.test_accuracy >= 95
     assert {p.name for p in result.run_dir.iterdir()} == {

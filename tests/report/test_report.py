@@ -1,4 +1,4 @@
-"""The drawings must show the graph that was found: each is read back and compared with the genotype."""
+"""Drawings of genotypes: each is parsed and compared with the genotype."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ OUTPUT = re.compile(r" *╰[─┴]*▶ c_k = concat\((?P<states>.*)\)")
 
 
 def read_back(lines: list[str]) -> tuple[list[list[str]], list[int]]:
-    """The edges of every node and the concatenated states of one cell, from its drawing alone."""
+    """Parse a drawing of one cell into the edges of every node and the concatenated states."""
     nodes, edges, states = [], [], []
     for upper, lower in itertools.pairwise(lines):
         for column, (above, below) in enumerate(itertools.zip_longest(upper, lower, fillvalue=" ")):
-            # A lane has no gap and no loose end: it runs from its state's name to the state's last use.
+            # A lane has no gap and no dangling end: it runs from its state's name to the state's last use.
             assert above not in "│├┼" or below in "│├┼╰┴" or not lower, (column, upper, lower)
             assert below not in "│├┼╰┴" or above in "│├┼" or above.isalnum(), (column, upper, lower)
     for line in lines:
@@ -138,7 +138,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def labels(root: ElementTree.Element) -> Counter:
-    """The (operation, rule) of every label of a picture."""
+    """Read the (operation, rule) of every label in a picture."""
     texts = ["".join(element.itertext()).strip() for element in root.iter(f"{SVG}text")]
     pairs = itertools.zip_longest(texts, texts[1:], fillvalue="")
     return Counter((a, b if b in rules.names() else None) for a, b in pairs if a in operation_names())
@@ -182,7 +182,7 @@ class TestFigure:
             assert page.containsx(box.x0) and page.containsx(box.x1), name
             assert page.containsy(box.y0) and page.containsy(box.y1), name
         for (name, box), (other, another) in itertools.combinations(boxes, 2):
-            # The two lines of a label stand close: only their letters' descenders may touch.
+            # The two lines of a label are close: only their descenders may touch.
             assert not box.padded(-2).overlaps(another.padded(-2)), (name, other)
 
     def test_png(self, tmp_path):
@@ -224,7 +224,7 @@ class TestColors:
         assert len({rule_color(rule) for rule in every}) == len(every)
 
     def test_a_users_rule_keeps_its_colour(self):
-        # A literal: hash() of a string would give another colour in every process.
+        # A literal, because hash() of a string differs between processes.
         assert rule_color("ternary") == "#44aa99"
 
 
@@ -250,7 +250,7 @@ class TestShares:
 
 
 class Page(HTMLParser):
-    """What matters of a page: that its tags match, its text, its tags, and what it refers to."""
+    """Parser of a page: checks that its tags match; collects its text, tags and references."""
 
     VOID = ("meta", "br", "hr", "img", "link", "input")
 

@@ -1,4 +1,4 @@
-"""The genotype as text: read, written, edited, refused."""
+"""Text formats of genotypes: reading, writing, editing, rejected input."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_round_trip(seed):
     text = genotype.to_json()
     assert Genotype.from_json(text) == genotype
     assert json.loads(text)["normal"]["nodes"][0][0] == str(genotype.normal.nodes[0][0])
-    assert max(map(len, text.splitlines())) < 100  # a node a line, for people
+    assert max(map(len, text.splitlines())) < 100  # one node per line, for readability
 
 
 def test_hash_is_canonical():
@@ -91,7 +91,7 @@ def test_with_rule():
         (('"stem": "usf"', '"stem": "us"'), r"fixed\.stem.*'us'.*'usf'"),
         (('"stem": "usf"', '"stem": 3'), r"fixed\.stem.*string"),
         (('"format_version": 1', '"format_version": 2'), "format_version.*2"),
-        (('"normal"', '"reduce"'), "'reduce' is given twice"),
+        (('"normal"', '"reduce"'), "'reduce' occurs twice"),
         (('"nodes": [["avg', '"nodes": [[], ["avg'), r"reduce\.nodes\[0\].*at least one"),
         (("{", "", 1), "line 2"),
         (("]],", "]]", 1), r"line 4, column \d+"),
@@ -179,7 +179,7 @@ def test_deep_nesting_is_refused():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31))
 def test_derivation_against_its_definition(seed):
-    """Two edges of the largest weight a node, each with its best candidate, by brute force over float64."""
+    """Select two edges per node by their largest weight, each with its best candidate, by brute force in float64."""
     space = get_space("bionas")
     generator = torch.Generator().manual_seed(seed)
     alphas = {kind: torch.randn(14, 22, generator=generator) for kind in ("normal", "reduce")}

@@ -1,4 +1,4 @@
-"""From alphas to the discrete cells, against recordings of three published searches."""
+"""Derivation of discrete cells from alphas, against recordings of three published searches."""
 
 from __future__ import annotations
 

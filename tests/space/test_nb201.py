@@ -1,4 +1,4 @@
-"""The cells of NAS-Bench-201 with learning rules: space, both engines, strings, genotype networks, a search."""
+"""NAS-Bench-201 cells with learning rules: space, both engines, strings, genotype networks, a search."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class TestStrings:
 
     def test_cells_of_darts_have_no_such_string(self):
         cell = Cell(((Edge.parse("skip_connect@bp<-0"),),), (2,))
-        with pytest.raises(InputError, match="one cell; this has normal, reduce"):
+        with pytest.raises(InputError, match="one cell; this genotype has normal, reduce"):
             bf.Genotype(cell, cell).to_nb201()
 
     @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ class TestStrings:
             (("<-2", "<-3"), r"cell\.nodes\[2\]\[1\]: source 3 .* sees states 0 to 2"),
             (("fa<-2", "fa<-0"), r"cell\.nodes\[2\]\[1\]: a second edge from state 0"),
             (("[3]", "[2]"), r"cell\.concat: the output is the last node, \[3\]; got \[2\]"),
-            (("avg_pool_3x3", "none"), "leave the edge out"),
+            (("avg_pool_3x3", "none"), "omit the edge"),
             (('"cell"', '"normal"'), "'reduce' is missing"),
             (('"fixed"', '"reduce"'), "unknown entry 'cell'"),
         ],
@@ -168,7 +168,7 @@ def test_mutations_change_one_edge():
 
 
 def test_one_hot_weights_are_the_cell_of_the_genotype():
-    """A supernet cell with the weights of a genotype has its wiring: with identities x, 0 and x + x + 0."""
+    """A supernet cell with the weights of a genotype has its wiring: with identities, x, 0 and x + x + 0."""
     space = get_space("nb201")
     genotype = bf.Genotype.from_nb201(
         "|skip_connect@usf~0|+|none~0|none~1|+|skip_connect@usf~0|skip_connect@frsf~1|skip_connect@usf~2|"
@@ -179,7 +179,7 @@ def test_one_hot_weights_are_the_cell_of_the_genotype():
 
 
 def parameters(text, channels, cells, in_channels=3, classes=10):
-    """Counted by hand: of the stem, the cells of three stages, two residual blocks, BN and classifier."""
+    """Parameters counted by hand: stem, cells of three stages, two residual blocks, BN and classifier."""
     kernels = [1 if "1x1" in word else 3 for word in text.split("|") if word.startswith("nor_conv")]
     total = 9 * in_channels * channels + 2 * channels
     for c in (channels, 2 * channels, 4 * channels):
@@ -206,7 +206,7 @@ class TestGenotypeNetwork:
         network = bf.build_network(bf.Genotype.from_nb201(MIXED), channels=3, cells=1).double().eval()
         cell = network.cells[0]
         x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
-        scale = (1 + 1e-5) ** -0.5  # of batch normalisation before any step
+        scale = (1 + 1e-5) ** -0.5  # scale of batch normalisation before any step
         node1 = F.conv2d(x.relu(), cell.edges[0][1].weight) * scale
         node2 = F.avg_pool2d(node1, 3, 1, 1, count_include_pad=False)
         expected = x + F.conv2d(node2.relu(), cell.edges[3][1].weight, padding=1) * scale
@@ -240,7 +240,7 @@ class TestGenotypeNetwork:
 
 
 def test_wiring_of_the_supernet():
-    """With identities alone the nodes are x, 2x and 4x; the last one is the output."""
+    """With identities only, the nodes are x, 2x and 4x; the last one is the output."""
     space = get_space("nb201")
     cell = ModularCell(space, 1, CellShape((3,), 3, False, False, rule="bp", affine=False))
     weights = torch.zeros(6, 13)
@@ -263,7 +263,7 @@ def both(space, **settings):
     ids=["nb201", "all_rules", "mixture"],
 )
 def test_same_function_in_both_engines(space, settings):
-    """In float64: outputs, gradients of images, alphas and weights, statistics, streams; over two batches."""
+    """Outputs, gradients of images, alphas and weights, statistics, streams; over two batches in float64."""
     modular, stacked = (net.double() for net in both(space, **settings))
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
@@ -358,7 +358,7 @@ def test_search_show_and_train_from_the_command_line(tmp_path, capsys):
     assert np.load(run / "alphas.npz")["cell"].shape == (2, 6, 13)
     (tmp_path / "cell.txt").write_text(MIXED + "\n")
     assert "skip_connect  brsf" in command("show", tmp_path / "cell.txt", "--save", tmp_path / "cell.png")
-    # A cell after one epoch of search may be disconnected, which learns nothing; this one is not.
+    # After one epoch of search a cell may be disconnected and learn nothing; this one is not.
     (run / "genotype.json").write_text(bf.Genotype.load(tmp_path / "cell.txt").to_json())
     small = ("--channels", 8, "--cells", 1, "--epochs", 3)
     assert "test accuracy" in command("train", run, *small, "--out", trained)

@@ -1,4 +1,4 @@
-"""Layers that learn by themselves inside searches and found networks; networks made of them."""
+"""Operations with built-in learning rules in searches and genotype networks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_rule_cannot_be_chosen_for_what_learns_by_itself():
 
 
 def test_both_engines_learn_the_same():
-    """In float64: outputs, gradients and Hebbian weights over several batches."""
+    """Outputs, gradients and Hebbian weights over several batches, in float64."""
     modular, stacked = (
         bf.build_supernet(SMALL, channels=3, cells=3, in_channels=2, engine=engine, seed=1).double()
         for engine in ("modular", "stacked")
@@ -151,7 +151,7 @@ class TestSoftHebb:
         x = torch.randn(2, 1, 8, 8)
         assert torch.equal(loaded(x), learned.network(x))
         norms = [block[1].plasticity.flatten(1).norm(dim=1).median() for block in loaded.blocks]
-        assert norms[0] < 10  # of 25 at first
+        assert norms[0] < 10  # initially 25
 
     def test_rate_of_the_head_is_halved(self):
         config = bf.SoftHebbConfig(rule="random", epochs=4, halve_at=(0.5, 0.75), learning_rate=0.008)

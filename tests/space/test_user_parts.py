@@ -1,4 +1,4 @@
-"""Rules, operations and spaces of a user's own that return what they must not: said alike in both engines."""
+"""User-defined rules, operations and spaces that return invalid values: the same errors in both engines."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_output_of_another_shape(engine, population, output):
     build, returned = OUTPUTS[output]
     own_operation(build)
     net = supernet(engine, "own", "skip_connect@usf").eval()
-    # The first cell halves the size; the first states enter it with 4 channels.
+    # The first cell halves the size; its inputs have 4 channels.
     message = rf"candidate 'own' returned {returned}, not \[2, 4, 3, 3\], of an input \[2, 4, 6, 5\] at stride 2"
     mixing = {kind: torch.full((3, 5, 2), 0.5) for kind in net.space.kinds}
     run = partial(net.population, mixing=mixing) if population else net

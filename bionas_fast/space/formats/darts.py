@@ -1,4 +1,4 @@
-"""The notation of published code: ``Genotype(normal=[('sep_conv_3x3_u', 0), …], …)``. Parsed, never evaluated."""
+"""The text format of DARTS: ``Genotype(normal=[('sep_conv_3x3_u', 0), …], …)``. Parsed, never evaluated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SKIP_SUFFIXES = {"_u": "usf", "_b": "brsf", "_f": "frsf"}
 
 
 def parse_published_name(name: str) -> Candidate:
-    """Read the candidate from a name of the paper's code, such as ``sep_conv_3x3_br``."""
+    """Parse a candidate's name as used by the published code, such as ``sep_conv_3x3_br``."""
     suffixes = _SKIP_SUFFIXES if name.startswith("skip_connect") else _SUFFIXES
     for suffix, rule in suffixes.items():
         if name.endswith(suffix):
@@ -25,7 +25,7 @@ def parse_published_name(name: str) -> Candidate:
 
 
 def read(text: str) -> dict[str, Cell]:
-    """Read the two cells; see :meth:`Genotype.from_darts`."""
+    """Parse the two cells; see :meth:`Genotype.from_darts`."""
     try:
         tree = ast.parse(text.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -46,7 +46,7 @@ def read(text: str) -> dict[str, Cell]:
             raise InputError(f"genotype: {kind!r} is missing")
         pairs = _literal(fields[kind], kind)
         if not isinstance(pairs, (list, tuple)) or not pairs or len(pairs) % 2:
-            raise InputError(f"{kind}: expected a list with two edges a node")
+            raise InputError(f"{kind}: expected a list with two edges per node")
         edges = []
         for i, pair in enumerate(pairs):
             where = f"{kind}[{i}]"

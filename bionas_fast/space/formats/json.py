@@ -1,4 +1,4 @@
-"""The JSON of genotypes, which a person can read and edit: one node a line, an edge ``"sep_conv_3x3@usf<-0"``."""
+"""The JSON format of genotypes: one node per line, an edge is ``"sep_conv_3x3@usf<-0"``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMAT_VERSION = 1
 
 
 def as_data(cells: Mapping[str, Cell], fixed: Mapping[str, str]) -> dict[str, Any]:
-    """Cells and fixed rules as the plain values that the JSON holds."""
+    """Convert cells and fixed rules to the plain values of the JSON."""
     return {
         "format_version": FORMAT_VERSION,
         **{
@@ -27,7 +27,7 @@ def as_data(cells: Mapping[str, Cell], fixed: Mapping[str, str]) -> dict[str, An
 
 
 def write(cells: Mapping[str, Cell], fixed: Mapping[str, str]) -> str:
-    """See :meth:`Genotype.to_json`."""
+    """Write cells and fixed rules as JSON; see :meth:`Genotype.to_json`."""
     texts = ",\n".join(f'  "{kind}": {_write_cell(cell)}' for kind, cell in cells.items())
     return f'{{\n  "format_version": {FORMAT_VERSION},\n{texts},\n  "fixed": {json.dumps(dict(fixed))}\n}}\n'
 
@@ -38,7 +38,7 @@ def _write_cell(cell: Cell) -> str:
 
 
 def read(text: str) -> tuple[dict[str, Cell], dict[str, str]]:
-    """Read cells and fixed rules; see :meth:`Genotype.from_json`."""
+    """Parse cells and fixed rules; see :meth:`Genotype.from_json`."""
     try:
         data = json.loads(text, object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
@@ -66,7 +66,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for key, value in pairs:
         if key in data:
-            raise InputError(f"genotype: {key!r} is given twice")
+            raise InputError(f"genotype: {key!r} occurs twice")
         data[key] = value
     return data
 

@@ -1,4 +1,4 @@
-"""The place of an error in a text."""
+"""Parsing with the place of an error in its message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def located(where: str, parse: Callable[[str], T], text: str) -> T:
-    """Call ``parse(text)``, and put the place in front of its error message."""
+    """Call ``parse(text)`` and prefix the message of an InputError with the place."""
     try:
         return parse(text)
     except InputError as error:

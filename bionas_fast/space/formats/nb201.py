@@ -1,7 +1,7 @@
-"""The notation of NAS-Bench-201: ``|nor_conv_3x3@usf~0|+|none~0|skip_connect~1|+|…|``, an edge between two bars.
+"""The string format of NAS-Bench-201: ``|nor_conv_3x3@usf~0|+|none~0|skip_connect~1|+|…|``, edges between bars.
 
-Nodes are separated by ``+``; the number behind ``~`` is the state that the edge comes from, 0 for the cell's input. An
-operation without a rule is trained by back-propagation, so that architectures of the benchmark keep its own strings.
+Nodes are separated by ``+``; the number after ``~`` is the source state of the edge, 0 for the input of the cell. An
+operation without a rule is trained by back-propagation, so the strings of the benchmark are valid as they are.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _PLAIN = "bp"
 
 
 def write(cells: Mapping[str, Cell]) -> str:
-    """See :meth:`Genotype.to_nb201`."""
+    """Write the cell as a string; see :meth:`Genotype.to_nb201`."""
     if tuple(cells) != NB201.kinds:
-        raise InputError(f"genotype: a string of NAS-Bench-201 has one cell; this has {', '.join(cells)}")
+        raise InputError(f"genotype: a NAS-Bench-201 string has one cell; this genotype has {', '.join(cells)}")
     nodes = []
     for i, edges in enumerate(cells["cell"].nodes):
         candidates = {edge.source: edge.candidate for edge in edges}
@@ -36,7 +36,7 @@ def _name(candidate: Candidate | None) -> str:
 
 
 def read(text: str) -> dict[str, Cell]:
-    """Read the cell; see :meth:`Genotype.from_nb201`."""
+    """Parse the cell; see :meth:`Genotype.from_nb201`."""
     nodes = []
     for i, part in enumerate(text.strip().split("+")):
         where = f"node {i + 1}"
