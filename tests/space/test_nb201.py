@@ -256,9 +256,12 @@ def both(space, **settings):
 @pytest.mark.parametrize(
     ("space", "settings"),
     [
-        ("nb201", {"fixed": {"stem": "usf", "preprocess": "brsf"}}),
+        ("nb201", {"options": SupernetOptions(fixed={"stem": "usf", "preprocess": "brsf"})}),
         (ALL_RULES, {"channels": 3, "cells": 2}),
-        ("nb201", {"mixture": Mixture(factorised=True, edge_normalisation=True, partial_channels=2)}),
+        (
+            "nb201",
+            {"options": SupernetOptions(mixture=Mixture(factorised=True, edge_normalisation=True, partial_channels=2))},
+        ),
     ],
     ids=["nb201", "all_rules", "mixture"],
 )

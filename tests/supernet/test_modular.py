@@ -166,7 +166,7 @@ def test_state_dict_carries_alphas_and_streams():
         ({"engine": "modullar"}, "'modullar'.*'modular'"),
         ({"channels": 0}, "channels.*0"),
         ({"cells": 0}, "cells.*0"),
-        ({"fixed": {"head": "bpp"}}, r"fixed\.head.*'bpp'"),
+        ({"options": SupernetOptions(fixed={"head": "bpp"})}, r"fixed\.head.*'bpp'"),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from bionas_fast.search import Search, SearchConfig
 from bionas_fast.search.method import frozen
 from bionas_fast.space import Candidate, Space, get_space
 from bionas_fast.space.operations import SeparableStage
+from bionas_fast.supernet import SupernetOptions
 from helpers.registries import restored
 from helpers.supernets import gradients, pair, reached, relative
 from helpers.tolerances import ENGINES
@@ -47,8 +48,7 @@ BACKENDS = [pytest.param("reference"), pytest.param("native", marks=needs_native
             "channels": 2,
             "size": (8, 6),
             "cells": 2,
-            "skip_rules": False,
-            "fixed": {"stem": "usf", "preprocess": "brsf"},
+            "options": SupernetOptions(fixed={"stem": "usf", "preprocess": "brsf"}, skip_rules=False),
         },
     ],
     ids=["odd", "one_channel", "sixteen_channels", "darts", "one_stage", "no_convolution", "published_skips"],
