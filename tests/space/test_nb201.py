@@ -253,6 +253,9 @@ def both(space, **settings):
     return tuple(bf.build_supernet(space, engine=e, seed=3, **{**SMALL, **settings}) for e in ("modular", "stacked"))
 
 
+MIXTURE = Mixture(factorised=True, edge_normalisation=True, partial_channels=2)
+
+
 @pytest.mark.parametrize(
     ("space", "settings"),
     [
