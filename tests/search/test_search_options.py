@@ -36,7 +36,7 @@ def test_options_that_a_method_does_not_use_are_refused():
 def test_what_can_never_work_is_refused_before_anything_is_written(tmp_path):
     for settings, message in [
         ({"auxiliary_skip": True, "operations": ("sep_conv_3x3",)}, "auxiliary_skip: .* has no skip_connect"),
-        ({"warmup_epochs": 2}, "warmup_epochs: 2 of 2 epochs"),
+        ({"warmup_epochs": 2}, r"warmup_epochs: expected fewer than epochs \(2\), got 2"),
         ({"method": "eg", "population": 10**8}, "population"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -47,8 +47,8 @@ def test_what_can_never_work_is_refused_before_anything_is_written(tmp_path):
 def test_kinds_of_cells_that_the_network_does_not_have_are_named():
     for cells, absent in ((1, ["normal"]), (2, ["normal"]), (3, [])):
         messages = Search(TINY.with_settings(cells=cells)).messages
-        assert [message.partition(":")[0] for message in messages] == [
-            f"with cells={cells} no cell is of kind {k}" for k in absent
+        assert [message.partition(",")[0] for message in messages] == [
+            f"cells={cells}: the network has no {k} cell" for k in absent
         ]
 
 
