@@ -1,4 +1,4 @@
-"""The candidates of several edges, sorted by how the stacked supernet runs them, and the plan of its op."""
+"""The candidates of several edges, sorted by their implementation in the stacked supernet, and the plan of its op."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Column = tuple[int, int]  # edge, candidate
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool and the batch normalisation behind it."""
+    """A pool and the batch normalisation after it."""
 
     column: Column
     norm: nn.BatchNorm2d
@@ -30,14 +30,14 @@ class SortedCandidates:
     """The candidates of several edges, each with its column.
 
     Attributes:
-        stride: of all edges.
+        stride: the stride of all edges.
         edge_count: the number of edges.
-        twice: those of two separable stages.
-        once: those of one.
+        twice: candidates with two separable stages.
+        once: candidates with one separable stage.
         reductions: factorized reductions.
-        pools: the maximum pools, then the average ones.
+        pools: the maximum pools, then the average pools.
         skips: identities, each with a rule.
-        others: what runs as the module it is.
+        others: candidates that run as modules.
     """
 
     stride: int
@@ -51,12 +51,12 @@ class SortedCandidates:
 
     @property
     def firsts(self) -> list[tuple[Column, SeparableStage]]:
-        """The first stages of all separable candidates, in the order in which the op takes them."""
+        """The first stages of all separable candidates, in the order of the op."""
         return [(column, stages[0]) for column, stages in (*self.twice, *self.once)]
 
     @property
     def lasts(self) -> list[SeparableStage]:
-        """Their last stages."""
+        """The last stages of all separable candidates."""
         return [stages[-1] for _, stages in (*self.twice, *self.once)]
 
     @property
@@ -79,7 +79,7 @@ class SortedCandidates:
 
     @property
     def normalisations(self) -> list[list[nn.BatchNorm2d]]:
-        """The modules behind each row of the running statistics."""
+        """The modules that share each row of the running statistics."""
         rows = [[stages[0].norm] for _, stages in self.twice]
         rows += [[stage.norm] for stage in self.lasts]
         rows += [[module.bn] for _, module in self.reductions]
@@ -89,7 +89,7 @@ class SortedCandidates:
 
 
 def sort_candidates(edges: Sequence[MixedOp], stride: int) -> SortedCandidates:
-    """Sort the candidates of edges of one stride."""
+    """Sort the candidates of edges with the same stride."""
     found = SortedCandidates(stride, len(edges))
     for e, edge in enumerate(edges):
         for k, module in enumerate(edge.candidates):
@@ -101,7 +101,7 @@ def make_plan(found: SortedCandidates) -> tuple[Plan, list[list[Column]]]:
     """Build the plan of the op.
 
     Returns:
-        The plan; for each of its mixing weights the (edge, candidate) pairs that it sums.
+        The plan, and for each of its mixing weights the (edge, candidate) pairs that it sums.
     """
     maps: list[list[Column]] = [[column] for column, _ in found.reductions]
     if any(found.pools):
@@ -151,7 +151,7 @@ def _sort(found: SortedCandidates, column: Column, module: nn.Module) -> None:
 
 
 def _stages(module: nn.Module, stride: int) -> list[SeparableStage]:
-    """The one or two stages of a separable candidate that the op can run, the first with this stride; or none."""
+    """Return the one or two stages of a separable candidate, or none if the op does not support them."""
     parts: list[nn.Module] = [*module] if type(module) is nn.Sequential else [module]
     stages = [part for part in parts if isinstance(part, SeparableStage)]
     if len(stages) != len(parts) or len(stages) not in (1, 2):
@@ -171,7 +171,7 @@ def _runs(stage: SeparableStage, stride: int) -> bool:
 
 
 def _pool(module: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:
-    """The number among ``POOLS`` of a pool that a supernet with this stride has, and its normalisation; or None."""
+    """Return the index of a supported pool among ``POOLS`` and its normalisation, or None."""
     if type(module) is not nn.Sequential or len(module) != 2:
         return None
     pool, norm = module
