@@ -114,7 +114,7 @@ class FeedbackLayer(ErrorPath):
         return (num_classes, self.weight.shape[1] * getattr(self, "groups", 1), *self.weight.shape[2:])
 
     def connect(self, direct: DirectFeedback, num_classes: int | None) -> None:
-        """Receive the error through ``direct``, and draw B if it does not exist yet. See ``connect_direct_feedback``."""
+        """Receive the error through ``direct``, and draw B if it is missing. See ``connect_direct_feedback``."""
         if self.feedback is None:
             if num_classes is None:
                 raise InputError(f"rule {self.rule!r} needs num_classes, the number of logits")
@@ -213,7 +213,7 @@ class FeedbackLayer(ErrorPath):
 
 
 def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:
-    """Connect the layers of ``model`` that learn by direct feedback to the error at its logits; without any, do nothing.
+    """Connect the layers of ``model`` that learn by direct feedback, if any, to the error at its logits.
 
     ``convert`` and the network builders call this; a model built otherwise needs one call.
 

@@ -82,7 +82,7 @@ class Architecture(nn.Module):
         }
 
     def edge_weights(self) -> dict[str, Tensor]:
-        """Compute the softmax weights of the edges into each node, [edges] for each kind of cell; empty without betas."""
+        """Compute the softmax weights of the edges into each node, [edges] by kind of cell; empty without betas."""
         nodes = torch.tensor([node for node, _ in self.space.edges])
         weights = {}
         for kind, beta in self.betas.items():
