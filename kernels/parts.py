@@ -21,7 +21,7 @@ class Parts(Protocol):
     def stage_forward(
         self, x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None
     ) -> tuple[Tensor, Sums]:
-        """As ``kernels.separable_stage.reference.forward``."""
+        """Implement ``kernels.separable_stage.reference.forward``."""
 
     def stage_backward(
         self,
@@ -33,12 +33,12 @@ class Parts(Protocol):
         affine: Affine | None,
         weight_grads: bool,
     ) -> StageGradients:
-        """As ``kernels.separable_stage.reference.backward``."""
+        """Implement ``kernels.separable_stage.reference.backward``."""
 
     def sum_forward(
         self, maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
     ) -> list[Tensor]:
-        """As ``kernels.mixed_sum.reference.forward``."""
+        """Implement ``kernels.mixed_sum.reference.forward``."""
 
     def sum_backward(self, grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
-        """As ``kernels.mixed_sum.reference.backward``."""
+        """Implement ``kernels.mixed_sum.reference.backward``."""

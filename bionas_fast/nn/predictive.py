@@ -222,7 +222,7 @@ class PredictiveConv2d(ErrorPath):
 
     @torch.no_grad()
     def stability_bound(self) -> float:
-        """Compute 2 / (σ²max + λ): under a smaller constant step the energy decreases at every step, for any image size.
+        """Compute 2 / (σ²max + λ): below this constant step the energy decreases at every step, for any image size.
 
         σmax is the norm of the convolution on an unbounded image: the largest singular value of its transfer matrix
         over all frequencies, overestimated by at most 2 %. On a finite image with zero padding, the convolution is a

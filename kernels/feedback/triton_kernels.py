@@ -1,4 +1,4 @@
-"""The Triton kernels of feedback weights, and every way to launch them; :mod:`.triton` does.
+"""Triton kernels of feedback weights, and their launch configurations; launched by :mod:`.triton`.
 
 Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index, s_ stride. ``up`` is δ_out, ``down`` δ_in.
 """
@@ -182,7 +182,7 @@ def depthwise_kernel(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     ones: tuple[str, ...]
     for dtype in DTYPES:
         yield Configuration(segments_kernel, dtype, (), SEGMENTS_OPTIONS)

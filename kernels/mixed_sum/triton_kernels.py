@@ -1,7 +1,7 @@
-"""The Triton kernels of the mixed sum, and every way to launch them; :mod:`.triton` does.
+"""Triton kernels of the mixed sum, and their launch configurations; launched by :mod:`.triton`.
 
-Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. Maps lie anywhere; tables hold their addresses, 0 for
-one that is not there.
+Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. Maps are separate tensors; tables hold their addresses,
+0 for None.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def product_sum_kernel(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
         yield Configuration(mixed_sum_kernel, dtype, (), OPTIONS)
         yield Configuration(product_sum_kernel, dtype, (), OPTIONS)

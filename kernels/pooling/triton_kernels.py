@@ -1,4 +1,4 @@
-"""The Triton kernels of the 3×3 pools, and every way to launch them; :mod:`.triton` does.
+"""Triton kernels of the 3×3 pools, and their launch configurations; launched by :mod:`.triton`.
 
 Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. A row is a position of one image, (n, h, w).
 """
@@ -95,7 +95,7 @@ def pooling_backward_kernel(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
         yield Configuration(pooling_kernel, dtype, (), options())
         for stride in STRIDES:

@@ -1,4 +1,4 @@
-"""The Triton kernels of separable stages, and every way to launch them; :mod:`.triton` does.
+"""Triton kernels of separable stages, and their launch configurations; launched by :mod:`.triton`.
 
 Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. A row is a position of one image, (n, h, w). What a
 program sums over rows goes to a place of its own, and the launcher adds the places up: the same input always gives the
@@ -215,7 +215,7 @@ def input_kernel(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
         for channels in WIDTHS:
             yield Configuration(stage_kernel, dtype, (), product_options(channels))

@@ -51,7 +51,7 @@ def feedback_conv(
         [N, C_out, *positions]. Under autocast, in its dtype.
 
     Raises:
-        InputError: shapes that do not fit, naming the argument; a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
     """
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
@@ -158,7 +158,7 @@ def feedback_linear(
         [..., out_features]. Under autocast, in its dtype.
 
     Raises:
-        InputError: shapes that do not fit, naming the argument; a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
     """
     if weight.dim() != 2:
         raise InputError(f"weight: expected [out_features, in_features], got {list(weight.shape)}")
@@ -179,7 +179,7 @@ def direct_conv(
     output_size: Sequence[int],
     **geometry: Unpack[Geometry],
 ) -> Tensor:
-    """Create the token of a convolution, by which the error at the logits reaches its input (direct feedback alignment).
+    """Create the token of a convolution, by which the error at the logits reaches its input (direct feedback).
 
     Args:
         input: the input of the convolution, [N, C_in, *positions].

@@ -66,15 +66,15 @@ class ConvArguments(NamedTuple):
 
     @classmethod
     def read(cls, flat: Sequence[Any]) -> ConvArguments:
-        """Put together what the schema takes apart."""
+        """Build the record from the flat arguments of the schema."""
         return cls(Feedback(*flat[:6]), Window(*flat[6:10]), flat[10])
 
     def flat(self) -> tuple[Any, ...]:
-        """The arguments as the schema takes them."""
+        """Flatten the record to the arguments of the schema."""
         return (*self.feedback, *self.window, self.backend)
 
     def having(self, feedback: Feedback) -> ConvArguments:
-        """The same with another feedback."""
+        """Return a copy with another feedback."""
         return ConvArguments(feedback, self.window, self.backend)
 
 
@@ -86,15 +86,15 @@ class LinearArguments(NamedTuple):
 
     @classmethod
     def read(cls, flat: Sequence[Any]) -> LinearArguments:
-        """Put together what the schema takes apart."""
+        """Build the record from the flat arguments of the schema."""
         return cls(Feedback(*flat[:6]), flat[6])
 
     def flat(self) -> tuple[Any, ...]:
-        """The arguments as the schema takes them."""
+        """Flatten the record to the arguments of the schema."""
         return (*self.feedback, self.backend)
 
     def having(self, feedback: Feedback) -> LinearArguments:
-        """The same with another feedback."""
+        """Return a copy with another feedback."""
         return LinearArguments(feedback, self.backend)
 
 
@@ -126,9 +126,9 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArgu
 def conv_backward(
     grad: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments, output_mask: Sequence[bool]
 ) -> Grads:
-    """(δ_in, ∂W, ∂b), each in the layout of its tensor, whichever backend makes it; None where it is not asked for."""
+    """Compute (δ_in, ∂W, ∂b), each in the layout of its tensor on every backend; None where not requested."""
     feedback, window, backend = arguments
-    # In the input's layout: a gradient of stride 0, as .sum() sends it, is copied, one in channels_last is not.
+    # In the input's layout: a gradient of stride 0, as from .sum(), is copied, a channels_last one is not.
     grad = grad.contiguous(memory_format=reference.layout(input))
     if backend == "triton":
         grads = _triton().conv_backward(grad, input, weight, feedback, window, output_mask)
@@ -174,7 +174,7 @@ def segments(
 
 @lru_cache(maxsize=1024)
 def _tables(parts: FeedbackSegments) -> tuple[Tensor, Tensor]:
-    """Build tensors of length and mode, and of bound and scale, of every segment; cached, since lists are slow to pass."""
+    """Build tensors of length and mode, and of bound and scale, of every segment; long lists are slow to pass."""
     codes = [_CODES[mode] for mode in parts.modes]
     # Via numpy: never a fake tensor, even if first called under FakeTensorMode.
     lengths, magnitudes = np.array([parts.lengths, codes], np.int64), np.array([parts.bounds, parts.scales], np.float64)
