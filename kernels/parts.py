@@ -1,4 +1,4 @@
-"""The kernels that the ops of a supernet are put together from where no kernel fuses them."""
+"""The interface of the kernels of which the unfused ops of a supernet are composed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums
 
 
 class Parts(Protocol):
-    """The separable stage and the mixed sum of an implementation, each as its reference says."""
+    """The separable stage and the mixed sum of an implementation, as specified by their references."""
 
     @property
     def synchroniser(self) -> Synchroniser | None:
-        """Adds up the statistics of batch normalisation over processes; None for those of this one."""
+        """The sum of batch normalisation statistics over processes; None for those of this process alone."""
 
     def stage_forward(
         self, x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None

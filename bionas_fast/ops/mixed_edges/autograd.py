@@ -31,7 +31,7 @@ class Feedback(Protocol):
     """The feedback of all candidates in one pass."""
 
     def make(self) -> tuple[Tensor, Tensor | None]:
-        """Compute the feedback, flat like the weights, and that of the identities, [edges, C]; called once, backward."""
+        """Compute the feedback, flat like the weights, and that of the identities, [edges, C]; called once."""
 
 
 def mixed_edges(

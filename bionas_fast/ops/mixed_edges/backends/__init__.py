@@ -23,7 +23,7 @@ def find(name: str, synchroniser: Synchroniser | None = None) -> Backend:
     if synchroniser is None and name in _alone:
         return _alone[name]
     if name == "triton":
-        from bionas_fast.ops.mixed_edges.backends.triton import Triton  # not available on every system, and slow to import
+        from bionas_fast.ops.mixed_edges.backends.triton import Triton  # optional, slow to import
 
         if synchroniser is None:
             _alone[name] = Triton()
