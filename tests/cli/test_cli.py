@@ -1,4 +1,4 @@
-"""The command line, as a person uses it: what stands on stdout, on stderr, and the exit code."""
+"""The command line from the outside: stdout, stderr, and the exit code."""
 
 from __future__ import annotations
 

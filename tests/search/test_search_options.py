@@ -1,4 +1,4 @@
-"""The settings of a search: what each does, what is refused, what has to be said of the result."""
+"""The settings of a search: effects, invalid values, and messages about the result."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_kinds_of_cells_that_the_network_does_not_have_are_named():
 
 
 def alpha_gradients(config, prepare=lambda search: None):
-    """What Adam is given in one step, and the search."""
+    """The gradients passed to Adam in one step, and the search."""
     search = Search(config)
     search.net.train()
     prepare(search)
@@ -139,7 +139,7 @@ def test_auxiliary_skip_falls_from_one_to_zero(tmp_path):
 
 
 def test_skip_limit_ends_the_search(tmp_path):
-    """As soon as a cell goes past the limit, the last one within it is the result."""
+    """The result is the last cell within the limit before one exceeds it."""
     config = TINY.with_settings(skip_limit=2, epochs=4)
     search = Search(config)
     space, kept = search.net.space, []
