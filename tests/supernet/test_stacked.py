@@ -104,7 +104,7 @@ def test_compiled_kernels_err_no_more_than_the_modular_network(channels, trainin
 
 
 def test_true_gradients():
-    """The true gradients inside the block, B = W: the same gradients as with every rule replaced by back-propagation."""
+    """The true gradients, B = W: those with every rule replaced by back-propagation."""
     modular, stacked = pair(torch.float64, cells=2)
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     grads = []
