@@ -23,8 +23,8 @@ def settings_page() -> str:
     shared = [n for n in RunConfig.model_fields if len({_row(config, n) for config in configs.values()}) == 1]
     parts = [_HEAD, "## All kinds of run\n", _table(RunConfig, shared)]
     for kind, config in configs.items():
-        own = [name for name in config.model_fields if name not in shared]
-        parts += [f"## {config.__name__}: `bionas-fast {get_kind(kind).command}`\n", _table(config, own)]
+        specific = [name for name in config.model_fields if name not in shared]
+        parts += [f"## {config.__name__}: `bionas-fast {get_kind(kind).command}`\n", _table(config, specific)]
     return "\n".join(parts)
 
 

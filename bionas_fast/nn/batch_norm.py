@@ -31,12 +31,12 @@ class SyncedBatchNorm2d(Synchronised, nn.BatchNorm2d):
     @classmethod
     def of(cls, layer: nn.BatchNorm2d, synchroniser: Synchroniser) -> SyncedBatchNorm2d:
         """Build a layer with the parameters and buffers of another one."""
-        own = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-        own.weight, own.bias = layer.weight, layer.bias
-        own.running_mean, own.running_var = layer.running_mean, layer.running_var
-        own.num_batches_tracked = layer.num_batches_tracked
-        own.synchroniser = synchroniser
-        return own.train(layer.training)
+        synced = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        synced.weight, synced.bias = layer.weight, layer.bias
+        synced.running_mean, synced.running_var = layer.running_mean, layer.running_var
+        synced.num_batches_tracked = layer.num_batches_tracked
+        synced.synchroniser = synchroniser
+        return synced.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [N, C, H, W]; the shape must be the same in every process."""

@@ -149,10 +149,10 @@ class _Plastic(nn.Module):
 
 
 def _refuse_another_shape(layer: _Plastic, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    own, theirs = layer.plasticity, state_dict.get(f"{prefix}plasticity")
-    if theirs is not None and theirs.shape != own.shape:
+    current, saved = layer.plasticity, state_dict.get(f"{prefix}plasticity")
+    if saved is not None and saved.shape != current.shape:
         raise InputError(
-            f"{prefix}plasticity: the checkpoint holds shape {list(theirs.shape)}, this layer {list(own.shape)}"
+            f"{prefix}plasticity: the checkpoint holds shape {list(saved.shape)}, this layer {list(current.shape)}"
         )
 
 

@@ -164,8 +164,8 @@ class PredictiveConv2d(ErrorPath):
         if self.b0 is not None:
             nn.init.zeros_(self.b0)
         if self.direction is not None:
-            own = torch.Generator().manual_seed(0)  # separate, so that the weights of later layers do not depend on it
-            self.direction.copy_(torch.randn(self.direction.shape, generator=own))
+            generator = torch.Generator().manual_seed(0)  # later weights do not depend on it
+            self.direction.copy_(torch.randn(self.direction.shape, generator=generator))
             for _ in range(_WARM_UP):
                 self._sigma_squared(self.weight, training=True)
         if self._guarded and not self.weight.is_meta:

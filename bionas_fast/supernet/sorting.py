@@ -90,64 +90,64 @@ class SortedCandidates:
 
 def sort_candidates(edges: Sequence[MixedOp], stride: int) -> SortedCandidates:
     """Sort the candidates of edges with the same stride."""
-    found = SortedCandidates(stride, len(edges))
+    candidates = SortedCandidates(stride, len(edges))
     for e, edge in enumerate(edges):
         for k, module in enumerate(edge.candidates):
-            _sort(found, (e, k), module)
-    return found
+            _sort(candidates, (e, k), module)
+    return candidates
 
 
-def make_plan(found: SortedCandidates) -> tuple[Plan, list[list[Column]]]:
+def make_plan(candidates: SortedCandidates) -> tuple[Plan, list[list[Column]]]:
     """Build the plan of the op.
 
     Returns:
         The plan, and for each of its mixing weights the (edge, candidate) pairs that it sums.
     """
-    maps: list[list[Column]] = [[column] for column, _ in found.reductions]
-    if any(found.pools):
-        maps += [[pool.column for pool in kind] for kind in found.pools]
-    if found.skips:
-        maps.append([column for column, _ in found.skips])
+    maps: list[list[Column]] = [[column] for column, _ in candidates.reductions]
+    if any(candidates.pools):
+        maps += [[pool.column for pool in kind] for kind in candidates.pools]
+    if candidates.skips:
+        maps.append([column for column, _ in candidates.skips])
     summed: dict[tuple[int, int], list[Column]] = {}
     for index, columns in enumerate(maps):
         for edge, candidate in columns:
             summed.setdefault((edge, index), []).append((edge, candidate))
     order = sorted(summed)
-    firsts = found.firsts
+    firsts = candidates.firsts
     plan = Plan(
         separable=SeparablePlan(
             first=Stage(
                 kernels=tuple(stage.depthwise.kernel_size[0] for _, stage in firsts),
                 dilations=tuple(stage.depthwise.dilation[0] for _, stage in firsts),
-                stride=found.stride,
+                stride=candidates.stride,
             ),
             edges=tuple(edge for (edge, _), _ in firsts),
-            edge_count=found.edge_count,
-            twice=len(found.twice),
+            edge_count=candidates.edge_count,
+            twice=len(candidates.twice),
         ),
-        reductions=len(found.reductions),
-        pools=any(found.pools),
-        identity=bool(found.skips),
-        terms=Terms(tuple(index for _, index in order), tuple(edge for edge, _ in order), found.edge_count),
+        reductions=len(candidates.reductions),
+        pools=any(candidates.pools),
+        identity=bool(candidates.skips),
+        terms=Terms(tuple(index for _, index in order), tuple(edge for edge, _ in order), candidates.edge_count),
     )
     return plan, [*([column] for column, _ in firsts), *(summed[term] for term in order)]
 
 
-def _sort(found: SortedCandidates, column: Column, module: nn.Module) -> None:
-    stages = _stages(module, found.stride)
+def _sort(candidates: SortedCandidates, column: Column, module: nn.Module) -> None:
+    stages = _stages(module, candidates.stride)
     if len(stages) == 2:
-        found.twice.append((column, stages))
+        candidates.twice.append((column, stages))
     elif stages:
-        found.once.append((column, stages))
-    elif found.stride == 2 and isinstance(module, FactorizedReduce) and _fits(module.conv_1, module.bn):
-        found.reductions.append((column, module))
-    elif found.stride == 1 and isinstance(module, Skip) and module.rule != "dfa":
-        found.skips.append((column, module))
-    elif (pool := _pool(module, found.stride)) is not None:
+        candidates.once.append((column, stages))
+    elif candidates.stride == 2 and isinstance(module, FactorizedReduce) and _fits(module.conv_1, module.bn):
+        candidates.reductions.append((column, module))
+    elif candidates.stride == 1 and isinstance(module, Skip) and module.rule != "dfa":
+        candidates.skips.append((column, module))
+    elif (pool := _pool(module, candidates.stride)) is not None:
         kind, norm = pool
-        found.pools[kind].append(Pool(column, norm))
+        candidates.pools[kind].append(Pool(column, norm))
     elif not isinstance(module, Zero):
-        found.others.append((column, module))
+        candidates.others.append((column, module))
 
 
 def _stages(module: nn.Module, stride: int) -> list[SeparableStage]:

@@ -102,40 +102,40 @@ class StackedEdges(Synchronised):
         super().__init__()
         self.count, self.channels = len(edges), edges[0].channels
         self.bypass = edges[0].bypass
-        found = sort_candidates(edges, stride)
-        self.plan, columns = make_plan(found)
-        self.bank = WeightBank(found.weights)
-        self.normalisations = Normalisations(found.normalisations, self.channels)
-        self.identities = WeightBank(found.identities)
-        self.others = nn.ModuleList(module for _, module in found.others)
-        self.other_columns = [column for column, _ in found.others]
+        groups = sort_candidates(edges, stride)
+        self.plan, columns = make_plan(groups)
+        self.bank = WeightBank(groups.weights)
+        self.normalisations = Normalisations(groups.normalisations, self.channels)
+        self.identities = WeightBank(groups.identities)
+        self.others = nn.ModuleList(module for _, module in groups.others)
+        self.other_columns = [column for column, _ in groups.others]
         candidates = len(edges[0].candidates)
         incidence = torch.zeros(len(columns), self.count * candidates)
         for t, summed in enumerate(columns):
             for e, k in summed:
                 incidence[t, e * candidates + k] = 1
         self.register_buffer("incidence", incidence, persistent=False)
-        identities = torch.tensor([column for column, _ in found.skips], dtype=torch.int64).view(-1, 2)
+        identities = torch.tensor([column for column, _ in groups.skips], dtype=torch.int64).view(-1, 2)
         own = (torch.arange(self.count)[:, None] == identities[:, 0]).to(incidence.dtype)
         self.register_buffer("identity_incidence", own, persistent=False)
         self.register_buffer("identity_columns", identities[:, 0] * candidates + identities[:, 1], persistent=False)
 
     def read(self, edges: Sequence[MixedOp]) -> None:
         """Copy weights, feedback, streams and statistics from mixed ops like those that this was built from."""
-        found = sort_candidates(edges, self.plan.stride)
-        self.bank.read(found.weights)
-        self.identities.read(found.identities)
-        self.normalisations.read(found.normalisations)
-        for own, (_, theirs) in zip(self.others, found.others, strict=True):
+        groups = sort_candidates(edges, self.plan.stride)
+        self.bank.read(groups.weights)
+        self.identities.read(groups.identities)
+        self.normalisations.read(groups.normalisations)
+        for own, (_, theirs) in zip(self.others, groups.others, strict=True):
             own.load_state_dict(theirs.state_dict())
 
     def write(self, edges: Sequence[MixedOp]) -> None:
         """Copy weights, feedback, streams and statistics to such mixed ops."""
-        found = sort_candidates(edges, self.plan.stride)
-        self.bank.write(found.weights)
-        self.identities.write(found.identities)
-        self.normalisations.write(found.normalisations)
-        for own, (_, theirs) in zip(self.others, found.others, strict=True):
+        groups = sort_candidates(edges, self.plan.stride)
+        self.bank.write(groups.weights)
+        self.identities.write(groups.identities)
+        self.normalisations.write(groups.normalisations)
+        for own, (_, theirs) in zip(self.others, groups.others, strict=True):
             theirs.load_state_dict(own.state_dict())
 
     def forward(self, x: Tensor, weights: Tensor, into: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

@@ -87,7 +87,7 @@ def backward(
         return reference.backward(prologue, x, weights, feedback, stage, affine, weight_grads)
     x, z = x.contiguous(), prologue.z.contiguous()
     branches, outputs, inputs = weights.pointwise.shape
-    own, rows = x.dim() == 5, z[0, ..., 0].numel()
+    separate, rows = x.dim() == 5, z[0, ..., 0].numel()
     images, height, width = x.shape[-4:-1]
     kept, places = addresses(prologue.grads, z.dtype)
     delta = {
@@ -128,7 +128,7 @@ def backward(
                 inputs=inputs,
                 outputs=outputs,
                 stride=stage.stride,
-                own_images=images if own else 0,
+                own_images=images if separate else 0,
                 weights=weights.depthwise.numel(),
                 **delta,
                 **read,
@@ -139,7 +139,7 @@ def backward(
             pointwise_grad = pointwise_grads.sum(dim=0).to(weights.pointwise.dtype)
         del kept  # alive until the launch, which reads their addresses
         grad = torch.empty_like(x)
-        count, rows = branches if own else 1, images * height * width
+        count, rows = branches if separate else 1, images * height * width
         options = input_options(stage.stride)
         sums = x.new_empty(2, count, triton.cdiv(rows, options["BLOCK_R"]), inputs, dtype=torch.float32)
         input_kernel[grid(count, rows, inputs, options)](
@@ -155,7 +155,7 @@ def backward(
             **sizes,
             **options,
         )
-    total, products = sums.sum(dim=2, dtype=torch.float64) if own else (none.double(), none.double())
+    total, products = sums.sum(dim=2, dtype=torch.float64) if separate else (none.double(), none.double())
     return StageGradients(grad, total, products, depthwise_grad, pointwise_grad)
 
 
