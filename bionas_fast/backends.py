@@ -1,8 +1,8 @@
-"""The choice of the implementation that runs an op.
+"""The choice of the backend that runs an op.
 
-Every op has a ``reference`` in plain PyTorch. Where a faster implementation exists for the tensors' device it runs by
-itself; ``with use_backend("reference"):`` or an op's ``backend=`` makes the choice explicit, and an explicit choice
-that cannot be met is an error that says why.
+Every op has a ``reference`` in plain PyTorch. By default the fastest implementation for the tensors' device runs;
+``with use_backend("reference"):`` or an op's ``backend=`` makes the choice explicit. An explicit choice that is not
+possible is an error that states the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BACKENDS = ("reference", "native", "triton")
 
 _chosen: ContextVar[str | None] = ContextVar("bionas_fast_backend", default=None)
 
-#: Gives the reason why a backend cannot run on a device type; empty if it can.
+#: Function that returns the reason why a backend cannot run on a device type; empty if it can.
 Obstacle = Callable[[str], str]
 
 _implementations: dict[str, dict[str, Obstacle]] = {}
@@ -44,7 +44,7 @@ def declare(op: str, **implementations: Obstacle) -> None:
 
 
 def triton_obstacle(device: str) -> str:
-    """The reason why Triton kernels cannot run on this device type; empty if they can."""
+    """Return the reason why Triton kernels cannot run on this device type; empty if they can."""
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "runs on CUDA devices only"
     try:
@@ -59,7 +59,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every op called inside the block on this backend.
 
     Raises:
-        InputError: no such backend; and, at the call of an op, that the backend cannot run it, with the reason.
+        InputError: no such backend; or, at the call of an op, the backend cannot run it, with the reason.
     """
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
@@ -71,13 +71,13 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose(op: str, device: str, backend: str | None = None) -> str:
-    """The backend that runs ``op`` on tensors of this device type.
+    """Choose the backend of ``op`` on tensors of this device type.
 
     Args:
-        backend: an explicit choice; None for that of :func:`use_backend`, else the fastest available.
+        backend: an explicit choice; by default that of :func:`use_backend`, or else the fastest available.
 
     Raises:
-        InputError: the explicit choice is unknown or cannot be met.
+        InputError: the explicit choice is unknown or not possible.
     """
     wanted = backend if backend is not None else _chosen.get()
     if wanted is None or wanted == "reference":
@@ -90,7 +90,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     return wanted
 
 
-# A compiled graph may take the results for constants: what is installed does not change while a process runs.
+# A compiled graph may treat the results as constants: what is installed does not change in a process.
 @torch_private.constant
 def _fastest(op: str, device: str) -> str:
     return next((name for name, obstacle in _implementations[op].items() if not obstacle(device)), "reference")
@@ -107,7 +107,7 @@ def traced() -> bool:
 
 
 def explain(op: str, device: str) -> Choice:
-    """Explain the automatic choice for ``op`` on this device type, and why no other backend is chosen."""
+    """Explain the automatic choice of backend for ``op`` on this device type."""
     implemented = _implementations[op]
     reasons = {}
     for name in BACKENDS:
@@ -119,5 +119,5 @@ def explain(op: str, device: str) -> Choice:
 
 
 def op_names() -> tuple[str, ...]:
-    """The names of all ops."""
+    """Return the names of all ops."""
     return tuple(_implementations)

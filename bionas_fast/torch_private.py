@@ -1,7 +1,7 @@
-"""Everything that this package reads of PyTorch under a private name, with a fallback once the name is gone.
+"""All uses of private names of PyTorch, with fallbacks for releases without them.
 
-The names are looked up when they are used. Without one of them results stay the same; each function says what is lost.
-``tests/test_torch_private.py`` says when torch has changed.
+The names are looked up on use. A fallback never changes results; each function documents its cost.
+``tests/test_torch_private.py`` fails if torch has changed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: The attribute of a convolution's autograd node that holds the weight it saved.
 SAVED_WEIGHT = "_raw_saved_weight"
-#: The counter of a tensor's changes in place.
+#: The counter of a tensor's in-place changes.
 VERSION = "_version"
-#: The mark by which ``torch.compile`` knows a function whose result is a constant.
+#: The attribute by which ``torch.compile`` recognises a function whose result is constant.
 CONSTANT = "_dynamo_marked_constant"
 
 
 def has_dispatch_modes() -> bool:
-    """Whether a dispatch mode, such as that of fake tensors, is active.
+    """Whether a dispatch mode, such as FakeTensorMode, is active.
 
-    Fallback: yes, so that every op goes through the dispatcher, which is right in every case and slower.
+    Fallback: yes, so that every op goes through the dispatcher, which is always correct, but slower.
     """
     count = getattr(torch._C, "_len_torch_dispatch_stack", None)
     return True if count is None else count() > 0
@@ -34,7 +34,7 @@ def has_dispatch_modes() -> bool:
 def has_saved_tensor_hooks() -> bool:
     """Whether hooks on saved tensors are active, such as those of gradient checkpointing.
 
-    Fallback: yes, so that nodes of our own save their tensors the public way, which is slower.
+    Fallback: yes, so that Python autograd functions save their tensors through the public API, which is slower.
     """
     top = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
     return True if top is None else top(True) is not None
@@ -43,23 +43,23 @@ def has_saved_tensor_hooks() -> bool:
 def in_backward_pass() -> bool:
     """Whether this thread is inside a backward pass.
 
-    Fallback: yes, so that gradient checkpointing works and a misuse is not reported.
+    Fallback: yes, so that gradient checkpointing works, but misuse is not reported.
     """
     task = getattr(torch._C, "_current_graph_task_id", None)
     return True if task is None else task() != -1
 
 
 def can_replace_saved_weight() -> bool:
-    """Whether :func:`replace_saved_weight` and :func:`version` work with this torch.
+    """Whether :func:`replace_saved_weight` and :func:`version` work with the installed torch.
 
-    Fallback: no, so that a node of our own runs, which is slower.
+    Fallback: no, so that a Python autograd function runs, which is slower.
     """
     functions = getattr(torch._C, "_functions", None)
     return hasattr(getattr(functions, "ConvolutionBackward0", None), SAVED_WEIGHT) and hasattr(Tensor, VERSION)
 
 
 def replace_saved_weight(output: Tensor, make: Callable[[], Tensor]) -> None:
-    """Have the node of torch's own convolution take ``make()`` for its weight in the backward pass."""
+    """Replace the weight saved by the node of torch's own convolution by ``make()``, called in the backward pass."""
     getattr(output.grad_fn, SAVED_WEIGHT).register_hooks(_forget, lambda _: make())
 
 
@@ -68,15 +68,15 @@ def _forget(_: Tensor) -> None:
 
 
 def version(tensor: Tensor) -> int:
-    """The number of changes in place of a tensor. Only where :func:`can_replace_saved_weight`."""
+    """Return the number of in-place changes of a tensor. Requires :func:`can_replace_saved_weight`."""
     return getattr(tensor, VERSION)
 
 
 def constant(function: F) -> F:
-    """Let a compiled graph take the function's result for a constant.
+    """Treat the result of a function as a constant in compiled graphs. Use as a decorator.
 
-    As ``torch.compiler.assume_constant_result``, which would import the compiler: as much again as all of torch.
-    Fallback: that one, to be put in here once torch knows another mark.
+    Equivalent to ``torch.compiler.assume_constant_result``, which would import the compiler and double the import time
+    of torch. Fallback: that function, to be used here once torch changes the attribute.
     """
     if not CONSTANT:
         return torch.compiler.assume_constant_result(function)

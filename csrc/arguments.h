@@ -40,7 +40,7 @@ inline const float* pointer(const char* name, const std::optional<Tensor>& tenso
   return tensor->const_data_ptr<float>();
 }
 
-// An uninitialised float tensor on the CPU, out of the pool where it is large.
+// An uninitialised float tensor on the CPU, from the pool if it is large.
 inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
   std::size_t bytes = sizeof(float);
   for (int64_t size : sizes) bytes *= std::size_t(size);
@@ -51,7 +51,7 @@ inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
       take(bytes), sizes, strides, Device(DeviceType::CPU), ScalarType::Float, &give);
 }
 
-// The maps of several stacks [K_i, N, H, W, C], one stack after the other.
+// The maps of several stacks [K_i, N, H, W, C], in order.
 inline std::vector<const float*> each_map(const char* name, const Tensors& stacks, int64_t size) {
   std::vector<const float*> maps;
   for (const Tensor& stack : stacks) {
@@ -62,7 +62,7 @@ inline std::vector<const float*> each_map(const char* name, const Tensors& stack
   return maps;
 }
 
-// One map of this many elements a tensor; null where there is none.
+// One map of this many elements per tensor; null for a missing tensor.
 inline std::vector<const float*> maps_of(const char* name, const OptionalTensors& tensors, int64_t size) {
   std::vector<const float*> maps;
   for (const std::optional<Tensor>& tensor : tensors) {
@@ -76,10 +76,10 @@ inline std::vector<const float*> maps_of(const char* name, const Tensors& tensor
   return maps_of(name, OptionalTensors(tensors.begin(), tensors.end()), size);
 }
 
-// The gradient of z of branch k is a · grads[k] + b · z + d, channel by channel.
+// The gradient of z of branch k is a · grads[k] + b · z + d, per channel.
 struct Prologue {
   Prologue(
-      const Tensors& incoming,  // [N, H_out, W_out, C] of each of K branches; several may be one
+      const Tensors& incoming,  // [N, H_out, W_out, C] of each of K branches; several may be the same
       const Tensors& prologue,  // z [K, N, H_out, W_out, C]; a, b, d [K, C]
       int64_t branches, int64_t size, int64_t channels) {
     STD_TORCH_CHECK(int64_t(incoming.size()) == branches, "grads: expected one for each branch");
@@ -116,7 +116,7 @@ struct Moments {
   const double *mean, *var;
 };
 
-// The weights of K branches with C channels each, out of ones that have fewer.
+// The weights of K branches padded to C channels.
 class Weights {
  public:
   Weights(
@@ -175,7 +175,7 @@ class WeightGrads {
   int64_t depthwise_size() const { return taps_ * own_; }
   int64_t size() const { return depthwise_size() + int64_t(kernels_.size()) * own_ * own_; }
 
-  // They go to memory for depthwise [Σ c · k²] and pointwise ones [K, c, c], which must stay until `finish`.
+  // The destinations, depthwise [Σ c · k²] and pointwise [K, c, c], must stay valid until `finish`.
   void give(std::vector<Branch>& branches, float* depthwise, float* pointwise) {
     depthwise_ = depthwise;
     pointwise_ = pointwise;

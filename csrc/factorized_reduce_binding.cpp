@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> factorized_reduce(const Tensor& x, Tensors we
 }
 
 std::tuple<Tensor, Tensor, Tensor> factorized_reduce_backward(
-    Tensors grads, Tensors prologue,  // as Prologue says
+    Tensors grads, Tensors prologue,  // the arguments of Prologue
     const Tensor& x, Tensors weights, Tensors feedback, bool weight_grads) {
   make_reductions(x, weights);
   const bionas::FactorizedReduce s = make_reductions(x, feedback);

@@ -19,7 +19,7 @@ Tensor checked(const char* name, const Tensor& tensor, ScalarType dtype) {
 }
 
 bionas::Stream read_stream(
-    const Tensor& stream) {  // int64 [2], seed and number of the draw
+    const Tensor& stream) {  // int64 [2], seed and index of the draw
   const Tensor pair = checked("stream", stream, ScalarType::Long);
   STD_TORCH_CHECK(pair.numel() == 2, "stream: expected 2 numbers");
   const int64_t* words = pair.const_data_ptr<int64_t>();
@@ -59,10 +59,10 @@ Tensor feedback_weight(
   return output;
 }
 
-// B of many layers whose weights lie one after the other; 0 where the mode is custom.
+// B of many layers with concatenated weights; 0 where the mode is custom.
 Tensor feedback_segments(
     const Tensor& weight,                 // flat
-    const std::optional<Tensor>& stored,  // flat, of the segments whose mode reads it, one after the other
+    const std::optional<Tensor>& stored,  // flat, of the segments whose mode reads it, concatenated
     const std::optional<Tensor>& stream,  // int64 [segments, 2]
     const Tensor& segments,               // int64 [segments, 2], length and mode
     const Tensor& magnitudes) {           // float64 [segments, 2], bound and scale
@@ -114,7 +114,7 @@ Tensor feedback_segments(
       bionas::feedback_weight(a);
     }
   };
-  // As many segments at a time as make some work for a thread.
+  // Enough segments at a time to occupy a thread.
   const int64_t grain = next.weight ? 1 + (1 << 14) * count / next.weight : 1;
   bionas::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k++) fill(k);

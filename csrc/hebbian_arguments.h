@@ -10,11 +10,11 @@
 
 namespace bionas::arguments {
 
-// All but the results.
+// The arguments without the results.
 inline HebbianActivity read_activity(
     const Tensor& u,                     // [N, K, P]
     const std::optional<Tensor>& external,  // y of the caller, for a linear activity, [N, K, P]; u where there is none
-    const std::optional<Tensor>& norm,   // what y is divided by, [N, groups, P]
+    const std::optional<Tensor>& norm,   // divisor of y, [N, groups, P]
     const std::string& activity,         // linear, normalised, hard, soft or competing
     const std::string& decay,            // none, square, activity or output
     double temperature, int64_t groups) {
@@ -33,7 +33,7 @@ inline HebbianActivity read_activity(
   return a;
 }
 
-// The shape of y; nothing where u serves.
+// The shape of y; none where u serves as y.
 inline std::vector<int64_t> made(const HebbianActivity& a, const std::optional<Tensor>& norm) {
   if (a.activity == Activity::linear && !norm.has_value()) return {0};
   return {a.n, a.k, a.p};

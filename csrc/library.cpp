@@ -1,6 +1,6 @@
-// The kernels as operators of torch, namespace bionas_fast_native: here those about the library itself, in each
-// *_binding.cpp those of one op. Only the stable ABI is used, so that one binary serves every later torch; and no Python
-// at all: torch.ops.load_library takes it under every Python.
+// The kernels as operators of torch in the namespace bionas_fast_native: the operators of the library itself are here,
+// those of each op in its *_binding.cpp. Only the stable ABI of torch is used, so one binary runs on every later torch,
+// and no Python API, so torch.ops.load_library loads it under every Python version.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -11,7 +11,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/memory_pool.h"
 
-// What this was compiled from; bionas_fast/native/build.py looks for it in the file.
+// The hash of the sources; bionas_fast/native/build.py searches for it in the file.
 extern "C" __attribute__((used, visibility("default"))) const char bionas_fast_source[] = BIONAS_SOURCE;
 
 namespace bionas {

@@ -1,4 +1,4 @@
-// The mixed sum, and the one with batch normalisation behind its maps, as operators of torch; see library.cpp.
+// The mixed sum, with and without batch normalisation of its maps, as operators of torch; see library.cpp.
 
 #include <cmath>
 
@@ -9,11 +9,11 @@ namespace {
 
 using namespace bionas::arguments;
 
-// The arguments that all of them share, as the kernels take them.
+// The common arguments of all operators, converted for the kernels.
 class Sum {
  public:
-  Sum(const Tensors& stacks,  // [K_i, N, H, W, C], whose maps the terms number in order
-      const Ints& terms)      // as TermsRecord says
+  Sum(const Tensors& stacks,  // [K_i, N, H, W, C]; terms index the maps of all stacks in order
+      const Ints& terms)      // the numbers of TermsRecord
       : record_(terms) {
     STD_TORCH_CHECK(!stacks.empty() && stacks[0].dim() == 5, "maps: expected stacks [K, N, H, W, C]");
     like_ = stacks[0];
@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor> mixed_sum_backward(Tensors grads, Tensors maps, Ints 
   return {grad_sum, product_sum};
 }
 
-// Mean and 1 / √(var + ε) of every map, [M, C]; those behind the M first ones are not normalised.
+// Mean and 1 / √(var + ε) of every map, [M, C]; maps after the first M are not normalised.
 class Normalisation {
  public:
   Normalisation(const Tensors& moments, int64_t channels)
@@ -116,8 +116,8 @@ const double* factors_of(const Tensor& factors, const Sum& sum) {
 std::tuple<Tensors, Tensor, Tensor> normalised_sum(
     Tensors maps, Ints terms,
     const Tensor& factors,  // float64 [T]
-    Tensors sums,           // Σ z and Σ z² of the M maps that are normalised, float64 [M, C]
-    Tensors moments,        // of these maps, [M, C]; none: those of this batch
+    Tensors sums,           // Σ z and Σ z² of the M normalised maps, float64 [M, C]
+    Tensors moments,        // of these maps, [M, C]; none: the moments of this batch
     OptionalTensors into) {
   const Sum sum(maps, terms);
   const int64_t c = sum.channels();
@@ -141,7 +141,7 @@ std::tuple<Tensors, Tensor, Tensor> normalised_sum(
     for (int64_t i = 0; i < int64_t(mean.numel()); i++) {
       to_mean[i] = total.const_data_ptr<double>()[i] / positions;
       const double spread = squares.const_data_ptr<double>()[i] / positions - to_mean[i] * to_mean[i];
-      to_var[i] = spread < 0 ? 0 : spread;  // NaN stays
+      to_var[i] = spread < 0 ? 0 : spread;  // propagates NaN
     }
   }
   const Normalisation normal({mean, var}, c);
@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_sum_backward(
   Tensor a = torch::stable::new_empty(maps[0], {terms, c});
   Tensor b = torch::stable::new_empty(maps[0], {normal.rows, c});
   Tensor d = torch::stable::new_empty(maps[0], {normal.rows, c});
-  // Σ of the gradient of what is normalised, and Σ of its product with that, map by map.
+  // Σ of the gradient of the normalised map, and Σ of its product with that map, for each map.
   std::vector<double> map_sum(normal.rows * c), map_products(normal.rows * c);
   for (int64_t t = 0; t < terms; t++) {
     const int64_t k = sum.map(t);

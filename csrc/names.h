@@ -1,4 +1,4 @@
-// The names of enums at the border to Python; BIONAS_ENUM (cpu/enum.h) lists them.
+// The names of enum values in the Python interface, as listed by BIONAS_ENUM (cpu/enum.h).
 
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace bionas::arguments {
 
-// "first, second" as its words.
+// Splits "first, second" into words.
 inline std::vector<std::string> split(const std::string& words) {
   std::vector<std::string> names;
   for (std::size_t begin = 0, end; begin < words.size(); begin = end + 2) {
@@ -20,7 +20,7 @@ inline std::vector<std::string> split(const std::string& words) {
   return names;
 }
 
-// The value of that name.
+// The enum value of a name.
 template <class Enum>
 Enum read(const char* argument, const std::string& name, const char* words) {
   const std::vector<std::string> names = split(words);

@@ -14,7 +14,7 @@ inline Ints part(const Ints& numbers, std::size_t begin, std::size_t count) {
   return Ints(numbers.begin() + begin, numbers.begin() + begin + count);
 }
 
-// Stage: the stride, the kernels of K branches, their dilations.
+// Stage: the stride, the kernels of K branches, and their dilations.
 struct StageRecord {
   StageRecord() = default;
   explicit StageRecord(const Ints& numbers) {
@@ -32,7 +32,7 @@ struct StageRecord {
   Ints kernels, dilations;
 };
 
-// SeparablePlan: how many edges there are, how many branches have a second stage, the edges of K branches, and the
+// SeparablePlan: the number of edges, the number of branches with a second stage, the edges of K branches, and the
 // first stage.
 struct PlanRecord {
   explicit PlanRecord(const Ints& numbers) {
@@ -54,7 +54,7 @@ struct PlanRecord {
   StageRecord first, second;
 };
 
-// Terms: how many sums there are, the map that each of T terms reads, and the sum that it belongs to.
+// Terms: the number of sums, the map that each of T terms reads, and the sum of each term.
 struct TermsRecord {
   explicit TermsRecord(const Ints& numbers) {
     STD_TORCH_CHECK(numbers.size() % 2 == 1, "terms: expected a map and an edge of each");

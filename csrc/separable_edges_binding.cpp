@@ -1,4 +1,4 @@
-// All separable candidates of the edges that leave a state, as operators of torch; see library.cpp.
+// All separable candidates of the edges from a state, as operators of torch; see library.cpp.
 
 #include "arguments.h"
 #include "cpu/separable_edges.h"
@@ -7,12 +7,12 @@ namespace {
 
 using namespace bionas::arguments;
 
-// The arguments that both passes share, as the kernels take them.
+// The common arguments of both passes, converted for the kernels.
 class Edges {
  public:
   Edges(
       const Tensor& x, const Tensors& weights,
-      const Ints& numbers,    // as PlanRecord says
+      const Ints& numbers,    // the numbers of PlanRecord
       const Tensor& mixing)   // float64 [K]
       : plan(numbers), first_(plan.first.kernels.size()), second_(plan.twice) {
     check("x", x);
@@ -97,8 +97,8 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> separable_edges(
     const Tensor& x,
     Tensors weights,         // depthwise [Σ c · k²] and pointwise [K, c, c] of the first stages, of the second ones
     Ints plan, const Tensor& mixing,
-    Tensors moments,         // of every normalisation, [M + K, C]; none: those of this batch
-    OptionalTensors into) {  // one an edge
+    Tensors moments,         // of every normalisation, [M + K, C]; none: the moments of this batch
+    OptionalTensors into) {  // one per edge
   Edges all(x, weights, plan, mixing);
   bionas::SeparableEdges& e = all.arguments;
   const std::vector<int64_t> rows{all.rows(), e.c};
@@ -123,10 +123,10 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> separable_edges(
 }
 
 std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
-    Tensors grads,     // one an edge
+    Tensors grads,     // one per edge
     Tensors saved,     // x; z, mean and var as the forward pass returned them
     Tensors weights,
-    Tensors feedback,  // laid out like the weights; none: only the gradients of mixing are wanted
+    Tensors feedback,  // laid out like the weights; none: only the gradients of mixing are computed
     Ints plan, const Tensor& mixing, bool training, bool weight_grads) {
   STD_TORCH_CHECK(saved.size() == 4, "saved: expected x, z, mean, var");
   const Tensor &x = saved[0], &z = saved[1];

@@ -7,13 +7,13 @@ namespace {
 
 using namespace bionas::arguments;
 
-// The arguments that both passes share, as the kernels take them.
+// The common arguments of both passes, converted for the kernels.
 class StageArguments {
  public:
   StageArguments(
       const Tensor& x,           // [N, H, W, C] or [K, N, H, W, C]
       const Tensors& weights,    // depthwise [Σ c · k²] and pointwise [K, c, c]
-      const Ints& stage,         // as StageRecord says
+      const Ints& stage,         // the numbers of StageRecord
       const Tensors& affine)     // scale and shift, [K, C] each, or none
       : record(stage), own_(take("weights", weights, x.size(x.dim() - 1))) {
     check("x", x);
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> stage_forward(const Tensor& x, Tensors weight
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
-    Tensors grads, Tensors prologue,  // as Prologue says
+    Tensors grads, Tensors prologue,  // the arguments of Prologue
     const Tensor& x, Tensors weights, Tensors feedback, Ints stage, Tensors affine, bool weight_grads) {
   StageArguments all(x, weights, stage, affine);
   const bionas::Stage& s = all.s;

@@ -1,6 +1,6 @@
-"""Batch normalisation without affine parameters, in sums over positions. Everything is float64, [K, C].
+"""Batch normalisation without affine parameters, in terms of sums over positions. All tensors are float64 [K, C].
 
-Statistics are those of this process, or of several where a synchroniser is given.
+Statistics are those of this process or, with a synchroniser, of all processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EPSILON = 1e-5
 
 
 class Synchroniser(Protocol):
-    """Adds up over processes, each of which calls it the same number of times."""
+    """Sums tensors over processes, all of which must make the same calls."""
 
     @property
     def world_size(self) -> int:
@@ -27,7 +27,7 @@ class Synchroniser(Protocol):
 
 
 def total(first: Tensor, second: Tensor, synchroniser: Synchroniser | None) -> tuple[Tensor, Tensor]:
-    """Two sums over the positions of all processes from those over this one's."""
+    """Sum two sums over positions over all processes."""
     if synchroniser is None:
         return first, second
     stacked = torch.stack([first, second])
@@ -36,12 +36,12 @@ def total(first: Tensor, second: Tensor, synchroniser: Synchroniser | None) -> t
 
 
 def all_positions(positions: int, synchroniser: Synchroniser | None) -> int:
-    """The number of positions of all processes; 1 where there are none, whose sums are 0."""
+    """Compute the number of positions of all processes, at least 1; without positions, all sums are 0."""
     return max(positions * (1 if synchroniser is None else synchroniser.world_size), 1)
 
 
 def moments(sums: Sums, positions: int, synchroniser: Synchroniser | None = None) -> Moments:
-    """Mean and biased variance of so many positions a process."""
+    """Compute mean and biased variance from the sums over ``positions`` positions per process."""
     total_, squares = total(*sums, synchroniser)
     positions = all_positions(positions, synchroniser)
     mean = total_ / positions
@@ -49,7 +49,7 @@ def moments(sums: Sums, positions: int, synchroniser: Synchroniser | None = None
 
 
 def rstd(var: Tensor) -> Tensor:
-    """1 / √(var + ε)."""
+    """Compute 1 / √(var + ε)."""
     return (var + EPSILON).rsqrt()
 
 
@@ -62,12 +62,12 @@ def backward(
     training: bool,
     synchroniser: Synchroniser | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """b, d such that the gradient of z is rstd · (gradient of ẑ) + b · z + d.
+    """Compute b, d such that the gradient of z is rstd · (gradient of ẑ) + b · z + d.
 
     Args:
         grad_sum, normalised: Σ of the gradient of ẑ, and Σ of its product with ẑ.
-        positions: of this process.
-        training: whether mean and variance are those of the batch; else b and d are 0.
+        positions: the number of positions in this process.
+        training: whether mean and variance are those of the batch; otherwise b and d are 0.
     """
     if not training:
         return torch.zeros_like(rstd), torch.zeros_like(rstd)

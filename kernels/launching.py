@@ -1,4 +1,4 @@
-"""Helpers of the launchers of Triton kernels. Nothing here imports Triton."""
+"""Helpers for the launchers of Triton kernels; this module does not import Triton."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-#: What kernels count in 32 bits: rows, with room for the last block, and offsets inside a block.
+#: Limits of 32-bit counters in kernels: rows, with room for the last block, and offsets inside a block.
 ROW_LIMIT, BLOCK_LIMIT = 2**30, 2**28
 
 
 class Configuration(NamedTuple):
-    """A kernel as it can be launched: its options, and the sizes that are one in this configuration."""
+    """A launchable kernel: its options, and the sizes that are 1 in this configuration."""
 
     kernel: Any
     dtype: torch.dtype
@@ -22,16 +22,16 @@ class Configuration(NamedTuple):
 
 
 def table(rows: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Numbers that a kernel looks up, [rows, columns]. The transfer to a card is asynchronous."""
+    """Create a look-up table of a kernel, [rows, columns]; the transfer to a GPU is asynchronous."""
     return torch.tensor(rows, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def addresses(maps: Iterable[Tensor | None], dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
-    """The maps made dense, and the address of each; 0 for None.
+    """Return contiguous maps and their addresses; 0 for None.
 
     Args:
-        maps: of one shape; several may be the same tensor. The dense ones must be kept until the kernel that reads the
-            addresses is launched.
+        maps: tensors of one shape; several may be the same. The contiguous ones must be kept alive until the kernel
+            that reads the addresses is launched.
     """
     each = list(maps)
     dense = {id(one): one.to(dtype).contiguous() for one in each if one is not None}
@@ -39,13 +39,16 @@ def addresses(maps: Iterable[Tensor | None], dtype: torch.dtype) -> tuple[list[T
 
 
 def fits(x: Tensor, dtypes: Sequence[torch.dtype]) -> bool:
-    """Whether kernels can count the positions of activations [..., N, H, W, C], and compute in their dtype."""
+    """Whether kernels can count the positions of activations [..., N, H, W, C] and support their dtype."""
     images, height, width, channels = x.shape[-4:]
     rows, block = images * height * width, max(height * width, channels) * channels
     return x.dtype in dtypes and rows < ROW_LIMIT and block < BLOCK_LIMIT
 
 
 def grid(count: int, rows: int, channels: int, options: dict[str, Any]) -> tuple[int, int]:
-    """Programs for ``count`` maps [rows, channels]: all maps of a block of rows, for they may read the same, then those
-    of the next; second, blocks of channels."""
+    """Compute the launch grid for ``count`` maps [rows, channels].
+
+    First dimension: blocks of rows, within each all maps, since these may read the same input. Second: blocks of
+    channels.
+    """
     return count * -(-rows // options["BLOCK_R"]), -(-channels // options["BLOCK_C"])

@@ -1,4 +1,4 @@
-"""The kernels that the ops of a supernet are put together from where no kernel fuses them."""
+"""The interface of the kernels of which the unfused ops of a supernet are composed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums
 
 
 class Parts(Protocol):
-    """The separable stage and the mixed sum of an implementation, each as its reference says."""
+    """The separable stage and the mixed sum of an implementation, as specified by their references."""
 
     @property
     def synchroniser(self) -> Synchroniser | None:
-        """Adds up the statistics of batch normalisation over processes; None for those of this one."""
+        """The sum of batch normalisation statistics over processes; None for those of this process alone."""
 
     def stage_forward(
         self, x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None
     ) -> tuple[Tensor, Sums]:
-        """As ``kernels.separable_stage.reference.forward``."""
+        """Implement ``kernels.separable_stage.reference.forward``."""
 
     def stage_backward(
         self,
@@ -33,12 +33,12 @@ class Parts(Protocol):
         affine: Affine | None,
         weight_grads: bool,
     ) -> StageGradients:
-        """As ``kernels.separable_stage.reference.backward``."""
+        """Implement ``kernels.separable_stage.reference.backward``."""
 
     def sum_forward(
         self, maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
     ) -> list[Tensor]:
-        """As ``kernels.mixed_sum.reference.forward``."""
+        """Implement ``kernels.mixed_sum.reference.forward``."""
 
     def sum_backward(self, grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
-        """As ``kernels.mixed_sum.reference.backward``."""
+        """Implement ``kernels.mixed_sum.reference.backward``."""

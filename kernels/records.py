@@ -1,6 +1,6 @@
-"""The records that kernels take, the same for every implementation; they mirror the structs of ``csrc``.
+"""The arguments and results of kernels as records, common to all implementations; they mirror the structs of ``csrc``.
 
-Those of whole numbers also come as one list, which ``csrc/records.h`` takes apart. Activations are [N, H, W, C], and
+Records of integers can be encoded as one list, which ``csrc/records.h`` decodes. Activations are [N, H, W, C], and
 H_out = ⌈H/stride⌉.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stage:
-    """The geometry of K separable branches; padding keeps the size at stride 1.
+    """The geometry of K separable branches; the padding preserves the size at stride 1.
 
     Attributes:
-        kernels, dilations: one number a branch.
+        kernels, dilations: one number per branch.
     """
 
     kernels: tuple[int, ...]
@@ -32,23 +32,23 @@ class Stage:
         return sum(k * k for k in self.kernels)
 
     def first(self, count: int) -> Stage:
-        """The first ``count`` branches."""
+        """Return the stage of the first ``count`` branches."""
         return Stage(self.kernels[:count], self.dilations[:count], self.stride)
 
     def encode(self) -> list[int]:
-        """As ``StageRecord`` of csrc takes it."""
+        """Encode the record for ``StageRecord`` of csrc."""
         return [self.stride, *self.kernels, *self.dilations]
 
 
 @dataclass(frozen=True)
 class SeparablePlan:
-    """The separable branches of the edges that leave a state, first those of two stages and then those of one.
+    """The separable branches of the edges from a state, first those of two stages and then those of one.
 
     Attributes:
         first: the first stages of all K branches.
         edges: the edge of each branch.
         edge_count: the number of edges.
-        twice: how many branches have a second stage: same kernel, stride 1, dilation 1.
+        twice: the number of branches with a second stage: same kernel, stride 1, dilation 1.
     """
 
     first: Stage
@@ -63,11 +63,11 @@ class SeparablePlan:
 
     @property
     def normalisations(self) -> int:
-        """The number of batch normalisations: ``twice`` behind first stages of two, K behind last stages."""
+        """The number of batch normalisations: ``twice`` after first stages of two, K after last stages."""
         return self.twice + len(self.edges)
 
     def encode(self) -> list[int]:
-        """As ``PlanRecord`` of csrc takes it."""
+        """Encode the record for ``PlanRecord`` of csrc."""
         return [self.edge_count, self.twice, *self.edges, *self.first.encode()]
 
 
@@ -86,15 +86,15 @@ class Terms:
     edge_count: int
 
     def encode(self) -> list[int]:
-        """As ``TermsRecord`` of csrc takes it."""
+        """Encode the record for ``TermsRecord`` of csrc."""
         return [self.edge_count, *self.index, *self.edges]
 
 
 class StageWeights(NamedTuple):
-    """The weights of a stage, or the feedback in their place.
+    """The weights of a stage, or their feedback.
 
     Attributes:
-        depthwise: one branch after the other, each [C, k, k]: flat, for kernels may differ.
+        depthwise: the branches concatenated, each [C, k, k]; flat, because kernel sizes may differ.
         pointwise: [K, C_out, C_in].
     """
 
@@ -102,44 +102,44 @@ class StageWeights(NamedTuple):
     pointwise: Tensor
 
     def first(self, stage: Stage) -> StageWeights:
-        """The weights of the branches of ``stage``, which are the first ones."""
+        """Return the weights of the branches of ``stage``, which are the first ones."""
         channels = self.pointwise.shape[-1]
         return StageWeights(self.depthwise[: stage.taps * channels], self.pointwise[: len(stage.kernels)])
 
 
 class SeparableWeights(NamedTuple):
-    """The weights of the first and of the second stages, or the feedback in their place."""
+    """The weights of the first and of the second stages, or their feedback."""
 
     first: StageWeights
     second: StageWeights
 
     def tensors(self) -> list[Tensor]:
-        """Depthwise and pointwise ones of the first stages, then of the second ones."""
+        """Return the depthwise and pointwise weights of the first stages, then those of the second."""
         return [*self.first, *self.second]
 
 
 class ReductionWeights(NamedTuple):
-    """The two matrices of R factorized reductions, or the feedback in their place: [R, ⌈C/2⌉, C] and [R, ⌊C/2⌋, C]."""
+    """The two matrices of R factorized reductions, [R, ⌈C/2⌉, C] and [R, ⌊C/2⌋, C], or their feedback."""
 
     first: Tensor
     second: Tensor
 
 
 class Affine(NamedTuple):
-    """scale · x + shift, [K, C] each."""
+    """The affine map scale · x + shift, [K, C] each."""
 
     scale: Tensor
     shift: Tensor
 
 
 class Sums(NamedTuple):
-    """Σ z and Σ z² over positions, float64 [K, C]."""
+    """The sums Σ z and Σ z² over positions, float64 [K, C]."""
 
     total: Tensor
     squares: Tensor
 
     def rows(self, which: slice) -> Sums:
-        """Some of the rows."""
+        """Select rows."""
         return Sums(self.total[which], self.squares[which])
 
 
@@ -150,17 +150,17 @@ class Moments(NamedTuple):
     var: Tensor
 
     def rows(self, which: slice) -> Moments:
-        """Some of the rows."""
+        """Select rows."""
         return Moments(self.mean[which], self.var[which])
 
 
 class Prologue(NamedTuple):
-    """The gradient of z_k, a[k] · grads[k] + b[k] · z[k] + d[k] channel by channel.
+    """The gradient of z_k in the form a[k] · grads[k] + b[k] · z[k] + d[k], per channel.
 
-    The backward pass of batch normalisation is such an affine map; kernels apply it as they read.
+    The backward pass of batch normalisation is such an affine map; kernels apply it on load.
 
     Attributes:
-        grads: [N, H_out, W_out, C], one a branch; several may be the same tensor.
+        grads: [N, H_out, W_out, C], one per branch; several may be the same tensor.
         z: [K, N, H_out, W_out, C].
         a, b, d: [K, C].
     """
@@ -172,7 +172,7 @@ class Prologue(NamedTuple):
     d: Tensor
 
     def delta(self, branch: int) -> Tensor:
-        """The gradient of z of one branch."""
+        """Compute the gradient of z of one branch."""
         return self.a[branch] * self.grads[branch] + self.b[branch] * self.z[branch] + self.d[branch]
 
 
@@ -180,9 +180,9 @@ class StageGradients(NamedTuple):
     """The results of a stage's backward pass.
 
     Attributes:
-        x: the gradient of what ReLU saw, shaped like x.
-        total, products: Σ of it and Σ of its product with what ReLU saw, float64 [K, C]; empty where x is shared.
-        depthwise, pointwise: the weights' exact gradients; empty where not wanted.
+        x: the gradient of the input of ReLU, shaped like x.
+        total, products: Σ of that gradient and Σ of its product with ReLU's input, float64 [K, C]; empty for shared x.
+        depthwise, pointwise: the exact weight gradients; empty if not requested.
     """
 
     x: Tensor
@@ -197,8 +197,8 @@ class Separated(NamedTuple):
 
     Attributes:
         out: the sum of every edge, [N, H_out, W_out, C].
-        z: the maps in front of the last normalisations, [K, N, H_out, W_out, C].
-        moments: of every normalisation in this pass, as ``SeparablePlan.normalisations`` counts them.
+        z: the maps before the last normalisations, [K, N, H_out, W_out, C].
+        moments: the moments of every normalisation in this pass, in the order of ``SeparablePlan.normalisations``.
     """
 
     out: list[Tensor]
@@ -223,9 +223,9 @@ class EdgesGradients(NamedTuple):
     """The results of the separable branches' backward pass.
 
     Attributes:
-        mixing: float64 [K].
+        mixing: the gradient of the mixing weights, float64 [K].
         x: the error at the state; empty without feedback.
-        weights: exact, flat, in the order of :meth:`SeparableWeights.tensors`; empty where not wanted.
+        weights: exact, flat, in the order of :meth:`SeparableWeights.tensors`; empty if not requested.
     """
 
     mixing: Tensor
@@ -236,8 +236,8 @@ class EdgesGradients(NamedTuple):
 class TermGradients(NamedTuple):
     """The results of a normalised sum's backward pass.
 
-    The gradient of map k is Σ_{terms t of k} a[t] · (gradient of its edge) + b[k] · map + d[k], the last two where it
-    is normalised.
+    The gradient of map k is Σ_{terms t of k} a[t] · (gradient of its edge) + b[k] · map + d[k], where b and d apply to
+    normalised maps only.
 
     Attributes:
         factors: float64 [T].
@@ -252,5 +252,5 @@ class TermGradients(NamedTuple):
 
 
 def numbers(values: Sequence[int], device: torch.device) -> Tensor:
-    """Whole numbers as a tensor to index with."""
+    """Convert integers to an index tensor."""
     return torch.tensor(values, device=device)

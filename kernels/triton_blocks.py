@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def block_rows(i_row, rows, height, width, BLOCK_R: tl.constexpr):
-    """The rows of a block: which exist, the first image, and each row's image (counted from it), line and column."""
+    """Locate the rows of a block: validity, the first image, and each row's image (relative to it), row and column."""
     o_row = i_row + tl.arange(0, BLOCK_R)
     i_n = i_row // (height * width)
     return o_row < rows, i_n.to(tl.int64), o_row // (height * width) - i_n, o_row // width % height, o_row % width
@@ -24,7 +24,7 @@ def inside(o_h, o_w, height, width):
 
 @triton.jit
 def store_sums(p_sums, b_one, b_other, i_k, count, i_r, blocks, o_c, channels):
-    """Σ one and Σ one · other over the rows of a block, to its place in [2, count, blocks, channels]."""
+    """Store Σ one and Σ one · other over the rows of a block into [2, count, blocks, channels]."""
     p_block, mask = p_sums + (i_k * blocks + i_r) * channels + o_c, o_c < channels
     tl.store(p_block, tl.sum(b_one, axis=0), mask=mask)
     s_products = tl.cast(count, tl.int64) * blocks * channels

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Window(NamedTuple):
-    """The movement of a kernel over its input: one number for each dimension, and the number of groups of channels."""
+    """Stride, padding and dilation, one number per dimension each, and the number of groups of channels."""
 
     stride: list[int]
     padding: list[int]

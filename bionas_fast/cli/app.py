@@ -50,10 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(stop.exit_code)
     except Exception as error:
         # The parser's exceptions format their own messages.
-        say = getattr(error, "format_message", None)
-        if debug or not (say or isinstance(error, InputError)):
+        format_message = getattr(error, "format_message", None)
+        if debug or not (format_message or isinstance(error, InputError)):
             raise
-        # Of several processes the first one reports bad input for all; each reports that another one has died.
+        # Of several processes, only rank 0 reports bad input; every one reports that another process has died.
         console = Console(stderr=True, quiet=QUIET and not isinstance(error, distributed.PeerLost))
-        console.print(f"error: {say() if say else error}", markup=False, highlight=False, soft_wrap=True)
+        message = format_message() if format_message else error
+        console.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

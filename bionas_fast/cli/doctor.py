@@ -19,10 +19,10 @@ from bionas_fast.space import operation_names, space_names
 
 @with_plugins
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plugins: Plugins = None,
 ) -> None:
-    """Say what is installed, and what every op runs on here and why."""
+    """Show versions, registered names, and the backend of every op."""
     import torch
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -40,7 +40,7 @@ def doctor(
         return
     print_lines(machine())
     out.print()
-    table = Table("op", "device", "runs on", "why nothing else", box=None, header_style="bold")
+    table = Table("op", "device", "backend", "why not others", box=None, header_style="bold")
     for choice in choices:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
         table.add_row(choice.op, choice.device, choice.backend, reasons)

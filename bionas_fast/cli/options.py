@@ -1,4 +1,4 @@
-"""The options of the command line, made from the settings of the kinds of run that a command begins."""
+"""The options of the command line, generated from the settings of a command's kinds of run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from bionas_fast.search import method_names
 from bionas_fast.space import operation_names, space_names
 
 Command = Callable[..., None]
-#: Configurations that share a setting, by their kinds of run; the first one describes it.
+#: Configurations that share a setting, by kind of run; the first one describes it.
 Configs = Mapping[str, type[RunConfig]]
 
-#: The names that a setting can have, where they are registered ones.
+#: Settings whose values are registered names, with functions that list these.
 _NAMES: Mapping[str, Callable[[], Sequence[str]]] = {
     "dataset": dataset_names,
     "space": space_names,
@@ -37,7 +37,7 @@ _NAMES: Mapping[str, Callable[[], Sequence[str]]] = {
 
 
 def describe(config: type[RunConfig], name: str) -> str:
-    """Return the description of a setting, with the names that are registered for it."""
+    """Return the description of a setting, including the names registered for it."""
     description = config.model_fields[name].description or ""
     if name not in _NAMES:
         return description
@@ -46,7 +46,7 @@ def describe(config: type[RunConfig], name: str) -> str:
 
 
 def option(name: str, configs: Configs) -> Any:
-    """Return the annotation of a parameter that is the option for a setting."""
+    """Build the annotation of the command's parameter for a setting."""
     config = next(iter(configs.values()))
     mark = _mark(config, name)
     return Annotated[
@@ -66,7 +66,7 @@ def _mark(config: type[RunConfig], name: str) -> Option:
 
 
 def _type(config: type[RunConfig], name: str) -> Any:
-    """The type of the option: of several values, a list if it is repeated, else a text with commas."""
+    """Return the type of the option; for several values a list if it is repeatable, else a comma-separated text."""
     annotation = config.model_fields[name].annotation
     if get_origin(annotation) is tuple:
         return list[str] if _mark(config, name).repeated else str
@@ -94,7 +94,7 @@ Sets = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as learning_rate=0.1; repeatable."),
 ]
 Plugins = option("plugins", {"": RunConfig})
-Out = Annotated[Path | None, typer.Option("--out", help="The run folder, new or empty.  [runs/…]")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; must be new or empty.  [runs/…]")]
 Resume = Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")]
 
 
@@ -104,8 +104,8 @@ class Given:
 
     Attributes:
         preset: the name of a preset.
-        file: a YAML file; its settings replace those of the preset.
-        options: those typed as options; they replace both.
+        file: a YAML file; its settings take precedence over the preset.
+        options: the settings given as options; they take precedence over both.
     """
 
     preset: str | None
@@ -113,30 +113,30 @@ class Given:
     options: Mapping[str, Any]
 
     def with_options(self, **options: Any) -> Given:
-        """Return the same with further options."""
+        """Return a copy with further options."""
         return replace(self, options={**self.options, **options})
 
     def settings(self, kind: str) -> dict[str, Any]:
-        """Return all of them, for a run of that kind."""
+        """Merge all settings for a kind of run."""
         settings = dict(presets.get(self.preset, kind).settings) if self.preset else {}
         if self.file is not None:
             settings |= RunRecord.read(self.file).settings
         return settings | dict(self.options)
 
     def resumed(self, kind: str, run: Path) -> Any:
-        """Return the configuration of a run with these settings in their place; None, which keeps it, without any."""
+        """Return the configuration of a run updated by these settings, or None if there are none."""
         settings = self.settings(kind)
         recorded = RunFolder.open(run).read().settings
         return get_kind(kind).settings(**{**recorded, **settings}) if settings else None
 
 
 def takes_settings(command: str) -> Callable[[Command], Command]:
-    """Give a command an option for each setting that is marked as one, and ``--preset``, ``--config`` and ``--set``.
+    """Add an option to a command for each setting marked as one, and ``--preset``, ``--config`` and ``--set``.
 
-    The decorated function takes the settings as a :class:`Given`, its first argument.
+    Use as a decorator. The decorated function receives the settings as its first argument, a :class:`Given`.
 
     Args:
-        command: its name; the settings are those of the kinds of run that it begins.
+        command: the name of the command; the settings are those of its kinds of run.
     """
     owners: dict[str, dict[str, type[RunConfig]]] = {}
     for kind in kind_names():
@@ -169,7 +169,7 @@ def takes_settings(command: str) -> Callable[[Command], Command]:
 
 
 def with_plugins(command: Command) -> Command:
-    """Import the plugins that a command is given before it runs; name those of a run where they are missing."""
+    """Wrap a command: import its plugins first, and name a run's missing plugins in errors."""
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
@@ -183,7 +183,7 @@ def with_plugins(command: Command) -> Command:
 
 
 def _split(name: str, value: Any, configs: Configs) -> Any:
-    """A text with commas as a tuple, where the setting is one."""
+    """Split a comma-separated text if the setting is a tuple."""
     config = next(iter(configs.values()))
     if not isinstance(value, str) or get_origin(config.model_fields[name].annotation) is not tuple:
         return value
@@ -191,7 +191,7 @@ def _split(name: str, value: Any, configs: Configs) -> Any:
 
 
 def _parsed(sets: Sequence[str]) -> dict[str, Any]:
-    """Read each ``NAME=VALUE``, the value as YAML."""
+    """Parse ``NAME=VALUE`` options; values are read as YAML."""
     found = {}
     for text in sets:
         name, equals, value = text.partition("=")
@@ -202,5 +202,5 @@ def _parsed(sets: Sequence[str]) -> dict[str, Any]:
         try:
             found[name.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
-            raise InputError(f"--set {text}: {value!r} is no value") from None
+            raise InputError(f"--set {text}: {value!r} is not a valid value") from None
     return found

@@ -18,13 +18,13 @@ from bionas_fast.runs import progress
 from bionas_fast.runtime import distributed
 from bionas_fast.train import GENOTYPE_RULES, TrainResult
 
-#: Of several processes the first one prints.
+#: Only rank 0 prints.
 QUIET = not distributed.is_main()
 out, err = Console(quiet=QUIET), Console(stderr=True, quiet=QUIET)
 
 
 class Bars(progress.Progress):
-    """Two bars on stderr: epochs, and the steps of this epoch with their rate."""
+    """Two progress bars on stderr: epochs, and the steps of the current epoch with their rate."""
 
     def start(self, description: str, epochs: int, steps: int) -> None:
         self._steps = steps
@@ -50,7 +50,9 @@ class Bars(progress.Progress):
     def step(self, loss: float | None = None) -> None:
         self._bars.advance(self._all)
         speed = self._bars.tasks[0].speed
-        rate = "" if not speed else f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.2f} s/step"
+        rate = ""
+        if speed:
+            rate = f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.2f} s/step"
         note = "" if loss is None else f"epoch {self._done + 1}/{self._epochs}  loss {loss:.3f}"
         self._bars.update(self._all, rate=rate, note=note)
 
@@ -69,7 +71,7 @@ class Bars(progress.Progress):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn an interruption into one line, which says how to resume the run, and exit code 130."""
+    """Print how to resume an interrupted run, on one line, and exit with code 130."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -78,8 +80,8 @@ def interruptible() -> Iterator[None]:
 
 
 def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
-    """Print what a training ended with, behind the lines of ``head``."""
-    # Hebbian weights learn without a gradient: they are buffers, but count as parameters.
+    """Print the result of a training, after the lines of ``head``."""
+    # Weights trained without gradients are buffers; count them as weights.
     plastic = (buffer for name, buffer in result.network.named_buffers() if name.endswith("plasticity"))
     weights = (*result.network.parameters(), *plastic)
     print_lines(
@@ -93,7 +95,7 @@ def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
 
 
 def print_comparison(accuracies: Mapping[str, float]) -> None:
-    """Print a table of test accuracies by the rules of the network."""
+    """Print a table of the test accuracy under each choice of rules."""
     table = Table("rules", "test accuracy %", box=None, header_style="bold")
     for name, accuracy in accuracies.items():
         table.add_row(name if name == GENOTYPE_RULES else f"all {name}", f"{accuracy:.2f}")
@@ -101,7 +103,7 @@ def print_comparison(accuracies: Mapping[str, float]) -> None:
 
 
 def print_lines(pairs: Mapping[str, str]) -> None:
-    """Print names and values, one pair a line."""
+    """Print names and values, one pair per line."""
     width = max(len(name) for name in pairs)
     for name, value in pairs.items():
         out.print(Text.assemble((f"{name:<{width}}  ", "bold"), str(value)), soft_wrap=True)
@@ -115,6 +117,6 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning of this package as one line, in place of :func:`warnings.showwarning`; drop any other one."""
+    """Print a warning of this package on one line and drop all others; replaces :func:`warnings.showwarning`."""
     if issubclass(category, BionasWarning):
         err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The tables of docs/settings.md: ``python -m bionas_fast.cli.settings_table > docs/settings.md``."""
+"""Generator of docs/settings.md: ``python -m bionas_fast.cli.settings_table > docs/settings.md``."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from bionas_fast.runs.kinds import get_kind, kind_names
 
 _HEAD = """# Settings
 
-Each is an argument of the kind's class in Python, a line of a YAML file for `--config`, and on the command line
-`--set NAME=VALUE`; those with an option of their own say which. A resumed run may change those marked with *.
+A setting is an argument of the configuration class in Python, a line of a YAML file for `--config`, and
+`--set NAME=VALUE` on the command line, or the option listed with it. A resumed run may change those marked with *.
 
-This page is made from the code: `python -m bionas_fast.cli.settings_table > docs/settings.md`.
+This page is generated: `python -m bionas_fast.cli.settings_table > docs/settings.md`.
 """
 
 
 def settings_page() -> str:
-    """Return the page with the settings of all kinds of run, those that they share first."""
+    """Generate the page with the settings of all kinds of run, the shared ones first."""
     configs = {kind: get_kind(kind).settings for kind in kind_names()}
     shared = [n for n in RunConfig.model_fields if len({_row(config, n) for config in configs.values()}) == 1]
     parts = [_HEAD, "## All kinds of run\n", _table(RunConfig, shared)]
     for kind, config in configs.items():
-        own = [name for name in config.model_fields if name not in shared]
-        parts += [f"## {config.__name__}: `bionas-fast {get_kind(kind).command}`\n", _table(config, own)]
+        specific = [name for name in config.model_fields if name not in shared]
+        parts += [f"## {config.__name__}: `bionas-fast {get_kind(kind).command}`\n", _table(config, specific)]
     return "\n".join(parts)
 
 
@@ -42,7 +42,7 @@ def _row(config: type[RunConfig], name: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as YAML has it."""
+    """Format a value as in YAML."""
     if value is None or value in ((), {}):
         return "–"
     if isinstance(value, tuple):

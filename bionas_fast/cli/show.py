@@ -17,7 +17,7 @@ from bionas_fast.space import Genotype
 @with_plugins
 def show(
     source: Annotated[str, typer.Argument(metavar="RUN|GENOTYPE", help="A run folder or a genotype file.")],
-    save: Annotated[Path | None, typer.Option(help="Also draw it into this file, .svg or .png.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Also save the drawing as .svg or .png.")] = None,
     plugins: Plugins = None,
 ) -> None:
     """Draw a genotype."""
@@ -32,6 +32,6 @@ def read_genotype(source: str | Path) -> Genotype:
     """Read a genotype from its file or from a run folder.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: the genotype does not exist or is damaged.
     """
     return Genotype.load(RunFolder.open(source).file(GENOTYPE) if Path(source).is_dir() else source)

@@ -17,22 +17,22 @@ from bionas_fast.runs.folder import RunFolder, new_path
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.trainer import Trainer
 
-#: The words that stand for a network, as the kinds of run name them.
+#: The names of networks other than genotypes, from the kinds of run.
 _NETWORKS: Mapping[str, type[Trainer]] = {
     word: trainer for trainer in map(get_kind, kind_names()) for word in trainer.sources
 }
 Source = Annotated[
     str | None,
     typer.Argument(
-        metavar="|".join(("RUN", "GENOTYPE", *_NETWORKS)), help="A search's run folder, a genotype, or a network."
+        metavar="|".join(("RUN", "GENOTYPE", *_NETWORKS)), help="Run folder of a search, genotype file, or network."
     ),
 ]
 Rule = Annotated[
     str | None,
-    typer.Option(help="This rule on every searched edge instead of those found; of softhebb, that of the filters."),
+    typer.Option(help="Use this rule on every searched edge; for softhebb, the rule of the filters."),
 ]
 Compare = Annotated[
-    bool, typer.Option("--compare", help="Train the architecture also under every single rule and print a table.")
+    bool, typer.Option("--compare", help="Also train the architecture under each single rule, and print a table.")
 ]
 
 
@@ -46,15 +46,15 @@ def train(
     folder: Out = None,
     resume: Resume = None,
 ) -> None:
-    """Train what a search found, or a network, from scratch, and test it.
+    """Train the genotype of a search, or another network, from scratch and test it.
 
-    The data set and its folder are those of the search, unless they are given.
+    The dataset and its folder default to those of the search.
     """
     if compare and (resume is not None or folder is not None):
-        raise InputError("--compare trains many networks and keeps none of them; leave out --resume and --out")
+        raise InputError("--compare trains several networks and saves none: omit --resume and --out")
     if source is None and resume is None:
         words = " or ".join(("a genotype", *_NETWORKS))
-        raise InputError(f"what is to be trained? Give a run folder, {words}, or resume a run with --resume RUN")
+        raise InputError(f"nothing to train: give a run folder, {words}, or resume a run with --resume RUN")
     network = _network(source, resume)
     if network is None and compare:
         genotype, config = _genotype(given, str(source), rule)
@@ -62,13 +62,13 @@ def train(
     elif network is None:
         _train_genotype(given, source, rule, folder, resume)
     elif compare:
-        raise InputError(f"--compare is for genotypes; train {network.kind} with one --rule after the other")
+        raise InputError(f"--compare needs a genotype; for {network.kind}, train each --rule separately")
     else:
         _train_network(network, given, rule, folder, resume)
 
 
 def _network(source: str | None, resume: Path | None) -> type[Trainer] | None:
-    """The kind of run that trains a network named by a word; None for that of genotypes."""
+    """Return the kind of run that trains the named network; None for genotypes."""
     if resume is None:
         return _NETWORKS.get(str(source))
     kind = RunFolder.open(resume).read().kind
@@ -111,7 +111,7 @@ def _train_genotype(
 
 
 def _genotype(given: Given, source: str, rule: str | None) -> tuple[bf.Genotype, bf.TrainConfig]:
-    """A genotype, and how to train it: on the data of the search that found it, unless others are given."""
+    """Read a genotype and the configuration of its training, by default on the dataset of its search."""
     genotype = read_genotype(source)
     searched = RunFolder.open(source).read().settings if Path(source).is_dir() else {}
     data = {name: searched[name] for name in ("dataset", "data_dir") if searched.get(name) is not None}

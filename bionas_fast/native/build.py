@@ -1,10 +1,10 @@
-"""Compile the kernels: ahead of time, for ``setup.py``, or on first use, into the user's cache.
+"""Compilation of the kernels: ahead of time, for ``setup.py``, or on first use, into the user's cache.
 
 The cache is ``$XDG_CACHE_HOME/bionas-fast``, by default in ``~/.cache``; C++ is compiled by ``$CXX``, by default
-``c++``, and CUDA by ``nvcc`` of ``$CUDA_HOME``, of the path or of ``/usr/local/cuda``.
+``c++``, and CUDA by ``nvcc`` from ``$CUDA_HOME``, the path or ``/usr/local/cuda``.
 
-``setup.py`` runs this file by itself, in environments that may hold nothing but the standard library: whatever else is
-of use is imported where it is used.
+``setup.py`` runs this file alone, in environments that may contain only the standard library; all other modules are
+imported on use.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parents[1]
-#: Inside an installed package, or next to the package in a checkout.
+#: Folder of the sources: inside an installed package, or next to the package in a checkout.
 _SOURCES = next((folder for folder in (_HERE / "csrc", _HERE.parent / "csrc") if folder.is_dir()), _HERE / "csrc")
 
-# The oldest torch whose stable ABI the libraries may use, 2.11: they run on that one and on every later one.
+# The version of torch's stable ABI, 2.11: the libraries run on it and on every later torch.
 _DEFINES = ("-DTORCH_TARGET_VERSION=0x020b000000000000",)
 _COMPILE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
 _CUDA_HOME = "/usr/local/cuda"
@@ -38,30 +38,30 @@ class BuildError(Exception):
 
 
 def compile_library(output: Path) -> None:
-    """Compile all of ``csrc/*.cpp`` and ``csrc/cpu/*.cpp`` into one library, for every instruction set.
+    """Compile ``csrc/*.cpp`` and ``csrc/cpu/*.cpp`` into one library, for every instruction set.
 
-    Needs torch's headers and libraries at hand, not torch itself.
+    Needs torch's headers and libraries, but does not import torch.
 
     Raises:
-        BuildError: with what the compiler said.
+        BuildError: the compiler failed; the message contains its error.
     """
     compiler = _compiler()
-    # Kernels see no torch header, which keeps them quick to compile and easy to test alone.
+    # Kernels include no torch header, so they compile quickly and can be tested separately.
     commands = [[*compiler, *_COMPILE, *_for_torch(), str(file)] for file in sorted(_SOURCES.glob("*.cpp"))]
     commands += [[*compiler, *_COMPILE, str(file)] for file in sorted((_SOURCES / "cpu").glob("*.cpp"))]
     _link(commands, [*compiler, "-shared", f"-L{_torch() / 'lib'}"], ["-ltorch_cpu"], output)
 
 
 def compile_cuda_library(output: Path, architectures: Sequence[str]) -> None:
-    """Compile all of ``csrc/cuda`` into one library.
+    """Compile ``csrc/cuda`` into one library.
 
-    Needs ``nvcc``, a C++ compiler that it knows, and the headers and libraries of a torch with CUDA; no GPU.
+    Needs ``nvcc``, a C++ compiler supported by it, and the headers and libraries of a torch with CUDA, but no GPU.
 
     Args:
-        architectures: compute capabilities, such as ``80`` or ``90``; GPUs newer than the newest run it too.
+        architectures: compute capabilities, such as ``80`` or ``90``; the library also runs on newer GPUs.
 
     Raises:
-        BuildError: with what the compiler said; an architecture that is none.
+        BuildError: the compiler failed (the message contains its error), or an architecture is invalid.
     """
     wrong = [name for name in architectures if not name.isdecimal()]
     if wrong or not architectures:
@@ -69,7 +69,7 @@ def compile_cuda_library(output: Path, architectures: Sequence[str]) -> None:
     nvcc = [_nvcc(), *_COMPILE_CUDA]
     nvcc += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     newest = max(architectures, key=int)
-    nvcc.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # for GPUs that are newer still
+    nvcc.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX, for newer GPUs
     folder, compiler = _SOURCES / "cuda", [*_compiler(), *_COMPILE, *_for_torch(), "-DUSE_CUDA"]
     commands = [[*compiler, str(file)] for file in sorted(folder.glob("*.cpp"))]
     commands += [[*nvcc, str(file)] for file in sorted(folder.glob("*.cu"))]
@@ -78,7 +78,7 @@ def compile_cuda_library(output: Path, architectures: Sequence[str]) -> None:
 
 @functools.cache
 def source_hash() -> str:
-    """The hash of ``csrc`` and of the compiler's options; every library holds that of the sources it was made from."""
+    """Compute the hash of ``csrc`` and of the compiler's options; every library contains the hash of its sources."""
     digest = hashlib.sha256(repr((_COMPILE, _COMPILE_CUDA, _DEFINES)).encode())
     for file in sorted(_SOURCES.rglob("*")):
         if file.suffix in {".cpp", ".h", ".inc", ".cu", ".cuh"}:
@@ -87,23 +87,23 @@ def source_hash() -> str:
 
 
 def is_current(path: Path) -> bool:
-    """Whether a library was made from the sources as they are; one left over from others must not run."""
+    """Whether a library was compiled from the current sources; an outdated one must not run."""
     return path.is_file() and source_hash().encode() in path.read_bytes()
 
 
 def built_on_first_use(torch_version: str) -> Path:
-    """The library of :func:`compile_library` in the user's cache."""
+    """Return the library of :func:`compile_library` in the user's cache, compiled if missing."""
     return _cached("_C", "CPU", (torch_version,), compile_library)
 
 
 def built_cuda_on_first_use(torch_version: str, architectures: Sequence[str]) -> Path:
-    """The library of :func:`compile_cuda_library` in the user's cache."""
+    """Return the library of :func:`compile_cuda_library` in the user's cache, compiled if missing."""
     made_of = torch_version, _version([_nvcc()]), *architectures
     return _cached("_C_cuda", "CUDA", made_of, lambda output: compile_cuda_library(output, architectures))
 
 
 def _cached(name: str, title: str, made_of: tuple[str, ...], compile: Callable[[Path], None]) -> Path:
-    """The library in the cache, compiled if it is not there. Processes that come meanwhile wait for it."""
+    """Return a library in the cache, compiled if missing; concurrent processes wait for the compilation."""
     from filelock import FileLock
 
     compiler = _compiler()
@@ -114,7 +114,7 @@ def _cached(name: str, title: str, made_of: tuple[str, ...], compile: Callable[[
     if path.exists():
         return path
     cache.mkdir(parents=True, exist_ok=True)
-    # The lock goes with the process that holds it, however that ends.
+    # A file lock is released with its process, even if that is killed.
     with FileLock(cache / f"{key}.lock"):
         if path.exists():
             return path
@@ -131,7 +131,7 @@ def _cached(name: str, title: str, made_of: tuple[str, ...], compile: Callable[[
 
 
 def _link(commands: list[list[str]], linker: list[str], libraries: list[str], output: Path) -> None:
-    """Run the commands, each of which compiles a file, and link their objects."""
+    """Run the commands, each of which compiles one file, and link the objects."""
     if not commands:
         raise BuildError(f"no sources in {_SOURCES}")
     output = output.absolute()
@@ -141,14 +141,14 @@ def _link(commands: list[list[str]], linker: list[str], libraries: list[str], ou
         compile = [[*command, "-c", "-o", made] for command, made in zip(commands, objects, strict=True)]
         link = [*linker, *objects, *libraries, "-o", str(output)]
         if not _run_ninja(compile, link, Path(folder)):
-            # There is no ninja; or something fails, and says why when it is run again.
+            # ninja is missing, or a command failed; rerunning it yields its error.
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(_run, compile))
             _run(link)
 
 
 def _run_ninja(compile: list[list[str]], link: list[str], folder: Path) -> bool:
-    """Have ninja run the commands, those that compile side by side. Returns whether it did, and all went well."""
+    """Run the commands by ninja, compiling in parallel; return whether all of them succeeded."""
     try:
         import ninja
     except ImportError:
@@ -166,7 +166,7 @@ def _run_ninja(compile: list[list[str]], link: list[str], folder: Path) -> bool:
 
 
 def _torch() -> Path:
-    """torch's folder."""
+    """Return the folder of torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise BuildError("torch is not installed")
@@ -174,7 +174,7 @@ def _torch() -> Path:
 
 
 def _for_torch() -> list[str]:
-    """The options for files that include torch's headers."""
+    """Return the compiler options of files that include torch's headers."""
     return [*_DEFINES, f'-DBIONAS_SOURCE="{source_hash()}"', f"-I{_torch() / 'include'}"]
 
 
@@ -198,7 +198,7 @@ def _run(command: list[str]) -> str:
     """Run a command and return its output.
 
     Raises:
-        BuildError: it cannot be run or fails.
+        BuildError: the command cannot be run, or fails.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")

@@ -1,4 +1,4 @@
-"""The operators of the compiled kernels as ``torch.compile`` and ``FakeTensorMode`` see them: shapes and dtypes."""
+"""Fakes of the compiled operators, for ``torch.compile`` and ``FakeTensorMode``: shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _fakes: list[Callable] = []
 
 
 def fake(function: Function) -> Function:
-    """Make ``function`` the fake of the operator of its name."""
+    """Declare ``function`` as the fake of the operator of the same name. Use as a decorator."""
     _fakes.append(function)
     return function
 
 
 def register() -> None:
-    """Register the fakes of all operators that the library has: one made from some of the kernels has some of them."""
+    """Register the fakes of all operators in the library; a partial library has only some of them."""
     for function in _fakes:
         if hasattr(torch.ops.bionas_fast_native, function.__name__):
             torch.library.register_fake(f"bionas_fast_native::{function.__name__}")(function)
 
 
 def _strided(shape: Sequence[int], stride: int) -> tuple[int, int, int, int]:
-    """Return the shape [N, ⌈H/stride⌉, ⌈W/stride⌉, C] of a map of an input [N, H, W, C]."""
+    """Return the output shape [N, ⌈H/stride⌉, ⌈W/stride⌉, C] for an input [N, H, W, C]."""
     images, height, width, channels = shape
     return images, -(-height // stride), -(-width // stride), channels
 
 
 def _sums(like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Return two sums over positions, float64 [rows, C], of maps like this."""
+    """Return the fakes of two sums over positions, float64 [rows, C]."""
     shape = rows, like.shape[-1]
     return like.new_empty(shape, dtype=torch.float64), like.new_empty(shape, dtype=torch.float64)
 

@@ -1,9 +1,9 @@
-"""The compiled kernels: those that came with the package, or else compiled once, on first use.
+"""Loading of the compiled kernels: those installed with the package, or compiled once, on first use.
 
-Nothing happens at import. :func:`load` takes the library that was compiled ahead of time if it belongs to the sources
-next to it, and otherwise compiles them into the user's cache (:mod:`.build`), which takes a few seconds and a
-C++ compiler. A failure leaves the reference implementation and a reason, never an exception. The same goes for the
-kernels for CUDA, a library of their own, with ``nvcc`` and only where there is a CUDA device.
+Nothing happens at import. :func:`load` uses the library compiled ahead of time if it matches the sources next to it;
+otherwise it compiles them into the user's cache (:mod:`.build`), which takes a few seconds and a C++ compiler. On
+failure the reference implementation runs, and a reason is recorded; no exception is raised. The CUDA kernels are a
+separate library, loaded in the same way with ``nvcc``, and only if there is a CUDA device.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Status(NamedTuple):
     """The state of the compiled kernels in this process.
 
     Attributes:
-        available: whether they run.
-        reason: why not; empty if they run.
-        isa: the instruction set that runs; empty if none does.
-        path: the library.
+        available: whether the kernels can run.
+        reason: the reason why not; empty if they can.
+        isa: the instruction set in use; empty if there is none.
+        path: the path of the library.
     """
 
     available: bool
@@ -43,18 +43,18 @@ class Status(NamedTuple):
 
 
 def load() -> bool:
-    """Make the operators ``torch.ops.bionas_fast_native`` available, compiling them if need be.
+    """Load the operators ``torch.ops.bionas_fast_native``, compiling them if necessary.
 
-    The outcome stands for the whole process; later calls cost nothing.
+    The outcome is cached for the process.
 
     Returns:
-        Whether they are; :func:`status` says why not.
+        Whether they are available; :func:`status` gives the reason if not.
     """
     return status().available
 
 
 def status() -> Status:
-    """The outcome of :func:`load`; loads if nobody has yet."""
+    """Return the outcome of :func:`load`, loading the kernels on the first call."""
     path, reason = _loaded()
     if path is None:
         return Status(False, reason, "", None)
@@ -67,24 +67,24 @@ def _loaded() -> tuple[Path | None, str]:
 
 
 def cuda_status() -> Status:
-    """The state of the kernels for CUDA; loads them if nobody has yet."""
+    """Return the state of the CUDA kernels, loading them on the first call."""
     with _lock:
         path, reason = _load_cuda()
     return Status(not reason, reason, "", path)
 
 
 def obstacle(device: str) -> str:
-    """The reason why the compiled kernels cannot run on this device type; empty if they can."""
+    """Return the reason why the compiled kernels cannot run on this device type; empty if they can."""
     return "runs on the CPU only" if device != "cpu" else _loaded()[1]
 
 
 def obstacle_with_cuda(device: str) -> str:
-    """The same as :func:`obstacle`, for kernels that exist for CUDA too."""
+    """Return the reason why kernels compiled for CPU and CUDA cannot run on this device type; empty if they can."""
     return cuda_status().reason if device == "cuda" else obstacle(device)
 
 
 def isas() -> tuple[str, ...]:
-    """The instruction sets that run here, fastest first, of avx512, avx2 and baseline; none without the library."""
+    """Return the supported instruction sets of avx512, avx2 and baseline, fastest first; none without the library."""
     if not load():
         return ()
     return tuple(torch.ops.bionas_fast_native.isas())
@@ -92,10 +92,10 @@ def isas() -> tuple[str, ...]:
 
 @contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Inside the block every kernel runs the variant of one instruction set, in all threads. For tests, benchmarks.
+    """Run the variants of one instruction set in all threads inside the block. For tests and benchmarks.
 
     Raises:
-        InputError: it does not run here.
+        InputError: the instruction set is not supported on this machine.
     """
     from bionas_fast.errors import unknown
 
@@ -111,7 +111,7 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def release_memory() -> int:
-    """Give the memory that the kernels keep for the next step back to the system; returns the number of bytes."""
+    """Release the memory pool of the kernels to the system; return the number of bytes."""
     if not load():
         return 0
     return torch.ops.bionas_fast_native.release_memory()
@@ -119,7 +119,7 @@ def release_memory() -> int:
 
 @functools.cache
 def _load_cpu() -> tuple[Path | None, str]:
-    """The library that was loaded, or None and the reason."""
+    """Load the library; return its path, or None and the reason."""
     path, reason = _open(_AHEAD_OF_TIME, lambda: build.built_on_first_use(torch.__version__))
     if path is not None:
         fakes.register()
@@ -128,21 +128,21 @@ def _load_cpu() -> tuple[Path | None, str]:
 
 @functools.cache
 def _load_cuda() -> tuple[Path | None, str]:
-    """The library for CUDA; also with a reason if it was loaded and no device can run it."""
-    path, reason = _load_cpu()  # which defines the operators
+    """Load the CUDA library; return its path or None, and the reason why no device can run it."""
+    path, reason = _load_cpu()  # the CPU library defines the operators
     if path is not None:
         path, reason = _open(_CUDA_AHEAD_OF_TIME, _cuda_on_first_use)
     return path, reason if path is None else torch.ops.bionas_fast_native.cuda_obstacle()
 
 
 def _open(ahead_of_time: Path, make: Callable[[], Path]) -> tuple[Path | None, str]:
-    """The library that was compiled ahead of time, if it will do, or else one that is built."""
+    """Load the library compiled ahead of time if it is current, otherwise build one."""
     path = ahead_of_time
     try:
         if not (build.is_current(path) and _loads(path)):
             path = make()
             torch.ops.load_library(path)
-    # No compiler, no folder to write in, no home, no file locks, a $CXX that is no command line.
+    # No compiler, no writable folder, no home, no file locks, an invalid $CXX.
     except (build.BuildError, OSError, RuntimeError, ImportError, ValueError) as error:
         return None, " ".join(str(error).split()) or type(error).__name__
     return path, ""

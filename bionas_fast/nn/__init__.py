@@ -1,4 +1,4 @@
-"""Drop-in layers with learning rules, and the conversion of models made of torch.nn's."""
+"""Drop-in layers with learning rules, and the conversion of torch.nn models."""
 
 from bionas_fast.nn.batch_norm import synchronise_statistics
 from bionas_fast.nn.convert import convert

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of several processes."""
+"""Batch normalisation with statistics synchronised over processes."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ class Synchronised(nn.Module):
     """A module that normalises batches.
 
     Attributes:
-        synchroniser: adds up the statistics over processes in training; None for those of this process.
+        synchroniser: sums the statistics over processes in training; None for those of this process alone.
     """
 
     synchroniser: Synchroniser | None = None
 
 
 class SyncedBatchNorm2d(Synchronised, nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` whose statistics in training are those of several processes.
+    """``nn.BatchNorm2d`` with statistics synchronised over processes in training.
 
-    Unlike ``nn.SyncBatchNorm`` it works on the CPU, too. Without a synchroniser it is the ordinary one.
+    Unlike ``nn.SyncBatchNorm`` it also works on the CPU. Without a synchroniser it is equivalent to ``nn.BatchNorm2d``.
     """
 
     @classmethod
     def of(cls, layer: nn.BatchNorm2d, synchroniser: Synchroniser) -> SyncedBatchNorm2d:
-        """A layer with the parameters and buffers of another one."""
-        own = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-        own.weight, own.bias = layer.weight, layer.bias
-        own.running_mean, own.running_var = layer.running_mean, layer.running_var
-        own.num_batches_tracked = layer.num_batches_tracked
-        own.synchroniser = synchroniser
-        return own.train(layer.training)
+        """Build a layer with the parameters and buffers of another one."""
+        synced = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        synced.weight, synced.bias = layer.weight, layer.bias
+        synced.running_mean, synced.running_var = layer.running_mean, layer.running_var
+        synced.num_batches_tracked = layer.num_batches_tracked
+        synced.synchroniser = synchroniser
+        return synced.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W], as many positions in every process → the same shape."""
+        """Normalise [N, C, H, W]; the shape must be the same in every process."""
         if not self.training or self.synchroniser is None:
             return super().forward(x)
         wide = x.double()
@@ -82,14 +82,14 @@ def _total(sums: Tensor, synchroniser: Synchroniser) -> Tensor:
 
 
 def synchronise_statistics(network: nn.Module, synchroniser: Synchroniser | None) -> None:
-    """Let every batch normalisation of a network take the statistics of all processes.
+    """Synchronise the statistics of every batch normalisation of a network over all processes.
 
     Args:
-        network: its layers ``nn.BatchNorm2d`` are replaced by layers of the same parameters and buffers.
-        synchroniser: adds up over the processes; None leaves the network as it is.
+        network: its ``nn.BatchNorm2d`` layers are replaced by layers with the same parameters and buffers.
+        synchroniser: sums over the processes; None leaves the network unchanged.
 
     Raises:
-        InputError: a layer of the network learns in one process only.
+        InputError: the network contains a layer that supports a single process only.
     """
     if synchroniser is None:
         return

@@ -1,4 +1,4 @@
-"""One line that gives an existing model learning rules."""
+"""Conversion of an existing model to layers with learning rules."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def convert(
     seed: int | None = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """Give the convolutions and linear layers of a model learning rules.
+    """Convert the convolutions and linear layers of a model to layers with learning rules.
 
     Args:
-        model: any module. Layers of torch.nn's Conv1d-3d and Linear, and of this package, take part; subclasses of
-            them with a forward of their own are left alone, with a warning.
-        rule: a rule for all layers; or a mapping of patterns of module names to rules, of which the first that matches
-            counts (``{"layer1.*": "usf", "*": "bp"}``); or a function of (name, module) that returns a rule or None to
-            leave that layer as it is.
-        copy_weights: keep the model's weights; otherwise they are drawn again by ``feedback_init``.
-        feedback_init: the law of random feedback, ``"default"`` or ``"xavier"``.
+        model: any module. Layers of the types Conv1d, Conv2d, Conv3d and Linear, of torch.nn or of this package, are
+            converted; subclasses that override ``forward`` are left unchanged, with a warning.
+        rule: a rule for all layers; or a mapping from patterns of module names to rules, where the first match counts
+            (``{"layer1.*": "usf", "*": "bp"}``); or a function of (name, module) that returns a rule, or None to leave
+            the layer unchanged.
+        copy_weights: keep the model's weights; otherwise they are redrawn according to ``feedback_init``.
+        feedback_init: the distribution of random feedback, ``"default"`` or ``"xavier"``.
         num_classes: the number of logits, for ``dfa``; by default the outputs of the model's last linear layer.
-        seed: of all random feedback; by default drawn from PyTorch's generator.
-        inplace: change ``model`` itself. Parameters stay the same objects, so an optimiser made before keeps working.
+        seed: the seed of all random feedback; by default drawn from PyTorch's generator.
+        inplace: convert ``model`` itself. Parameters remain the same objects, so existing optimisers remain valid.
 
     Returns:
-        The converted model; by default a copy, and ``model`` is left as it was.
+        The converted model: a copy by default, with ``model`` unchanged.
 
     Raises:
         InputError: an unknown rule; a pattern that matches no layer; no layer to convert; ``dfa`` without
@@ -75,12 +75,12 @@ def convert(
         model = copy.deepcopy(model)
     if seed is None:
         seed = seed_from(random_state(None, torch.device("cpu")))
-        torch.rand(())  # so that the next conversion draws other feedback
+        torch.rand(())  # advances the generator, so that the next conversion draws different feedback
     modules = dict(model.named_modules())
     for name, choice in chosen.items():
         layer = modules[name]
         layer_seed = seed_from(f"{seed} {name}".encode())
-        # A change of class keeps everything else: parameters, hooks, names held by others.
+        # Changing the class preserves everything else: parameters, hooks, references to the module.
         layer.__class__ = _LAYERS.get(type(layer), type(layer))
         layer.set_rule(choice, feedback_init=feedback_init, num_classes=num_classes, seed=layer_seed)
         if not copy_weights:

@@ -1,8 +1,8 @@
-"""The path of the error at the logits to the layers that learn by direct feedback alignment.
+"""The path of the error from the logits to the layers that learn by direct feedback alignment.
 
-Each such layer makes a token, zeros shaped like the logits that hang on the layer's input. The tokens of a forward
-pass are added to the logits: that changes no value, and autograd carries the error at the logits back into each
-layer. No state survives the pass, so several passes may be in flight.
+Each such layer creates a token: zeros with the shape of the logits, which depend on the layer's input in the autograd
+graph. The tokens of a forward pass are added to the logits: no value changes, and autograd carries the error at the
+logits to each layer. No state survives the pass, so several passes may be in flight.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ class DirectFeedback:
     """Collects the tokens of one forward pass of a model and adds them to its logits."""
 
     def __init__(self) -> None:
-        # One list a device: torch.nn.DataParallel runs replicas of the model side by side.
+        # One list per device: torch.nn.DataParallel runs replicas of the model in parallel.
         self._tokens: dict[torch.device, list[Tensor]] = {}
 
     def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the model."""
+        """Forward pre-hook of the model: start with no tokens."""
         for tensor in _tensors((args, kwargs)):
             self._tokens[tensor.device] = []
 
     def collect(self, token: Tensor) -> None:
-        """Take the token of one layer."""
+        """Collect the token of one layer."""
         tokens = self._tokens.get(token.device)
         if tokens is None:
             if torch_private.in_backward_pass():
-                return  # gradient checkpointing runs the layer again inside the backward pass; its first token counts
+                return  # gradient checkpointing reruns the layer in the backward pass; only its first token counts
             raise InputError(
                 "a layer with direct feedback ran outside the forward pass of the model it is connected to; "
                 "its error comes from that model's logits"
@@ -42,7 +42,7 @@ class DirectFeedback:
         tokens.append(token)
 
     def finish(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        """Forward hook of the model: the logits, or a tuple that starts with them, with the tokens added."""
+        """Forward hook of the model: add the tokens to the logits, or to the first entry of a tuple."""
         logits = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(logits, Tensor):
             raise InputError(

@@ -1,4 +1,4 @@
-"""The base of every layer with a learning rule: the rule, its tensors, its random stream, its metrics."""
+"""The base of all layers with a learning rule: the rule, its tensors, its random stream, its metrics."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _NOT_CONNECTED = (
 
 
 class FeedbackLayer(ErrorPath):
-    """A layer with a ``weight`` whose error travels down through B. Mixed into the layers of this package.
+    """Mixin of a layer with a ``weight`` whose error is propagated through B instead of W.
 
     Attributes:
-        law: the law of W's initial values.
+        law: the distribution of W's initial values.
 
     Buffers, all in ``state_dict``:
         feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
-        feedback_stream: int64 [2], seed and number of the draw, where a rule redraws. The backward pass of a training
-            step moves it on, so that every forward/backward pair sees fresh numbers and a resumed run continues.
+        feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
+            step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream.
     """
 
     weight: Tensor
@@ -57,17 +57,17 @@ class FeedbackLayer(ErrorPath):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Give the layer a learning rule and draw the rule's tensors. Weights stay as they are.
+        """Set the learning rule of the layer and draw the rule's tensors. The weights are unchanged.
 
         Args:
             rule: a registered rule or its name.
-            feedback_init: the law of W's initial values and thus of random feedback: ``"default"`` (PyTorch's) or
+            feedback_init: the distribution of W's initial values and of random feedback: ``"default"`` (PyTorch's) or
                 ``"xavier"`` (the paper's).
             num_classes: the number of logits, for ``dfa`` only; without it B is drawn when the layer's model is
                 connected to its logits (``connect_direct_feedback``).
-            seed: of the layer's random feedback, 0 ≤ seed < 2⁶⁴. By default it follows from the state of PyTorch's
-                generator, without advancing it: initial weights do not depend on the rule.
-            generator: take that state from this generator instead.
+            seed: the seed of the layer's random feedback, 0 ≤ seed < 2⁶⁴. By default it is derived from the state of
+                PyTorch's generator without advancing it: initial weights do not depend on the rule.
+            generator: the generator that replaces PyTorch's in deriving the seed.
 
         Raises:
             InputError: an unknown rule or initialisation, a seed or a number of classes out of range.
@@ -87,7 +87,7 @@ class FeedbackLayer(ErrorPath):
         self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
         self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
-        # A user's rule may draw at any time; of the built-in ones only those that redraw keep a stream.
+        # A user-defined rule may draw at any time; of the built-in rules, only those that redraw have a stream.
         if known.redraws or known.mode == "custom":
             self.feedback_stream = self._new_stream()
         if known.stores == "direct":
@@ -110,11 +110,11 @@ class FeedbackLayer(ErrorPath):
         self.feedback = numbers.to(self.weight.dtype)
 
     def _direct_shape(self, num_classes: int) -> tuple[int, ...]:
-        """The shape of B under direct feedback, [classes, ...]."""
+        """Return the shape of B under direct feedback, [classes, ...]."""
         return (num_classes, self.weight.shape[1] * getattr(self, "groups", 1), *self.weight.shape[2:])
 
     def connect(self, direct: DirectFeedback, num_classes: int | None) -> None:
-        """Take the error from ``direct``; draw B where that was left open. See ``connect_direct_feedback``."""
+        """Receive the error through ``direct``, and draw B if it is missing. See ``connect_direct_feedback``."""
         if self.feedback is None:
             if num_classes is None:
                 raise InputError(f"rule {self.rule!r} needs num_classes, the number of logits")
@@ -128,7 +128,7 @@ class FeedbackLayer(ErrorPath):
         """Replace the tensor that the rule drew once: B for ``fa`` and ``dfa``, a B or |M₀| for ``frsf``.
 
         Raises:
-            InputError: the rule stores none, or the shape differs.
+            InputError: the rule stores no feedback, or the shape differs.
         """
         stored = self.feedback
         if stored is None:
@@ -139,13 +139,13 @@ class FeedbackLayer(ErrorPath):
         stored.copy_(value.abs() if rules.get(self.rule).stores == "magnitude" else value)
 
     def feedback_weight(self) -> Tensor:
-        """B that the next backward pass uses, shaped like ``weight`` ([classes, ...] for ``dfa``); detached."""
+        """Compute B of the next backward pass, shaped like ``weight`` ([classes, ...] for ``dfa``); detached."""
         if rules.get(self.rule).mode == "direct" and not self.true_gradient:
             return self._direct_feedback().clone()
         return ops.feedback_weight(self.weight, self._feedback()).clone()
 
     def feedback_angle(self) -> float:
-        """The angle between B and W in degrees: 0 for back-propagation, about 90 for independent ones.
+        """Compute the angle between B and W in degrees: 0 for back-propagation, about 90 for independent B and W.
 
         Raises:
             InputError: for ``dfa``, whose B has another shape.
@@ -155,7 +155,7 @@ class FeedbackLayer(ErrorPath):
         return math.degrees(math.acos(cosine.item()))
 
     def feedback_norm_ratio(self) -> float:
-        """‖B‖ / ‖W‖.
+        """Compute ‖B‖ / ‖W‖.
 
         Raises:
             InputError: for ``dfa``, whose B has another shape.
@@ -170,7 +170,7 @@ class FeedbackLayer(ErrorPath):
         return b.double().flatten(), w.double().flatten()
 
     def _feedback(self) -> Feedback:
-        """The construction of B for this forward pass."""
+        """Describe the construction of B for this forward pass."""
         rule = rules.get(self.rule)
         if self.true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
@@ -204,7 +204,7 @@ class FeedbackLayer(ErrorPath):
         self.direct.collect(token)
 
     def _convolve(self, input: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
-        """The layer as a convolution, whichever way the error comes."""
+        """Run the layer as a convolution, with layer-wise or direct feedback."""
         if not self._is_direct(input):
             return ops.feedback_conv(input, self.weight, bias, self._feedback(), **geometry)
         output = ops.feedback_conv(input.detach(), self.weight, bias, **geometry)
@@ -213,13 +213,13 @@ class FeedbackLayer(ErrorPath):
 
 
 def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:
-    """Let the layers of ``model`` that learn by direct feedback see the error at its logits; without any, do nothing.
+    """Connect the layers of ``model`` that learn by direct feedback, if any, to the error at its logits.
 
-    ``convert`` and the network builders call this themselves; a model put together by hand needs it once.
+    ``convert`` and the network builders call this; a model built otherwise needs one call.
 
     Args:
-        model: returns logits [N, classes], or a tuple that starts with them.
-        num_classes: needed where layers were made without it.
+        model: a model that returns logits [N, classes], or a tuple that starts with them.
+        num_classes: the number of logits; required if layers were created without it.
 
     Returns:
         ``model``.
@@ -239,7 +239,7 @@ def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) ->
 
 
 def random_state(generator: torch.Generator | None, device: torch.device) -> bytes:
-    """The state of a generator, by default of the one that draws weights on ``device``; it is not advanced."""
+    """Return the state of a generator, by default that of PyTorch's on ``device``, without advancing it."""
     if generator is None and device.type == "cuda" and torch.cuda.is_available():
         state = torch.cuda.get_rng_state(device)
     else:
@@ -249,5 +249,5 @@ def random_state(generator: torch.Generator | None, device: torch.device) -> byt
 
 
 def seed_from(data: bytes) -> int:
-    """64 bits that follow from ``data``."""
+    """Derive a 64-bit seed from ``data``."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""HebbianConv2d and HebbianLinear: layers whose weights learn from what passes through them."""
+"""HebbianConv2d and HebbianLinear: layers whose weights learn from their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ if TYPE_CHECKING:
 MODES = ("hebbian", "mixed")
 
 _ARGUMENTS = """
-    The plastic weights H are a buffer. A forward pass in training mode moves them once, after it has used them; the
-    step does not depend on batch size or resolution. Nothing moves in eval mode, inside :func:`frozen_plasticity`, or
-    in between with ``every``. The error travels down through the weights that the pass used.
+    The plastic weights H are a buffer. A forward pass in training mode updates them once, after it has used them; the
+    step does not depend on batch size or resolution. There is no update in eval mode, inside
+    :func:`frozen_plasticity`, or between the batches selected by ``every``. The error is propagated through the
+    weights that the pass used.
 
     Args:
         rule: see :func:`bionas_fast.functional.hebbian_activity`.
-        mode: ``"hebbian"``: H alone. ``"mixed"``: W + α ⊙ H with learned W and α (Miconi et al. 2018).
+        mode: ``"hebbian"``: the weights are H. ``"mixed"``: W + α ⊙ H with learned W and α (Miconi et al. 2018).
         rate: η; or with ``adaptive`` η of :func:`bionas_fast.functional.adaptive_rate`.
-        adaptive: whether every neuron has a rate of its own, which falls as the norm of its weights nears 1.
-        temperature: of the soft competition.
+        adaptive: whether every neuron has a separate rate, which decreases as the norm of its weights approaches 1.
+        temperature: the temperature of the soft competition.
         normalisation: of H: ``none``, ``clamp`` to ±1, ``unit`` L2 norm of every neuron; or ``max``: of the update.
-        every: H moves at every n-th batch in training mode.
-        norm: of every neuron's initial weights; None for the initial law of torch.nn.
+        every: H is updated at every n-th batch in training mode.
+        norm: the norm of every neuron's initial weights; None for the initialisation of torch.nn.
 
     Raises:
         InputError: an unknown rule, mode or normalisation; groups that do not divide the channels; a number out of
-            range. In a forward pass: H would no longer be finite; the message names layer and step, and H stays.
+            range. In a forward pass: H would no longer be finite; the message names layer and step, and H is
+            unchanged.
 
     Attributes:
-        name: the name of the layer in messages; :func:`name_layers` sets it to the place in a model.
+        name: the name of the layer in messages; :func:`name_layers` sets it to the module path in a model.
         plasticity: H.
         steps: int64, the number of batches seen in training mode.
     """
@@ -51,7 +53,7 @@ _ARGUMENTS = """
 
 @dataclass(frozen=True)
 class _Settings:
-    """The arguments that make a layer plastic; see there."""
+    """The arguments of a plastic layer, validated; see the layers."""
 
     rule: str
     mode: str
@@ -78,7 +80,7 @@ class _Settings:
 
 
 class _Plastic(nn.Module):
-    """The plastic weights and their updates, shared by both layers; mixed into torch.nn's."""
+    """Mixin of the plastic weights and their updates, for both layers."""
 
     weight: Any
     bias: Any
@@ -108,8 +110,8 @@ class _Plastic(nn.Module):
         self.register_load_state_dict_pre_hook(_refuse_another_shape)
 
     def effective_weight(self) -> Tensor:
-        """The weights that a forward pass multiplies by: H, or W + α ⊙ H."""
-        # A copy: autograd keeps it, and the update changes H in place.
+        """Compute the weights of a forward pass: H, or W + α ⊙ H."""
+        # A copy: autograd saves it, and the update changes H in place.
         plasticity = self.plasticity.clone() if torch.is_grad_enabled() else self.plasticity
         if self.mode == "hebbian":
             return plasticity
@@ -117,7 +119,7 @@ class _Plastic(nn.Module):
 
     @torch.no_grad()
     def _learn(self, x: Tensor, u: Tensor, **geometry: Unpack[Geometry]) -> None:
-        """One update with the input and the output, without bias, of a pass."""
+        """Update H once with the input and the output, without bias, of a pass."""
         if not self.training or self._frozen:
             return
         self.steps += 1
@@ -147,16 +149,16 @@ class _Plastic(nn.Module):
 
 
 def _refuse_another_shape(layer: _Plastic, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    own, theirs = layer.plasticity, state_dict.get(f"{prefix}plasticity")
-    if theirs is not None and theirs.shape != own.shape:
+    current, saved = layer.plasticity, state_dict.get(f"{prefix}plasticity")
+    if saved is not None and saved.shape != current.shape:
         raise InputError(
-            f"{prefix}plasticity: the checkpoint holds shape {list(theirs.shape)}, this layer {list(own.shape)}"
+            f"{prefix}plasticity: the checkpoint holds shape {list(saved.shape)}, this layer {list(current.shape)}"
         )
 
 
 class HebbianConv2d(_Plastic, nn.Conv2d):
     __doc__ = (
-        "A convolution with plastic weights, [N, C, H, W] → [N, K, H', W']; takes the arguments of ``torch.nn.Conv2d`` "
+        "Convolution with plastic weights, [N, C, H, W] → [N, K, H', W']; takes the arguments of ``torch.nn.Conv2d`` "
         "(without a bias by default), and\n" + _ARGUMENTS
     )
 
@@ -191,7 +193,7 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
         self._set_up(_Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] → [N, K, H', W']."""
+        """Compute [N, K, H', W'] from [N, C, H, W]."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"x: expected [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
         x, padding = pad(self, x)
@@ -202,7 +204,7 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
 
 class HebbianLinear(_Plastic, nn.Linear):
     __doc__ = (
-        "A linear map with plastic weights, [..., D] → [..., K]; takes the arguments of ``torch.nn.Linear`` (without a "
+        "Linear map with plastic weights, [..., D] → [..., K]; takes the arguments of ``torch.nn.Linear`` (without a "
         "bias by default), and\n" + _ARGUMENTS
     )
 
@@ -226,7 +228,7 @@ class HebbianLinear(_Plastic, nn.Linear):
         self._set_up(_Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] → [..., K]."""
+        """Compute [..., K] from [..., D]."""
         if x.shape[-1:] != (self.in_features,):
             raise InputError(f"x: expected [..., {self.in_features}], got shape {list(x.shape)}")
         u = F.linear(x, self.effective_weight())
@@ -249,7 +251,7 @@ class Triangle(nn.Module):
 
 
 def name_layers(model: nn.Module) -> None:
-    """Name every plastic layer of ``model`` by its place in it, for messages."""
+    """Name every plastic layer of ``model`` by its module path, for messages."""
     for name, module in model.named_modules():
         if isinstance(module, _Plastic):
             module.name = f"{name} ({type(module).__name__})"
@@ -257,7 +259,7 @@ def name_layers(model: nn.Module) -> None:
 
 @contextmanager
 def frozen_plasticity(model: nn.Module) -> Iterator[None]:
-    """Inside the block no Hebbian weight of ``model`` moves, whatever mode it is in; for architecture steps."""
+    """Disable Hebbian updates in ``model`` inside the block, in every mode; for architecture steps."""
     layers = [module for module in model.modules() if isinstance(module, _Plastic)]
     before = [layer._frozen for layer in layers]
     for layer in layers:

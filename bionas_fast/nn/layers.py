@@ -1,4 +1,4 @@
-"""Conv1d, Conv2d, Conv3d and Linear: torch.nn's layers, signature and all, with a learning rule."""
+"""Conv1d, Conv2d, Conv3d and Linear: torch.nn's layers, with the same signatures, and a learning rule."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bionas_fast.ops.geometry import Geometry
 _FEEDBACK_ARGUMENTS = """
     Args:
         rule: the learning rule, by name or as a :class:`bionas_fast.rules.Rule`. ``"bp"`` is torch.nn's own layer.
-        feedback_init: the law that W and random feedback are drawn from: ``"default"`` (PyTorch's, Kaiming uniform
-            with slope √5) or ``"xavier"`` (Xavier uniform, bias 0; the paper's).
-        num_classes: the number of logits of the model, for ``dfa`` only; it can wait until the model is connected.
-        seed: of the random feedback; see :meth:`FeedbackLayer.set_rule`.
-        generator: draws the weights, and the seed of the feedback where none is given.
+        feedback_init: the distribution of W and random feedback: ``"default"`` (PyTorch's, Kaiming uniform with slope
+            √5) or ``"xavier"`` (Xavier uniform, bias 0; the paper's).
+        num_classes: the number of logits of the model, for ``dfa`` only; may be set when the model is connected.
+        seed: the seed of the random feedback; see :meth:`FeedbackLayer.set_rule`.
+        generator: the generator of the weights and of the default seed.
 
     Raises:
         InputError: an unknown rule or initialisation; a seed out of range.
@@ -32,7 +32,7 @@ _FEEDBACK_ARGUMENTS = """
 
 
 class _Initialised(FeedbackLayer):
-    """Constructor and initial values, shared by all layers of this file."""
+    """Constructor and initialisation, shared by all layers of this file."""
 
     bias: Any
 
@@ -54,9 +54,9 @@ class _Initialised(FeedbackLayer):
         self.set_rule(rule, feedback_init=feedback_init, num_classes=num_classes, seed=seed, generator=generator)
 
     def reset_parameters(self) -> None:
-        """Draw weights and feedback again."""
+        """Redraw weights and feedback."""
         if "feedback_init" not in self.__dict__:
-            return  # torch.nn's constructor calls this before there is a rule; ours follows
+            return  # torch.nn's constructor calls this before the rule is set; ours calls it again
         self.reset_weight(None)
         classes = len(self.feedback) if rules.get(self.rule).stores == "direct" and self.feedback is not None else None
         direct = self.direct
@@ -64,10 +64,10 @@ class _Initialised(FeedbackLayer):
         self.direct = direct
 
     def reset_weight(self, generator: torch.Generator | None) -> None:
-        """Draw weights and bias again; the feedback stays."""
+        """Redraw weights and bias; the feedback is unchanged."""
         weight, bias = self.weight, self.bias
         if generator is not None and generator.device.type != weight.device.type:
-            # Drawn where the generator is: the same values on every device.
+            # Drawn on the generator's device: the same values on every device.
             weight = torch.empty_like(weight, device=generator.device)
             bias = None if bias is None else torch.empty_like(bias, device=generator.device)
         if self.feedback_init == "xavier":
@@ -75,7 +75,7 @@ class _Initialised(FeedbackLayer):
             if bias is not None:
                 nn.init.zeros_(bias)
         else:
-            # The very calls of torch.nn: a seed gives the same weights there and here.
+            # The calls of torch.nn, so that a seed gives the same weights.
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
             if bias is not None:
                 bound = rules.get_law("default", tuple(weight.shape)).bound
@@ -91,9 +91,9 @@ class _Initialised(FeedbackLayer):
 
 
 class _Conv(_Initialised):
-    #: torch.nn.functional's convolution.
+    #: The convolution of torch.nn.functional.
     function: ClassVar[Callable[..., Tensor]]
-    # What torch.nn's constructors set.
+    # Set by torch.nn's constructors.
     kernel_size: Any
     stride: Any
     padding: Any
@@ -102,7 +102,7 @@ class _Conv(_Initialised):
     padding_mode: Any
 
     def forward(self, input: Tensor) -> Tensor:
-        """[N, C_in, *positions] or [C_in, *positions] → the same with C_out channels."""
+        """Compute [N, C_out, *positions] from [N, C_in, *positions]; the batch dimension is optional."""
         weight = self.weight
         if not self._is_direct(input) and (backend := ops.can_swap(input, weight, self.groups)):
             padded, padding = pad(self, input)
@@ -142,7 +142,7 @@ class Linear(_Initialised, nn.Linear):
     __doc__ = "``torch.nn.Linear`` with a learning rule: its arguments, and\n" + _FEEDBACK_ARGUMENTS
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in_features] → [..., out_features]."""
+        """Compute [..., out_features] from [..., in_features]."""
         if not self._is_direct(input):
             return ops.feedback_linear(input, self.weight, self.bias, self._feedback())
         if input.dim() < 2:

@@ -9,25 +9,25 @@ from torch.nn import functional as F
 
 
 def pad(layer: Any, input: Tensor) -> tuple[Tensor, list[int]]:
-    """Pad as a convolution of torch.nn does, as far as the convolution itself cannot.
+    """Apply the padding of a torch.nn convolution that the convolution op does not support.
 
     Args:
-        layer: has the attributes ``padding``, ``padding_mode``, ``kernel_size`` and ``dilation``.
+        layer: the layer, with attributes ``padding``, ``padding_mode``, ``kernel_size`` and ``dilation``.
 
     Returns:
-        The input and the padding that is left to the convolution.
+        The padded input, and the padding that remains for the convolution op.
     """
     before, after = _amounts(layer)
     if layer.padding_mode == "zeros" and before == after:
         return input, before
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    # The last dimension comes first.
+    # F.pad expects the last dimension first.
     amounts = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
     return F.pad(input, amounts, mode=mode), [0] * len(before)
 
 
 def _amounts(layer: Any) -> tuple[list[int], list[int]]:
-    """Positions before and after the input, for each dimension."""
+    """Compute the padding before and after the input in each dimension."""
     if not isinstance(layer.padding, str):
         return list(layer.padding), list(layer.padding)
     if layer.padding == "valid":

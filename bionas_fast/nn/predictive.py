@@ -1,4 +1,4 @@
-"""PredictiveConv2d: a convolution whose output settles until it predicts its input."""
+"""PredictiveConv2d: a convolution whose output is refined iteratively to predict its input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.grad import conv2d_weight
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn.true_gradients import ErrorPath
 
-_PATCH = 16  # side of the image on which the power iteration runs, in strides
+_PATCH = 16  # side of the image of the power iteration, in strides
 _WARM_UP = 30  # power iterations on new weights
 _GRID = 16  # sampled frequencies per degree of the transfer matrix
 _EPS = 1e-5  # added to the root mean square of the error
@@ -26,13 +26,13 @@ Pair = tuple[int, int]
 class PredictiveConv2d(ErrorPath):
     """Predictive-coding convolution, [N, C_in, H, W] → [N, C_out, H', W'], H' and W' as for ``torch.nn.Conv2d``.
 
-    With x = N(input) and r⁰ = φ(W ⋆ x + b), it takes ``steps`` steps down the energy ½‖e‖² + ½λ‖r − r⁰‖²::
+    With x = N(input) and r⁰ = φ(W ⋆ x + b), it takes ``steps`` descent steps on the energy ½‖e‖² + ½λ‖r − r⁰‖²::
 
         e = x − Wᵀ ⋆ r
         r ← r + g ⊙ β ⊙ (W ⋆ e − λ(r − r⁰))
 
-    and gives N(r) + bypass ⋆ input. The pull back to r⁰ is scaled by the step like the rest of the gradient: therefore
-    the energy falls at every step for g β < 2 / (σ²max(W) + λ), with tied weights and no error normalisation.
+    and returns N(r) + bypass ⋆ input. The term λ(r − r⁰) is scaled by the step like the rest of the gradient: therefore
+    the energy decreases at every step for g β < 2 / (σ²max(W) + λ), with tied weights and no error normalisation.
 
     Sources: Han et al., Deep Predictive Coding Network with Local Recurrent Processing for Object Recognition, NeurIPS
     2018 (its block: ``tied=False, step_size="learned", rectify_error=True, bypass=True``); Rao & Ballard, Predictive
@@ -41,30 +41,30 @@ class PredictiveConv2d(ErrorPath):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as in
             ``torch.nn.Conv2d``; the padding is a number or two.
-        steps: how often r is corrected; 0 leaves r⁰.
+        steps: the number of corrections of r; 0 for r = r⁰.
         step_size: β. ``None``: relu(b0 + 1) / σ²max(W) per channel with a learned ``b0`` [C_out], where σ²max follows W
-            by one power iteration in every training forward. ``"learned"``: relu(b0 + 1). A number: that constant.
+            by one power iteration per forward pass in training. ``"learned"``: relu(b0 + 1). A number: that constant.
         decay: λ ≥ 0.
-        gated: g = sigmoid(G ⋆ [r, W ⋆ e]) with a learned 1×1 convolution G; else g = 1.
-        tied: predict x with Wᵀ; else with the transpose of ``feedback``, a weight of its own of W's shape.
+        gated: g = sigmoid(G ⋆ [r, W ⋆ e]) with a learned 1×1 convolution G; otherwise g = 1.
+        tied: predict x with Wᵀ; otherwise with the transpose of ``feedback``, a separate weight of W's shape.
         normalize_error: divide e by its root mean square over each sample.
         rectify_error: e = relu(x − Wᵀ ⋆ r).
         activation: φ, ``"relu"`` or ``"identity"``.
-        input_norm, output_norm: N is batch normalisation; else nothing.
+        input_norm, output_norm: whether N is batch normalisation; otherwise the identity.
         bypass: add a 1×1 convolution of the input. Needs 2 · padding = dilation · (kernel_size − 1).
         credit: ``"unrolled"``: back-propagation through all steps. ``"local"``: the gradient of W is that of the energy
-            at the settled r, −corr(e, r) averaged over the batch, whatever the loss is or is scaled by; an untied
-            feedback weight gets the same (Kolen & Pollack). The error of the loss goes through r⁰ and the last step to
-            the input and all other parameters; what the steps between changed counts as a constant.
+            at the final r, −corr(e, r) averaged over the batch, independent of the loss and its scale; an untied
+            feedback weight gets the same gradient (Kolen & Pollack). The error of the loss reaches the input and all
+            other parameters through r⁰ and the last step; the changes by the steps between count as constants.
 
     Buffers:
-        direction: the vector of the power iteration; None where step_size needs none.
+        direction: the vector of the power iteration; None if ``step_size`` does not need it.
 
     Raises:
-        InputError: an argument out of range; a constant ``step_size`` ≥ 1 with untied weights, or at or beyond
-            ``stability_bound()`` with tied ones, neither gated nor normalised. The latter also in a training forward,
-            when W has grown: there by the power iteration, whose estimate of σ²max is from below and a few per cent
-            short once it has followed W, and not when compiled.
+        InputError: an argument out of range; a constant ``step_size`` ≥ 1 with untied weights, or ≥
+            ``stability_bound()`` with tied ones, neither gated nor normalised. The latter also in a forward pass in
+            training, when W has grown: there σ²max is the estimate of the power iteration, a lower bound that is a few
+            per cent too small; not checked when compiled.
     """
 
     bias: Tensor | None
@@ -134,7 +134,7 @@ class PredictiveConv2d(ErrorPath):
         self._spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         if bypass and self._spans != [2 * p for p in self.padding]:
             raise InputError(f"bypass: needs padding with 2 * padding = {self._spans}, got {list(self.padding)}")
-        # Dilation interleaves images and leaves the norm alone, but for the factors that it shares with the stride.
+        # Dilation interleaves images and does not affect the norm, except for factors shared with the stride.
         height, width = (s // math.gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
         self._dense_stride = (height, width)
 
@@ -154,7 +154,7 @@ class PredictiveConv2d(ErrorPath):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw W, the feedback and b as ``torch.nn.Conv2d`` does; b0 = 0; begin the power iteration again."""
+        """Redraw W, the feedback and b as ``torch.nn.Conv2d`` does; set b0 = 0; restart the power iteration."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.feedback is not None:
             nn.init.kaiming_uniform_(self.feedback, a=math.sqrt(5))
@@ -164,18 +164,18 @@ class PredictiveConv2d(ErrorPath):
         if self.b0 is not None:
             nn.init.zeros_(self.b0)
         if self.direction is not None:
-            own = torch.Generator().manual_seed(0)  # the weights of later layers do not depend on this
-            self.direction.copy_(torch.randn(self.direction.shape, generator=own))
+            generator = torch.Generator().manual_seed(0)  # later weights do not depend on it
+            self.direction.copy_(torch.randn(self.direction.shape, generator=generator))
             for _ in range(_WARM_UP):
                 self._sigma_squared(self.weight, training=True)
         if self._guarded and not self.weight.is_meta:
             self._refuse_at(self.stability_bound())
 
     def forward(self, input: Tensor) -> Tensor:
-        """[N, C_in, H, W] → [N, C_out, H', W'].
+        """Compute [N, C_out, H', W'] from [N, C_in, H, W].
 
         Raises:
-            InputError: another number of dimensions or channels, an image too small for the kernel; see the class.
+            InputError: a wrong number of dimensions or channels, an image smaller than the kernel; see the class.
         """
         self._check(input)
         x = input if self.input_norm is None else self.input_norm(input)
@@ -198,12 +198,12 @@ class PredictiveConv2d(ErrorPath):
 
     @torch.no_grad()
     def energy(self, input: Tensor) -> Tensor:
-        """½‖e‖² + ½λ‖r − r⁰‖² at r⁰ and after every step: [N, C_in, H, W] → [steps + 1], means over the batch.
+        """Compute ½‖e‖² + ½λ‖r − r⁰‖² at r⁰ and after every step: [N, C_in, H, W] → [steps + 1], batch means.
 
-        Always as in evaluation mode. e is rectified where the layer does so, but not normalised.
+        Always in evaluation mode. e is rectified if the layer rectifies it, but never normalised.
 
         Raises:
-            InputError: as ``forward``.
+            InputError: the input is invalid, see :meth:`forward`.
         """
         self._check(input)
         x, norm = input, self.input_norm
@@ -222,11 +222,12 @@ class PredictiveConv2d(ErrorPath):
 
     @torch.no_grad()
     def stability_bound(self) -> float:
-        """2 / (σ²max + λ): with a constant step below it the energy falls at every step, on images of every size.
+        """Compute 2 / (σ²max + λ): below this constant step the energy decreases at every step, for any image size.
 
-        σ²max is that of the convolution of an unbounded image: the largest singular value of its transfer matrix at any
-        frequency, here from above by at most 2 %. On a finite image with zero padding the convolution is a part of that
-        operator, with a smaller norm that approaches it as the image grows. Takes seconds for 256 channels.
+        σmax is the norm of the convolution on an unbounded image: the largest singular value of its transfer matrix
+        over all frequencies, overestimated by at most 2 %. On a finite image with zero padding, the convolution is a
+        restriction of that operator; its norm is smaller and approaches σmax as the image grows. Takes seconds for 256
+        channels.
 
         Raises:
             InputError: the weights are not tied.
@@ -266,7 +267,7 @@ class PredictiveConv2d(ErrorPath):
         return r + step * (drive - self.decay * (r - r0))
 
     def _step(self, kernels: Kernels, training: bool) -> Tensor | float:
-        """β, a number or [C_out, 1, 1]."""
+        """Compute β, a number or [C_out, 1, 1]."""
         if isinstance(self.step_size, float):
             if self._guarded and training and not torch.compiler.is_compiling():
                 self._refuse_at(2 / (self._sigma_squared(kernels[0], training).item() + self.decay))
@@ -276,7 +277,7 @@ class PredictiveConv2d(ErrorPath):
         return step if self.direction is None else step / self._sigma_squared(kernels[0], training)
 
     def _sigma_squared(self, weight: Tensor, training: bool) -> Tensor:
-        """‖W ⋆ v‖² for the saved v of norm 1, after a power iteration if ``training``. Never above σ²max."""
+        """Compute ‖W ⋆ v‖² ≤ σ²max for the saved v of norm 1, after a power iteration if ``training``."""
         assert self.direction is not None
         padding = (self.kernel_size[0] - 1, self.kernel_size[1] - 1)
         geometry = (self._dense_stride, padding, (1, 1), self.groups)
@@ -284,9 +285,9 @@ class PredictiveConv2d(ErrorPath):
             with torch.no_grad():
                 v = F.conv2d(self.direction, weight, None, *geometry)
                 v = _transposed(v, weight, self.direction.shape[2:], *geometry)
-                # Weights that are all zero tell no direction.
+                # Zero weights determine no direction.
                 self.direction.copy_(torch.where(v.any(), v / v.norm(), self.direction))
-        # A copy: the backward pass needs it after the next forward pass has moved the buffer.
+        # A copy: the backward pass may run after the next forward pass has changed the buffer.
         output = F.conv2d(self.direction.clone(), weight, None, *geometry)
         return output.square().sum().clamp_min(torch.finfo(weight.dtype).eps)
 
@@ -306,7 +307,7 @@ class PredictiveConv2d(ErrorPath):
 
 
 class _LocalCredit(torch.autograd.Function):
-    """Passes r and its error through, and gives each weight −corr(e, r) / N: the gradient of the energy at fixed r."""
+    """Identity of r and its error; gives each weight −corr(e, r) / N, the gradient of the energy at fixed r."""
 
     @staticmethod
     def forward(ctx: Any, r: Tensor, e: Tensor, geometry: Any, weight: Tensor, feedback: Tensor | None) -> Tensor:
@@ -325,20 +326,21 @@ class _LocalCredit(torch.autograd.Function):
 def _transposed(
     r: Tensor, weight: Tensor, size: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
-    """Wᵀ ⋆ r for the convolution of images of ``size``: [N, C_out, H', W'] → [N, C_in, *size]."""
+    """Compute Wᵀ ⋆ r for the convolution of images of ``size``: [N, C_out, H', W'] → [N, C_in, *size]."""
     unseen = [
-        (n + 2 * p - d * (k - 1) - 1) % s  # rows or columns at the end that no kernel reaches
+        (n + 2 * p - d * (k - 1) - 1) % s  # trailing rows or columns that no kernel reaches
         for n, p, d, k, s in zip(size, padding, dilation, weight.shape[2:], stride, strict=True)
     ]
     return F.conv_transpose2d(r, weight, None, stride, padding, unseen, groups, dilation)
 
 
 def _norm_squared(weight: Tensor, stride: Pair, groups: int) -> float:
-    """σ²max of an undilated convolution of an unbounded image, from above.
+    """Compute an upper bound of σ²max of an undilated convolution on an unbounded image.
 
-    A strided convolution is one with stride 1 of as many interleaved images as the strides leave. uᴴÂ(ω)ᴴÂ(ω)u is a
-    trigonometric polynomial ≥ 0 of degree d, the number of taps − 1 in each dimension; between n samples a period it
-    exceeds the largest sample by at most 1 / cos²(πd / 2n), as sin² of that degree would.
+    A strided convolution equals a convolution with stride 1 of the interleaved images, one per phase of the stride.
+    uᴴÂ(ω)ᴴÂ(ω)u is a non-negative trigonometric polynomial of degree d, the number of taps − 1 in each dimension;
+    between n samples per period it exceeds the largest sample at most by the factor 1 / cos²(πd / 2n), which sin² of
+    that degree attains.
     """
     rows, columns = (math.ceil(k / s) for k, s in zip(weight.shape[2:], stride, strict=True))
     padded = F.pad(weight.double(), (0, -weight.shape[3] % stride[1], 0, -weight.shape[2] % stride[0]))
@@ -357,7 +359,7 @@ def _whole(name: str, value: int, least: int = 1) -> int:
 
 
 def _pair(name: str, value: int | Pair, least: int = 1) -> Pair:
-    """Height and width out of one number or two."""
+    """Return height and width from one number or two."""
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
         raise InputError(f"{name}: expected one number or two, got {value!r}")

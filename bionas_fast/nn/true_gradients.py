@@ -1,4 +1,4 @@
-"""The switch between the error that a rule sends down and the true gradient."""
+"""The switch between the error of a learning rule and the true gradient."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 
 
 class ErrorPath(nn.Module):
-    """A module that may send down another error than the true gradient. Mixed into those of this package that do.
+    """Mixin of modules whose error may differ from the true gradient.
 
     Attributes:
-        true_gradient: whether forward passes carry the true gradient instead; set by :func:`true_gradients` only.
+        true_gradient: whether forward passes use the true gradient instead; set by :func:`true_gradients` only.
     """
 
     true_gradient: bool = False
@@ -20,9 +20,9 @@ class ErrorPath(nn.Module):
 
 @contextmanager
 def true_gradients(model: nn.Module) -> Iterator[None]:
-    """Inside the block, forward passes of ``model`` carry the true gradient: W stands in for B in every layer.
+    """Use the true gradient in forward passes of ``model`` inside the block: B = W in every layer.
 
-    For attacks and analysis; several passes may be in flight, each keeps the error path that it was made with.
+    For attacks and analysis. Several passes may be in flight; the error path is fixed by the forward pass.
     """
     modules = [module for module in model.modules() if isinstance(module, ErrorPath)]
     before = [module.true_gradient for module in modules]

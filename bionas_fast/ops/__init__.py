@@ -1,1 +1,1 @@
-"""The ops: validate, choose the backend, autograd. One file per op contract."""
+"""The ops: validation, choice of the backend, autograd. One file per op."""

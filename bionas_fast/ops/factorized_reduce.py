@@ -1,4 +1,4 @@
-"""The two grids of pixels that a factorized reduction reads, behind ReLU."""
+"""The two grids of pixels that a factorized reduction reads, after ReLU."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.nn import functional as F
 
 
 def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
-    """ReLU of every second pixel in both directions, and of those diagonally behind them.
+    """Apply ReLU to every second pixel in both directions, and to the pixels at offset (1, 1) from these.
 
-    The gradient is written in one go; slices would each make a zero tensor as large as x.
+    The gradient is written once; the gradients of slices would each allocate a zero tensor as large as x.
 
     Args:
         x: [N, C, H, W].
 
     Returns:
-        Two tensors [N, C, ⌈H/2⌉, ⌈W/2⌉]; of odd sizes the second is padded by zeros.
+        Two tensors [N, C, ⌈H/2⌉, ⌈W/2⌉]; for odd sizes the second is zero-padded.
     """
     return _RectifiedGrids.apply(x)
 

@@ -1,4 +1,4 @@
-"""Stride, padding, dilation and groups as users give them: a number, or one for each dimension."""
+"""Stride, padding, dilation and groups as arguments: one number, or one per dimension."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PerDimension = int | Sequence[int]
 
 
 class Geometry(TypedDict, total=False):
-    """The keyword arguments of a convolution; by default 1, 0, 1 and 1."""
+    """The keyword arguments of a convolution; the defaults are 1, 0, 1 and 1."""
 
     stride: PerDimension
     padding: PerDimension
@@ -21,10 +21,10 @@ class Geometry(TypedDict, total=False):
 
 
 def per_dimension(name: str, value: PerDimension, dims: int) -> list[int]:
-    """One number for each dimension.
+    """Expand a value to one number per dimension.
 
     Raises:
-        InputError: another number of numbers.
+        InputError: the length is neither 1 nor the number of dimensions.
     """
     values = [value] * dims if isinstance(value, int) else list(value)
     if len(values) != dims:
@@ -40,10 +40,10 @@ def window(
     dilation: PerDimension = 1,
     groups: int = 1,
 ) -> Window:
-    """The record of a :class:`Geometry` in so many dimensions.
+    """Convert a :class:`Geometry` to a record for ``dims`` dimensions.
 
     Raises:
-        InputError: another number of numbers, naming the argument.
+        InputError: a wrong length; the message names the argument.
     """
     return Window(
         per_dimension("stride", stride, dims),

@@ -1,4 +1,4 @@
-"""hebbian_update: a layer's weights learn from its input and its output, without an error."""
+"""hebbian_update: a layer's weights learn from its input and output, without an error signal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _library.define(
 
 
 class UpdateOptions(Geometry, total=False):
-    """Further keyword arguments of :func:`hebbian_update`: those of :class:`Geometry`, and two more."""
+    """Further keyword arguments of :func:`hebbian_update`, in addition to those of :class:`Geometry`."""
 
     normalisation: str
     backend: str | None
@@ -47,12 +47,12 @@ class _Arguments(NamedTuple):
 
     @classmethod
     def read(cls, flat: Sequence[Any]) -> _Arguments:
-        """Put together what the schema takes apart."""
+        """Build the record from the flat arguments of the schema."""
         rule, temperature, normalisation, *geometry, backend = flat
         return cls(rule, temperature, normalisation, Window(*geometry), backend)
 
     def flat(self) -> tuple[Any, ...]:
-        """The arguments as the schema takes them."""
+        """Flatten the record to the arguments of the schema."""
         return (self.rule, self.temperature, self.normalisation, *self.window, self.backend)
 
 
@@ -79,7 +79,7 @@ def _update(tensors: Tensors, rate: Tensor, arguments: _Arguments) -> Tensor:
 
 
 def _update_native(tensors: Tensors, rate: Tensor, arguments: _Arguments) -> Tensor:
-    """One pass over u, the outer product, which unless filtered is PyTorch's, and one over W."""
+    """Update in one pass over u, one outer product (minimal filtering or PyTorch's), and one pass over W."""
     weight, x, u, y = tensors
     rule, temperature, normalisation, shape, _ = arguments
     kernels = torch.ops.bionas_fast_native
@@ -110,12 +110,12 @@ def _update_native(tensors: Tensors, rate: Tensor, arguments: _Arguments) -> Ten
     return delta
 
 
-# This many weights let more than one thread work, each with whole blocks of 32 channels.
+# Number of weights from which several threads have work, each in whole blocks of 32 channels.
 _MANY = 2048
 
 
 def _is_filtered(weight: Tensor, y: Tensor, window: Window) -> bool:
-    """Whether the outer product is that of kernels.weight_gradient, with a quarter of the multiplications."""
+    """Whether the outer product runs by minimal filtering, with a quarter of the multiplications."""
     stride, _, dilation, groups = window
     return (
         weight.device.type == "cpu"
@@ -127,18 +127,18 @@ def _is_filtered(weight: Tensor, y: Tensor, window: Window) -> bool:
     )
 
 
-# The kernel puts positions of one image into a vector. Where there are fewer, all images are taken for one.
+# The kernel vectorises over the positions of one image. With fewer positions, all images are merged into one.
 _FEW = 16
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """[N, K, *positions] as [N, K, P] or [1, K, N · P]."""
+    """Reshape [N, K, *positions] to [N, K, P] or [1, K, N · P]."""
     rows = maps.flatten(2)
     return (rows.transpose(0, 1).flatten(1).unsqueeze(0) if rows.shape[2] < _FEW else rows).contiguous()
 
 
 def _maps(rows: Tensor, like: Tensor) -> Tensor:
-    """[N, K, *positions] again."""
+    """Invert :func:`_rows`: reshape to [N, K, *positions]."""
     n, k = like.shape[:2]
     return rows.view_as(like) if rows.shape[0] == n else rows.view(k, n, *like.shape[2:]).transpose(0, 1)
 
@@ -149,14 +149,14 @@ def _update_fake(weight: Tensor, *rest: Any) -> Tensor:
 
 
 def hebbian_activity(u: Tensor, rule: str = "softhebb", *, temperature: float = 1.0, groups: int = 1) -> Tensor:
-    """The postsynaptic activity y that a rule makes of a layer's output.
+    """Compute the postsynaptic activity y of a layer's output under a rule.
 
     Args:
-        u: [N, K, *positions] or [..., K] with two dimensions.
-        rule: one of ``plain``, ``hebb``, ``oja``, ``instar``, ``hard_wta``, ``soft_wta``, ``softhebb``, ``hpca``; their
-            formulas stand in ``bionas_fast.kernels.hebbian.reference``.
+        u: [N, K, *positions], or [N, K].
+        rule: one of ``plain``, ``hebb``, ``oja``, ``instar``, ``hard_wta``, ``soft_wta``, ``softhebb``, ``hpca``; see
+            ``bionas_fast.kernels.hebbian.reference`` for their formulas.
         temperature: t in softmax(t·u).
-        groups: within which channels compete.
+        groups: the number of groups; channels compete within their group.
 
     Returns:
         y, shaped like u.
@@ -181,29 +181,29 @@ def hebbian_update(
     temperature: float = 1.0,
     **options: Unpack[UpdateOptions],
 ) -> Tensor:
-    """Move ``weight`` by rate · Δ, in place.
+    """Add rate · Δ to ``weight``, in place.
 
-    Δ is a mean over all positions of the batch: neither its size nor the resolution changes the step. It is 0 where
-    there are none.
+    Δ is a mean over all positions of the batch: neither batch size nor resolution changes the step. It is 0 for an
+    empty batch.
 
     Args:
         weight: W, [K, C/groups, *kernel] of a convolution or [K, D] of a linear layer.
         x: the layer's input, [N, C, *positions] or [..., D].
         u: its output before the update and without bias, [N, K, *positions] or [..., K].
-        y: the activity, shaped like u; by default the one that ``rule`` makes of u (:func:`hebbian_activity`). With an
-            activity of your own the rule says only what decays.
-        rule: as in :func:`hebbian_activity`.
+        y: the activity, shaped like u; by default :func:`hebbian_activity` of u. With another activity, ``rule``
+            determines only the decay.
+        rule: the rule, as in :func:`hebbian_activity`.
         rate: η, or η_k as a tensor [K].
         temperature: t in softmax(t·u).
         options: ``stride``, ``padding``, ``dilation`` and ``groups`` of the convolution, by default 1, 0, 1 and 1;
             ``backend``, an explicit choice of implementation; and ``normalisation``: ``none``, the default; ``clamp`` W
-            to ±1; ``unit`` L2 norm of every filter; ``max``: Δ is divided by its largest magnitude, as SoftHebb does.
+            to ±1; ``unit`` L2 norm of every filter; ``max``: divide Δ by its largest magnitude (SoftHebb).
 
     Returns:
         Δ, shaped like ``weight``.
 
     Raises:
-        InputError: shapes that do not fit, naming the argument; an unknown rule or normalisation.
+        InputError: mismatched shapes (the message names the argument); an unknown rule or normalisation.
     """
     _check_rule(rule)
     normalisation = options.pop("normalisation", "none")
@@ -220,11 +220,13 @@ def hebbian_update(
         if u.shape != (*x.shape[:-1], weight.shape[0]):
             raise InputError(f"u: expected {[*x.shape[:-1], weight.shape[0]]}, got {list(u.shape)}")
         shape = Window([1], [0], [1], shape.groups)
-        view, flat_x, flat_u = weight.unsqueeze(-1), _positions(x), _positions(u)
+        view = weight.unsqueeze(-1)
+        flat_x, flat_u = _positions(x), _positions(u)
         flat_y = None if y is None else _positions(y)
     else:
         _check_convolution(weight, x, u, shape)
-        view, flat_x, flat_u, flat_y = weight, x, u, y
+        view, flat_y = weight, y
+        flat_x, flat_u = x, u
     if y is not None and y.shape != u.shape:
         raise InputError(f"y: expected the shape of u, {list(u.shape)}, got {list(y.shape)}")
     if isinstance(rate, Tensor):
@@ -237,33 +239,33 @@ def hebbian_update(
     arguments = _Arguments(rule, float(temperature), normalisation, shape, chosen)
     if backends.traced():
         made = torch.ops.bionas_fast.hebbian_update(view, flat_x, flat_u, flat_y, rates, *arguments.flat())
-    else:  # past the dispatcher, which takes as long as a small update
+    else:  # bypasses the dispatcher, which takes as long as a small update
         made = _update((view, flat_x, flat_u, flat_y), rates, arguments)
     return made.view_as(weight)
 
 
 def _positions(rows: Tensor) -> Tensor:
-    """[..., D] as [N, D, 1]."""
+    """Reshape [..., D] to [N, D, 1]."""
     return rows.reshape(-1, rows.shape[-1], 1)
 
 
 def adaptive_rate(weight: Tensor, rate: float, power: float = 0.5) -> Tensor:
-    """η_k = η · (|‖W_k‖ − 1| + 1e-10)^power, [K]: filters slow down as their norm nears 1 (SoftHebb, section 3)."""
+    """Compute η_k = η · (|‖W_k‖ − 1| + 1e-10)^power, [K], which decays as norms approach 1 (SoftHebb, section 3)."""
     norm = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)
     return rate * ((norm - 1).abs() + 1e-10).pow(power)
 
 
 def triangle(u: Tensor, power: float = 1.0) -> Tensor:
-    """ReLU(u − mean of u over channels)^power, [N, K, *positions] (Coates et al. 2011; SoftHebb)."""
+    """Compute ReLU(u − mean of u over channels)^power, [N, K, *positions] (Coates et al. 2011; SoftHebb)."""
     return torch.relu(u - u.mean(dim=1, keepdim=True)).pow(power)
 
 
 def raised_cosine(x: Tensor, weight: Tensor, u: Tensor, **geometry: Unpack[Geometry]) -> Tensor:
-    """((cos(x_p, W_k) + 1) / 2)², a similarity in [0, 1] to take the place of u in a competition (FastHebb).
+    """Compute ((cos(x_p, W_k) + 1) / 2)², a similarity in [0, 1] that replaces u in a competition (FastHebb).
 
     Args:
-        x, weight, u: as in :func:`hebbian_update`, of a convolution.
-        geometry: its stride, padding, dilation and groups.
+        x, weight, u: input, weights and output of a convolution, as in :func:`hebbian_update`.
+        geometry: stride, padding, dilation and groups of the convolution.
     """
     dims = weight.dim() - 2
     shape = window(dims, **geometry)

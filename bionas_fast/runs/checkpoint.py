@@ -1,7 +1,7 @@
-"""Checkpoints: files that are checked to be whole, of a known format, and to fit the state they are loaded into.
+"""Checkpoints: written and read with checks of completeness, format and shape.
 
-A checkpoint is a file of ``torch.save`` that holds plain values and tensors, so that ``torch.load(weights_only=True)``
-reads it. Reading executes no code from the file.
+A checkpoint holds plain values and tensors, saved by ``torch.save`` and readable with
+``torch.load(weights_only=True)``. Reading never executes code from the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bionas_fast.errors import InputError
 
-#: The format that is written, and the only one that is read.
+#: The format version written, and the only one accepted.
 FORMAT = 1
 
 
@@ -31,10 +31,10 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(path: Path) -> dict[str, Any]:
-    """Read the state in a file, on the CPU.
+    """Read the state from a file, onto the CPU.
 
     Raises:
-        InputError: it cannot be read, is damaged, foreign, or of another format.
+        InputError: the file cannot be read, is damaged, is not a checkpoint, or has another format.
     """
     try:
         data = path.read_bytes()
@@ -43,9 +43,9 @@ def unpack(path: Path) -> dict[str, Any]:
     try:
         _check_archive(data)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a damaged file torch warns before it raises
+            warnings.simplefilter("ignore")  # torch warns before it raises on a damaged file
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # for a damaged file zipfile and torch raise nearly anything
+    except Exception as error:  # on a damaged file, zipfile and torch raise many types of exceptions
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} is damaged or no checkpoint: {reason}") from None
     number = state.get("format") if isinstance(state, dict) else None
@@ -58,7 +58,7 @@ def unpack(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(data: bytes) -> None:
-    """Compare all checksums, which ``torch.load`` does not do."""
+    """Verify all checksums, which ``torch.load`` does not do."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -71,10 +71,10 @@ def _check_archive(data: bytes) -> None:
 
 
 def expect_form(value: Any, sample: Any, place: str) -> None:
-    """Compare types, keys, lengths, shapes and dtypes of two nested values, not the numbers in them.
+    """Compare the types, keys, lengths, shapes and dtypes of two nested values, but not their numbers.
 
     Raises:
-        InputError: the first difference, with its place.
+        InputError: at the first difference; the message names its place.
     """
     if isinstance(sample, Tensor):
         if not (type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu"):
@@ -104,10 +104,10 @@ def _form(tensor: Tensor) -> str:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, place: str = "optimizer") -> None:
     """Load the state of each parameter from the ``state_dict()`` of another optimiser.
 
-    Settings, the learning rate among them, stay those of ``optimizer``: they follow from a configuration.
+    The settings of ``optimizer``, including the learning rate, are unchanged: they follow from a configuration.
 
     Raises:
-        InputError: the state does not fit the parameters. The optimiser is then as it was.
+        InputError: the state does not fit the parameters. The optimiser is then unchanged.
     """
     states = state.get("state") if isinstance(state, dict) else None
     if not isinstance(states, dict):
@@ -121,7 +121,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, place: str = "o
 
 
 def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
-    """Build a sample of an optimiser's state by a step of a copy with gradients of zero."""
+    """Build a sample of an optimiser's state by stepping a copy with zero gradients."""
     sample = copy.deepcopy(optimizer)
     for group in sample.param_groups:
         for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""Execute a run to its end, saving it on the way."""
+"""Execution of a run to its end, with checkpoints."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bionas_fast.runtime import distributed
 def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> None:
     """Train to the end and write the report; without a folder nothing is saved.
 
-    Of several processes rank 0 has the folder. They are stopped together.
+    Of several processes, only rank 0 has the folder. All stop after the same step.
 
     Raises:
-        Interrupted: by Ctrl-C or SIGTERM, after the current step; the message says how to resume.
+        Interrupted: Ctrl-C or SIGTERM, after the current step; the message says how to resume.
         PeerLost: another process has ended; the message says how to resume.
-        InputError: the training cannot continue, or a file cannot be written. Whatever was saved before stays.
+        InputError: the training cannot continue, or a file cannot be written. The last checkpoint remains valid.
     """
     if folder is None and not distributed.active():
         with trainer.isolated_rng():
@@ -54,7 +54,7 @@ def _train(
     after_step: Callable[[], None],
     after_epoch: Callable[[Mapping[str, Any] | None], None],
 ) -> None:
-    """Train epoch by epoch; ``progress`` is started and finished once for each phase."""
+    """Train epoch by epoch; ``progress`` is started and finished once per phase."""
     phase: Phase | None = None
     try:
         while not trainer.finished:
@@ -79,7 +79,7 @@ def _train(
 
 
 class _Saver:
-    """Saves a run after every epoch, at intervals of time, and when asked to stop."""
+    """Saves a run after every epoch, at time intervals, and on a request to stop."""
 
     def __init__(self, trainer: Trainer, folder: RunFolder | None, interrupts: Interrupts) -> None:
         self.trainer = trainer
@@ -104,7 +104,7 @@ class _Saver:
 
     def after_epoch(self, row: Mapping[str, Any] | None) -> None:
         if self.folder is not None:
-            # The checkpoint comes last: whatever it counts as done stands in the other files.
+            # The checkpoint is written last, so the other files contain everything that it counts as done.
             self.folder.write_metrics(self.trainer.metrics)
             self.trainer.write_results(self.folder)
         if self.scalars is not None and row is not None:
@@ -114,7 +114,7 @@ class _Saver:
             raise KeyboardInterrupt
 
     def _stop_requested(self) -> bool:
-        """Whether any process was asked to stop: all stop after the same step."""
+        """Whether any process was asked to stop; all stop after the same step."""
         return any(distributed.all_reduce_sum(self.interrupts.requested))
 
     def _is_best(self) -> bool:

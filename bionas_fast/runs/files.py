@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bionas_fast.errors import InputError
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file in one step: readers see the old content or all of ``data``, even after a power cut.
+    """Write a file atomically: readers see the old content or all of ``data``, even after a power failure.
 
     Raises:
         InputError: the file cannot be written; the message says why.

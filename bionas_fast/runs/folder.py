@@ -1,4 +1,4 @@
-"""The folder of a run: every file written whole or not at all, by one process at a time."""
+"""The folder of a run: files are written atomically, by one process at a time."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ REPORT = "report.html"
 class RunFolder:
     """An existing run folder. Use :meth:`create` for a new one and :meth:`open` for an old one.
 
-    Whoever writes into it locks it, from :meth:`create` or :meth:`lock` to the end of a ``with`` block or
-    :meth:`unlock`.
+    A process that writes to the folder holds its lock, from :meth:`create` or :meth:`lock` to the end of a ``with``
+    block or :meth:`unlock`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,10 +44,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """Make the folder and lock it.
+        """Create the folder and lock it.
 
         Raises:
-            InputError: it exists and is not empty, is no folder, is locked by another process, or cannot be written.
+            InputError: the folder is not empty, not a folder, locked by another process, or not writable.
         """
         folder = cls(Path(path))
         try:
@@ -56,21 +56,21 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror or error}") from None
         folder.lock()
-        folder._require_empty()  # another process may have been here in between
+        folder._require_empty()  # another process may have written to it before the lock
         return folder
 
     def _require_empty(self) -> None:
-        # What a process left that was killed before it wrote anything does not count.
+        # Ignore leftovers of a process that was killed before it wrote anything.
         if self.path.is_dir() and any(p.name not in (LOCK, HOLDER) and not is_draft(p) for p in self.path.iterdir()):
             self.unlock()
             resume = ", or resume the run in it: --resume" if (self.path / CONFIG).is_file() else ""
             raise InputError(f"{self.path} is not empty; nothing in it was changed. Choose another folder{resume}")
 
     def lock(self) -> RunFolder:
-        """Keep other processes from working in the folder, and remove what killed ones left half-written.
+        """Lock the folder against other processes, and remove drafts left by killed ones.
 
         Raises:
-            InputError: another process works in it, or it cannot be written.
+            InputError: the folder is locked by another process, or not writable.
         """
         self._lock = FolderLock(self.path)
         with contextlib.suppress(OSError):
@@ -79,7 +79,7 @@ class RunFolder:
         return self
 
     def unlock(self) -> None:
-        """Let other processes work in the folder."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -92,13 +92,13 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """Open a folder that holds a run.
+        """Open the folder of an existing run.
 
         Raises:
             InputError: there is no such folder, or it holds no run.
         """
         path = Path(path)
-        # os.path, because Path raises where a folder may not be read.
+        # os.path, because Path raises on a folder without read permission.
         if not os.path.isdir(path):
             raise InputError(f"no run folder {path}")
         if not os.path.isfile(path / CONFIG):
@@ -109,7 +109,7 @@ class RunFolder:
         """Read the description of the run.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the description cannot be read.
         """
         return RunRecord.read(self.file(CONFIG))
 
@@ -125,7 +125,7 @@ class RunFolder:
         return path
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Write a file whole or not at all."""
+        """Write a file atomically."""
         write_atomic(self.path / name, content)
 
     def write_config(
@@ -136,12 +136,12 @@ class RunFolder:
         plugins: Sequence[str] = (),
         network: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the description of the run, which :meth:`read` reads, with that of this machine.
+        """Write the description of the run, including this machine, for :meth:`read`.
 
         Args:
             kind: the kind of run, such as ``search`` or ``train``.
-            settings: all of them, as plain values.
-            plugins: the modules that the run imports.
+            settings: all settings, as plain values.
+            plugins: the names of the modules that the run imports.
             network: the arguments of the network that follow from the data.
         """
         shape = {} if network is None else {"network": dict(network)}
@@ -149,7 +149,7 @@ class RunFolder:
         self.write(CONFIG, yaml.safe_dump(content, sort_keys=False))
 
     def write_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> None:
-        """Write one line of JSON for every epoch."""
+        """Write the metrics, one line of JSON per epoch."""
         self.write(METRICS, "".join(json.dumps(row) + "\n" for row in metrics))
 
     def write_alphas(self, alphas: Mapping[str, Sequence[np.ndarray]], candidates: Sequence[str]) -> None:
@@ -160,17 +160,17 @@ class RunFolder:
         self.write(ALPHAS, buffer.getvalue())
 
     def write_checkpoint(self, state: Mapping[str, Any], *, best: bool = False) -> None:
-        """Write the state of a run, tensors and plain values only; with ``best`` as the best checkpoint, too."""
+        """Write the state of a run, tensors and plain values only; with ``best``, also as the best checkpoint."""
         data = checkpoint.pack(state)
         if best:
             self.write(BEST, data)
         self.write(CHECKPOINT, data)
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """Read the state that :meth:`write_checkpoint` wrote, on the CPU.
+        """Read the last checkpoint, onto the CPU.
 
         Raises:
-            InputError: there is none, or it is damaged or foreign. The message names the best one, if that is whole.
+            InputError: the checkpoint is missing, damaged or foreign. The message names the best one if it is intact.
         """
         path = self.file(CHECKPOINT)
         try:
@@ -188,10 +188,10 @@ class RunFolder:
         return f"{unchanged}. {BEST}, of the end of epoch {epoch}, is whole: copy it over {CHECKPOINT} and resume"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the metrics, one mapping for every epoch.
+        """Read the metrics, one mapping per epoch.
 
         Raises:
-            InputError: there are none, or a line is damaged.
+            InputError: the file is missing, or a line is damaged.
         """
         rows = []
         for number, line in enumerate(self.file(METRICS).read_text().splitlines(), start=1):
@@ -204,7 +204,7 @@ class RunFolder:
 
 def new_path(name: str) -> Path:
     """Return a path under ``runs/`` that does not exist yet: the name and the time."""
-    word = re.sub(r"[^\w.-]+", "-", name)[:150]  # a data set's name may hold a path
+    word = re.sub(r"[^\w.-]+", "-", name)[:150]  # the name of a dataset may contain a path
     stamped = Path("runs") / f"{word}-{datetime.now():%Y%m%d-%H%M%S}"
     path, count = stamped, 1
     while path.exists():

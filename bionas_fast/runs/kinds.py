@@ -1,6 +1,6 @@
-"""The kinds of run. Each is a trainer class that registers itself under the name that config.yaml has as ``kind``.
+"""The registry of the kinds of run: trainer classes, by the name that config.yaml records as ``kind``.
 
-What belongs to a kind stands in its class: the type of its settings, the command that resumes it, the network of a run.
+The class defines its type of settings, the command that resumes it, and the network of a run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _kinds: Registry[type[Trainer]] = Registry("kind of run")
 
 
 def register_kind(trainer: T) -> T:
-    """Make a kind of run known by the ``kind`` of its trainer. Usable as a decorator.
+    """Register a kind of run under the ``kind`` of its trainer. Use as a decorator of the class.
 
     Raises:
         InputError: the name is taken by another class.
@@ -33,9 +33,9 @@ def kind_names() -> tuple[str, ...]:
 
 
 def get_kind(name: str) -> type[Trainer]:
-    """Return the trainer class of a kind of run.
+    """Look up the trainer class of a kind of run.
 
     Raises:
-        InputError: no such kind; the message says the nearest ones.
+        InputError: no such kind; the message suggests the nearest names.
     """
     return _kinds.get(name)

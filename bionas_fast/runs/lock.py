@@ -1,4 +1,4 @@
-"""The lock of a run folder: one process at a time writes into it."""
+"""The lock of a run folder, for one writing process at a time."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pathlib import Path
 
 from bionas_fast.errors import BionasWarning, InputError
 
-#: The locked file, and the one beside it that names the process holding the lock.
+#: The locked file, and the file next to it that names the process holding the lock.
 LOCK = ".lock"
 HOLDER = ".lock.holder"
 
 
 class FolderLock:
-    """A lock on a folder, held until :meth:`release` or until the process ends, however it ends.
+    """A lock on a folder, held until :meth:`release` or the end of the process, even if it is killed.
 
     Raises:
         InputError: another process holds the lock (the message names the process), or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
-        from filelock import FileLock, Timeout  # not needed by those who only read
+        from filelock import FileLock, Timeout  # not needed for reading
 
         self.folder = folder
-        # Locks of files die with their process; marker files, to which filelock falls back by default, do not.
+        # File locks end with their process; marker files, the default fallback of filelock, do not.
         self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
         except Timeout:
             raise InputError(f"{folder} is in use by {self._holder()}; nothing in it was changed") from None
         except OSError as error:
-            # Unlike opening a file, locking it names no file in its errors.
+            # Errors of locking, unlike those of opening, do not name the file.
             if error.filename is not None:
                 raise self._cannot_write(error) from None
             message = f"{folder / LOCK} cannot be locked: {error.strerror or error}"
@@ -45,8 +45,8 @@ class FolderLock:
             raise self._cannot_write(error) from None
 
     def release(self) -> None:
-        """Remove the files and let others lock the folder."""
-        # Removed while it is locked: whoever waits for a removed file tries again with a new one.
+        """Remove the lock files and release the lock."""
+        # Removed while locked: a process waiting for a removed file retries with a new one.
         for name in (HOLDER, LOCK):
             with contextlib.suppress(OSError):
                 (self.folder / name).unlink()

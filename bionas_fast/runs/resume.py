@@ -1,4 +1,4 @@
-"""Open a run: begin a new one, or resume one from its folder."""
+"""Opening of a run: a new one, or one resumed from its folder."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def open_run(
     resume: str | Path | None,
     make: Callable[[Any, RunFolder | None], T],
 ) -> Iterator[tuple[T, RunFolder | None]]:
-    """Yield a trainer and the folder of its run, which this process locks inside the block.
+    """Open a run for the block: yield its trainer and its folder, locked by this process.
 
     Args:
         kind: the class of the trainer.
-        config: the settings; by default those of the run, or the defaults.
-        out: the folder of a new run, new or empty; without it and ``resume`` there is none.
-        resume: the folder of a run to resume where it was last saved. Settings given with it may differ from those
-            of the run only in where and how it works.
+        config: the settings; by default those of the resumed run, or the defaults.
+        out: the folder of a new run, new or empty; without ``out`` and ``resume`` nothing is saved.
+        resume: the folder of a run, which is resumed from its last checkpoint. ``config`` may change only settings
+            that do not affect the result.
         make: builds the trainer from the settings and, for a resumed run, its folder.
 
     Raises:
-        InputError: the folder is not empty, in use, or cannot be written; there is no such run, it is of another kind,
-            has other settings, or is damaged. Then nothing has been changed.
+        InputError: the folder is not empty, in use, or not writable; the run does not exist, is of another kind, has
+            other settings, or is damaged. Then nothing has been changed.
     """
     if resume is not None:
         if out is not None:
@@ -68,7 +68,7 @@ def resume_command(kind: str, folder: RunFolder) -> str:
 
 
 def _on_main(locked: Callable[[], RunFolder]) -> RunFolder | None:
-    """Lock a folder in rank 0 and return it there, None in the other ranks; errors are raised in all of them."""
+    """Lock a folder on rank 0 and return it there, None on the other ranks; errors are raised on all ranks."""
     return distributed.run_on_all_ranks(lambda: locked() if distributed.is_main() else None)
 
 
@@ -109,7 +109,7 @@ def _resumed(
 
 
 def _resumed_config(kind: type[Trainer], config: RunConfig | None, folder: RunFolder, record: RunRecord) -> RunConfig:
-    """Check the kind and the settings of a run to resume; return ``config``, or the run's own settings without one."""
+    """Check the kind and the settings of a run to resume; return ``config`` or, if None, the settings of the run."""
     _expect_kind(record, kind.kind, folder)
     try:
         recorded = kind.settings(**record.settings)
@@ -132,7 +132,7 @@ def _expect_kind(record: RunRecord, kind: str, folder: RunFolder) -> None:
 
 
 def _warn(folder: RunFolder, trainer: Trainer, record: RunRecord, begins: bool) -> None:
-    """Warn where a resumed run does other than its user may expect."""
+    """Warn where a resumed run may behave differently from what its user expects."""
 
     def warn(message: str) -> None:
         warnings.warn(f"{folder.path}: {message}", BionasWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""Interrupts: Ctrl-C, and the signal by which clusters end a job."""
+"""Interrupts: Ctrl-C, and SIGTERM, by which clusters end a job."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """A context in which the first signal only sets ``requested`` and the second raises KeyboardInterrupt at once.
 
-    Signals that the process was started to ignore stay ignored. Outside the main thread nothing is changed, since
-    Python hands signals to that one only.
+    Signals that the process ignores from its start stay ignored. Outside the main thread nothing is changed, because
+    Python delivers signals only to the main thread.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Interrupts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._previous.items():
-            # None is a handler that was not set from Python and cannot be set again from there.
+            # None stands for a handler that was not installed from Python and cannot be restored from it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def persist(self) -> None:
-        """Keep handling signals like this after the block, to the end of the process."""
+        """Keep the handlers after the block, until the process ends."""
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

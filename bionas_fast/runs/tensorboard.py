@@ -1,4 +1,4 @@
-"""The metrics of a run for TensorBoard, where its package is installed."""
+"""Metrics of a run for TensorBoard, an optional dependency."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FOLDER = "tensorboard"
 
 
 def require_tensorboard() -> None:
-    """Check that the package is installed.
+    """Check that TensorBoard is installed.
 
     Raises:
-        InputError: it is not.
+        InputError: the package is missing.
     """
     if find_spec("tensorboard") is None:
         raise InputError(
@@ -26,10 +26,10 @@ def require_tensorboard() -> None:
 
 
 class ScalarWriter:
-    """Writes a scalar for every number in a row of the metrics, over epochs.
+    """Writes every number of a row of the metrics as a scalar over epochs.
 
     Args:
-        done: the number of rows written before. TensorBoard hides later ones, of epochs that are now repeated.
+        done: the number of rows that remain valid. TensorBoard hides later ones, of epochs that are now repeated.
 
     Raises:
         InputError: the files cannot be written.
@@ -45,20 +45,20 @@ class ScalarWriter:
             self._writer = SummaryWriter(str(self._folder), purge_step=repeated)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row.
+        """Write a row of the metrics.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the row cannot be written.
         """
         with self._named_errors():
             for name, value in row.items():
                 if isinstance(value, float):
                     self._writer.add_scalar(name, value, row["epoch"])
-            # A thread writes: waiting for it shows its errors while the checkpoint does not count the epoch as done.
+            # Wait for the writing thread, so that its errors surface before the checkpoint counts the epoch as done.
             self._writer.flush()
 
     def close(self) -> None:
-        """Close the files; every row has been written already."""
+        """Close the files; all rows have been flushed before."""
         with contextlib.suppress(OSError):
             self._writer.close()
 

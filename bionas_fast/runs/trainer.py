@@ -1,4 +1,4 @@
-"""The trainer: epochs of steps, of which every run consists, and the state from which one resumes."""
+"""The trainer: the epochs and steps of a run, and the state from which it is resumed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Phase:
     """Epochs over one stream of batches.
 
     Attributes:
-        description: for people.
+        description: the text shown by progress displays.
         counted: whether each epoch adds a row to the metrics.
     """
 
@@ -52,21 +52,21 @@ class Tally:
 
 
 class Trainer:
-    """The work of a run: phases of epochs of steps, which can stop after any step and resume there.
+    """The base of all runs: phases of epochs of steps, which can stop after any step and resume there.
 
-    A subclass sets ``data``, ``net``, ``optimizer`` and ``phases`` and defines the step. Whatever else it carries from
-    step to step belongs into :meth:`extra_state`. PyTorch's generator may be used: it is the run's own.
+    A subclass sets ``data``, ``net``, ``optimizer`` and ``phases`` and defines the step. All other state that it
+    carries from step to step belongs in :meth:`extra_state`. PyTorch's generator may be used; each run has its own.
 
     Attributes:
-        kind: the name of such runs in their configuration.
+        kind: the name of this kind of run in its configuration.
         settings: the type of ``config``.
-        command: the command that begins and resumes such runs, ``bionas-fast COMMAND``.
-        trains_network: whether such a run ends in a trained network, which :meth:`load_network` then builds.
-        sources: the words that this command takes for such a run in place of a genotype.
-        start: begins or resumes such a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
-        metric_names: the numbers in every row of the metrics besides those that all trainers measure.
+        command: the command that begins and resumes this kind of run, ``bionas-fast COMMAND``.
+        trains_network: whether the run ends with a trained network, which :meth:`load_network` builds.
+        sources: the names that the command accepts for this kind of run instead of a genotype.
+        start: begins or resumes a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
+        metric_names: the metrics in every row besides those of all trainers.
         epoch: the number of epochs done, over all phases.
-        metrics: a row for every epoch of a phase that counts.
+        metrics: one row for every epoch of a counted phase.
     """
 
     kind: ClassVar[str]
@@ -93,13 +93,13 @@ class Trainer:
         self._running = False
 
     def prepare(self) -> None:
-        """Set modes and rates, which follow from the epoch. Called whenever an epoch begins or is resumed."""
+        """Set modes and learning rates for the epoch. Called whenever an epoch begins or is resumed."""
 
     def begin(self) -> None:
-        """Hook before the first step of an epoch; not called when one is resumed."""
+        """Hook before the first step of an epoch; not called when an epoch is resumed."""
 
     def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
-        """Train on a batch; return its mean loss, if there is one, and the number of correctly classified images."""
+        """Train on a batch; return its mean loss or None, and the number of correctly classified images."""
         raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
 
     def conclude(self) -> dict[str, Any]:
@@ -107,14 +107,14 @@ class Trainer:
         return {}
 
     def extra_state(self) -> dict[str, Any]:
-        """Return the further state of the subclass: tensors and plain values."""
+        """Return the additional state of the subclass: tensors and plain values."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`extra_state`, whose entries stand in the checkpoint under the same names."""
+        """Restore :meth:`extra_state` from the entries of the same names in the checkpoint."""
 
     def write_beginning(self, folder: RunFolder) -> None:
-        """Write the files that must exist before the first step: the configuration, at the least."""
+        """Write the files that must exist before the first step; at least the configuration."""
         self.write_config(folder)
 
     def write_config(self, folder: RunFolder, network: Mapping[str, Any] | None = None) -> None:
@@ -159,7 +159,7 @@ class Trainer:
         return self.epoch == sum(phase.epochs for phase in self.phases)
 
     def enter_epoch(self) -> None:
-        """Set up an epoch, or the rest of one."""
+        """Set up a new epoch, or the rest of the current one."""
         started = time.perf_counter()
         self.prepare()
         if not self._tally.steps:
@@ -181,7 +181,7 @@ class Trainer:
         return loss
 
     def end_epoch(self) -> dict[str, Any] | None:
-        """Finish an epoch after its last step; return its row of metrics, if the phase counts."""
+        """Finish an epoch after its last step; return its row of metrics, or None if the phase is not counted."""
         started, tally = time.perf_counter(), self._tally
         further = self.conclude()
         row = None
@@ -201,7 +201,7 @@ class Trainer:
 
     @contextmanager
     def isolated_rng(self) -> Iterator[None]:
-        """Switch PyTorch's generators to those of the run inside the block, and back to the caller's afterwards."""
+        """Use the run's states of PyTorch's generators inside the block, and restore the caller's afterwards."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(cuda):
             torch.manual_seed(self.config.seed)
@@ -221,7 +221,7 @@ class Trainer:
         return {"cpu": torch.get_rng_state(), **cuda}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to resume as if there had been no interruption: tensors and plain values."""
+        """Return the state needed to resume exactly: tensors and plain values."""
         return {
             "kind": self.kind,
             "config": self.config.settings(),
@@ -244,8 +244,8 @@ class Trainer:
         """Resume exactly where :meth:`state_dict` was taken.
 
         Raises:
-            InputError: the state is damaged, or comes from another kind of run, other settings or other data. This
-                object is then of no further use.
+            InputError: the state is damaged, or belongs to another kind of run, other settings or other data. This
+                object must then be discarded.
         """
         expect_run(state, self.kind, self.config)
         if state.get("data") != self._checksum:
@@ -261,18 +261,18 @@ class Trainer:
         expect_form({"epoch": state["epoch"], "tally": state["tally"]}, {"epoch": 0, "tally": asdict(Tally())}, "state")
         expect_form(state["net"], self.net.state_dict(), "net")
         self.epoch, self._tally = state["epoch"], Tally(**state["tally"])
-        steps, seen, measured = self._tally.steps, self._tally.seen, self._tally.measured
+        tally = self._tally
         if not 0 <= self.epoch <= sum(phase.epochs for phase in self.phases):
             raise InputError(f"epoch: {self.epoch} is out of range")
-        possible = 0 <= steps <= (0 if self.finished else len(self.phase.batches))
-        if not possible or (seen > 0) != (steps > 0) or not 0 <= measured <= seen:
-            raise InputError(f"tally: {steps} steps over {seen} images are out of range")
+        possible = 0 <= tally.steps <= (0 if self.finished else len(self.phase.batches))
+        if not possible or (tally.seen > 0) != (tally.steps > 0) or not 0 <= tally.measured <= tally.seen:
+            raise InputError(f"tally: {tally.steps} steps over {tally.seen} images are out of range")
         self.metrics = self._checked_metrics(state["metrics"])
         self.net.load_state_dict(state["net"])
         load_optimizer(self.optimizer, state["optimizer"])
         for phase, batches in zip(self.phases, state["batches"], strict=True):
             phase.batches.load_state_dict(batches)
-        torch.Generator().set_state(state["random"]["cpu"])  # raises what is refused
+        torch.Generator().set_state(state["random"]["cpu"])  # raises if the state is invalid
         self._random = dict(state["random"])
         self.load_extra_state(state)
 
@@ -292,10 +292,10 @@ class Trainer:
 
 
 def expect_run(state: Mapping[str, Any], kind: str, config: RunConfig) -> None:
-    """Compare the kind and the settings in a checkpoint with those of the run that is to resume from it.
+    """Compare the kind and the settings in a checkpoint with those of the run to resume.
 
     Raises:
-        InputError: they differ. The message names the setting and both values.
+        InputError: kind or settings differ. The message names the setting and both values.
     """
     if state.get("kind") != kind:
         raise InputError(f"it holds a run of kind {state.get('kind')!r:.40}, not {kind!r}")
@@ -306,10 +306,10 @@ def expect_run(state: Mapping[str, Any], kind: str, config: RunConfig) -> None:
 
 
 def expect_same(saved: RunConfig, config: RunConfig, where: str) -> None:
-    """Compare all settings that decide the result of a run.
+    """Compare all settings that affect the result of a run.
 
     Raises:
-        InputError: one differs.
+        InputError: a setting differs.
     """
     before, free = saved.model_dump(), changeable(type(config))
     for name, new in config.model_dump().items():
@@ -324,6 +324,6 @@ def expect_same(saved: RunConfig, config: RunConfig, where: str) -> None:
 def cosine(epoch: int, epochs: int, first: float, last: float = 0.0) -> float:
     """Return the learning rate of an epoch under cosine annealing from ``first`` towards ``last``.
 
-    Loshchilov and Hutter 2017. In closed form, so that it needs no state and can be resumed at any epoch.
+    Loshchilov and Hutter 2017. In closed form: it needs no state and can be resumed at any epoch.
     """
     return last + (first - last) * (1 + math.cos(math.pi * epoch / epochs)) / 2

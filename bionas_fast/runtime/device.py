@@ -10,12 +10,12 @@ from bionas_fast.errors import InputError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of that name; ``auto`` is a CUDA device where there is one, else the CPU.
+    """Look up a device by its name; ``auto`` is a CUDA device if one is available, else the CPU.
 
-    Each of several processes that ``torchrun`` starts on a machine gets a CUDA device of its own.
+    Each process that ``torchrun`` starts on a machine gets a separate CUDA device.
 
     Raises:
-        InputError: no such device here.
+        InputError: the device does not exist on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
-"""Data parallelism: several processes run one search or training together, as ``torchrun`` starts them.
+"""Data parallelism: one search or training on several processes, started by ``torchrun``.
 
 Every process holds the whole network and the whole stream of batches, and takes its shard of each batch. Gradients are
-averaged, and the statistics of batch normalisation synchronised: but for rounding, the result is that of one process
+averaged and the statistics of batch normalisation synchronised: up to rounding, the result is that of a single process
 with the same batches. Only rank 0 writes.
 """
 
@@ -22,7 +22,7 @@ from bionas_fast.errors import InputError
 
 T = TypeVar("T")
 
-#: How long a process waits for the others.
+#: Timeout of collective operations.
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -31,7 +31,7 @@ class PeerLost(InputError):
 
 
 def active() -> bool:
-    """Whether this process belongs to a process group of several."""
+    """Whether this process belongs to a process group of more than one."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -41,14 +41,14 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process, from 0; also before the process group exists."""
+    """Return the rank of this process; also before the process group exists."""
     if active():
         return dist.get_rank()
     return int(os.environ.get("RANK", 0)) if _started() > 1 else 0
 
 
 def _started() -> int:
-    """Return the number of processes that ``torchrun`` has started."""
+    """Return the number of processes started by ``torchrun``."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -59,18 +59,18 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Form a process group inside the block if ``torchrun`` started several: gloo on the CPU, NCCL on GPUs.
+    """Form a process group if ``torchrun`` started several processes: gloo on the CPU, NCCL on GPUs.
 
     Raises:
-        PeerLost: another one has ended.
+        PeerLost: another process has ended.
     """
-    if _started() > 1 and not dist.is_initialized():  # once in the life of a process
+    if _started() > 1 and not dist.is_initialized():  # once per process
         _initialise()
     yield
 
 
 class Synchroniser:
-    """Adds up tensors over the processes of this run, each of which calls it the same number of times."""
+    """Sums tensors over the processes of a run, all of which must make the same calls."""
 
     @property
     def world_size(self) -> int:
@@ -83,7 +83,7 @@ class Synchroniser:
 
 
 def synchroniser() -> Synchroniser | None:
-    """The synchroniser of the statistics of batch normalisation; None for a process alone."""
+    """Return the synchroniser of batch normalisation statistics; None for a single process."""
     return Synchroniser() if active() else None
 
 
@@ -99,10 +99,10 @@ def _initialise() -> None:
 
 
 def shard(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return this process's shard of a batch: every n-th image and its label.
+    """Return this process's shard of a batch: every n-th image and its label, for n processes.
 
     Raises:
-        InputError: the batch cannot be divided evenly, which mean values need.
+        InputError: the batch cannot be divided evenly, as averaging requires.
     """
     if not active():
         return x, y
@@ -118,7 +118,7 @@ def require_divisible(*batch_sizes: int) -> None:
 
 
 def shard_bounds(n: int) -> tuple[int, int]:
-    """Return the bounds of this process's contiguous share of ``n`` items."""
+    """Return the bounds of this process's contiguous shard of ``n`` items."""
     if not active():
         return 0, n
     return n * rank() // world_size(), n * (rank() + 1) // world_size()
@@ -136,7 +136,7 @@ def require_single_process(subject: str) -> None:
 
 
 def average(tensors: Iterable[Tensor | None]) -> None:
-    """Set each tensor to its mean over the processes, in one message; None stays None."""
+    """Set each tensor to its mean over the processes, in one all-reduce; None stays None."""
     present = [tensor for tensor in tensors if tensor is not None]
     if not active() or not present:
         return
@@ -148,12 +148,12 @@ def average(tensors: Iterable[Tensor | None]) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average the gradients of parameters."""
+    """Average the gradients of parameters over the processes."""
     average([parameter.grad for parameter in parameters])
 
 
 def all_reduce_sum(*values: float) -> list[float]:
-    """Return the sum of each value over the processes."""
+    """Sum each value over the processes."""
     if not active():
         return list(values)
     numbers = torch.tensor(values, dtype=torch.float64)
@@ -162,7 +162,7 @@ def all_reduce_sum(*values: float) -> list[float]:
 
 
 def all_gather(local: Tensor) -> Tensor:
-    """Concatenate the tensors of all processes; each may be of another length."""
+    """Concatenate the tensors of all processes, which may differ in length."""
     if not active():
         return local
     tensors: list[Any] = [None] * world_size()
@@ -185,7 +185,7 @@ def run_on_all_ranks(action: Callable[[], T]) -> T:
     """Run ``action`` in every process and return its value only if it succeeded in all of them.
 
     Raises:
-        InputError: the error of the action, here or, with the number of the process, elsewhere.
+        InputError: the action failed here, or in another process; the message then starts with its rank.
     """
     if not active():
         return action()
@@ -207,7 +207,7 @@ def require_equal(tensors: Iterable[Tensor], subject: str) -> None:
     """Compare tensors with those of rank 0, bit by bit.
 
     Raises:
-        InputError: they differ.
+        InputError: the tensors differ.
     """
     if not active():
         return

@@ -1,4 +1,4 @@
-"""Describe the machine a run computes on: versions, processor, accelerator."""
+"""Description of the machine of a run: versions, processor, accelerator."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-#: The parts of a description that may change the last bits of a result.
+#: Entries of the description that may affect the last bits of a result.
 DECISIVE = ("bionas-fast", "torch", "system", "cpu", "threads", "accelerator")
 
 
 def machine() -> dict[str, str]:
-    """Describe this machine and the command that started this process, as a run's configuration records them."""
+    """Describe this machine and the command of this process, for the configuration of a run."""
     packages = {name: _version(name) for name in ("bionas-fast", "torch", "torchvision", "triton", "numpy")}
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {

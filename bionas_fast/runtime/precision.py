@@ -1,4 +1,4 @@
-"""Mixed precision: autocast, and the scaling of losses whose gradients float16 would round to zero."""
+"""Mixed precision: autocast, and loss scaling against the underflow of float16 gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from bionas_fast.errors import InputError
 
 Amp = Literal["off", "bf16", "fp16"]
-#: Below this scale no gradient overflows float16 on its account.
+#: Loss scale below which the scale is not the cause of an overflow in float16.
 SMALLEST_SCALE = 2.0**-10
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,15 +27,15 @@ class Precision:
         self.amp = amp
         self.device = torch.device(device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
-        # Creates the scale now instead of at its first use.
+        # Creates the scale, which is lazy otherwise.
         self.scaler.scale(torch.zeros((), device=self.device))
 
     def autocast(self) -> torch.autocast:
-        """Return a context for forward passes."""
+        """Return the autocast context of forward passes."""
         return torch.autocast(self.device.type, _DTYPES.get(self.amp, torch.bfloat16), enabled=self.amp != "off")
 
     def gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Compute ``torch.autograd.grad(loss, inputs, allow_unused=True)``, scaling the loss on the way."""
+        """Compute ``torch.autograd.grad(loss, inputs, allow_unused=True)`` with loss scaling."""
         if self.amp != "fp16":
             return torch.autograd.grad(loss, inputs, allow_unused=True)
         scale = self.scaler.get_scale()
@@ -43,10 +43,10 @@ class Precision:
         return [None if grad is None else grad / scale for grad in scaled]
 
     def overflowed(self, what: str) -> None:
-        """Halve the scale of losses after gradients that are not finite.
+        """Halve the loss scale after non-finite gradients.
 
         Raises:
-            InputError: there is no scale, or it is too small to be the cause.
+            InputError: the loss is not scaled, or the scale is too small to be the cause.
         """
         if self.amp != "fp16":
             raise InputError(f"{what}; a lower learning rate may help")
@@ -54,12 +54,12 @@ class Precision:
         self.expect_scale(what)
 
     def expect_scale(self, what: str) -> None:
-        """Raise InputError if the scale has fallen below what any loss can need."""
+        """Raise InputError if the loss scale has fallen below any useful value."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
             raise InputError(f"{what}, however losses are scaled; a lower learning rate or bf16 may help")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values; empty but for ``fp16``."""
+        """Return the state of the loss scale as plain values; empty unless ``fp16``."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

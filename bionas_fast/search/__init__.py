@@ -1,6 +1,6 @@
 """Architecture search: one trainer, one class for each method."""
 
-from bionas_fast.search import darts as _darts  # these register the methods
+from bionas_fast.search import darts as _darts  # importing them registers the methods
 from bionas_fast.search import darts2 as _darts2
 from bionas_fast.search import eg as _eg
 from bionas_fast.search import eg_published as _eg_published

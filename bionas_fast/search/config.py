@@ -15,7 +15,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SearchConfig(DescentConfig):
-    """Everything that decides a search; the defaults are sized for the embedded digits on two processor cores.
+    """The settings of a search. The defaults suit scikit-learn's digits on two processor cores.
 
     The optimisers' constants are those of DARTS (Liu et al. 2019) as the code published with the paper uses them.
     """
@@ -24,10 +24,10 @@ class SearchConfig(DescentConfig):
     space: Annotated[str, Option()] = Field("bionas", description="The search space.")
     method: Annotated[str, Option()] = Field("darts", description="The search method.")
     rules: Annotated[tuple[str, ...], Option(metavar="A,B")] = Field(
-        (), description="Only these learning rules; one that the space does not have joins it. By default all of it."
+        (), description="Learning rules of the candidates; by default those of the space. Others are added to it."
     )
     operations: Annotated[tuple[str, ...], Option("--ops", "A,B")] = Field(
-        (), description="Only these operations; one that the space does not have joins it. By default all of it."
+        (), description="Operations of the candidates; by default those of the space. Others are added to it."
     )
     fixed: dict[str, str] = Field(
         default_factory=dict, description="The rules of stem, preprocess and head, by layer; bp for those not named."
@@ -36,24 +36,22 @@ class SearchConfig(DescentConfig):
         True, description="Let skip connections learn by their rule; the code published with the paper does not."
     )
     engine: Annotated[str, Option()] = Field(
-        "stacked", description="How the supernet computes: stacked, or modular, one module a candidate and far slower."
+        "stacked", description="Engine of the supernet: stacked, or modular (one module per candidate, much slower)."
     )
     channels: Channels = 4
     cells: Cells = 3
     train_fraction: float = Field(
-        0.5, gt=0, lt=1, description="Part of the training images that trains the weights; the rest trains alpha."
+        0.5, gt=0, lt=1, description="Fraction of the training images that trains the weights; the others train alpha."
     )
     amp: Annotated[Amp, Option()] = Field("off", description="Mixed precision: bf16 or fp16.")
 
-    learning_rate_min: float = Field(0.001, ge=0, description="Learning rate that the cosine ends at.")
+    learning_rate_min: float = Field(0.001, ge=0, description="Final learning rate of the cosine schedule.")
     nesterov: bool = Field(False, description="Nesterov's momentum.")
     alpha_learning_rate: float = Field(3e-4, gt=0, description="Learning rate of alpha (Adam).")
     alpha_betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's decay rates for alpha.")
     alpha_weight_decay: float = Field(1e-3, ge=0, description="L2 penalty of alpha.")
 
-    warmup_epochs: int = Field(
-        0, ge=0, description="Epochs at the start that train the weights alone (PC-DARTS: 15 of 50)."
-    )
+    warmup_epochs: int = Field(0, ge=0, description="Initial epochs that train only the weights (PC-DARTS: 15 of 50).")
     beta_decay: float = Field(
         0.0,
         ge=0,
@@ -61,9 +59,11 @@ class SearchConfig(DescentConfig):
         "(β-DARTS, Ye et al. 2022: 25 after 50 epochs).",
     )
     edge_normalisation: bool = Field(
-        False, description="Weight the edges into a node by a softmax, too (PC-DARTS, Xu et al. 2020)."
+        False, description="Also weight the edges into a node by a softmax (PC-DARTS, Xu et al. 2020)."
     )
-    partial_channels: int = Field(1, ge=1, description="k, where the candidates see 1/k of the channels (PC-DARTS: 4).")
+    partial_channels: int = Field(
+        1, ge=1, description="k: pass 1/k of the channels through the candidates (PC-DARTS: 4)."
+    )
     auxiliary_skip: bool = Field(
         False,
         description="Add a skip connection to every edge whose weight falls from 1 to 0 (DARTS-, Chu et al. 2021).",
@@ -75,25 +75,27 @@ class SearchConfig(DescentConfig):
     )
     sampling: Literal["softmax", "gdas"] = Field(
         "softmax",
-        description="Mix all candidates by their softmax, or draw one for each edge (gdas; Dong and Yang 2019).",
+        description="Mix all candidates by their softmax, or sample one per edge (gdas; Dong and Yang 2019).",
     )
     gdas_temperature: tuple[PositiveFloat, PositiveFloat] = Field(
         (10.0, 0.1), description="Temperature of the Gumbel-softmax in the first and in the last epoch."
     )
     factorised: bool = Field(
-        False, description="One alpha for each operation and one for each rule, added, in place of one a candidate."
+        False, description="Use one alpha per operation and one per rule, and add them, instead of one per candidate."
     )
 
-    population: int = Field(50, ge=4, le=10_000, description="Architectures that are judged at once.")
-    generations: int = Field(4, ge=1, description="Populations in an epoch.")
-    eg_sigma: float = Field(0.5, gt=0, description="Step size that the CMA-ES begins with, in units of alpha.")
+    population: int = Field(50, ge=4, le=10_000, description="Number of architectures evaluated per generation.")
+    generations: int = Field(4, ge=1, description="Generations per epoch.")
+    eg_sigma: float = Field(0.5, gt=0, description="Initial step size of the CMA-ES, in units of alpha.")
     fitness_cross_entropy: float = Field(1.0, ge=0, description="Coefficient of the cross-entropy in eq. 22.")
     fitness_similarity: float = Field(
-        0.4, ge=0, description="Coefficient of the similarity with the present architecture in eq. 22."
+        0.4, ge=0, description="Coefficient of the similarity with the current architecture in eq. 22."
     )
-    eg_step: float = Field(0.1, gt=0, description="Part of the best individual that eg-published adds to alpha.")
+    eg_step: float = Field(
+        0.1, gt=0, description="Step size of eg-published: multiple of the best individual added to alpha."
+    )
     tournament: int = Field(
-        10, ge=1, description="Individuals that compete to be a parent (Real et al. 2019: 25 of 100)."
+        10, ge=1, description="Individuals per tournament for a parent (Real et al. 2019: 25 of 100)."
     )
 
     @model_validator(mode="after")
@@ -101,5 +103,5 @@ class SearchConfig(DescentConfig):
         if self.nesterov and not self.momentum:
             raise InputError("nesterov: needs a momentum above 0")
         if self.warmup_epochs >= self.epochs:
-            raise InputError(f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs leave none to search in")
+            raise InputError(f"warmup_epochs: expected fewer than epochs ({self.epochs}), got {self.warmup_epochs}")
         return self

@@ -67,7 +67,7 @@ class Darts(SearchMethod):
         self.alpha_optimizer.zero_grad()
 
     def gradients(self, train: Batch, valid: Batch) -> Sequence[Tensor | None]:
-        """Return the gradient of the validation loss, for each architecture parameter, None where it is not used."""
+        """Compute the gradient of the validation loss for each architecture parameter; None for an unused one."""
         with frozen(self.net.weight_parameters()):
             return self.precision.gradients(self._loss(*valid), self.net.alpha_parameters())
 
@@ -76,7 +76,7 @@ class Darts(SearchMethod):
             return F.cross_entropy(self.net(x, self.mixing()), y)
 
     def _beta_decay(self, alphas: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Return the gradient of λ · mean logsumexp(alpha), λ growing from 0 (β-DARTS, Ye et al. 2022)."""
+        """Compute the gradient of λ · mean logsumexp(alpha), with λ growing from 0 (β-DARTS, Ye et al. 2022)."""
         strength = self.config.beta_decay * self.epoch / self.config.epochs
         if not strength:
             return [None] * len(alphas)
@@ -89,13 +89,13 @@ class Darts(SearchMethod):
         )
 
     def evaluation_mixing(self) -> Mixing:
-        # GDAS trains one candidate an edge; the weights have never been trained under the mixture of all.
+        # GDAS trains one candidate per edge; the weights have never been trained under the mixture of all.
         return self.net.architecture.mixing(
             _strongest if self.config.sampling == "gdas" else None, auxiliary_skip=self.auxiliary_skip
         )
 
     def _sampled(self, logits: Tensor) -> Tensor:
-        """Draw one candidate an edge by its softmax; its gradient is that of the Gumbel-softmax (GDAS, Dong 2019)."""
+        """Sample one candidate per edge from the softmax, with the gradient of the Gumbel-softmax (GDAS, Dong 2019)."""
         uniform = torch.rand(logits.shape, generator=self.generator, dtype=torch.float64).clamp_min(1e-300)
         gumbel = -(-uniform.log()).log()
         soft = torch.softmax((torch.log_softmax(logits, dim=-1) + gumbel.to(logits)) / self.temperature, dim=-1)
@@ -112,12 +112,12 @@ class Darts(SearchMethod):
 
 
 def _strongest(logits: Tensor) -> Tensor:
-    """Select the likeliest candidate of every edge."""
+    """Select the candidate with the largest logit on every edge, as one-hot weights."""
     return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Add two gradients, of which each may be absent."""
+    """Add two gradients, either of which may be absent."""
     if a is None or b is None:
         return b if a is None else a
     return a + b

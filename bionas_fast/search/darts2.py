@@ -1,4 +1,4 @@
-"""BioNAS-DARTS of second order: the architecture follows the weights that a step would make (Liu et al. 2019)."""
+"""Second-order BioNAS-DARTS: the gradient of α after a virtual weight step (Liu et al. 2019)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bionas_fast.search.darts import Batch, Darts
 from bionas_fast.search.method import frozen
 from bionas_fast.search.methods import register_method
 
-#: The finite difference moves the weights by this much (Liu et al. 2019, footnote 2).
+#: Norm of the weight perturbation in the finite difference (Liu et al. 2019, footnote 2).
 RADIUS = 0.01
 
 
 @register_method("darts2")
 class SecondOrderDarts(Darts):
-    """Second order: the gradient of the validation loss after a weight step (Liu et al. 2019, eq. 6-8).
+    """Second order: the gradient of the validation loss after a virtual weight step (Liu et al. 2019, eq. 6-8).
 
     The implicit term is a finite difference of the training loss.
 
@@ -31,7 +31,9 @@ class SecondOrderDarts(Darts):
     def gradients(self, train: Batch, valid: Batch) -> Sequence[Tensor | None]:
         alphas, weights = self.net.alpha_parameters(), list(self.net.weight_parameters())
         group = self.optimizer.param_groups[0]
-        rate, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        rate = group["lr"]
+        momentum = group["momentum"]
+        decay = group["weight_decay"]
         with unchanged(self.net):
             start = [w.detach().clone() for w in weights]
             replay = self._replay()
@@ -77,7 +79,7 @@ class SecondOrderDarts(Darts):
 
 
 def _averaged(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Average gradients over the processes, zeros in place of absent ones."""
+    """Average gradients over the processes; absent ones become zeros."""
     filled = [torch.zeros_like(p) if grad is None else grad.clone() for grad, p in zip(grads, like, strict=True)]
     distributed.average(filled)
     return filled

@@ -41,7 +41,7 @@ class DiscreteSearch(SearchMethod):
         self._set_alphas()
 
     def breed(self) -> list[Genotype]:
-        """Return the population of the next generation."""
+        """Create the population of the next generation."""
         raise NotImplementedError(f"{type(self).__name__} defines no breed()")
 
     def evaluate(self, x: Tensor, y: Tensor) -> None:
@@ -88,6 +88,6 @@ class DiscreteSearch(SearchMethod):
         expect_form(state["losses"], torch.empty(size, dtype=torch.float64), "strategy.losses")
         population = [Genotype.from_json(text) for text in state["population"]]
         for genotype in population:
-            one_hot(genotype, self.net.space)  # ValueError where it is of another space
+            one_hot(genotype, self.net.space)  # ValueError for a genotype of another space
         self.population, self.losses = population, state["losses"].clone()
         self.generator.set_state(state["generator"])

@@ -22,9 +22,9 @@ from bionas_fast.supernet import Supernet
 class PersistentEvolution(SearchMethod):
     """One CMA-ES over all architecture parameters from the first epoch to the last.
 
-    Every epoch begins with several generations, each evaluated on a validation batch of its own. The weights are
-    trained under the mean of the distribution, with which the search ends, too. The covariance matrix is diagonal:
-    with some six hundred parameters and some hundred generations a full one has no time to adapt (Ros and Hansen 2008).
+    Every epoch begins with several generations, each evaluated on a separate validation batch. The weights are trained
+    under the mean of the distribution, and the final genotype is derived from it. The covariance matrix is diagonal:
+    with about 600 parameters and 100 generations a full one has no time to adapt (Ros and Hansen 2008).
     """
 
     options = (
@@ -72,13 +72,13 @@ class PersistentEvolution(SearchMethod):
 
 
 class Distribution:
-    """A CMA-ES that can be saved: it follows from its start, its seed and the fitness of every individual so far.
+    """A CMA-ES that can be saved: a function of its start, its seed and the fitness of every individual so far.
 
     Args:
-        start: the first mean, float64 [D].
-        sigma: the first step size.
+        start: the initial mean, float64 [D].
+        sigma: the initial step size.
         population: P.
-        seed: of its own generator.
+        seed: the seed of its random generator.
     """
 
     def __init__(self, start: np.ndarray, sigma: float, population: int, seed: int) -> None:
@@ -86,7 +86,7 @@ class Distribution:
         self._begin(start)
 
     def _begin(self, start: np.ndarray) -> None:
-        import cma  # with scipy's statistics, which take a second: only here
+        import cma  # imported on use: with scipy's statistics it takes a second
 
         sigma, population, seed = self._arguments
         generator = np.random.default_rng(seed)
@@ -115,19 +115,19 @@ class Distribution:
         return np.stack(self._asked)
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Update the distribution by the fitness of those individuals, float64 [P], lower is better."""
+        """Update the distribution with the fitness of the individuals last drawn, float64 [P], lower is better."""
         self._strategy.tell(self._asked, fitness.tolist())
         self._fitness = np.concatenate([self._fitness, fitness[None]])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return two tensors: the start, and the fitness of all generations [G, P]."""
+        """Return the start and the fitness of all generations [G, P], as tensors."""
         return {"start": torch.from_numpy(self._start), "fitness": torch.from_numpy(self._fitness)}
 
     def load_state_dict(self, state: dict[str, Any], most: int) -> None:
         """Restore the state by replaying all generations, at most ``most``.
 
         Raises:
-            InputError: it does not fit.
+            InputError: the state does not fit this distribution.
         """
         start, fitness = (state[name].numpy() for name in ("start", "fitness"))
         fits = start.shape == self._start.shape and fitness.shape[1:] == self._fitness.shape[1:] and fitness.ndim == 2

@@ -1,16 +1,17 @@
-"""The search of EG-NAS as its published code runs it, faults included, for comparison.
+"""The search of EG-NAS as its published code runs it, including its faults, for comparison.
 
-Once an epoch 50 individuals are drawn around softmax(alpha) plus noise of 0.01, evaluated on one validation batch, and
-the best moves the alphas. What is odd about it, and kept:
+Once per epoch, 50 individuals are drawn around softmax(alpha) plus noise of 0.01 and evaluated on one validation batch,
+and the best one moves the alphas. Faults that are reproduced:
 
 * The step size is always 1: it should fall with the epoch, which is never passed on.
-* CMA-ES is told the fitness once and asked no more. So nothing adapts, and each step is the best of 50 Gaussian draws.
-* The 50 draws are the same in every epoch, and in each of the three restarts, which therefore are one.
+* CMA-ES receives the fitness once and is not sampled again, so nothing adapts: each step is the best of 50 Gaussian
+  draws.
+* The 50 draws are the same in every epoch and in each of the three restarts, which are therefore equivalent to one.
 * An individual is normalised to length 1 and passed through a softmax; the winner passes a second one, which leaves
   nearly equal weights.
-* An individual at least as accurate as the present architecture is charged for being similar to it, any other one
-  is rewarded.
-* A winner without a single hit stops the alphas from moving.
+* Similarity with the current architecture is a penalty for individuals that are at least as accurate, and a reward for
+  all others.
+* If the best individual classifies no image correctly, the alphas do not move.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SEED = 1
 
 @register_method("eg-published")
 class PublishedEvolution(SearchMethod):
-    """One step of the alphas an epoch, after the warm-up."""
+    """One step of the alphas per epoch, after the warm-up."""
 
     options = ("population", "eg_step", "fitness_similarity")
 
@@ -63,7 +64,7 @@ def draws(mean: np.ndarray, population: int) -> np.ndarray:
 
 
 def as_rows(individuals: Tensor, alphas: Mixing) -> dict[str, Tensor]:
-    """Cut vectors [P, D] into rows of length 1, for each kind of cell [P, edges, candidates]."""
+    """Split vectors [P, D] into rows of norm 1, for each kind of cell [P, edges, candidates]."""
     parts = individuals.split([alpha.numel() for alpha in alphas.values()], dim=1)
     return {
         kind: F.normalize(part.unflatten(1, tuple(alpha.shape)), dim=-1)
@@ -72,7 +73,7 @@ def as_rows(individuals: Tensor, alphas: Mixing) -> dict[str, Tensor]:
 
 
 def as_weights(rows: Mixing) -> dict[str, Tensor]:
-    """Return the mixing weights of such individuals."""
+    """Compute the mixing weights of individuals, for each kind of cell [P, edges, candidates]."""
     return {kind: torch.softmax(row, dim=-1) for kind, row in rows.items()}
 
 
@@ -81,7 +82,7 @@ def fitness(logits: Tensor, y: Tensor, rows: Mixing, alphas: Mixing, present: in
 
     Args:
         logits: of the individuals, [P, N, classes].
-        rows: as :func:`as_rows` cuts them.
+        rows: the individuals as :func:`as_rows` splits them.
         present: the number of images that the current architecture classifies correctly.
     """
     closeness = similarity(rows, {kind: torch.softmax(alpha, dim=-1) for kind, alpha in alphas.items()})
@@ -90,7 +91,7 @@ def fitness(logits: Tensor, y: Tensor, rows: Mixing, alphas: Mixing, present: in
 
 
 def best(scores: Tensor) -> int:
-    """Return the index of the lowest score; of equal ones the last."""
+    """Return the index of the lowest score, the last one in case of ties."""
     return len(scores) - 1 - int(scores.flip(0).argmin())
 
 

@@ -13,7 +13,7 @@ from bionas_fast.space import Genotype, mutated
 class RegularisedEvolution(DiscreteSearch):
     """Replaces the older half of each generation by mutations of the winners of tournaments.
 
-    All individuals are evaluated on the batch of their generation, so that old and new ones can be compared.
+    All individuals of a generation are evaluated on the same batch, so that old and new ones can be compared.
     """
 
     options = ("population", "generations", "tournament")

@@ -14,7 +14,7 @@ from bionas_fast.supernet import Mixing, Supernet
 def logits_of(net: Supernet, x: Tensor, mixing: Mixing) -> Tensor:
     """Compute logits [P, N, classes] in evaluation mode; the network's mode is restored.
 
-    Several processes divide the individuals among them.
+    Several processes divide the individuals among themselves.
     """
     training = net.training
     net.eval()
@@ -33,7 +33,7 @@ def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
     """Compute the mean cross-entropy of each individual, float64 [P].
 
     Raises:
-        InputError: one is not finite.
+        InputError: a cross-entropy is not finite.
     """
     losses = F.cross_entropy(logits.double().transpose(1, 2), y.expand(len(logits), -1), reduction="none").mean(dim=1)
     if not torch.isfinite(losses).all():

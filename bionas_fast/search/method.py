@@ -1,4 +1,4 @@
-"""The interface of search methods: when and how the architecture parameters move."""
+"""The interface of search methods, which update the architecture parameters."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from bionas_fast.search.config import SearchConfig
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import Mixing, Supernet
 
-#: Settings of how candidates are mixed.
+#: Settings of the mixture of candidates.
 MIXING = ("factorised", "edge_normalisation", "auxiliary_skip")
 
 
 class SearchMethod:
     """A search method. The search trains the weights and calls these hooks.
 
-    A search may stop after any weight step and resume in another process, in the middle of an epoch. So whatever a
-    method carries from one call to a later one, including what it does once an epoch, belongs into :meth:`state_dict`.
+    A search may stop after any weight step and resume in another process, in the middle of an epoch. All state that a
+    method carries between calls, including that of once-per-epoch work, therefore belongs in :meth:`state_dict`.
 
     Args:
         net: the supernet.
         config: the settings of the search.
-        optimizer: that of the weights.
+        optimizer: the optimiser of the weights.
         precision: the precision of forward passes; by default float32.
 
     Attributes:
-        options: those settings of single methods that this one uses; any other must be left at its default.
+        options: the method-specific settings that this method uses; all others must be left at their defaults.
         auxiliary_skip: the weight of the auxiliary skip connection in the current epoch.
     """
 
@@ -53,21 +53,21 @@ class SearchMethod:
         self.auxiliary_skip = 0.0
 
     def prepare(self, epoch: int) -> None:
-        """Set what follows from the number of the epoch. Called whenever an epoch begins or is resumed."""
+        """Set the values that depend on the number of the epoch. Called whenever an epoch begins or is resumed."""
         self.epoch = epoch
         if self.config.auxiliary_skip:  # DARTS- (Chu et al. 2021): falls from 1 to 0
             self.auxiliary_skip = 1 - epoch / self.config.epochs
 
     @property
     def warming_up(self) -> bool:
-        """Whether the weights are still trained alone."""
+        """Whether only the weights are trained, not yet the architecture."""
         return self.epoch < self.config.warmup_epochs
 
     def before_epoch(self, valid: BatchStream) -> None:
         """Hook before the first weight step of an epoch."""
 
     def before_weight_step(self, x: Tensor, y: Tensor, valid: BatchStream) -> None:
-        """Hook before the weight step on the batch x, y; takes further batches from ``valid``."""
+        """Hook before the weight step on the batch x, y; may take batches from ``valid``."""
 
     def mixing(self) -> Mixing:
         """Return the mixing weights of the next training pass."""
@@ -89,13 +89,13 @@ class SearchMethod:
         """Restore the state.
 
         Raises:
-            InputError: it does not fit. KeyError, TypeError, ValueError and RuntimeError are taken as that, too.
+            InputError: the state does not fit. KeyError, TypeError, ValueError and RuntimeError count as the same.
         """
 
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Exclude parameters from differentiation inside the block: they get no gradients, and none are computed."""
+    """Exclude parameters from differentiation inside the block: no gradients are computed for them."""
     parameters = [p for p in parameters if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The search methods by their names, and what each of them needs of the settings."""
+"""The registry of search methods, and the checks of the settings against it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _registry: Registry[type[SearchMethod]] = Registry("method")
 
 
 def register_method(name: str) -> Callable[[M], M]:
-    """Make a search method known by its name. A decorator for a subclass of :class:`SearchMethod`.
+    """Register a search method under a name. Use as a decorator of a subclass of :class:`SearchMethod`.
 
     Raises:
         InputError: the name is not lower-case letters, digits and hyphens, or is taken by another class.
@@ -41,27 +41,27 @@ def method_names() -> tuple[str, ...]:
 
 
 def get_method(name: str) -> type[SearchMethod]:
-    """Return the search method of that name.
+    """Look up a search method by its name.
 
     Raises:
-        InputError: no such method; the message says the nearest ones.
+        InputError: no such method; the message suggests the nearest names.
     """
     return _registry.get(name)
 
 
 def method_options() -> tuple[str, ...]:
-    """Return the settings that some methods use and others do not."""
+    """Return the names of the settings that only some methods use."""
     return tuple(sorted({option for name in method_names() for option in get_method(name).options}))
 
 
 def check(config: SearchConfig) -> None:
-    """Check all that depends on registered names, before anything is built.
+    """Check the settings that depend on registered names, before anything is built.
 
-    The configuration's validators cannot: a plugin may bring any of the names, and none is imported, which would run
-    its code, because somebody reads or copies settings. By now they are.
+    The validators of the configuration cannot do this: a plugin may register any of the names, and merely reading or
+    copying settings must not import plugins, which would run their code. At this point they have been imported.
 
     Raises:
-        InputError: an unknown name, a setting that the method has no use for, settings that the space cannot meet.
+        InputError: an unknown name, a setting that the method does not use, settings that do not fit the space.
     """
     method = get_method(config.method)
     for name in method_options():

@@ -9,7 +9,7 @@ from bionas_fast.space import Genotype
 
 @register_method("random")
 class RandomSearch(DiscreteSearch):
-    """Evaluates the best individual so far again, besides new random ones."""
+    """Evaluates new random individuals, and the best one so far again."""
 
     def breed(self) -> list[Genotype]:
         best = [self.genotype()] if self.population else []

@@ -1,4 +1,4 @@
-"""The search, once for all methods: weights by SGD, the architecture by the method."""
+"""The search, shared by all methods: weights by SGD, the architecture by the method."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class SearchResult:
 
     Attributes:
         genotype: the architecture and learning rules that the search chose.
-        run_dir: the folder that holds everything about the search.
-        metrics: one mapping for every epoch.
-        final_metrics: those of the epoch from which the genotype is.
-        messages: remarks needed to judge the genotype, in sentences.
+        run_dir: the run folder.
+        metrics: one mapping per epoch.
+        final_metrics: the metrics of the epoch from which the genotype is taken.
+        messages: remarks needed to interpret the genotype, in sentences.
     """
 
     genotype: Genotype
@@ -66,16 +66,16 @@ def search(
     """Search for an architecture and the learning rule of every layer in it.
 
     Args:
-        config: the settings; by default the embedded digits at a size for two processor cores.
+        config: the settings; by default scikit-learn's digits at a size for two processor cores.
         out: the run folder, new or empty; by default one under ``runs/``, named after dataset, method and time.
-        resume: the folder of a search that was stopped. It is resumed and ends as if it had not been stopped; settings
-            given with it may only say where and how to work.
-        progress: is told how the search proceeds.
+        resume: the folder of an interrupted search. It is resumed, and its result is that of an uninterrupted one; only
+            settings that do not affect the result may be changed.
+        progress: receives the progress of the search.
 
     Raises:
-        InputError: a setting that names nothing, a data set that is not there, a folder that is not empty; a run that
-            cannot be resumed. Then nothing has been written.
-        Interrupted: by Ctrl-C or SIGTERM. The search is saved.
+        InputError: an unknown name in a setting, a missing dataset, a non-empty folder, or a run that cannot be
+            resumed. Then nothing has been written.
+        Interrupted: Ctrl-C or SIGTERM. The search is saved.
     """
     if resume is None:
         config = config or SearchConfig()
@@ -173,20 +173,21 @@ class Search(Trainer):
 
     @property
     def final_metrics(self) -> dict[str, Any]:
-        """The row of the metrics that belongs to the genotype."""
+        """The row of the metrics of the epoch from which the genotype is taken."""
         return self.metrics[-2 if self.limit.exceeded else -1]
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """Remarks needed to judge the genotype."""
-        present, cells = self.net.skeleton.sequence(self.config.cells), self.config.cells
-        chance = [
-            f"with cells={cells} no cell is of kind {kind}: what the genotype says of it is chance"
+        """The remarks needed to interpret the genotype."""
+        cells = self.config.cells
+        sequence = self.net.skeleton.sequence(cells)
+        arbitrary = [
+            f"cells={cells}: the network has no {kind} cell, so the genotype's {kind} cell is arbitrary"
             for kind in self.net.space.kinds
-            if kind not in present
+            if kind not in sequence
         ]
         remark = self.limit.message(self.genotype)
-        return (*chance, *([remark] if remark else []))
+        return (*arbitrary, *([remark] if remark else []))
 
     def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
         self.method.before_weight_step(x, y, self.valid)
@@ -214,7 +215,7 @@ class Search(Trainer):
         scaler.update()
         self.precision.expect_scale(f"the weights' gradient is not finite in epoch {self.epoch + 1}")
         loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
-        # float16 may overflow on the way up, too; then there was no step and is no loss.
+        # The forward pass may overflow in float16 as well; then no step was taken, and there is no loss.
         return loss_sum / distributed.world_size() if math.isfinite(loss_sum) else None, int(hits)
 
     def conclude(self) -> dict[str, Any]:
@@ -234,7 +235,7 @@ class Search(Trainer):
         }
 
     def _alpha_entropy(self) -> float:
-        """Average the entropy over edges, in nats: ln(candidates) when nothing is decided, 0 when all is."""
+        """Average the entropy over edges, in nats: from ln(candidates), undecided, to 0, fully decided."""
         logits = self.net.architecture.logits().values()
         weights = torch.cat([torch.softmax(alpha.detach(), dim=-1) for alpha in logits])
         return float(torch.special.entr(weights).sum(dim=-1).mean())

@@ -1,4 +1,4 @@
-"""The limit on skip connections that ends a search before they take over."""
+"""The limit on skip connections, which ends a search before they dominate."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bionas_fast.supernet.architecture import SKIP
 class SkipLimit:
     """Ends a search when the first kind of cell gets more skip connections than allowed (DARTS+, Liang et al. 2019).
 
-    Until an epoch ends within the limit, nothing is exceeded: the first architectures are chance.
+    The limit applies only after a first epoch within it, because the first architectures are random.
 
     Args:
-        limit: the number allowed; None for no limit.
+        limit: the largest allowed number; None for no limit.
 
     Attributes:
-        final: the last genotype within the limit, once the next was not.
+        final: the last genotype within the limit, once it has been exceeded.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -32,7 +32,7 @@ class SkipLimit:
         return self.final is not None
 
     def update(self, genotype: Genotype) -> None:
-        """Take the genotype of a finished epoch into account."""
+        """Update the limit with the genotype of a finished epoch."""
         if self.limit is None or self.exceeded:
             return
         if _skips(genotype) <= self.limit:
@@ -41,7 +41,7 @@ class SkipLimit:
             self.final = self._last
 
     def message(self, genotype: Genotype) -> str:
-        """Return a remark on the final genotype of a search; empty if there is none to make."""
+        """Return a remark on the final genotype of a search, or an empty string."""
         if self.exceeded:
             return f"skip_limit={self.limit} ended the search: the next epoch had more skip connections"
         if self.limit is not None and _skips(genotype) > self.limit:
@@ -56,7 +56,7 @@ class SkipLimit:
         """Restore the state.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the state is damaged.
         """
         last, exceeded = state["last"], state["exceeded"]
         if not isinstance(last, str | None) or type(exceeded) is not bool or (exceeded and last is None):

@@ -1,4 +1,4 @@
-"""The supernet: a network that holds every candidate at once."""
+"""The supernet: a network that contains every candidate of a search space."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ENGINES: dict[str, type[Supernet]] = {"stacked": StackedSupernet, "modular": Mod
 
 @dataclass(frozen=True)
 class SupernetOptions:
-    """The parts of a supernet that few searches change.
+    """Options of a supernet that few searches change.
 
     Attributes:
-        fixed: the rules of ``stem``, ``preprocess`` and ``head``; ``bp`` unless said otherwise.
+        fixed: the rules of ``stem``, ``preprocess`` and ``head``; by default ``bp``.
         skip_rules: whether skip connections learn by their rule. The code published with the paper trains strided ones
             by back-propagation and gives the others no rule; False reproduces that.
-        mixture: factorised alphas, normalised edges, partial channels; none of them by default.
+        mixture: factorised alphas, edge normalisation, partial channels; none of them by default.
     """
 
     fixed: Mapping[str, str] = field(default_factory=dict)
@@ -50,12 +50,12 @@ def build_supernet(
     """Build the supernet of a search space.
 
     Args:
-        space: its name, or a :class:`bionas_fast.space.Space`.
+        space: a :class:`bionas_fast.space.Space`, or the name of one.
         channels: C of the first cell; reductions double it.
-        cells: L; reductions stand at ⌊L/3⌋ and ⌊2L/3⌋. In ``nb201`` N: the cells of each of three stages, between which
-            residual blocks halve the size.
+        cells: L, with reductions at ⌊L/3⌋ and ⌊2L/3⌋; for ``nb201``, the number of cells in each of three stages,
+            between which residual blocks halve the size.
         engine: ``"stacked"``, all candidates batched, or ``"modular"``, one module per candidate: the same function.
-        seed: of all weights, alphas and random feedback. PyTorch's own generator is left untouched.
+        seed: the seed of all weights, alphas and random feedback. PyTorch's generator is not used.
         options: the rules of the fixed layers, and how candidates are mixed.
 
     Returns:

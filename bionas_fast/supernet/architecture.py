@@ -16,22 +16,22 @@ from bionas_fast.space import Genotype, Space, derive_genotype
 ALPHA_STD = 1e-3
 SKIP = "skip_connect"
 
-#: For each kind of cell the weight of every candidate on every edge, [edges, candidates].
+#: The weight of every candidate on every edge, [edges, candidates], by kind of cell.
 Mixing = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The way in which mixed ops mix their candidates.
+    """Options of the mixed ops of a supernet.
 
     Attributes:
-        factorised: alphas of the operations and of the rules, whose sum is a candidate's, in place of one each.
-        edge_normalisation: a softmax over the edges into a node weights them, too (PC-DARTS, Xu et al. 2020).
-        partial_channels: only 1/k of the channels pass the candidates; the others bypass them, and are shuffled
-            together with those that passed (PC-DARTS: k = 4).
+        factorised: use one alpha per operation and one per rule, and add them, instead of one per candidate.
+        edge_normalisation: also weight the edges into a node by a softmax (PC-DARTS, Xu et al. 2020).
+        partial_channels: k; pass 1/k of the channels through the candidates. The others bypass them, and all are
+            shuffled afterwards (PC-DARTS: k = 4).
 
     Raises:
-        InputError: a k below 1.
+        InputError: ``partial_channels`` below 1.
     """
 
     factorised: bool = False
@@ -44,12 +44,12 @@ class Mixture:
 
 
 class Architecture(nn.Module):
-    """Alphas, and betas where edges are normalised.
+    """The architecture parameters: alphas and, with edge normalisation, betas.
 
     Attributes:
         alphas: one for each kind of cell, [edges, candidates]; factorised: two for each, ``KIND_operation``
             [edges, operations] and ``KIND_rule`` [edges, rules]. Drawn from N(0, 10⁻⁶).
-        betas: one for each kind of cell, [edges], zero at first; none without edge normalisation.
+        betas: one for each kind of cell, [edges], initially zero; none without edge normalisation.
     """
 
     def __init__(self, space: Space, mixture: Mixture) -> None:
@@ -71,7 +71,7 @@ class Architecture(nn.Module):
         self.betas = nn.ParameterDict({kind: nn.Parameter(torch.zeros(edges)) for kind in kinds})
 
     def logits(self) -> dict[str, Tensor]:
-        """The arguments of the softmax over the candidates, [edges, candidates] for each kind of cell."""
+        """Compute the logits of the candidates, [edges, candidates] for each kind of cell."""
         if not self.mixture.factorised:
             return dict(self.alphas.items())
         return {
@@ -82,7 +82,7 @@ class Architecture(nn.Module):
         }
 
     def edge_weights(self) -> dict[str, Tensor]:
-        """The weight of every edge among those into its node, [edges] for each kind of cell; empty without betas."""
+        """Compute the softmax weights of the edges into each node, [edges] by kind of cell; empty without betas."""
         nodes = torch.tensor([node for node, _ in self.space.edges])
         weights = {}
         for kind, beta in self.betas.items():
@@ -95,15 +95,15 @@ class Architecture(nn.Module):
     def mixing(
         self, choose: Callable[[Tensor], Tensor] | None = None, auxiliary_skip: float = 0.0
     ) -> dict[str, Tensor]:
-        """The weights of the candidates, [edges, candidates] for each kind of cell.
+        """Compute the weights of the candidates, [edges, candidates] for each kind of cell.
 
         Args:
             choose: maps the logits of the candidates to their weights; by default the softmax.
-            auxiliary_skip: added to the weight of the skip connections on every edge, in equal shares (DARTS-, Chu et
-                al. 2021).
+            auxiliary_skip: added to the weight of the skip connections on every edge, divided equally among them
+                (DARTS-, Chu et al. 2021).
 
         Raises:
-            InputError: an auxiliary skip in a space without skip connections.
+            InputError: an auxiliary skip connection in a space without skip connections.
         """
         choose = choose or _softmax
         weights = {kind: choose(logits) for kind, logits in self.logits().items()}
@@ -115,10 +115,10 @@ class Architecture(nn.Module):
         return weights
 
     def mixings(self, vectors: Tensor, auxiliary_skip: float = 0.0) -> dict[str, Tensor]:
-        """The result of :meth:`mixing` for other parameters, [P, edges, candidates] for each kind of cell.
+        """Compute :meth:`mixing` for other parameters, [P, edges, candidates] for each kind of cell.
 
         Args:
-            vectors: [P, D], each all parameters one after the other.
+            vectors: [P, D], in each row all parameters, concatenated.
             auxiliary_skip: see :meth:`mixing`.
         """
         probe = copy.deepcopy(self)
@@ -129,7 +129,7 @@ class Architecture(nn.Module):
         return {kind: torch.stack([mixing[kind] for mixing in mixings]).detach() for kind in self.space.kinds}
 
     def genotype(self, fixed: Mapping[str, str]) -> Genotype:
-        """The discrete architecture that the parameters stand for."""
+        """Derive the discrete architecture encoded by the parameters."""
         return derive_genotype(self.logits(), self.space, fixed, edge_weights=self.edge_weights())
 
 
@@ -138,10 +138,10 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def skip_share(space: Space) -> Tensor:
-    """The shares of the candidates in an auxiliary skip, [candidates]: equal for skip connections, 0 for the others.
+    """Distribute a weight of 1 equally over the skip connections, [candidates].
 
     Raises:
-        InputError: the space has none.
+        InputError: the space has no skip connections.
     """
     skips = torch.tensor([candidate.operation == SKIP for candidate in space.candidates])
     if not skips.any():
@@ -150,7 +150,7 @@ def skip_share(space: Space) -> Tensor:
 
 
 def _factors(space: Space) -> dict[str, list[int]]:
-    """For each candidate the index of its operation, and of its way to learn (without weights: one of its own)."""
+    """Return the operation index and the rule index of each candidate; without weights, the rule index is unique."""
     factors: dict[str, list[str | None]] = {
         "operation": [candidate.operation for candidate in space.candidates],
         "rule": [candidate.learning for candidate in space.candidates],

@@ -1,4 +1,4 @@
-"""The supernet as both engines share it: cells in a chain, architecture parameters, the genotype that they encode."""
+"""The base of both engines of the supernet: a chain of cells, architecture parameters, and the derived genotype."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class SearchCell(PreprocessedCell):
     """A cell with every candidate on every edge; each node sums its edges.
 
     Args:
-        space: its edges, and the candidates on each of them.
-        partial_channels: k; the candidates see 1/k of the channels, see :class:`Mixture`.
+        space: the space that defines the edges and their candidates.
+        partial_channels: k; 1/k of the channels pass through the candidates, see :class:`Mixture`.
     """
 
     def __init__(self, space: Space, partial_channels: int, shape: CellShape) -> None:
@@ -31,7 +31,7 @@ class SearchCell(PreprocessedCell):
 
     @abstractmethod
     def forward(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
-        """The outputs of the preceding cells → the output of this one, [N, out_channels, H', W'].
+        """Compute the output [N, out_channels, H', W'] from the outputs of the preceding cells.
 
         Args:
             inputs: [N, C_in, H, W] each, the older first.
@@ -43,19 +43,19 @@ class Supernet(CellNetwork):
     """The supernet of a space; see :func:`bionas_fast.build_supernet`.
 
     Args:
-        space: the cells that are searched.
+        space: the search space.
         shape: the number of cells, their channels and so on.
         mixture: how the candidates are mixed.
-        skip_rules: whether skip connections learn by their rule; else by back-propagation.
+        skip_rules: whether skip connections learn by their rule; otherwise by back-propagation.
 
     Attributes:
-        architecture: its parameters, part of ``state_dict``, not of :meth:`weight_parameters`.
+        architecture: the architecture parameters, part of ``state_dict`` but not of :meth:`weight_parameters`.
 
     Raises:
-        InputError: channels that ``partial_channels`` does not divide.
+        InputError: ``partial_channels`` does not divide the channels.
     """
 
-    #: The engine's cells.
+    #: The type of the engine's cells.
     cell_type: ClassVar[type[SearchCell]]
 
     def __init__(self, space: Space, shape: NetworkShape, mixture: Mixture, skip_rules: bool) -> None:
@@ -70,10 +70,10 @@ class Supernet(CellNetwork):
         self.architecture = Architecture(space, mixture)
 
     def forward(self, x: Tensor, mixing: Mixing | None = None) -> Tensor:
-        """Images [N, in_channels, H, W] → logits [N, classes].
+        """Compute logits [N, classes] from images [N, in_channels, H, W].
 
         Args:
-            mixing: the weights of the candidates; by default those that the architecture parameters stand for.
+            mixing: the weights of the candidates; by default those of the architecture parameters.
         """
         inputs = self._begin(x)
         weights = self.architecture.mixing() if mixing is None else mixing
@@ -84,18 +84,18 @@ class Supernet(CellNetwork):
 
     @abstractmethod
     def population(self, x: Tensor, mixing: Mixing) -> Tensor:
-        """Logits [P, N, classes] of P individuals, each with mixing weights of its own.
+        """Compute logits [P, N, classes] of P individuals, each with separate mixing weights.
 
         Args:
             x: images [N, in_channels, H, W].
             mixing: for each kind of cell [P, edges, candidates].
 
         Raises:
-            InputError: in training mode, where an individual would move the statistics for the next.
+            InputError: in training mode, where an individual would update the statistics used by the next.
         """
 
     def _check_population(self, mixing: Mixing) -> int:
-        """The number of individuals, P."""
+        """Check the mode and the shapes, and return the number of individuals P."""
         if self.training:
             raise InputError("a population is evaluated with fixed weights and statistics: call eval() first")
         wanted = [len(self.space.edges), len(self.space.candidates)]
@@ -107,15 +107,15 @@ class Supernet(CellNetwork):
 
     @property
     def alphas(self) -> nn.ParameterDict:
-        """One for each kind of cell, [edges, candidates]; see :class:`Architecture` for factorised ones."""
+        """The alphas by kind of cell, [edges, candidates]; see :class:`Architecture` for factorised ones."""
         return self.architecture.alphas
 
     def alpha_parameters(self) -> list[nn.Parameter]:
-        """The architecture parameters."""
+        """Return the architecture parameters."""
         return list(self.architecture.parameters())
 
     def weight_parameters(self) -> Iterator[nn.Parameter]:
-        """Every parameter but the architecture's."""
+        """Yield all parameters except those of the architecture."""
         own = {id(alpha) for alpha in self.architecture.parameters()}
         return (p for p in self.parameters() if id(p) not in own)
 
@@ -125,10 +125,10 @@ class Supernet(CellNetwork):
         return self.shape.fixed
 
     def genotype(self) -> Genotype:
-        """The discrete architecture that the present alphas stand for."""
+        """Derive the discrete architecture encoded by the current alphas."""
         return self.architecture.genotype(self.fixed)
 
 
 def without_skip_rules(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-    """The same candidates with skip connections trained by back-propagation, as the published code has them."""
+    """Replace the rules of skip connections by back-propagation, as in the published code."""
     return tuple(Candidate(c.operation, "bp") if c.operation == "skip_connect" else c for c in candidates)

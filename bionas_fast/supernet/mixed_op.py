@@ -1,4 +1,4 @@
-"""The mixed op of one edge: all its candidates, each a module, and the path that bypasses them."""
+"""The mixed op of one edge: its candidates, one module each, and the path that bypasses them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bionas_fast.supernet.base import SearchCell
 
 
 class MixedOp(nn.Module):
-    """All candidates of one edge, each with weights of its own, and their weighted sum.
+    """The weighted sum of all candidates of an edge, each with separate weights.
 
     Args:
-        partial_channels: k; the candidates see the first 1/k of the channels. The others are weighted like the edge as
-            a whole, halved by max pooling, and shuffled together with those (PC-DARTS, section 3.1).
+        partial_channels: k; the first 1/k of the channels pass through the candidates. The others are scaled by the
+            total weight of the edge, subsampled by max pooling, and shuffled with the first (PC-DARTS, section 3.1).
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class MixedOp(nn.Module):
         self.bypass = bypass(stride)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """[N, C, H, W] → Σ_k weights[k] · candidate_k(x), [N, C, ⌈H/stride⌉, ⌈W/stride⌉]; weights [K]."""
+        """Compute Σ_k weights[k] · candidate_k(x), [N, C, ⌈H/stride⌉, ⌈W/stride⌉], for x [N, C, H, W], weights [K]."""
         if self.partial_channels == 1:
             return self._sum(x, weights)
         passed = self._sum(x[:, : self.channels], weights)
@@ -43,21 +43,21 @@ class MixedOp(nn.Module):
 
 
 def mixed_ops(cell: SearchCell) -> list[MixedOp]:
-    """Fresh mixed ops for a cell, one an edge."""
+    """Build the mixed ops of a cell, one per edge."""
     channels, candidates = cell.shape.channels, cell.space.candidates
     return [MixedOp(candidates, channels, cell.stride(source), cell.partial_channels) for _, source in cell.space.edges]
 
 
 def bypass(stride: int) -> nn.Module:
-    """The path of the channels that bypass the candidates (PC-DARTS): identity, or max pooling at stride 2."""
+    """Build the path of the channels that bypass the candidates (PC-DARTS): identity, or max pooling at stride 2."""
     return nn.Identity() if stride == 1 else nn.MaxPool2d(stride, ceil_mode=True)
 
 
 def shuffle(x: Tensor, groups: int, dim: int = 1) -> Tensor:
-    """Deal the channels, along ``dim``, out: one of each group, again and again (ShuffleNet, Zhang et al. 2018)."""
+    """Interleave the channels, along ``dim``, of all groups (channel shuffle; ShuffleNet, Zhang et al. 2018)."""
     return x.unflatten(dim, (groups, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 def add(total: Tensor | None, more: Tensor) -> Tensor:
-    """The sum so far, which may be none, and one more."""
+    """Add to a running sum, which is None before the first term."""
     return more if total is None else total + more

@@ -1,4 +1,4 @@
-"""The supernet with one module per candidate: slow, plain, and the oracle for every faster engine."""
+"""The supernet with one module per candidate: simple, slow, and the reference of the stacked engine."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ class ModularSupernet(Supernet):
 
     @torch.no_grad()
     def population(self, x: Tensor, mixing: Mixing) -> Tensor:
-        """See :meth:`Supernet.population`: one forward pass each."""
+        """See :meth:`Supernet.population`; one forward pass per individual."""
         individuals = self._check_population(mixing)
         return torch.stack([self(x, {kind: own[i] for kind, own in mixing.items()}) for i in range(individuals)])

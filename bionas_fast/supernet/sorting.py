@@ -1,4 +1,4 @@
-"""The candidates of several edges, sorted by how the stacked supernet runs them, and the plan of its op."""
+"""The candidates of several edges, sorted by their implementation in the stacked supernet, and the plan of its op."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Column = tuple[int, int]  # edge, candidate
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool and the batch normalisation behind it."""
+    """A pool and the batch normalisation after it."""
 
     column: Column
     norm: nn.BatchNorm2d
@@ -30,14 +30,14 @@ class SortedCandidates:
     """The candidates of several edges, each with its column.
 
     Attributes:
-        stride: of all edges.
+        stride: the stride of all edges.
         edge_count: the number of edges.
-        twice: those of two separable stages.
-        once: those of one.
+        twice: candidates with two separable stages.
+        once: candidates with one separable stage.
         reductions: factorized reductions.
-        pools: the maximum pools, then the average ones.
+        pools: the maximum pools, then the average pools.
         skips: identities, each with a rule.
-        others: what runs as the module it is.
+        others: candidates that run as modules.
     """
 
     stride: int
@@ -51,12 +51,12 @@ class SortedCandidates:
 
     @property
     def firsts(self) -> list[tuple[Column, SeparableStage]]:
-        """The first stages of all separable candidates, in the order in which the op takes them."""
+        """The first stages of all separable candidates, in the order of the op."""
         return [(column, stages[0]) for column, stages in (*self.twice, *self.once)]
 
     @property
     def lasts(self) -> list[SeparableStage]:
-        """Their last stages."""
+        """The last stages of all separable candidates."""
         return [stages[-1] for _, stages in (*self.twice, *self.once)]
 
     @property
@@ -79,7 +79,7 @@ class SortedCandidates:
 
     @property
     def normalisations(self) -> list[list[nn.BatchNorm2d]]:
-        """The modules behind each row of the running statistics."""
+        """The modules that share each row of the running statistics."""
         rows = [[stages[0].norm] for _, stages in self.twice]
         rows += [[stage.norm] for stage in self.lasts]
         rows += [[module.bn] for _, module in self.reductions]
@@ -89,69 +89,69 @@ class SortedCandidates:
 
 
 def sort_candidates(edges: Sequence[MixedOp], stride: int) -> SortedCandidates:
-    """Sort the candidates of edges of one stride."""
-    found = SortedCandidates(stride, len(edges))
+    """Sort the candidates of edges with the same stride."""
+    candidates = SortedCandidates(stride, len(edges))
     for e, edge in enumerate(edges):
         for k, module in enumerate(edge.candidates):
-            _sort(found, (e, k), module)
-    return found
+            _sort(candidates, (e, k), module)
+    return candidates
 
 
-def make_plan(found: SortedCandidates) -> tuple[Plan, list[list[Column]]]:
+def make_plan(candidates: SortedCandidates) -> tuple[Plan, list[list[Column]]]:
     """Build the plan of the op.
 
     Returns:
-        The plan; for each of its mixing weights the (edge, candidate) pairs that it sums.
+        The plan, and for each of its mixing weights the (edge, candidate) pairs that it sums.
     """
-    maps: list[list[Column]] = [[column] for column, _ in found.reductions]
-    if any(found.pools):
-        maps += [[pool.column for pool in kind] for kind in found.pools]
-    if found.skips:
-        maps.append([column for column, _ in found.skips])
+    maps: list[list[Column]] = [[column] for column, _ in candidates.reductions]
+    if any(candidates.pools):
+        maps += [[pool.column for pool in kind] for kind in candidates.pools]
+    if candidates.skips:
+        maps.append([column for column, _ in candidates.skips])
     summed: dict[tuple[int, int], list[Column]] = {}
     for index, columns in enumerate(maps):
         for edge, candidate in columns:
             summed.setdefault((edge, index), []).append((edge, candidate))
     order = sorted(summed)
-    firsts = found.firsts
+    firsts = candidates.firsts
     plan = Plan(
         separable=SeparablePlan(
             first=Stage(
                 kernels=tuple(stage.depthwise.kernel_size[0] for _, stage in firsts),
                 dilations=tuple(stage.depthwise.dilation[0] for _, stage in firsts),
-                stride=found.stride,
+                stride=candidates.stride,
             ),
             edges=tuple(edge for (edge, _), _ in firsts),
-            edge_count=found.edge_count,
-            twice=len(found.twice),
+            edge_count=candidates.edge_count,
+            twice=len(candidates.twice),
         ),
-        reductions=len(found.reductions),
-        pools=any(found.pools),
-        identity=bool(found.skips),
-        terms=Terms(tuple(index for _, index in order), tuple(edge for edge, _ in order), found.edge_count),
+        reductions=len(candidates.reductions),
+        pools=any(candidates.pools),
+        identity=bool(candidates.skips),
+        terms=Terms(tuple(index for _, index in order), tuple(edge for edge, _ in order), candidates.edge_count),
     )
     return plan, [*([column] for column, _ in firsts), *(summed[term] for term in order)]
 
 
-def _sort(found: SortedCandidates, column: Column, module: nn.Module) -> None:
-    stages = _stages(module, found.stride)
+def _sort(candidates: SortedCandidates, column: Column, module: nn.Module) -> None:
+    stages = _stages(module, candidates.stride)
     if len(stages) == 2:
-        found.twice.append((column, stages))
+        candidates.twice.append((column, stages))
     elif stages:
-        found.once.append((column, stages))
-    elif found.stride == 2 and isinstance(module, FactorizedReduce) and _fits(module.conv_1, module.bn):
-        found.reductions.append((column, module))
-    elif found.stride == 1 and isinstance(module, Skip) and module.rule != "dfa":
-        found.skips.append((column, module))
-    elif (pool := _pool(module, found.stride)) is not None:
+        candidates.once.append((column, stages))
+    elif candidates.stride == 2 and isinstance(module, FactorizedReduce) and _fits(module.conv_1, module.bn):
+        candidates.reductions.append((column, module))
+    elif candidates.stride == 1 and isinstance(module, Skip) and module.rule != "dfa":
+        candidates.skips.append((column, module))
+    elif (pool := _pool(module, candidates.stride)) is not None:
         kind, norm = pool
-        found.pools[kind].append(Pool(column, norm))
+        candidates.pools[kind].append(Pool(column, norm))
     elif not isinstance(module, Zero):
-        found.others.append((column, module))
+        candidates.others.append((column, module))
 
 
 def _stages(module: nn.Module, stride: int) -> list[SeparableStage]:
-    """The one or two stages of a separable candidate that the op can run, the first with this stride; or none."""
+    """Return the one or two stages of a separable candidate, or none if the op does not support them."""
     parts: list[nn.Module] = [*module] if type(module) is nn.Sequential else [module]
     stages = [part for part in parts if isinstance(part, SeparableStage)]
     if len(stages) != len(parts) or len(stages) not in (1, 2):
@@ -171,7 +171,7 @@ def _runs(stage: SeparableStage, stride: int) -> bool:
 
 
 def _pool(module: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:
-    """The number among ``POOLS`` of a pool that a supernet with this stride has, and its normalisation; or None."""
+    """Return the index of a supported pool among ``POOLS`` and its normalisation, or None."""
     if type(module) is not nn.Sequential or len(module) != 2:
         return None
     pool, norm = module

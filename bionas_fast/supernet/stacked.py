@@ -1,4 +1,4 @@
-"""The supernet with its candidates batched: the same function as the modular one, many times faster."""
+"""The supernet with batched candidates: the function of the modular one, many times faster."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from bionas_fast.supernet.mixed_op import MixedOp, add, mixed_ops, shuffle
 from bionas_fast.supernet.modular import ModularCell, ModularSupernet
 from bionas_fast.supernet.stacked_edges import StackedEdges
 
-#: The most values that a feature map of a population may have; larger populations are split.
+#: Maximum number of elements in a feature map of a population; larger populations are split.
 LARGEST_MAP = 2**26
 
 
 class StackedCell(SearchCell):
-    """A cell that runs the edges which leave a state as one op. Activations are [N, H, W, C].
+    """A cell that runs all edges from a state as one op. Activations are [N, H, W, C].
 
-    A node is complete when the edges of all states before it have been added.
+    A node is complete once the edges from all earlier states have been added.
     """
 
     def __init__(self, space: Space, partial_channels: int, shape: CellShape) -> None:
         super().__init__(space, partial_channels, shape)
         sources = range(self.inputs + space.nodes - 1)
-        #: For each state but the last: the edges that leave it, and the nodes that they enter, as states.
+        #: For each state but the last: the edges from it, and the states that these edges enter.
         self.rows = [[row for row, edge in enumerate(space.edges) if edge[1] == source] for source in sources]
         self.nodes = [[self.inputs + space.edges[row][0] for row in rows] for rows in self.rows]
         self.stack(mixed_ops(self))
 
     def stack(self, edges: Sequence[MixedOp]) -> None:
-        """Take over the candidates of mixed ops, one an edge."""
+        """Stack the candidates of mixed ops, one per edge."""
         self.states = nn.ModuleList(
             StackedEdges([edges[row] for row in rows], self.stride(source)) for source, rows in enumerate(self.rows)
         )
 
     def forward(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
-        """See :class:`SearchCell`: images [N, C, H, W] in and out, in memory with the channels last."""
+        """See :class:`SearchCell`; inputs and output are [N, C, H, W] in channels_last memory format."""
         states = self._first_states(inputs)
         bypassed: dict[int, Tensor] = {}
         for source, (edges, weights) in enumerate(self._leaving(mixing)):
@@ -59,11 +59,11 @@ class StackedCell(SearchCell):
         return self._output(states)
 
     def population(self, inputs: Sequence[Tensor], mixing: Tensor, shared: Sequence[bool]) -> Tensor:
-        """The same for P individuals with mixing weights [P, edges, candidates] → [P·N, out_channels, H', W'].
+        """Run P individuals with mixing weights [P, edges, candidates]; return [P·N, out_channels, H', W'].
 
         Args:
-            inputs: outputs of the preceding cells, [P·N, C_in, H, W]: individual by individual; or, where ``shared``,
-                [N, C_in, H, W] for all of them.
+            inputs: outputs of the preceding cells, [P·N, C_in, H, W], individual by individual; where ``shared``,
+                [N, C_in, H, W] for all individuals.
         """
         states = self._first_states(inputs)
         bypassed: dict[int, Tensor] = {}
@@ -81,23 +81,23 @@ class StackedCell(SearchCell):
         return self._output(states)
 
     def _first_states(self, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The cell's inputs as its first states, by their number."""
+        """Preprocess the inputs of the cell into its first states, by index."""
         images = self.preprocess([x.contiguous(memory_format=torch.channels_last) for x in inputs])
         return {state: image.permute(0, 2, 3, 1) for state, image in enumerate(images)}
 
     def _leaving(self, mixing: Tensor) -> Iterator[tuple[StackedEdges, Tensor]]:
-        """For each state the edges that leave it and their mixing weights [..., edges, candidates]."""
+        """Yield, for each state, the edges from it and their mixing weights [..., edges, candidates]."""
         ordered = mixing[..., [row for rows in self.rows for row in rows], :]
         weights = ordered.split([len(rows) for rows in self.rows], dim=-2)
         return zip(cast("Sequence[StackedEdges]", self.states), weights, strict=True)
 
     def _split(self, edges: StackedEdges, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The channels that the candidates see, and the others behind their bypass."""
+        """Return the channels for the candidates, and the other channels after the bypass."""
         x, rest = x.split([edges.channels, x.shape[-1] - edges.channels], dim=-1)
         return x, edges.bypass(rest.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _complete(self, state: int, states: dict[int, Tensor], bypassed: dict[int, Tensor]) -> None:
-        """Shuffle the channels of a complete node together, those that bypassed the candidates with the others."""
+        """Concatenate the channels of a complete node with those that bypassed the candidates, and shuffle them."""
         if state in bypassed:
             both = torch.cat([states[state], bypassed[state]], dim=-1)
             states[state] = shuffle(both, self.partial_channels, dim=3)
@@ -113,35 +113,35 @@ class StackedCell(SearchCell):
             edges.read(modular)
 
     def write(self, cell: ModularCell) -> None:
-        """Copy them to a modular cell."""
+        """Copy weights, feedback, streams and statistics to a modular cell."""
         for own, theirs in zip(self.preprocessing, cell.preprocessing, strict=True):
             theirs.load_state_dict(own.state_dict())
         for edges, modular in self._pairs(cell):
             edges.write(modular)
 
     def _pairs(self, cell: ModularCell) -> Iterator[tuple[StackedEdges, list[MixedOp]]]:
-        """For each state the edges that leave it, and the same edges of a modular cell."""
+        """Yield, for each state, the edges from it and the corresponding edges of a modular cell."""
         modular = cast("Sequence[MixedOp]", cell.edges)
         leaving = ([modular[row] for row in rows] for rows in self.rows)
         return zip(cast("Sequence[StackedEdges]", self.states), leaving, strict=True)
 
 
 def _scaled(x: Tensor, scales: Tensor, shared: bool) -> Tensor:
-    """scale · x with the scales [P] of P individuals, of x [P·N, …] or, ``shared``, [N, …] → [P·N, …]."""
+    """Multiply x [P·N, …] or, if ``shared``, [N, …] by the scales [P] of P individuals; return [P·N, …]."""
     each = x.unflatten(0, (1 if shared else len(scales), -1))
     return (scales.view(-1, *[1] * x.dim()) * each).flatten(0, 1)
 
 
 class StackedSupernet(Supernet):
-    """The batched supernet; see :func:`bionas_fast.build_supernet`. The same seed gives the modular one's weights."""
+    """The batched supernet; see :func:`bionas_fast.build_supernet`. A seed gives the weights of the modular one."""
 
     cell_type = StackedCell
 
     @torch.no_grad()
     def population(self, x: Tensor, mixing: Mixing) -> Tensor:
-        """See :meth:`Supernet.population`: the individuals side by side on the batch axis.
+        """See :meth:`Supernet.population`; the individuals are concatenated along the batch axis.
 
-        Whatever no individual changes, which is all in front of the first mixed sums, is computed once.
+        Everything before the first mixed sums is common to all individuals and computed once.
         """
         individuals = self._check_population(mixing)
         first = cast("StackedCell", self.cells[0])
@@ -162,7 +162,7 @@ class StackedSupernet(Supernet):
 
     @torch.no_grad()
     def load_modular(self, net: ModularSupernet) -> None:
-        """Take all weights, alphas, feedback, streams and statistics from a modular supernet of the same shape."""
+        """Copy all weights, alphas, feedback, streams and statistics from a modular supernet of the same shape."""
         for own, theirs in self._pairs(net):
             if isinstance(own, StackedCell) and isinstance(theirs, ModularCell):
                 own.read(theirs)
@@ -170,7 +170,7 @@ class StackedSupernet(Supernet):
                 own.load_state_dict(theirs.state_dict())
 
     def to_modular(self) -> ModularSupernet:
-        """The same supernet with one module per candidate."""
+        """Build the equivalent supernet with one module per candidate."""
         with torch.random.fork_rng(devices=[]):
             net = ModularSupernet(self.space, self.shape, self.architecture.mixture, self.skip_rules)
         connect_direct_feedback(net, self.num_classes)
@@ -184,7 +184,7 @@ class StackedSupernet(Supernet):
         return net
 
     def _pairs(self, net: ModularSupernet) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """The parts of this network, and the same parts of a modular one."""
+        """Yield the modules of this network with the corresponding modules of a modular one."""
         for name in ("stem", "final", "classifier", "architecture"):
             yield self.get_submodule(name), net.get_submodule(name)
         yield from zip(self.cells, net.cells, strict=True)

@@ -1,7 +1,7 @@
-"""All edges that leave one state of a cell, made of their mixed ops and run as one.
+"""All edges from one state of a cell, built from their mixed ops and run together.
 
-All of them read the same tensor. So their candidates run as one op (``ops.mixed_edges``); whatever that op does not
-know runs as the module it is. Activations are [N, H, W, C].
+All of them read the same tensor, so their candidates run as one op (``ops.mixed_edges``). Candidates that the op does
+not support run as modules. Activations are [N, H, W, C].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Normalisations(nn.Module):
     """The running statistics of K batch normalisations without affine parameters, [K, C] each.
 
     Args:
-        layers: for each the modules that it stands for: one, or the equal ones of several edges, or none.
+        layers: for each row the modules whose statistics it holds: one, several equal ones of different edges, or none.
     """
 
     mean: Tensor
@@ -40,7 +40,7 @@ class Normalisations(nn.Module):
         self.read(layers)
 
     def read(self, layers: Sequence[Sequence[nn.BatchNorm2d]]) -> None:
-        """Take the statistics of layers like those this was made of."""
+        """Copy the statistics from layers like those that this was built from."""
         for k, copies in enumerate(layers):
             for layer in copies[:1]:
                 mean, var, batches = _statistics(layer)
@@ -48,7 +48,7 @@ class Normalisations(nn.Module):
                 self.batches.copy_(batches)
 
     def write(self, layers: Sequence[Sequence[nn.BatchNorm2d]]) -> None:
-        """Give the statistics back to such layers."""
+        """Copy the statistics to such layers."""
         for k, copies in enumerate(layers):
             for layer in copies:
                 mean, var, batches = _statistics(layer)
@@ -58,20 +58,21 @@ class Normalisations(nn.Module):
 
 
 def _statistics(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
-    mean, var, batches = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    mean, var = layer.running_mean, layer.running_var
+    batches = layer.num_batches_tracked
     assert mean is not None and var is not None and batches is not None
     return mean, var, batches
 
 
 @dataclass(frozen=True)
 class EdgesFeedback:
-    """The feedback of all candidates of a state's edges in one pass.
+    """The feedback of all candidates on the edges from a state in one pass.
 
     Attributes:
-        weights: of everything with weights.
-        identities: of the identities, [identities, C]; None where there are none.
-        mixing: of all candidates, flat.
-        columns, incidence: of each identity its place in ``mixing``, and its edge, [edges, identities].
+        weights: the feedback of all candidates with weights.
+        identities: the feedback of the identities, [identities, C]; None if there are none.
+        mixing: the mixing weights of all candidates, flat.
+        columns, incidence: the index in ``mixing`` of each identity, and its edge as one-hot [edges, identities].
     """
 
     weights: BankFeedback
@@ -81,7 +82,7 @@ class EdgesFeedback:
     incidence: Tensor
 
     def make(self) -> tuple[Tensor, Tensor | None]:
-        """B of the weights, flat, and for each edge Σ mixing · B over its identities, [edges, C]."""
+        """Compute B of the weights, flat, and Σ mixing · B over the identities of each edge, [edges, C]."""
         b = self.weights.make()
         if self.identities is None:
             return b, None
@@ -91,7 +92,7 @@ class EdgesFeedback:
 
 
 class StackedEdges(Synchronised):
-    """All edges that leave one state of a cell, made of their mixed ops."""
+    """All edges from one state of a cell, built from their mixed ops."""
 
     incidence: Tensor
     identity_incidence: Tensor
@@ -101,50 +102,50 @@ class StackedEdges(Synchronised):
         super().__init__()
         self.count, self.channels = len(edges), edges[0].channels
         self.bypass = edges[0].bypass
-        found = sort_candidates(edges, stride)
-        self.plan, columns = make_plan(found)
-        self.bank = WeightBank(found.weights)
-        self.normalisations = Normalisations(found.normalisations, self.channels)
-        self.identities = WeightBank(found.identities)
-        self.others = nn.ModuleList(module for _, module in found.others)
-        self.other_columns = [column for column, _ in found.others]
+        groups = sort_candidates(edges, stride)
+        self.plan, columns = make_plan(groups)
+        self.bank = WeightBank(groups.weights)
+        self.normalisations = Normalisations(groups.normalisations, self.channels)
+        self.identities = WeightBank(groups.identities)
+        self.others = nn.ModuleList(module for _, module in groups.others)
+        self.other_columns = [column for column, _ in groups.others]
         candidates = len(edges[0].candidates)
         incidence = torch.zeros(len(columns), self.count * candidates)
         for t, summed in enumerate(columns):
             for e, k in summed:
                 incidence[t, e * candidates + k] = 1
         self.register_buffer("incidence", incidence, persistent=False)
-        identities = torch.tensor([column for column, _ in found.skips], dtype=torch.int64).view(-1, 2)
+        identities = torch.tensor([column for column, _ in groups.skips], dtype=torch.int64).view(-1, 2)
         own = (torch.arange(self.count)[:, None] == identities[:, 0]).to(incidence.dtype)
         self.register_buffer("identity_incidence", own, persistent=False)
         self.register_buffer("identity_columns", identities[:, 0] * candidates + identities[:, 1], persistent=False)
 
     def read(self, edges: Sequence[MixedOp]) -> None:
-        """Copy weights, feedback, streams and statistics from mixed ops like those that this was made of."""
-        found = sort_candidates(edges, self.plan.stride)
-        self.bank.read(found.weights)
-        self.identities.read(found.identities)
-        self.normalisations.read(found.normalisations)
-        for own, (_, theirs) in zip(self.others, found.others, strict=True):
+        """Copy weights, feedback, streams and statistics from mixed ops like those that this was built from."""
+        groups = sort_candidates(edges, self.plan.stride)
+        self.bank.read(groups.weights)
+        self.identities.read(groups.identities)
+        self.normalisations.read(groups.normalisations)
+        for own, (_, theirs) in zip(self.others, groups.others, strict=True):
             own.load_state_dict(theirs.state_dict())
 
     def write(self, edges: Sequence[MixedOp]) -> None:
-        """Copy them to such mixed ops."""
-        found = sort_candidates(edges, self.plan.stride)
-        self.bank.write(found.weights)
-        self.identities.write(found.identities)
-        self.normalisations.write(found.normalisations)
-        for own, (_, theirs) in zip(self.others, found.others, strict=True):
+        """Copy weights, feedback, streams and statistics to such mixed ops."""
+        groups = sort_candidates(edges, self.plan.stride)
+        self.bank.write(groups.weights)
+        self.identities.write(groups.identities)
+        self.normalisations.write(groups.normalisations)
+        for own, (_, theirs) in zip(self.others, groups.others, strict=True):
             theirs.load_state_dict(own.state_dict())
 
     def forward(self, x: Tensor, weights: Tensor, into: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        """The state [N, H, W, C] and mixing weights [E, candidates] → the sum of every edge, E × [N, H', W', C].
+        """Compute the sum of every edge, E × [N, H', W', C], of x [N, H, W, C] and mixing weights [E, candidates].
 
         Args:
             into: for each edge the tensor that its sum is added to, or None.
 
         Returns:
-            As many tensors; ``into`` itself where no candidate contributes.
+            One tensor per edge; the entry of ``into`` if no candidate contributes.
         """
         total = list(into)
         image = x.permute(0, 3, 1, 2).contiguous() if self.others else x
@@ -166,16 +167,16 @@ class StackedEdges(Synchronised):
         return sums
 
     def population(self, x: Tensor, weights: Tensor, shared: bool) -> tuple[Tensor, ...]:
-        """The sums of every edge for P individuals with mixing weights [P, E, candidates], E × [P·N, H', W', C].
+        """Compute the sum of every edge, E × [P·N, H', W', C], for P individuals' mixing weights [P, E, candidates].
 
         Args:
-            x: the state of each individual, one after the other, [P·N, H, W, C]; or ``shared``, [N, H, W, C].
+            x: the states of the individuals, concatenated, [P·N, H, W, C]; if ``shared``, [N, H, W, C].
         """
         if not shared:
             nothing = [None] * self.count
             each = [self(own, w, nothing) for own, w in zip(x.chunk(len(weights)), weights, strict=True)]
             return tuple(torch.cat(sums) for sums in zip(*each, strict=True))
-        # What does not depend on the individual is computed once, and mixing it is a matrix product.
+        # Maps that do not depend on the individual are computed once; mixing them is a matrix product.
         columns = [*self.other_columns]
         maps = [module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[None] for module in self.others]
         mixing = torch.stack([weights[:, e, k] for e, k in columns], dim=1) if columns else weights[:, 0, :0]
@@ -197,7 +198,7 @@ class StackedEdges(Synchronised):
         return Statistics(running.mean, running.var, self.training, self.synchroniser)
 
     def _feedback(self, weights: Tensor) -> EdgesFeedback:
-        """Record the feedback of the pass that begins now."""
+        """Record the feedback of the pass that is about to begin."""
         return EdgesFeedback(
             self.bank.prepare(),
             self.identities.prepare() if self.plan.identity else None,

@@ -1,4 +1,4 @@
-"""Many small weights with learning rules of their own, in one flat tensor."""
+"""Many small weights with separate learning rules, in one flat tensor."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bionas_fast.rules import FeedbackState, Law
 
 @dataclass(frozen=True)
 class CustomLayer:
-    """A layer whose rule makes its B itself: a rule of a user's own.
+    """A layer whose rule computes B itself, i.e. a user-defined rule.
 
     Attributes:
-        number, start: of the layer in its bank, and where its weight begins there.
-        stored: flat; None where the rule stores nothing.
+        number, start: the index of the layer in its bank, and the offset of its weight.
+        stored: flat; None if the rule stores nothing.
     """
 
     rule: str
@@ -35,7 +35,7 @@ class CustomLayer:
     stored: Tensor | None
 
     def fill(self, b: Tensor, weights: Tensor, stream: Tensor | None) -> None:
-        """Write B of this layer to its place in that of the bank."""
+        """Compute B of this layer into the flat B of the bank."""
         assert stream is not None
         numbers = partial(reference.uniform, self.shape, stream[self.number])
         stored = None if self.stored is None else self.stored.view(self.shape)
@@ -47,7 +47,7 @@ class CustomLayer:
 
 @dataclass(frozen=True)
 class Advance:
-    """The move of the layers' streams to their next draws, when a backward pass is done."""
+    """The advance of the layers' streams to their next draws after a backward pass."""
 
     stream: Tensor
     steps: Tensor
@@ -58,15 +58,15 @@ class Advance:
 
 @dataclass(frozen=True)
 class BankFeedback:
-    """The feedback of a bank in one pass: recorded in the forward pass, made when the backward pass needs it.
+    """The feedback of a bank in one pass: recorded in the forward pass, computed when the backward pass needs it.
 
     Attributes:
-        weight: of the bank, flat.
-        stored: of the bank.
-        stream: seeds and draws of this pass, whatever other passes do to the layers' own.
-        segments: how each layer's B is made; None: W stands for B.
-        advance: None where the draws stay.
-        custom: the layers that ``segments`` leaves out.
+        weight: the weight of the bank, flat.
+        stored: the stored draws of the bank.
+        stream: seeds and draws of this pass, independent of other passes.
+        segments: the construction of each layer's B; None for B = W.
+        advance: the advance of the streams; None if the draws do not change.
+        custom: the layers that ``segments`` does not cover.
     """
 
     weight: Tensor
@@ -77,7 +77,7 @@ class BankFeedback:
     custom: tuple[CustomLayer, ...] = ()
 
     def make(self) -> Tensor:
-        """B of every layer, flat."""
+        """Compute B of every layer, flat."""
         weight = self.weight.detach()
         if self.segments is None:
             return weight
@@ -90,12 +90,12 @@ class BankFeedback:
 
 
 class WeightBank(ErrorPath):
-    """The weights of several layers, one after the other, and the random numbers of their rules.
+    """The weights of several layers, concatenated, and the random numbers of their rules.
 
     Attributes:
-        weight: flat; a parameter, or a buffer where the layers' weights are frozen.
+        weight: flat; a parameter, or a buffer if the layers' weights are frozen.
         stored: flat, the draws of the rules that draw once, layer by layer; or None.
-        stream: int64 [layers, 2], seed and draw of every layer; or None where no rule redraws.
+        stream: int64 [layers, 2], seed and draw of every layer; None if no rule redraws.
     """
 
     weight: Tensor
@@ -124,7 +124,7 @@ class WeightBank(ErrorPath):
             self.register_buffer("weight", flat, persistent=False)
         self.register_buffer("stored", None)
         self.register_buffer("stream", None)
-        #: The layers of which something is stored, in that order: what the batched op reads comes first.
+        #: The layers with stored draws, in the order of ``stored``: those read by the batched op come first.
         self.storing = [k for k, layer in enumerate(layers) if layer.feedback is not None]
         self.storing.sort(key=lambda k: self.segments.modes[k] == "custom")
         if self.storing:
@@ -137,7 +137,7 @@ class WeightBank(ErrorPath):
 
     @torch.no_grad()
     def read(self, layers: Sequence[FeedbackLayer]) -> None:
-        """Take weights, stored feedback and streams from layers like those this bank was made of."""
+        """Copy weights, stored feedback and streams from layers like those that this bank was built from."""
         for own, stored, k, layer in self._parts(layers):
             own.copy_(layer.weight.flatten())
             if stored is not None and layer.feedback is not None:
@@ -147,7 +147,7 @@ class WeightBank(ErrorPath):
 
     @torch.no_grad()
     def write(self, layers: Sequence[FeedbackLayer]) -> None:
-        """Give weights, stored feedback and streams back to such layers."""
+        """Copy weights, stored feedback and streams to such layers."""
         for own, stored, k, layer in self._parts(layers):
             layer.weight.copy_(own.view_as(layer.weight))
             if stored is not None and layer.feedback is not None:
@@ -156,7 +156,7 @@ class WeightBank(ErrorPath):
                 layer.feedback_stream.copy_(self.stream[k])
 
     def _stored_parts(self) -> dict[int, Tensor]:
-        """The stored draws of each layer that has some, flat."""
+        """Return the stored draws of each layer that has any, flat, by index."""
         if self.stored is None:
             return {}
         return dict(zip(self.storing, self.stored.split([self.lengths[k] for k in self.storing]), strict=True))
@@ -167,7 +167,7 @@ class WeightBank(ErrorPath):
         return ((own, stored.get(k), k, layer) for k, (own, layer) in enumerate(parts))
 
     def prepare(self) -> BankFeedback:
-        """Record the feedback of the pass that begins now, to be made in its backward pass."""
+        """Record the feedback of the pass that is about to begin, for its backward pass."""
         if self.true_gradient:
             return BankFeedback(self.weight)
         stream = None if self.stream is None else self.stream.clone()

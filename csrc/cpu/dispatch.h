@@ -1,6 +1,6 @@
 // Common to all kernels: the choice of an instruction set at run time, and torch's threads. No torch header.
 //
-// A kernel is `name.inc`, plain C++ that compilers vectorise or GCC vector extensions, without includes of its own.
+// A kernel is `name.inc`, plain C++ that compilers vectorise or GCC vector extensions, without includes.
 // `name.cpp` compiles it once for each instruction set and calls the variant that suits the machine:
 //
 //     #include "name.h"
@@ -31,7 +31,7 @@ constexpr Isa all_isas[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // fastest 
 
 const char* name(Isa isa);
 
-// Whether the build holds the variant and the machine can run it.
+// Whether the variant was compiled and the machine supports it.
 bool supported(Isa isa);
 
 // The variant that runs, process-wide: the fastest, until set_isa chooses another supported one.
@@ -48,7 +48,7 @@ Function* choose(Function* avx512, Function* avx2, Function* baseline) {
 }
 
 // Calls body(begin, end, context) on consecutive pieces of [0, count), each at least `grain` long where there are
-// several, one piece a thread. Not defined here: the library takes torch's threads, tests take their own.
+// several, one piece per thread. Not defined here: the library uses torch's threads, tests define others.
 void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
 template <class Body>

@@ -1,4 +1,4 @@
-// Enums whose values have names at the border to Python. No torch header.
+// Enums whose values have names in the Python interface. No torch header.
 
 #pragma once
 

@@ -10,13 +10,13 @@ namespace bionas {
 
 namespace {
 
-// So many positions are worked on at a time: what one kernel writes for them the next one finds in the first cache.
+// Positions per block: the output of one kernel stays in the L1 cache for the next.
 constexpr int64_t block = 64;
 
-// Rows of the output whose grids are held while the reductions take turns: some blocks, in the second cache.
+// Output rows whose grids are kept for all reductions: several blocks, in the L2 cache.
 int64_t rows_at_once(const FactorizedReduce& s) { return 1 + 4 * block / (1 + s.wo); }
 
-// The matrix of each reduction and grid as one of [C, C] that is zero for the other grid's half of z.
+// The matrix of each reduction and grid, [C, C], zero for the other grid's half of z.
 struct Packed {
   Packed(const FactorizedReduce& s, bool backward) : c(s.c), data(2 * s.count * c * c, true) {
     const int64_t half = s.own - s.own / 2;

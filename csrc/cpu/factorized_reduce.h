@@ -1,4 +1,4 @@
-// Factorized reductions of one input, all at once: R strided identities, with the sums that batch normalisation needs.
+// Factorized reductions of one input, all at once: R strided identities, with the sums for batch normalisation.
 
 #pragma once
 
@@ -24,7 +24,7 @@ void factorized_reduce_forward(
     double* sum,      // [R, C], Σ z
     double* sum_sq);  // [R, C], Σ z²
 
-// The gradient of z is a · grad + b · z + d, channel by channel: batch normalisation's backward pass, folded in.
+// The gradient of z is a · grad + b · z + d, per channel: the backward pass of batch normalisation, fused.
 struct FactorizedReduceBackward {
   const float* const* grad;  // R times [N, H_out, W_out, C], several may be one
   const float* z;            // [R, N, H_out, W_out, C]

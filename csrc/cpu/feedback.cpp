@@ -5,7 +5,7 @@
 
 namespace bionas {
 
-// Some 50 µs of work: waking a thread for less does not pay.
+// About 50 µs of work, the least that is worth waking a thread.
 constexpr int64_t grain = 1 << 14;
 
 void feedback_weight(const FeedbackWeight& arguments) {

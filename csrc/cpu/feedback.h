@@ -1,4 +1,4 @@
-// Feedback weights B and the random numbers they are made of, bit for bit those of kernels/feedback/reference.py.
+// Feedback weights B and their random numbers, bit-identical to kernels/feedback/reference.py.
 
 #pragma once
 

@@ -9,7 +9,7 @@
 namespace bionas {
 
 constexpr int64_t block = 64;  // positions: a cache line or more of each channel, and a thousand channels stay in L2
-constexpr int64_t grain = 1 << 14;  // elements, some 10 µs: waking a thread for less does not pay
+constexpr int64_t grain = 1 << 14;  // elements, about 10 µs, the least that is worth waking a thread
 constexpr float norm_epsilon = 1e-12f, max_epsilon = 1e-30f;
 
 }  // namespace bionas

@@ -1,4 +1,4 @@
-// The parts of a Hebbian update other than its outer product; the formulas stand in kernels/hebbian/reference.py.
+// The parts of a Hebbian update other than its outer product; see kernels/hebbian/reference.py for the formulas.
 
 #pragma once
 
@@ -9,8 +9,8 @@
 namespace bionas {
 
 // As kernels/hebbian/records.py lists them.
-BIONAS_ENUM(Activity, linear, normalised, hard, soft, competing);  // competing: soft, negative but at the largest
-BIONAS_ENUM(Decay, none, square, activity, output, lower);         // lower: not here, for it mixes filters
+BIONAS_ENUM(Activity, linear, normalised, hard, soft, competing);  // competing: soft, negative except at the largest
+BIONAS_ENUM(Decay, none, square, activity, output, lower);         // lower: not implemented here, mixes filters
 BIONAS_ENUM(Normalisation, none, clamp, unit, max);
 
 struct HebbianActivity {
@@ -20,8 +20,8 @@ struct HebbianActivity {
   float temperature;
   const float* u;      // [N, K, P]
   const float* external;  // y of the caller, for a linear activity, [N, K, P]; null for u
-  const float* norm;   // what y is divided by, [N, groups, P]; or null
-  float* y;            // [N, K, P]; null where nobody asks for it, which is for a linear activity only
+  const float* norm;   // divisor of y, [N, groups, P]; or null
+  float* y;            // [N, K, P]; null if not requested, for a linear activity only
 };
 
 // y, and Σ y², Σ y or Σ y·u of every channel. Probabilities below 2^-100 are 0: products with subnormal numbers would
@@ -34,7 +34,7 @@ struct HebbianMove {
   int64_t k, d, groups;  // filters, weights of a filter
   Normalisation normalisation;
   double positions;
-  const double* total;  // [K], what hebbian_activity gave; or null
+  const double* total;  // [K], from hebbian_activity; or null
   const float* rate;    // [K]
   float* delta;         // [K, D], the outer product; becomes the update
   float* weight;        // [K, D]

@@ -35,7 +35,7 @@ class Pool {
     used_bytes_ += found.data ? found.bytes : bytes;
     peak_ = used_bytes_ > peak_ ? used_bytes_ : peak_;
     if (!found.data) {
-      // With no room to spare, steps that ask for the same sizes in another order would free and allocate for ever.
+      // Without slack, steps that request the same sizes in another order would free and allocate in every step.
       shrink(peak_ + peak_ / 200);
       found = {std::aligned_alloc(page, bytes), bytes};
       if (!found.data) {
@@ -69,7 +69,7 @@ class Pool {
   }
 
  private:
-  // Frees kept blocks, those given back first, until used and kept are no more than `total`.
+  // Frees cached blocks, least recently released first, until used and cached memory are at most `total`.
   void shrink(std::size_t total) {
     while (!kept_.empty() && used_bytes_ + kept_bytes_ > total) {
       kept_bytes_ -= kept_.front().bytes;

@@ -1,5 +1,5 @@
-// Memory for large tensors, kept when they are freed: the pages of a fresh block cost more than the kernels that fill
-// them. A training step asks for the same sizes again and again, so nearly all of them are found.
+// A caching allocator for large tensors: mapping the pages of a new block costs more than the kernels that fill it.
+// Training steps request the same sizes repeatedly, so nearly all requests are served from the cache.
 
 #pragma once
 
@@ -11,11 +11,11 @@ namespace bionas {
 // Smaller blocks are left to the allocator of torch.
 constexpr std::size_t pooled_from = std::size_t{1} << 20;
 
-// A block of at least so many bytes, aligned to a cache line, uninitialised. The pool never holds, in use or kept, more
-// than half a percent above what has been in use at once. Throws std::bad_alloc.
+// A block of at least this many bytes, aligned to a cache line, uninitialised. The pool, used and cached, never exceeds
+// the peak memory in use by more than half a per cent. Throws std::bad_alloc.
 void* take(std::size_t bytes);
 
-// Gives a block back; any thread may.
+// Releases a block; callable from any thread.
 void give(void* block);
 
 // A large array of floats out of the pool, uninitialised.
@@ -29,7 +29,7 @@ struct Scratch {
   float* data;
 };
 
-// Frees all blocks that are not in use; how many bytes that were.
+// Frees all unused blocks; returns the number of bytes.
 std::size_t release();
 
 }  // namespace bionas

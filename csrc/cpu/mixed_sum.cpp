@@ -7,7 +7,7 @@
 
 namespace bionas {
 
-constexpr int64_t block = 128;  // positions: a block of the result stays in the first cache while maps stream by
+constexpr int64_t block = 128;  // positions: a block of the result stays in the L1 cache while maps stream through
 
 }  // namespace bionas
 

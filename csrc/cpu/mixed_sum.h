@@ -1,4 +1,4 @@
-// The weighted sum of many maps into few, and the sums that its backward pass needs. Maps are [P, C], P positions.
+// Weighted sums of maps, and the sums for the backward pass. Maps are [P, C], P positions.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// The 3×3 pools of a cell, maximum and average, in one pass, with the sums that batch normalisation needs.
+// The 3×3 pools of a cell, maximum and average, in one pass, with the sums for batch normalisation.
 
 #pragma once
 
@@ -23,6 +23,6 @@ void pooling_backward(
     const Pooling& p,
     const float* grad_max,      // [N, H_out, W_out, C]
     const float* grad_average,  // [N, H_out, W_out, C]
-    float* grad_x);             // [N, H, W, C]; of equal maxima the first in reading order gets the gradient
+    float* grad_x);             // [N, H, W, C]; among equal maxima the first in row-major order gets the gradient
 
 }  // namespace bionas

@@ -13,7 +13,7 @@ namespace bionas {
 
 namespace {
 
-// The maps z of branches [begin, end) as terms of a sum over the edges that they belong to.
+// The maps z of branches [begin, end) as terms of the sums of their edges.
 struct Terms {
   Terms(const SeparableEdges& e, const float* z, int begin, int end) {
     for (int k = begin; k < end; k++) {
@@ -29,7 +29,7 @@ struct Terms {
   MixedSum sum;
 };
 
-// Branches [begin, end), all of two stages or all of one, and what belongs to them.
+// Branches [begin, end), all of two stages or all of one, and their data.
 class Group {
  public:
   Group(const SeparableEdges& e, const Tiles& tiles, int begin, int end)
@@ -44,7 +44,7 @@ class Group {
     return {e.n, e.ho(), e.wo(), c, e.ho(), e.wo(), 1, count, branches, z, false, scale.data(), shift.data()};
   }
 
-  // Writes the maps behind the first stages; z is read soon, the copy is not.
+  // Writes the outputs of the first stages; z is read soon, the copy is not.
   void run_first(float* z, float* copy) {
     stage_forward(first(e.first + begin), {z, sum.data(), second_sum.data(), copy});
     if (e.training) moments(two ? begin : e.twice + begin);
@@ -105,7 +105,7 @@ class Group {
     }
   }
 
-  // Through the second stages, behind first ones that run again: that costs little where their maps stay in a cache.
+  // Backward through the second stages, with the first ones recomputed, which is cheap if their maps stay in a cache.
   // Writes those, z1, and grad, [count, N, H_out, W_out, C]; a, b, d become those of z1.
   void second_backward(const SeparableEdgesBackward& g, float* z1, float* grad) {
     set_affine();
@@ -118,7 +118,7 @@ class Group {
       affine(i, at, 1.0, sum[i], second_sum[i]);
     }
   }
-  // Through the first stages; own: what second_backward wrote.
+  // Backward through the first stages; own: the output of second_backward.
   void first_backward(const SeparableEdgesBackward& g, const float* z, const float* own, const Tiles& grad_tiles) {
     const std::vector<Branch> branches = with_grads(
         e.first, [&](int k) { return own ? own + (k - begin) * e.map() : g.grad[e.edge[k]]; });
@@ -176,14 +176,14 @@ void each_group(const SeparableEdges& e, const Body& body) {
   divide(e.twice, e.branches);
 }
 
-// The floats that the maps of the largest group take.
+// The number of floats in the maps of the largest group.
 int64_t scratch_size(const SeparableEdges& e) {
   int64_t largest = 0;
   each_group(e, [&](int begin, int end) { largest = std::max<int64_t>(largest, end - begin); });
   return largest * e.map();
 }
 
-// The state as all first stages read it.
+// The state as the shared input of all first stages.
 class State {
  public:
   explicit State(const SeparableEdges& e)
@@ -194,7 +194,7 @@ class State {
     fill_tiles(stage_, tiles);
   }
 
-  // The gradients of the tiles, zero so far; freed with this.
+  // The gradients of the tiles, initially zero; freed with this object.
   Tiles new_grad() {
     grad_memory_.emplace(tiles_size(stage_, pad_));
     std::fill_n(grad_memory_->data, tiles_size(stage_, pad_), 0.0f);

@@ -1,6 +1,6 @@
-// All separable candidates of all edges that leave a state: one or two separable stages, batch normalisation behind
-// each, and the mixed sum of what comes out. A few branches at a time go all the way, so that what one kernel writes
-// the next one finds in a cache.
+// All separable candidates of all edges from a state: one or two separable stages, each with batch normalisation, and
+// the mixed sum of their outputs. A few branches at a time pass all steps, so that the output of one kernel is still in
+// a cache for the next.
 
 #pragma once
 
@@ -13,18 +13,18 @@ namespace bionas {
 struct SeparableEdges {
   int64_t n, h, w, c;     // of the state
   int stride;             // 1 or 2, of the first stages
-  int branches, twice;    // how many candidates there are; the first of them have a second stage
+  int branches, twice;    // the number of candidates; the first `twice` have a second stage
   int edges;
   const Branch* first;    // [branches]
   const Branch* second;   // [twice]
   const int64_t* edge;    // [branches], the edge of each
   const double* mixing;   // [branches]
   const float* x;         // [N, H, W, C]
-  double* mean;           // [twice + branches, C]: behind the first stages of two, then behind the last stages
+  double* mean;           // [twice + branches, C]: after the first stages of two, then after the last stages
   double* var;
   bool training;          // forward: mean and var are of this batch, and written; else they are read
 
-  // Maps of so many bytes go through the stages together: few enough to stay in a cache, enough to be worth the threads.
+  // The bytes of maps per group of branches: few enough to stay in a cache, enough to occupy the threads.
   int64_t together = int64_t{2} << 20;
 
   int64_t ho() const { return (h + stride - 1) / stride; }
@@ -43,7 +43,7 @@ struct SeparableEdgesBackward {
   const float* z;
   const float* const* grad;  // [edges], of out
   double* grad_mixing;       // [branches]
-  float* grad_x;             // [N, H, W, C]; or null, and the branches want no weight gradients either
+  float* grad_x;             // [N, H, W, C]; or null, then without weight gradients
 };
 
 void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForward& f);

@@ -18,18 +18,18 @@ namespace {
 
 constexpr int64_t max_taps = 25;
 
-// So many positions at least are worked on at a time: rows of a large image, or several small images. What a kernel
-// writes for them stays in the first cache until the next one reads it.
+// Minimum positions per block: rows of a large image, or several small images. The output of a kernel stays in the L1
+// cache for the next.
 constexpr int64_t block = 64;
 
 int64_t rows_per_block(const Stage& s) { return (block + s.wo - 1) / s.wo; }
 
 int64_t grads_per_branch(int64_t c) { return (c + max_taps) * c; }
 
-// Moving the weights of so many branches about is worth waking a thread.
+// The number of branches whose weights are worth waking a thread to reorder.
 int64_t branches_per_thread(int64_t c) { return 1 + (1 << 14) / grads_per_branch(c); }
 
-// Weights in the order in which the kernels read them.
+// Weights in the layout of the kernels.
 struct Packed {
   Packed(const Stage& s, bool backward) : c(s.c), data(s.branches * size()) {
     for (int k = 0; k < s.branches; k++) pad = padding(s.branch[k]) > pad ? padding(s.branch[k]) : pad;

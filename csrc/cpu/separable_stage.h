@@ -11,8 +11,8 @@ struct Branch {
   int dilation;
   const float* depthwise;     // [C, k, k]
   const float* pointwise;     // [C_out, C_in]
-  // Backward only: what carries the error down, the incoming gradient, and where
-  // the exact weight gradients go, in all branches or in none (null).
+  // Backward only: the feedback weights, the incoming gradient, and the
+  // destinations of the exact weight gradients, in all branches or in none (null).
   const float* depthwise_feedback;  // [C, k, k]
   const float* pointwise_feedback;  // [C_out, C_in]
   float* depthwise_grad;            // [C, k, k]
@@ -36,34 +36,34 @@ struct Stage {
   bool shared;
   const float* scale;    // [K, C], or null: the branch sees ReLU(scale · x + shift)
   const float* shift;    // [K, C]
-  const Tiles* tiles = nullptr;  // shared: of x, where several stages read it; else they are made again
+  const Tiles* tiles = nullptr;  // shared: of x, if several stages read it; otherwise recomputed
 };
 
 // The number of floats in the tiles of a stage's input.
 int64_t tiles_size(const Stage& stage, int64_t pad);
 void fill_tiles(const Stage& stage, const Tiles& tiles);
-// grad_x = the middle of the tiles of `grad` where those of x let something through, else 0
+// grad_x = the interior of the tiles of `grad` where those of x are positive, else 0
 void take_from_tiles(const Stage& stage, const Tiles& tiles, const Tiles& grad, float* grad_x);
 
-// The width of the border that the kernel of a branch reaches into.
+// The width of the border that the kernel of a branch reads.
 int64_t padding(const Branch& branch);
 
 struct StageForward {
   float* z;         // [K, N, H_out, W_out, C]
   double* sum;      // [K, C], Σ z, overwritten
   double* sum_sq;   // [K, C], Σ z²
-  float* past_caches = nullptr;  // written like z, but straight to memory: quicker where nobody reads it soon
+  float* past_caches = nullptr;  // written like z, but by streaming stores: faster if it is not read soon
 };
 
-// The gradient of z is a · grad + b · z + d, channel by channel: batch normalisation's backward pass, folded in.
+// The gradient of z is a · grad + b · z + d, per channel: the backward pass of batch normalisation, fused.
 struct StageBackward {
   const float* z;           // [K, N, H_out, W_out, C]
   const float *a, *b, *d;   // [K, C]
-  float* grad_x;            // shared: [N, H, W, C]; else [K, N, H, W, C], of what ReLU saw
+  float* grad_x;            // shared: [N, H, W, C]; else [K, N, H, W, C], of the input of ReLU
   double* grad_sum;         // [K, C] Σ grad_x, and
-  double* product_sum;      // [K, C] Σ grad_x · what ReLU saw; only where x is not shared, else null
+  double* product_sum;      // [K, C] Σ grad_x · input of ReLU; null if x is shared
   const Tiles* grad_tiles = nullptr;  // shared, with tiles: the gradients are added here, and grad_x is not written
-  const Stage* before = nullptr;      // not shared: what makes x, which is written image by image before it is read
+  const Stage* before = nullptr;      // not shared: the stage that computes x, image by image before it is read
 };
 
 void stage_forward(const Stage& stage, const StageForward& out);

@@ -1,4 +1,4 @@
-// Sums that the threads of a parallel loop add up.
+// Reductions over the threads of a parallel loop.
 
 #pragma once
 
@@ -10,8 +10,8 @@
 
 namespace bionas {
 
-// One array of zeros for each piece of the loop. The pieces' arrays are added in order of their first index, so that a
-// run repeats bit for bit.
+// One array of zeros for each piece of the loop. The arrays are added in order of their pieces' first index, so
+// results are deterministic.
 template <class T>
 class Shares {
  public:

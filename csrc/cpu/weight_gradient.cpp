@@ -6,7 +6,7 @@
 
 namespace bionas {
 
-constexpr int BLOCK = 32;         // channels that are worked on together
+constexpr int BLOCK = 32;         // channels per block
 constexpr int64_t enough = 80;    // tiles, for which a block's numbers stay in the second cache
 constexpr int64_t few = 8;        // blocks, to occupy some threads
 
@@ -32,7 +32,7 @@ void weight_gradient(const WeightGradient& a) {
   const int64_t down = (a.h + 3) / 4, across = (a.w + 3) / 4, all = a.n * down;
   const int64_t blocks = (a.k + BLOCK - 1) / BLOCK, input_blocks = (a.c + BLOCK - 1) / BLOCK;
   if (!all || !across) return std::fill_n(a.output, a.k * a.c * 9, 0.0f), void();
-  // Few blocks share the input's between them, and spread the gradient more than once.
+  // With few blocks, threads divide the input's blocks, and the gradient is transformed more than once.
   const int64_t parts = std::min(input_blocks, (few + blocks - 1) / blocks), part = (input_blocks + parts - 1) / parts;
   const int64_t strips = std::min(all, std::max<int64_t>(1, enough / across));
   Buffer<float> inputs(input_blocks * 36 * strips * across * BLOCK);

@@ -18,7 +18,7 @@ struct WeightGradient {
 };
 
 // output[k, c, a, b] = Σ gradient[n, k, i, j] · input[n, c, i + a - padding, j + b - padding].
-// Rounding is some five to ten times that of a sum of the products.
+// The rounding error is five to ten times that of direct summation.
 void weight_gradient(const WeightGradient& a);
 
 }  // namespace bionas

@@ -9,7 +9,7 @@ namespace bionas::cuda {
 
 namespace {
 
-// In each direction of a grid: a few for each multiprocessor; more would only make more partial sums.
+// Blocks in each dimension of a grid: a few per multiprocessor; more would only add partial sums.
 constexpr int64_t max_blocks = 1024;
 
 template <class... Parameters>
@@ -22,7 +22,7 @@ void launch(Stream stream, dim3 grid, dim3 block, void (*kernel)(Parameters...),
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-// A power of two of rows, with four things or more to do for each.
+// The number of rows, a power of two, with at least four items each.
 int rows_for(int64_t count) {
   int rows = 1;
   while (rows < max_rows && rows * 8 <= count) rows *= 2;

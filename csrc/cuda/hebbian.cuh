@@ -1,5 +1,5 @@
-// Kernels of Hebbian updates; the contracts are those of ../cpu/hebbian.h. Every sum is taken in a fixed order, so that
-// a run repeats bit for bit.
+// Kernels of Hebbian updates, specified in ../cpu/hebbian.h. Every sum is computed in a fixed order, so results are
+// deterministic.
 
 #pragma once
 
@@ -7,11 +7,11 @@
 
 namespace bionas::cuda {
 
-constexpr int lanes = 32;  // neighbouring positions, one a thread of a warp
+constexpr int lanes = 32;  // neighbouring positions, one per thread of a warp
 constexpr int max_rows = 8;  // warps of a block
 constexpr float norm_epsilon = 1e-12f, max_epsilon = 1e-30f;
 
-// What all rows have for a position, combined in their order.
+// Combines the values of all rows at a position, in the order of the rows.
 template <class T, class Combine>
 __device__ T across_rows(T own, Combine combine) {
   __shared__ T shares[max_rows][lanes];
@@ -28,7 +28,7 @@ struct Peak {
   int winner;
 };
 
-// As torch.argmax: the first of equals, and a NaN before all numbers.
+// As torch.argmax: the first of equal values, and NaN before all numbers.
 __device__ inline Peak higher(Peak a, Peak b) {
   const bool a_nan = a.largest != a.largest, b_nan = b.largest != b.largest;
   const bool equal = a.largest == b.largest || (a_nan && b_nan);
@@ -36,7 +36,7 @@ __device__ inline Peak higher(Peak a, Peak b) {
   return {a_wins ? a.largest : b.largest, b.lowest < a.lowest ? b.lowest : a.lowest, a_wins ? a.winner : b.winner};
 }
 
-__device__ inline float at_least(float x, float low) { return x < low ? low : x; }  // a NaN stays one
+__device__ inline float at_least(float x, float low) { return x < low ? low : x; }  // propagates NaN
 
 // Blocks of [rows][lanes] threads take `lanes` positions at a time, each row every rows-th channel of a group.
 template <Activity ACTIVITY>
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(lanes* max_rows) activity_kernel(
         }
         if (!partial) continue;
         __syncwarp();
-        if (lane < count) {  // now a thread for each channel
+        if (lane < count) {  // here one thread per channel
           float sum = 0;
           for (int i = 0; i < lanes; i++) sum += terms[row][lane][i];
           double& total = partial[blockIdx.x * a.k + group * channels + first + lane * rows];
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(lanes* max_rows) activity_kernel(
     }
 }
 
-// Blocks of [rows][lanes] threads: `lanes` channels, of which each row adds up every rows-th of the parts.
+// Blocks of [rows][lanes] threads: `lanes` channels, of which each row sums every rows-th of the partial sums.
 static __global__ void __launch_bounds__(lanes* max_rows) total_kernel(
     const double* partial,  // [parts, K]
     int64_t parts, int64_t k,
@@ -121,7 +121,7 @@ static __global__ void __launch_bounds__(lanes* max_rows) total_kernel(
 
 constexpr int max_threads = 256;
 
-// What the threads of a block have, combined as a tree; their number is a power of two.
+// Combines the values of the threads of a block in a tree; their number is a power of two.
 template <class Combine>
 __device__ float across_block(float own, Combine combine) {
   __shared__ float shares[max_threads];
@@ -136,16 +136,16 @@ __device__ float across_block(float own, Combine combine) {
 }
 
 struct Larger {
-  __device__ float operator()(float a, float b) const { return a > b || a != a ? a : b; }  // a NaN is the largest
+  __device__ float operator()(float a, float b) const { return a > b || a != a ? a : b; }  // NaN is the largest
 };
 
-// Δ of one weight, before it is normalised.
+// Δ of one weight, before normalisation.
 __device__ inline float change(const HebbianMove& m, int64_t row, int64_t i) {
   const float outer = m.delta[row * m.d + i];
   return (m.total ? outer - float(m.total[row]) * m.weight[row * m.d + i] : outer) * float(1 / m.positions);
 }
 
-// A block a filter.
+// One block per filter.
 static __global__ void __launch_bounds__(max_threads) largest_kernel(
     HebbianMove m,
     float* largest) {  // [K], max |Δ| of a filter
@@ -155,7 +155,7 @@ static __global__ void __launch_bounds__(max_threads) largest_kernel(
   if (threadIdx.x == 0) largest[blockIdx.x] = most;
 }
 
-// A block a filter.
+// One block per filter.
 static __global__ void __launch_bounds__(max_threads) move_kernel(
     HebbianMove m,
     const float* largest) {  // [K], with Normalisation::max only

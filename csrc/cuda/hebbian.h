@@ -1,4 +1,4 @@
-// Hebbian updates on a GPU; no header of CUDA or torch. Kernels are put into a stream and not waited for.
+// Hebbian updates on a GPU; includes no header of CUDA or torch. Kernels are launched asynchronously into a stream.
 
 #pragma once
 
@@ -8,7 +8,7 @@ namespace bionas::cuda {
 
 using Stream = void*;  // a cudaStream_t
 
-// Why no kernel can run on the current device; empty if they can.
+// The reason why no kernel can run on the current device; empty if they can.
 const char* obstacle();
 
 // As bionas::hebbian_activity, all pointers to memory of the GPU.

@@ -1,5 +1,5 @@
-// Hebbian updates on a GPU, in a library of their own. It needs torch with CUDA and no GPU to be loaded, and the CPU's
-// library before it, which defines the operators.
+// Hebbian updates on a GPU, in a separate library. Loading it needs torch with CUDA, but no GPU, and the CPU library,
+// which defines the operators, loaded before.
 
 #include "hebbian.h"
 
@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> hebbian_activity(
   const bool decays = decay != "none";
   Tensor y = torch::stable::new_empty(u, made(a, norm));
   Tensor total = torch::stable::new_empty(u, {decays ? a.k : 0}, ScalarType::Double);
-  // Given back before it is used, to be taken by kernels behind these in the stream.
+  // Released before use: only later kernels in the stream can reuse the memory.
   Tensor partial =
       torch::stable::new_empty(u, {decays ? bionas::cuda::activity_workspace(a) : 0}, ScalarType::Double);
   a.y = y.numel() ? y.mutable_data_ptr<float>() : nullptr;

@@ -1,1 +1,1 @@
-"""Several strided identities of one input at once."""
+"""Several factorized reductions, i.e. strided identities, of one input at once."""

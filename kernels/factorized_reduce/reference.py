@@ -1,7 +1,7 @@
-"""The specification of factorized reductions of one input in plain PyTorch: a few matrix products for all of them.
+"""The specification of factorized reductions of one input in plain PyTorch, by batched matrix products.
 
-Reduction r takes the positions (0, 0), (0, 2), … of ReLU(x) through its first matrix, those one further down and right
-through its second one, and puts the results side by side. On odd sizes the second grid has zeros at the end.
+Reduction r multiplies the positions (0, 0), (0, 2), … of ReLU(x) by its first matrix and the positions at offset (1, 1)
+from these by its second, and concatenates the results. For odd sizes the second grid is zero-padded at the end.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from ..records import Prologue, ReductionWeights, Sums
 
 
 def _grids(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The two grids, [P, C] each, of ReLU(x [N, H, W, C])."""
+    """Extract the two grids, [P, C] each, of ReLU(x), x [N, H, W, C]."""
     shifted = F.pad(x[:, 1::2, 1::2], (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
     first, second = (F.relu(grid).reshape(-1, x.shape[-1]) for grid in (x[:, ::2, ::2], shifted))
     return first, second
 
 
 def forward(x: Tensor, weights: ReductionWeights) -> tuple[Tensor, Sums]:
-    """All reductions of x [N, H, W, C].
+    """Compute all reductions of x [N, H, W, C].
 
     Returns:
-        z [R, N, ⌈H/2⌉, ⌈W/2⌉, C], and the sums of it.
+        z [R, N, ⌈H/2⌉, ⌈W/2⌉, C], and its sums.
     """
     images, height, width, channels = x.shape
     grids = _grids(x)
@@ -40,12 +40,12 @@ def forward(x: Tensor, weights: ReductionWeights) -> tuple[Tensor, Sums]:
 def backward(
     prologue: Prologue, x: Tensor, weights: ReductionWeights, feedback: ReductionWeights, weight_grads: bool
 ) -> tuple[Tensor, ReductionWeights]:
-    """The error at x through the feedback of the two matrices, and the weights' exact gradients.
+    """Compute the error at x through the feedback of the two matrices, and the exact weight gradients.
 
     Args:
         prologue: the gradient of z.
         feedback: shaped like ``weights``.
-        weight_grads: whether weight gradients are wanted; empty tensors otherwise.
+        weight_grads: whether weight gradients are requested; empty tensors otherwise.
     """
     grids = _grids(x)
     deltas = [prologue.delta(r).flatten(0, 2) for r in range(len(prologue.grads))]

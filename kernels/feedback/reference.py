@@ -27,11 +27,11 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(key: Sequence[Tensor | int], counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10.
+    """Compute Philox4x32-10.
 
     Args:
         key: two 32-bit words.
-        counter: four 32-bit words. Words are int64 tensors (or numbers) that broadcast against each other.
+        counter: four 32-bit words. All words are int64 tensors or numbers, and broadcast.
 
     Returns:
         Four 32-bit words, int64 tensors with values in [0, 2³²).
@@ -39,7 +39,7 @@ def philox(key: Sequence[Tensor | int], counter: Sequence[Tensor | int]) -> tupl
     k0, k1 = key
     c0, c1, c2, c3 = (torch.as_tensor(word) for word in counter)
     for _ in range(10):
-        # int64 products wrap modulo 2⁶⁴; shift and mask still give the two unsigned halves.
+        # int64 products wrap modulo 2⁶⁴; shift and mask still yield both unsigned halves.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
         k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW, (k1 + _KEY_STEPS[1]) & _LOW
@@ -47,11 +47,11 @@ def philox(key: Sequence[Tensor | int], counter: Sequence[Tensor | int]) -> tupl
 
 
 def uniform(shape: Sequence[int], stream: Tensor) -> Tensor:
-    """Numbers in [0, 1), multiples of 2⁻²⁴: element i of draw d is word 0 of Philox at counter (i, d, 0, 0).
+    """Draw from [0, 1), in multiples of 2⁻²⁴: element i of draw d is word 0 of Philox at counter (i, d, 0, 0).
 
     Args:
-        shape: of the result; elements are counted in row-major order.
-        stream: int64 [2], the seed (64 bits, the key) and the number of the draw.
+        shape: the shape of the result; elements are counted in row-major order.
+        stream: int64 [2], the seed (64 bits, the key) and the index of the draw.
 
     Returns:
         float32, on the stream's device.
@@ -67,8 +67,9 @@ def uniform(shape: Sequence[int], stream: Tensor) -> Tensor:
 
 
 def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
-    """B, shaped like ``weight`` and in its dtype."""
-    mode, stored, stream = feedback.mode, feedback.stored, feedback.stream
+    """Compute B, shaped like ``weight`` and in its dtype."""
+    mode = feedback.mode
+    stored, stream = feedback.stored, feedback.stream
     if mode == "weight":
         return weight
     if mode == "sign":
@@ -85,11 +86,11 @@ def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
 def feedback_segments(
     weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
 ) -> Tensor:
-    """B of several layers whose weights lie one after the other, flat; zeros where the mode is ``custom``.
+    """Compute B of several layers with concatenated weights, flat; zeros where the mode is ``custom``.
 
     Args:
         weight: flat.
-        stored: of the segments whose mode is ``stored`` or ``stored_sign``, one after the other; more may follow.
+        stored: the stored draws of the segments with mode ``stored`` or ``stored_sign``, concatenated; more may follow.
         stream: int64 [segments, 2].
     """
     out = torch.zeros_like(weight)
@@ -109,7 +110,7 @@ def feedback_segments(
 
 
 def layout(tensor: Tensor) -> torch.memory_format:
-    """Channels last if the tensor lies in memory that way and in no other."""
+    """Return channels_last if the tensor has only that memory format, otherwise the contiguous format."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
     if last is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last):
         return torch.contiguous_format
@@ -117,15 +118,15 @@ def layout(tensor: Tensor) -> torch.memory_format:
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    """W ⋆ x + b, [N, C_out, …]."""
+    """Compute W ⋆ x + b, [N, C_out, …]."""
     stride, padding, dilation, groups = window
     return torch.convolution(input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
 def conv_backward(grad: Tensor, input: Tensor, feedback: Tensor, window: Window, output_mask: Sequence[bool]) -> Grads:
-    """(δ_in, ∂W, ∂b), those that ``output_mask`` asks for.
+    """Compute (δ_in, ∂W, ∂b) as selected by ``output_mask``.
 
-    One call suffices: ∂W does not depend on the weight that is passed in, so passing B changes δ_in only.
+    One call suffices: ∂W does not depend on the weight argument, so passing B changes only δ_in.
     """
     stride, padding, dilation, groups = window
     return torch.ops.aten.convolution_backward.default(
@@ -144,12 +145,12 @@ def conv_backward(grad: Tensor, input: Tensor, feedback: Tensor, window: Window,
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + b for x of shape [..., in_features]."""
+    """Compute x Wᵀ + b for x of shape [..., in_features]."""
     return torch.nn.functional.linear(input, weight, bias)
 
 
 def linear_backward(grad: Tensor, input: Tensor, feedback: Tensor, output_mask: Sequence[bool]) -> Grads:
-    """(δ_in, ∂W, ∂b) for δ_out of shape [..., out_features], those that ``output_mask`` asks for."""
+    """Compute (δ_in, ∂W, ∂b) for δ_out of shape [..., out_features], as selected by ``output_mask``."""
     count = grad.shape[:-1].numel()
     rows = grad.reshape(count, grad.shape[-1])
     return (
@@ -166,16 +167,15 @@ def direct_conv_backward(
     output_size: Sequence[int],
     window: Window,
 ) -> Tensor:
-    """δ_in of direct feedback alignment through a convolution: convᵀ(E; B), E(n, k, ·) = e(n, k) at every position.
+    """Compute δ_in of direct feedback through a convolution: convᵀ(E; B), E(n, k, ·) = e(n, k) at every position.
 
-    E is constant over positions, so the transposed convolution is done once, for the basis of errors, not once for
-    every image.
+    E is constant over positions, so one transposed convolution of the basis of errors serves all images.
 
     Args:
         error: e, the error at the logits, [N, classes].
         feedback: B, [classes, C_in, *kernel].
         input_shape: [N, C_in, …] of the layer's input.
-        output_size: the layer's output positions.
+        output_size: the size of the layer's output.
     """
     classes, channels = feedback.shape[:2]
     plane = feedback.new_ones(1, 1, *output_size)
@@ -197,7 +197,7 @@ def direct_conv_backward(
 
 
 def direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: Sequence[int]) -> Tensor:
-    """δ_in = e B of direct feedback alignment through a linear layer, the same at every position in between.
+    """Compute δ_in = e B of direct feedback through a linear layer, broadcast over the dimensions between.
 
     Args:
         error: e, [N, classes].

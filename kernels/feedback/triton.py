@@ -1,9 +1,9 @@
-"""Feedback weights and backward passes through them in Triton: B is made in registers, out of tiles of W.
+"""Feedback weights and backward passes through them in Triton: B is computed in registers from tiles of W.
 
 δ_in of linear maps and 1×1 convolutions is one matrix product, that of depthwise convolutions a sum over taps; neither
-writes B to memory. Every other convolution takes B from :func:`feedback_weight`, one elementwise kernel, and leaves the
-rest to a single ``convolution_backward``. Where B already lies in memory (modes ``weight`` and ``stored``), and for
-weight and bias gradients, PyTorch's own routines run. :mod:`.reference` specifies all of it.
+writes B to memory. For all other convolutions, :func:`feedback_weight`, an elementwise kernel, computes B for a single
+``convolution_backward``. Where B is an existing tensor (modes ``weight`` and ``stored``), and for weight and bias
+gradients, PyTorch's routines run. Specified by :mod:`.reference`.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ __all__ = [
     "linear_backward",
 ]
 
-#: Programs of a resident product: some for every multiprocessor, few enough to use each B again and again.
+#: Programs of a resident product: several per multiprocessor, but few enough to reuse each B many times.
 RESIDENT_PROGRAMS = 512
-GRID_LIMIT = 65535  # CUDA's, in the second dimension
-ROW_LIMIT, BLOCK_STRIDE_LIMIT = 2**30, 2**24  # of what the kernels count in 32 bits
+GRID_LIMIT = 65535  # of CUDA, in the second dimension
+ROW_LIMIT, BLOCK_STRIDE_LIMIT = 2**30, 2**24  # of 32-bit counters in the kernels
 
 
 def is_computed(weight: Tensor, feedback: Feedback) -> bool:
-    """Whether a kernel makes B: not where it is a tensor already, nor in a dtype that no kernel computes in."""
+    """Whether a kernel computes B: it is not an existing tensor, and the dtype is supported."""
     return feedback.mode in COMPUTED and weight.dtype in DTYPES
 
 
 def operands(
     weight: Tensor, feedback: Feedback, layout: torch.memory_format = torch.contiguous_format
 ) -> dict[str, Tensor | None]:
-    """Weight, stored tensor and stream in this layout; None for those that the mode does not read."""
+    """Return weight, stored tensor and stream in this layout; None for those that the mode does not read."""
     stored = feedback.stored if feedback.mode == "stored_sign" else None
     stream = feedback.stream if feedback.mode == "drawn_sign" else None
     return {
@@ -70,7 +70,7 @@ def operands(
 
 
 def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
-    """B, shaped like ``weight`` and in its dtype."""
+    """Compute B, shaped like ``weight`` and in its dtype."""
     if not is_computed(weight, feedback):
         return reference.feedback_weight(weight, feedback)
     layout = reference.layout(weight)
@@ -89,7 +89,7 @@ def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
 def feedback_segments(
     weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
 ) -> Tensor:
-    """B of every segment, flat, in one launch; arguments as in :func:`.reference.feedback_segments`."""
+    """Compute B of every segment, flat, in one launch; arguments as in :func:`.reference.feedback_segments`."""
     lengths, modes, bounds, scales = segments
     if weight.dtype not in DTYPES or len(lengths) > GRID_LIMIT:
         return reference.feedback_segments(weight, stored, stream, segments)
@@ -101,7 +101,7 @@ def feedback_segments(
         read_starts = accumulate(read[:-1], initial=0)
         places = table([*zip(starts, lengths, codes, read_starts, strict=True)], weight.device)
         numbers = table([*zip(bounds, scales, strict=True)], weight.device, torch.float32)
-        # In place of what no segment reads, any tensor of that dtype.
+        # A placeholder of the same dtype for tensors that no segment reads.
         stored = numbers if stored is None else stored
         stream = places if stream is None else stream
         grid = (triton.cdiv(max(lengths), SEGMENTS_OPTIONS["BLOCK"]), len(lengths))
@@ -116,7 +116,7 @@ def feedback_segments(
 def linear_backward(
     grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, output_mask: Sequence[bool]
 ) -> Grads:
-    """(δ_in, ∂W, ∂b) of a linear map for δ_out of shape [..., out_features], those that ``output_mask`` asks for."""
+    """Compute (δ_in, ∂W, ∂b) of a linear map for δ_out [..., out_features], as selected by ``output_mask``."""
     down, mask = None, list(output_mask)
     rows = math.prod(grad.shape[:-1])
     if mask[0] and is_computed(weight, feedback) and _countable(rows, weight.shape[1]):
@@ -131,7 +131,7 @@ def linear_backward(
 def conv_backward(
     grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, window: Window, output_mask: Sequence[bool]
 ) -> Grads:
-    """(δ_in, ∂W, ∂b) of a convolution in one to three dimensions, those that ``output_mask`` asks for."""
+    """Compute (δ_in, ∂W, ∂b) of a convolution in one to three dimensions, as selected by ``output_mask``."""
     down, mask = None, list(output_mask)
     images, channels, *size = input.shape
     positions = max(math.prod(size), math.prod(grad.shape[2:]))
@@ -158,7 +158,7 @@ def _product(down: Tensor, up: Tensor, weight: Tensor, feedback: Feedback, split
     """Fill ``down`` [images, inputs, positions] from ``up`` [images, outputs, positions], both dense.
 
     Args:
-        split: images and positions.
+        split: the numbers of images and positions.
     """
     outputs, inputs = weight.shape[:2]
     images, positions = split
@@ -178,7 +178,7 @@ def _product(down: Tensor, up: Tensor, weight: Tensor, feedback: Feedback, split
 
 
 def _pointwise(grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, window: Window) -> Tensor:
-    """δ_in of a 1×1 convolution without padding or groups."""
+    """Compute δ_in of a 1×1 convolution without padding or groups."""
     layout, stride = reference.layout(input), window.stride
     images, positions = grad.shape[0], math.prod(grad.shape[2:])
     down = torch.empty_like(input[:, :, :: stride[0], :: stride[1]], memory_format=layout)
@@ -192,7 +192,7 @@ def _pointwise(grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, 
 
 
 def _depthwise(grad: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, window: Window) -> Tensor:
-    """δ_in of a convolution with one input and one output channel to a group."""
+    """Compute δ_in of a convolution with one input and one output channel per group."""
     layout = reference.layout(input)
     up, down = grad.contiguous(memory_format=layout), torch.empty_like(input, memory_format=layout)
     images, channels, height, width = input.shape

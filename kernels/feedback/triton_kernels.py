@@ -1,4 +1,4 @@
-"""The Triton kernels of feedback weights, and every way to launch them; :mod:`.triton` does.
+"""Triton kernels of feedback weights, and their launch configurations; launched by :mod:`.triton`.
 
 Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index, s_ stride. ``up`` is δ_out, ``down`` δ_in.
 """
@@ -15,9 +15,9 @@ import triton.language as tl
 from ..launching import Configuration
 from .records import COMPUTED, SEGMENT_MODES
 
-#: What the kernels compute in. Stored magnitudes may be float32 beside a narrower weight, as under autocast.
+#: The dtypes of the kernels. Stored magnitudes may be float32 with a narrower weight, as under autocast.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: The modes of a segment as the kernel reads them.
+#: The codes of a segment's mode in the kernel.
 _WEIGHT = tl.constexpr(SEGMENT_MODES.index("weight"))
 _STORED = tl.constexpr(SEGMENT_MODES.index("stored"))
 _SIGN = tl.constexpr(SEGMENT_MODES.index("sign"))
@@ -26,7 +26,7 @@ _DRAWN_SIGN = tl.constexpr(SEGMENT_MODES.index("drawn_sign"))
 
 
 class Tile(NamedTuple):
-    """Block sizes of a matrix product; ``resident`` if B is made once for all rows that a program computes."""
+    """Block sizes of a matrix product; ``resident`` if B is computed once for all rows of a program."""
 
     resident: bool
     rows: int
@@ -36,8 +36,8 @@ class Tile(NamedTuple):
     stages: int
 
 
-#: Bytes of an element → the tile for few outputs, then the one for any number. float32 has smaller ones: its exact
-#: products run without tensor cores. No tile spills registers, on sm_80, sm_90 and sm_100.
+#: The tile for few outputs and the tile for any number, by bytes per element. The tiles of float32 are smaller,
+#: because its exact products run without tensor cores. No tile spills registers on sm_80, sm_90 and sm_100.
 TILES = {
     2: (Tile(True, 128, 64, 64, 8, 2), Tile(False, 64, 32, 64, 8, 3)),
     4: (Tile(True, 64, 32, 32, 4, 2), Tile(False, 64, 8, 32, 4, 2)),
@@ -50,7 +50,7 @@ SEGMENTS_OPTIONS: dict[str, Any] = {"BLOCK": 256, "num_warps": 4, "num_stages": 
 
 @triton.jit
 def _feedback(p_weight, p_stored, p_stream, i_start, o_memory, o_element, mask, bound, scale, MODE: tl.constexpr):
-    """B in the weight's dtype, rounded once, as in the reference; ``o_element`` counts in row-major order."""
+    """Compute B in the weight's dtype, rounded once, as in the reference; ``o_element`` counts in row-major order."""
     b_weight = tl.load(p_weight + i_start + o_memory, mask=mask, other=0)
     b_sign = (b_weight > 0).to(tl.float32) - (b_weight < 0).to(tl.float32)
     if MODE == "sign":
@@ -69,7 +69,7 @@ def weight_kernel(
     p_out, p_weight, p_stored, p_stream, elements, channels, taps, bound, scale,
     MODE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """B, where memory holds [C_out, taps, channels]; any contiguous tensor is that with one tap and one channel."""
+    """Compute B in memory order [C_out, taps, channels]; a contiguous tensor has one tap and one channel."""
     o_memory = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = o_memory < elements
     o_row, o_rest = o_memory // (taps * channels), o_memory % (taps * channels)
@@ -80,8 +80,10 @@ def weight_kernel(
 
 @triton.jit
 def segments_kernel(p_out, p_weight, p_stored, p_stream, p_segments, p_numbers, BLOCK: tl.constexpr):
-    """B of the segments of a flat tensor, from their tables: start, length, mode and start of what is stored; bound and
-    scale."""
+    """Compute B of the segments of a flat tensor.
+
+    Tables: start, length, mode and start of the stored draws of each segment; bound and scale.
+    """
     i_k = tl.program_id(1)
     p_segment, p_own_stream = p_segments + 4 * i_k, p_stream + 2 * i_k
     i_start, mode = tl.load(p_segment), tl.load(p_segment + 2)
@@ -108,9 +110,9 @@ def product_kernel(
     p_down, p_up, p_weight, p_stored, p_stream, rows, outputs, inputs, positions, bound, scale,
     MODE: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """δ_in[n, i, p] = Σ_o δ_out[n, o, p] B[o, i] for row r = (n, p); with one position, a plain matrix product.
+    """Compute δ_in[n, i, p] = Σ_o δ_out[n, o, p] B[o, i] for row r = (n, p); a matrix product for one position.
 
-    Blocks start at 64-bit addresses; offsets inside a block take 32 bits, and half the registers.
+    Blocks start at 64-bit addresses; offsets inside a block are 32-bit, which halves the registers.
     """
     i_i = tl.program_id(0).to(tl.int64) * BLOCK_I
     o_o, o_i = tl.arange(0, BLOCK_O), tl.arange(0, BLOCK_I)
@@ -153,7 +155,7 @@ def depthwise_kernel(
     kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
     MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """δ_in[n, c, h, w] = Σ δ_out[n, c, (h + p - d·k_h)/s, (w + p - d·k_w)/s] B[c, k_h, k_w], over whole quotients."""
+    """δ_in[n, c, h, w] = Σ δ_out[n, c, (h + p - d·k_h)/s, (w + p - d·k_w)/s] B[c, k_h, k_w], for integer quotients."""
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     o_n, o_h, o_w = (o_r // (height * width)).to(tl.int64), o_r // width % height, o_r % width
@@ -182,7 +184,7 @@ def depthwise_kernel(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     ones: tuple[str, ...]
     for dtype in DTYPES:
         yield Configuration(segments_kernel, dtype, (), SEGMENTS_OPTIONS)

@@ -1,21 +1,21 @@
-"""The Hebbian rules as data: what every implementation of them shares."""
+"""Descriptions of the Hebbian rules, common to all implementations."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-#: The values that describe a rule and an update, in the order that the kernels count them; csrc/cpu/hebbian.h repeats
-#: the lists. Their formulas stand in :mod:`.reference`.
+#: The values that describe a rule and an update, in the order of the enums in csrc/cpu/hebbian.h; see
+#: :mod:`.reference` for the formulas.
 ACTIVITIES = ("linear", "normalised", "hard", "soft", "competing")
 DECAYS = ("none", "square", "activity", "output", "lower")
 NORMALISATIONS = ("none", "clamp", "unit", "max")
 
 
 class HebbianRule(NamedTuple):
-    """The activity y that a rule makes of u, and the decay that it subtracts from the outer product.
+    """The activity y computed from u, and the decay that is subtracted from the outer product.
 
     Attributes:
-        activity: one of :data:`ACTIVITIES`; ``competing`` is ``soft``, negative but at the largest.
+        activity: one of :data:`ACTIVITIES`; ``competing`` is ``soft`` with negative sign except at the largest u.
         decay: one of :data:`DECAYS`.
     """
 

@@ -1,11 +1,11 @@
-"""The specification of Hebbian updates in plain PyTorch; no patch is ever unfolded.
+"""The specification of Hebbian updates in plain PyTorch, without unfolding patches.
 
-With u = W ⋆ x, patches x_p and an activity y made of u, position by position, every rule is
+With u = W ⋆ x, patches x_p and an activity y computed from u at every position, every rule is
 
     Δ_k = 1/P · (Σ_p y_pk x_p − decay_k),
 
-and the first term is the weight gradient of one convolution. P counts positions in the whole batch, so that neither its
-size nor the resolution changes the step. Channels compete within their group.
+and the first term is the weight gradient of a convolution. P is the number of positions in the whole batch, so neither
+batch size nor resolution changes the step. Channels compete within their group.
 
 =========  ==========================================  ============================  ==================================
 rule       activity y                                  decay_k                       source
@@ -32,17 +32,17 @@ from torch.nn import functional as F
 from ..window import Window
 from .records import RULES
 
-NORM_EPSILON = 1e-12  # of patches and outputs
+NORM_EPSILON = 1e-12  # lower bound of the norms of patches and outputs
 MAX_EPSILON = 1e-30
 
 
 def activity(u: Tensor, rule: str, temperature: float, groups: int) -> Tensor:
-    """y of a rule.
+    """Compute the activity y under a rule.
 
     Args:
         u: [N, K, *positions].
         temperature: t, the factor of u in a softmax.
-        groups: within which channels compete; divides K.
+        groups: the number of groups within which channels compete; divides K.
 
     Returns:
         y, shaped like u.
@@ -64,7 +64,7 @@ def activity(u: Tensor, rule: str, temperature: float, groups: int) -> Tensor:
 
 
 def patch_norm(x: Tensor, kernel: Sequence[int], window: Window) -> Tensor:
-    """‖x_p‖ of every patch of every group, [N, groups, *positions]; a box filter of x²."""
+    """Compute ‖x_p‖ of every patch of every group, [N, groups, *positions], by a box filter of x²."""
     convolve = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
     box = x.new_ones(window.groups, x.shape[1] // window.groups, *kernel)
     squares = convolve(x.square(), box, None, *window)
@@ -72,14 +72,14 @@ def patch_norm(x: Tensor, kernel: Sequence[int], window: Window) -> Tensor:
 
 
 def delta(weight: Tensor, x: Tensor, u: Tensor, y: Tensor, rule: str, window: Window) -> Tensor:
-    """Δ.
+    """Compute Δ.
 
     Args:
         weight: W, [K, C/groups, *kernel].
         x: [N, C, *positions].
-        u: W ⋆ x, [N, K, *positions]; only softhebb reads it.
+        u: W ⋆ x, [N, K, *positions]; read by softhebb only.
         y: the activity, shaped like u.
-        rule: one of RULES, for its decay.
+        rule: one of RULES; determines the decay.
 
     Returns:
         Shaped like ``weight``.
@@ -101,21 +101,21 @@ def delta(weight: Tensor, x: Tensor, u: Tensor, y: Tensor, rule: str, window: Wi
 
 
 def outer_product(weight: Tensor, x: Tensor, y: Tensor, window: Window) -> Tensor:
-    """Σ_p y_pk x_p, the weight gradient of a convolution; only the shape of ``weight`` is read."""
+    """Compute Σ_p y_pk x_p, the weight gradient of a convolution; only the shape of ``weight`` is read."""
     stride, padding, dilation, groups = window
     geometry = stride, padding, dilation, False, [0] * len(stride), groups
     return torch.ops.aten.convolution_backward(y, x, weight, None, *geometry, [False, True, False])[1]
 
 
 def lower(weight: Tensor, y: Tensor, groups: int) -> Tensor:
-    """Σ_{j≤k} Σ_p y_pk y_pj W_j, shaped like ``weight``."""
+    """Compute Σ_{j≤k} Σ_p y_pk y_pj W_j, shaped like ``weight``."""
     rows = y.transpose(0, 1).flatten(1).unflatten(0, (groups, -1))
     gram = (rows @ rows.mT).tril()
     return (gram @ weight.flatten(1).unflatten(0, (groups, -1))).view_as(weight)
 
 
 def normalise(weight: Tensor, how: str) -> Tensor:
-    """W after an update: ``clamp`` to ±1, ``unit`` L2 norm of every filter, otherwise as it is."""
+    """Normalise W after an update: ``clamp`` to ±1, ``unit`` L2 norm of every filter, otherwise unchanged."""
     if how == "clamp":
         return weight.clamp(-1, 1)
     if how == "unit":
@@ -124,7 +124,7 @@ def normalise(weight: Tensor, how: str) -> Tensor:
 
 
 def scaled(delta: Tensor, how: str, groups: int) -> Tensor:
-    """Δ before it is applied: with ``max``, divided by the largest magnitude in its group."""
+    """Scale Δ before it is applied: with ``max``, divide by the largest magnitude in its group."""
     if how != "max":
         return delta
     split = delta.flatten(1).unflatten(0, (groups, -1))

@@ -1,1 +1,1 @@
-"""The weighted sum of many maps into few."""
+"""Weighted sums of maps."""

@@ -1,7 +1,7 @@
-"""A mixed sum of maps with batch normalisation behind them, put together from the plain one.
+"""A mixed sum of batch-normalised maps, composed of the plain mixed sum.
 
-This is the specification, made of the sum's reference, and what runs wherever the two are not fused. The first M maps
-are normalised, those behind them are not.
+With the reference of the sum this is the specification; it also runs wherever the two are not fused. The first M maps
+are normalised, the following ones are not.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def forward(
     moments: Moments | None,
     into: Sequence[Tensor | None],
 ) -> tuple[list[Tensor], Moments]:
-    """out[e] = into[e] + Σ_{terms t of e} factors[t] · BN(map of t).
+    """Compute out[e] = into[e] + Σ_{terms t of e} factors[t] · BN(map of t).
 
     Args:
-        parts: makes the plain sum.
-        maps: stacks [K_i, N, H, W, C], as the plain sum takes them.
+        parts: the implementation of the plain sum.
+        maps: stacks [K_i, N, H, W, C], as in the plain sum.
         factors: float64 [T].
-        sums: of the maps that are normalised.
-        moments: of these; None for those of this batch.
+        sums: the sums of the normalised maps.
+        moments: the moments of the normalised maps; None for those of this batch.
         into: a tensor or None for each edge.
 
     Returns:
-        One tensor an edge; the moments of this pass.
+        One tensor per edge; the moments of this pass.
     """
     like = maps[0]
     if moments is None:
@@ -57,10 +57,10 @@ def backward(
     moments: Moments,
     training: bool,
 ) -> TermGradients:
-    """The gradients; arguments as in :func:`forward`, and what it returned.
+    """Compute the gradients; arguments as in :func:`forward`, and its results.
 
     Args:
-        grads: of the sums.
+        grads: the gradients of the sums.
         training: whether the moments were those of the batch.
     """
     like, normalised_maps = maps[0], len(moments.mean)
@@ -87,6 +87,6 @@ def backward(
 
 
 def _for_all(moments: Moments, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and 1/√(var + ε) of every map; 0 and 1 for those that are not normalised."""
+    """Compute mean and 1/√(var + ε) of every map; 0 and 1 for those that are not normalised."""
     missing = (0, 0, 0, sum(map(len, maps)) - len(moments.mean))
     return F.pad(moments.mean, missing), F.pad(batch_norm.rstd(moments.var), missing, value=1.0)

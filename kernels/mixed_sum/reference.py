@@ -1,6 +1,6 @@
-"""The specification of the mixed sum in plain PyTorch, and of the sums its backward pass needs.
+"""The specification of the mixed sum in plain PyTorch, and of the sums of its backward pass.
 
-Maps lie in stacks [K_i, N, H, W, C], and terms name them by their number in all of them, in order.
+Maps are stored in stacks [K_i, N, H, W, C]; terms refer to them by their index in the concatenation of the stacks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..records import Terms
 def forward(
     maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """out[e] = Σ_{terms t of e} weight[t] · map[index[t]] + offset[e] + into[e], channel by channel.
+    """Compute out[e] = Σ_{terms t of e} weight[t] · map[index[t]] + offset[e] + into[e], per channel.
 
     Args:
         maps: the stacks.
@@ -39,7 +39,7 @@ def forward(
 
 
 def backward(grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
-    """(Σ grad[e], [E, C]; Σ grad[edges[t]] · map[index[t]], [T, C]) over positions, float64.
+    """Compute (Σ grad[e], [E, C]; Σ grad[edges[t]] · map[index[t]], [T, C]) over positions, float64.
 
     Args:
         grads: E tensors [N, H, W, C].

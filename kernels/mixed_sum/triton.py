@@ -1,4 +1,4 @@
-"""The mixed sum in Triton, and the sums of its backward pass: :mod:`.reference` specifies them. One launch each."""
+"""The mixed sum in Triton, and the sums of its backward pass, specified by :mod:`.reference`. One launch each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["backward", "configurations", "forward"]
 def forward(
     maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """E sums [N, H, W, C], neighbours in memory; as :func:`.reference.forward`, with terms in any order."""
+    """Compute E sums [N, H, W, C], contiguous in memory, see :func:`.reference.forward`; terms in any order."""
     like = maps[0]
     if not fits(like, DTYPES):
         return reference.forward(maps, terms, weight, offset, into)
@@ -45,12 +45,12 @@ def forward(
             channels=channels,
             **OPTIONS,
         )
-    del stacks, others  # read until here
+    del stacks, others  # alive until the launch, which reads their addresses
     return [*out.unbind()]
 
 
 def backward(grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
-    """(Σ grad[e], [E, C]; Σ grad[edges[t]] · map[index[t]], [T, C]), float64; as :func:`.reference.backward`."""
+    """Compute (Σ grad[e], [E, C]; Σ grad[edges[t]] · map[index[t]], [T, C]), as :func:`.reference.backward`."""
     like = maps[0]
     if not fits(like, DTYPES):
         return reference.backward(grads, maps, terms)
@@ -70,7 +70,7 @@ def backward(grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> t
             channels=channels,
             **OPTIONS,
         )
-    del stacks, gradients  # read until here
+    del stacks, gradients  # alive until the launch, which reads their addresses
     totals, products = sums.sum(dim=1, dtype=torch.float64).split([len(grads), len(terms.index)])
     return totals, products
 

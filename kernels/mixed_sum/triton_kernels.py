@@ -1,7 +1,7 @@
-"""The Triton kernels of the mixed sum, and every way to launch them; :mod:`.triton` does.
+"""Triton kernels of the mixed sum, and their launch configurations; launched by :mod:`.triton`.
 
-Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. Maps lie anywhere; tables hold their addresses, 0 for
-one that is not there.
+Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. Maps are separate tensors; tables hold their addresses,
+0 for None.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ..launching import Configuration
 
-#: What maps may be; sums are float32 or wider.
+#: The dtypes of maps; sums are float32 or wider.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OPTIONS: dict[str, Any] = {"BLOCK_R": 128, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}
 
@@ -24,8 +24,10 @@ OPTIONS: dict[str, Any] = {"BLOCK_R": 128, "BLOCK_C": 16, "num_warps": 4, "num_s
 def mixed_sum_kernel(
     p_out, p_edges, p_terms, p_factor, p_offset, edges, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """out[e], [rows, channels], from the tables of edges, [E + 1, 2]: first term and map to add, and of terms, [T, 2]:
-    map and row of the factors."""
+    """Compute out[e], [rows, channels].
+
+    Tables: of edges, [E + 1, 2], the first term and the map to add; of terms, [T, 2], the map and the row of factors.
+    """
     i_e, i_row = (tl.program_id(0) % edges).to(tl.int64), tl.program_id(0) // edges * BLOCK_R
     o_r, o_c = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = o_c < channels
@@ -46,9 +48,9 @@ def mixed_sum_kernel(
 def product_sum_kernel(
     p_sums, p_pairs, p_like, pairs, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """Σ gradient · map over each block of rows, [pairs, blocks, channels], from a table of both addresses, [pairs, 2].
+    """Compute Σ gradient · map per block of rows, [pairs, blocks, channels], from a table of addresses, [pairs, 2].
 
-    Without a map, Σ gradient. ``p_like`` is read for its dtype only, which is that of the maps and gradients.
+    Without a map, Σ gradient. ``p_like`` only provides the dtype of the maps and gradients.
     """
     i_k, i_r = (tl.program_id(0) % pairs).to(tl.int64), tl.program_id(0) // pairs
     o_r, o_c = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -63,7 +65,7 @@ def product_sum_kernel(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
         yield Configuration(mixed_sum_kernel, dtype, (), OPTIONS)
         yield Configuration(product_sum_kernel, dtype, (), OPTIONS)

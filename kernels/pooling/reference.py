@@ -1,4 +1,4 @@
-"""The specification of the 3×3 pools in plain PyTorch: maximum and average of what lies inside, padding 1."""
+"""The specification of the 3×3 pools in plain PyTorch: maximum and average, padding 1, excluding the padding."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..records import Sums
 
 
 def forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
-    """Both pools of x [N, H, W, C].
+    """Compute both pools of x [N, H, W, C].
 
     Returns:
-        z [2, N, ⌈H/stride⌉, ⌈W/stride⌉, C], the maximum and then the average, whose divisor leaves padding out; and the
-        sums of it.
+        z [2, N, ⌈H/stride⌉, ⌈W/stride⌉, C], the maximum and then the average, whose divisor excludes the padding; and
+        the sums of z.
     """
     image = x.permute(0, 3, 1, 2).contiguous()
     pools = (
@@ -29,10 +29,10 @@ def forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
 
 
 def backward(grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:
-    """The gradient of x from those of the two pools, [N, H_out, W_out, C]; of equal maxima the first gets it."""
+    """Compute the gradient of x from those of the pools, [N, H_out, W_out, C]; among equal maxima the first gets it."""
     image, of_maximum, of_average = (t.permute(0, 3, 1, 2).contiguous() for t in (x, *grads))
     _, index = F.max_pool2d(image, 3, stride, padding=1, return_indices=True)
-    # What autograd would call; a compiler can trace these, and not autograd within a backward pass.
+    # The ops that autograd would call: torch.compile can trace these, but not autograd within a backward pass.
     window = [3, 3], [stride, stride], [1, 1]
     down = torch.ops.aten.max_pool2d_with_indices_backward(of_maximum, image, *window, [1, 1], False, index)
     down += torch.ops.aten.avg_pool2d_backward(of_average, image, *window, False, False, None)

@@ -1,4 +1,4 @@
-"""The 3×3 pools in Triton: :mod:`.reference` specifies them. One launch each way, and nothing is kept in between."""
+"""The 3×3 pools in Triton, specified by :mod:`.reference`. One launch per pass; nothing is saved between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["backward", "configurations", "forward"]
 
 
 def forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
-    """Both pools of x [N, H, W, C] and their sums, as in :func:`.reference.forward`."""
+    """Compute both pools of x [N, H, W, C] and their sums, see :func:`.reference.forward`."""
     if not _fits(x, stride):
         return reference.forward(x, stride)
     images, height, width, channels = x.shape
@@ -51,7 +51,7 @@ def forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
 
 
 def backward(grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:
-    """The gradient of x from those of the two pools, [N, H_out, W_out, C]; as :func:`.reference.backward`."""
+    """Compute the gradient of x from those of the pools, [N, H_out, W_out, C], see :func:`.reference.backward`."""
     if not _fits(x, stride):
         return reference.backward(grads, x, stride)
     of_maximum, of_average = grads
@@ -76,5 +76,5 @@ def backward(grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:
 
 
 def _fits(x: Tensor, stride: int) -> bool:
-    """Whether the kernels are made for this; what is not runs as the reference."""
+    """Whether the kernels support this case; otherwise the reference runs."""
     return fits(x, DTYPES) and stride in STRIDES

@@ -1,4 +1,4 @@
-"""The Triton kernels of the 3×3 pools, and every way to launch them; :mod:`.triton` does.
+"""Triton kernels of the 3×3 pools, and their launch configurations; launched by :mod:`.triton`.
 
 Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. A row is a position of one image, (n, h, w).
 """
@@ -15,16 +15,16 @@ import triton.language as tl
 from ..launching import Configuration
 from ..triton_blocks import block_rows, inside, store_sums
 
-#: What activations may be; sums are float32 or wider.
+#: The dtypes of activations; sums are float32 or wider.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STRIDES = (1, 2)
 
 
 @triton.jit
 def _window(p_image, o_n, o_h, o_w, height, width, channels, o_c, mask):
-    """Maximum, its place among the 9, sum and number of the elements inside the windows with these corners.
+    """Compute the maximum, its position among the 9, the sum and the number of elements inside each window.
 
-    Of equal maxima the first counts, of several that are not a number the last, as in ``torch.max_pool2d``.
+    Among equal maxima the first counts, among several NaN the last, as in ``torch.max_pool2d``.
     """
     b_max = tl.full(mask.shape, 0, dtype=tl.float32)
     b_chosen = tl.full(mask.shape, -1, dtype=tl.int32)
@@ -47,7 +47,7 @@ def pooling_kernel(
     p_z, p_sums, p_x, rows, channels, height, width, out_height, out_width, stride,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Both pools, [2, rows, channels]; of each block of rows also Σ z and Σ z²."""
+    """Compute both pools, [2, rows, channels], and Σ z and Σ z² of each block of rows."""
     i_r = tl.program_id(0)
     o_r, o_c = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_r, i_n, o_n, o_h, o_w = block_rows(i_r * BLOCK_R, rows, out_height, out_width, BLOCK_R)
@@ -70,7 +70,7 @@ def pooling_backward_kernel(
     p_grad, p_grad_max, p_grad_average, p_x, rows, channels, height, width, out_height, out_width,
     STRIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x: each position asks the 9 windows that it may be in whether they chose it."""
+    """Compute the gradient of x: each position gathers from the up to 9 windows that contain it."""
     i_row = tl.program_id(0) * BLOCK_R
     o_r, o_c = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_r, i_n, o_n, o_h, o_w = block_rows(i_row, rows, height, width, BLOCK_R)
@@ -95,7 +95,7 @@ def pooling_backward_kernel(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
         yield Configuration(pooling_kernel, dtype, (), options())
         for stride in STRIDES:

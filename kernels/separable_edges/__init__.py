@@ -1,1 +1,1 @@
-"""All separable candidates of the edges that leave a state, from the state to the sums of the edges."""
+"""All separable candidates of the edges from a state, up to the sum of each edge."""

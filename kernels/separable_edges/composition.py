@@ -1,6 +1,6 @@
-"""All separable candidates of the edges that leave a state, put together from the stage and the mixed sum.
+"""All separable candidates of the edges from a state, composed of the stage and the mixed sum.
 
-This is the specification, made of the parts' references, and what runs wherever the parts are not fused.
+With the references of both this is the specification; it also runs wherever the two are not fused.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def forward(
     moments: Moments | None,
     into: Sequence[Tensor | None],
 ) -> Separated:
-    """out[e] = into[e] + Σ_{branches k of e} mixing[k] · BN(z_k).
+    """Compute out[e] = into[e] + Σ_{branches k of e} mixing[k] · BN(z_k).
 
     Args:
-        parts: makes the stages and the sum.
+        parts: the implementation of the stages and the sum.
         x: the state, [N, H, W, C].
         mixing: float64 [K].
-        moments: of every normalisation; None for those of this batch.
+        moments: the moments of every normalisation; None for those of this batch.
         into: a tensor [N, H_out, W_out, C] or None for each edge.
     """
     twice = plan.twice
@@ -78,14 +78,14 @@ def backward(
     mixing: Tensor,
     weight_grads: bool,
 ) -> EdgesGradients:
-    """The gradients; arguments as in :func:`forward`.
+    """Compute the gradients; arguments as in :func:`forward`.
 
-    The maps between the two stages are computed again.
+    The maps between the two stages are recomputed.
 
     Args:
-        grads: of the sums.
-        feedback: laid out like the weights; None if only the gradient of ``mixing`` is wanted.
-        weight_grads: whether weight gradients are wanted.
+        grads: the gradients of the sums.
+        feedback: laid out like the weights; None if only the gradient of ``mixing`` is requested.
+        weight_grads: whether weight gradients are requested.
     """
     x, z, (mean, var), training = saved
     twice = plan.twice
@@ -132,11 +132,11 @@ def backward(
 
 
 def _terms(plan: SeparablePlan) -> Terms:
-    """The sum of each edge's branches."""
+    """Describe the sum of the branches of each edge."""
     return Terms(tuple(range(len(plan.edges))), plan.edges, plan.edge_count)
 
 
 def _normalisation(moments: Moments, dtype: torch.dtype) -> Affine:
-    """Batch normalisation as an affine map."""
+    """Express batch normalisation as an affine map."""
     rstd = batch_norm.rstd(moments.var)
     return Affine(rstd.to(dtype), (-moments.mean * rstd).to(dtype))

@@ -1,1 +1,1 @@
-"""K separable stages at once: ReLU, depthwise k×k, pointwise 1×1, and the sums that batch normalisation needs."""
+"""K separable stages at once: ReLU, depthwise k×k, pointwise 1×1, and the sums for batch normalisation."""

@@ -1,12 +1,12 @@
 """The specification of a separable stage in plain PyTorch, forward and backward.
 
-Branch k computes z_k = pointwise_k ⋆ depthwise_k ⋆ ReLU(x), or ReLU(scale_k · x_k + shift_k) where it has an input of
-its own. Activations are [N, H, W, C]. Weights lie one branch after the other: depthwise in one flat tensor of [C, k, k]
-blocks, for kernels may differ, and pointwise as [K, C_out, C_in].
+Branch k computes z_k = pointwise_k ⋆ depthwise_k ⋆ ReLU(x), or with ReLU(scale_k · x_k + shift_k) if it has a separate
+input. Activations are [N, H, W, C]. The weights of the branches are concatenated: depthwise in one flat tensor of
+[C, k, k] blocks, because kernel sizes may differ, and pointwise as [K, C_out, C_in].
 
-Backward, the gradient of z comes as a :class:`Prologue`: the backward pass of batch normalisation is an affine map of
-the incoming gradient and of z, and is folded in here. The error travels down through the feedback
-weights; the weight gradients are exact (see ``kernels.feedback``).
+Backward, the gradient of z is given as a :class:`Prologue`: the backward pass of batch normalisation is an affine map
+of the incoming gradient and of z, and is fused here. The error is propagated through the feedback weights; the weight
+gradients are exact (see ``kernels.feedback``).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..records import Affine, Prologue, Stage, StageGradients, StageWeights, Sum
 
 
 def split_depthwise(depthwise: Tensor, kernels: Sequence[int], channels: int) -> list[Tensor]:
-    """The flat tensor as one [C, 1, k, k] a branch."""
+    """Split the flat tensor into one [C, 1, k, k] per branch."""
     parts = depthwise.split([channels * k * k for k in kernels])
     return [part.view(channels, 1, k, k) for part, k in zip(parts, kernels, strict=True)]
 
 
 def _seen(x: Tensor, branch: int, affine: Affine | None) -> Tensor:
-    """The input of ReLU, [N, H, W, C]."""
+    """Compute the input of ReLU, [N, H, W, C]."""
     own = x[branch] if x.dim() == 5 else x
     return own if affine is None else own * affine.scale[branch] + affine.shift[branch]
 
@@ -37,14 +37,14 @@ def _nchw(x: Tensor) -> Tensor:
 
 
 def forward(x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None) -> tuple[Tensor, Sums]:
-    """All branches of a stage.
+    """Compute all branches of a stage.
 
     Args:
         x: [N, H, W, C], shared by all branches, or [K, N, H, W, C].
-        affine: applied to x in front of ReLU; None for none.
+        affine: applied to x before ReLU; None for the identity.
 
     Returns:
-        z [K, N, H_out, W_out, C], and the sums of it.
+        z [K, N, H_out, W_out, C], and its sums.
     """
     channels = weights.pointwise.shape[-1]
     outputs = []
@@ -68,17 +68,18 @@ def backward(
     affine: Affine | None,
     weight_grads: bool,
 ) -> StageGradients:
-    """The error and the weight gradients of all branches.
+    """Compute the error and the weight gradients of all branches.
 
     Args:
         prologue: the gradient of z.
         feedback: shaped like ``weights``.
-        weight_grads: whether weight gradients are wanted.
+        weight_grads: whether weight gradients are requested.
     """
     channels = weights.pointwise.shape[-1]
     blocks = split_depthwise(weights.depthwise, stage.kernels, channels)
     down_blocks = split_depthwise(feedback.depthwise, stage.kernels, channels)
-    errors, products, depthwise_grads, pointwise_grads = [], [], [], []
+    errors, products = [], []
+    depthwise_grads, pointwise_grads = [], []
     for k, dilation in enumerate(stage.dilations):
         seen = _seen(x, k, affine)
         relu = _nchw(F.relu(seen))

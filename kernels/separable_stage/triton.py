@@ -1,9 +1,8 @@
-"""Separable stages in Triton: :mod:`.reference` specifies them.
+"""Separable stages in Triton, specified by :mod:`.reference`.
 
-Forward, one kernel computes the depthwise output block by block and multiplies it by the pointwise weight where it
-stands, in registers. Backward, the error below the pointwise feedback is written down once, for every position of it is
-read by all taps of the transposed depthwise convolution; the depthwise output is computed again. All branches of a
-stage share each launch.
+Forward, one kernel computes the depthwise output block by block and multiplies it by the pointwise weight in registers.
+Backward, the error below the pointwise feedback is written to memory once, because all taps of the transposed depthwise
+convolution read each position; the depthwise output is recomputed. All branches of a stage share each launch.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from .triton_kernels import (
 
 __all__ = ["backward", "configurations", "forward"]
 
-#: Programs that sum up weight gradients: some for every multiprocessor, few enough that what they leave stays small.
+#: Programs that sum weight gradients: several per multiprocessor, but few enough that their partial sums stay small.
 WEIGHT_PROGRAMS = 2048
 
 
 def forward(x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None) -> tuple[Tensor, Sums]:
-    """z [K, N, H_out, W_out, C] and the sums of it; arguments as in :func:`.reference.forward`."""
+    """Compute z [K, N, H_out, W_out, C] and its sums; arguments as in :func:`.reference.forward`."""
     if not _fits(x, stage):
         return reference.forward(x, weights, stage, affine)
     branches, outputs, inputs = weights.pointwise.shape
@@ -83,12 +82,12 @@ def backward(
     affine: Affine | None,
     weight_grads: bool,
 ) -> StageGradients:
-    """The error and the weight gradients of all branches; arguments and results as in :func:`.reference.backward`."""
+    """Compute the error and the weight gradients of all branches, see :func:`.reference.backward`."""
     if not _fits(x, stage):
         return reference.backward(prologue, x, weights, feedback, stage, affine, weight_grads)
     x, z = x.contiguous(), prologue.z.contiguous()
     branches, outputs, inputs = weights.pointwise.shape
-    own, rows = x.dim() == 5, z[0, ..., 0].numel()
+    separate, rows = x.dim() == 5, z[0, ..., 0].numel()
     images, height, width = x.shape[-4:-1]
     kept, places = addresses(prologue.grads, z.dtype)
     delta = {
@@ -129,7 +128,7 @@ def backward(
                 inputs=inputs,
                 outputs=outputs,
                 stride=stage.stride,
-                own_images=images if own else 0,
+                own_images=images if separate else 0,
                 weights=weights.depthwise.numel(),
                 **delta,
                 **read,
@@ -138,9 +137,10 @@ def backward(
             )
             depthwise_grad = depthwise_grads.sum(dim=0).to(weights.depthwise.dtype)
             pointwise_grad = pointwise_grads.sum(dim=0).to(weights.pointwise.dtype)
-        del kept  # read until here
+        del kept  # alive until the launch, which reads their addresses
         grad = torch.empty_like(x)
-        count, rows, options = branches if own else 1, images * height * width, input_options(stage.stride)
+        count, rows = branches if separate else 1, images * height * width
+        options = input_options(stage.stride)
         sums = x.new_empty(2, count, triton.cdiv(rows, options["BLOCK_R"]), inputs, dtype=torch.float32)
         input_kernel[grid(count, rows, inputs, options)](
             p_grad=grad,
@@ -155,17 +155,17 @@ def backward(
             **sizes,
             **options,
         )
-    total, products = sums.sum(dim=2, dtype=torch.float64) if own else (none.double(), none.double())
+    total, products = sums.sum(dim=2, dtype=torch.float64) if separate else (none.double(), none.double())
     return StageGradients(grad, total, products, depthwise_grad, pointwise_grad)
 
 
 def _fits(x: Tensor, stage: Stage) -> bool:
-    """Whether the kernels are made for this; what is not runs as the reference."""
+    """Whether the kernels support this case; otherwise the reference runs."""
     return fits(x, DTYPES) and stage.stride in STRIDES and max(stage.kernels) ** 2 <= TAPS
 
 
 def _rows(affine: Affine | None, pointwise: Tensor) -> Affine:
-    """Scale and shift, float32 [K, C]; where there is none, those that change nothing."""
+    """Return scale and shift, float32 [K, C]; without an affine map, those of the identity."""
     if affine is not None:
         return Affine(affine.scale.float().contiguous(), affine.shift.float().contiguous())
     shape = (pointwise.shape[0], pointwise.shape[2])

@@ -1,8 +1,7 @@
-"""The Triton kernels of separable stages, and every way to launch them; :mod:`.triton` does.
+"""Triton kernels of separable stages, and their launch configurations; launched by :mod:`.triton`.
 
-Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. A row is a position of one image, (n, h, w). What a
-program sums over rows goes to a place of its own, and the launcher adds the places up: the same input always gives the
-same bits.
+Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index. A row is a position of one image, (n, h, w). Every
+program writes its sums over rows to a separate location, and the launcher adds them, so results are deterministic.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import triton.language as tl
 from ..launching import Configuration
 from ..triton_blocks import block_rows, inside, store_sums
 
-#: What the kernels compute in: sums are float32 or wider, factors of matrix products in the dtype of the activations.
+#: The dtypes of the kernels. Sums are float32 or wider; the factors of matrix products have the activations' dtype.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STRIDES = (1, 2)
-#: Taps whose sums the weight kernel keeps: those of a 5×5 kernel.
+#: Taps whose sums the weight kernel accumulates: those of a 5×5 kernel.
 TAPS = 32
-#: Channels of a block of a matrix product: as few as do, up to these. No kernel spills registers, on sm_80, sm_90 and
-#: sm_100.
+#: Maximum channels of a block of a matrix product; blocks are as small as possible. No kernel spills registers on
+#: sm_80, sm_90 and sm_100.
 WIDTHS = (16, 32)
 ROWS = 64
 #: Channels of a block of the transposed depthwise convolution.
@@ -32,7 +31,7 @@ INPUT_WIDTH = 16
 
 @triton.jit
 def _branch(p_branches, i_k):
-    """Kernel, dilation and where the depthwise weights begin."""
+    """Load kernel, dilation and the offset of the depthwise weights."""
     p_row = p_branches + i_k * 3
     return tl.load(p_row).to(tl.int32), tl.load(p_row + 1).to(tl.int32), tl.load(p_row + 2)
 
@@ -45,16 +44,16 @@ def _affine(p_scale, p_shift, i_k, o_c, channels):
 
 @triton.jit
 def _relu(p_image, o_n, o_h, o_w, height, width, channels, o_c, mask, b_scale, b_shift):
-    """ReLU of the input at these images, lines and columns, [rows, channels]; zero where it is padding."""
+    """Load ReLU of the input at these images, rows and columns, [rows, channels]; zero in the padding."""
     mask = mask & inside(o_h, o_w, height, width)[:, None]
     o_x = (((o_n * height + o_h) * width + o_w) * channels)[:, None] + o_c[None, :]
     b_seen = tl.load(p_image + o_x, mask=mask, other=0).to(tl.float32) * b_scale[None, :] + b_shift[None, :]
-    return tl.where(mask & ~(b_seen < 0), b_seen, 0)  # not a number stays
+    return tl.where(mask & ~(b_seen < 0), b_seen, 0)  # propagates NaN
 
 
 @triton.jit
 def _delta(p_grads, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs):
-    """The gradient of z_k, a·g + b·z + d, [rows, outputs]; d in rows that do not exist."""
+    """Compute the gradient of z_k, a·g + b·z + d, [rows, outputs]; d in rows out of range."""
     mask_o = o_o < outputs
     mask = (o_r < rows - i_row)[:, None] & mask_o[None, :]
     o_z, o_a = (o_r * outputs)[:, None] + o_o[None, :], i_k * outputs + o_o
@@ -73,9 +72,9 @@ def stage_kernel(
     branches, rows, inputs, outputs, height, width, out_height, out_width, stride, own_images,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """z_k, and Σ z and Σ z² of each block of rows. ``own_images`` is 0 where all branches share an input.
+    """Compute z_k, and Σ z and Σ z² of each block of rows. ``own_images`` is 0 if all branches share an input.
 
-    Blocks start at 64-bit addresses; offsets inside a block take 32 bits, and half the registers.
+    Blocks start at 64-bit addresses; offsets inside a block are 32-bit, which halves the registers.
     """
     i_k, i_r = (tl.program_id(0) % branches).to(tl.int64), tl.program_id(0) // branches
     kernel, dilation, i_d = _branch(p_branches, i_k)
@@ -112,7 +111,7 @@ def error_kernel(
     p_error, p_grads, p_z, p_a, p_b, p_d, p_feedback, branches, rows, inputs, outputs,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The error below the pointwise feedback: the gradient of z_k times B_k, [rows, inputs]."""
+    """Compute the error below the pointwise feedback: the gradient of z_k times B_k, [rows, inputs]."""
     i_k, i_row = (tl.program_id(0) % branches).to(tl.int64), tl.program_id(0) // branches * BLOCK_R
     o_r, o_c = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = (o_c < inputs)[None, :]
@@ -133,10 +132,10 @@ def weight_gradient_kernel(
     p_branches, rows, inputs, outputs, height, width, out_height, out_width, stride, own_images, weights,
     TAPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Both weight gradients over the rows of this program, [weights] and [branches, outputs, inputs].
+    """Compute both weight gradients over the rows of this program, [weights] and [branches, outputs, inputs].
 
-    The depthwise output is computed again; each of its taps gives the gradient of a depthwise weight on the way. The
-    last place in the grid counts pairs of blocks, of outputs and inputs.
+    The depthwise output is recomputed, and the gradients of the depthwise weights along with it. The last dimension of
+    the grid counts pairs of output and input blocks.
     """
     i_k, i_p = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     kernel, dilation, i_d = _branch(p_branches, i_k)
@@ -179,10 +178,10 @@ def input_kernel(
     count, rows, inputs, height, width, out_height, out_width, shared,
     STRIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of what ReLU saw, for ``count`` inputs that ``shared`` branches each read.
+    """Compute the gradient of ReLU's input, for ``count`` inputs read by ``shared`` branches each.
 
-    δ_in[n, h, w] = Σ error[n, (h + p - d·k_h)/s, (w + p - d·k_w)/s] B[k_h, k_w] over whole quotients. Of each block of
-    rows also Σ of the gradient, and of its product with what ReLU saw.
+    δ_in[n, h, w] = Σ error[n, (h + p - d·k_h)/s, (w + p - d·k_w)/s] B[k_h, k_w] for integer quotients. For each block
+    of rows, also Σ of the gradient and of its product with ReLU's input.
     """
     i_x, i_r = (tl.program_id(0) % count).to(tl.int64), tl.program_id(0) // count
     mask_r, i_n, o_n, o_h, o_w = block_rows(i_r * BLOCK_R, rows, height, width, BLOCK_R)
@@ -215,7 +214,7 @@ def input_kernel(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be launched. Each comes with sizes divisible by 16 and with others."""
+    """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
         for channels in WIDTHS:
             yield Configuration(stage_kernel, dtype, (), product_options(channels))
@@ -226,7 +225,7 @@ def configurations() -> Iterator[Configuration]:
 
 
 def product_options(channels: int) -> dict[str, Any]:
-    """For the larger of the two numbers of channels."""
+    """Return the options for the larger of the two numbers of channels."""
     width = next((width for width in WIDTHS if channels <= width), WIDTHS[-1])
     return {"BLOCK_R": ROWS, "BLOCK_C": width, "num_warps": 4, "num_stages": 1}
 

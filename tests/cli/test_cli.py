@@ -1,4 +1,4 @@
-"""The command line, as a person uses it: what stands on stdout, on stderr, and the exit code."""
+"""The command line from the outside: stdout, stderr, and the exit code."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_every_method_from_the_command_line(method, tmp_path):
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["method"], config["train_fraction"], config["checkpoint_every"]) == (method, 0.1, 7)
-    assert "note: with cells=1 no cell is of kind normal" in done.stderr
+    assert "note: cells=1: the network has no normal cell" in done.stderr
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -174,7 +174,7 @@ def test_every_method_from_the_command_line(method, tmp_path):
     ("text", "message"),
     [
         ("beta_decay", "expected NAME=VALUE"),
-        ("beta_decay=[", "is no value"),
+        ("beta_decay=[", "is not a valid value"),
         ("plugins=[own.py]", "name a module with --plugin"),
         ("beta_decay=high", "beta_decay: input should be a valid number"),
         ("betadecay=1", "unknown setting 'betadecay'; did you mean 'beta_decay'"),

@@ -1,4 +1,4 @@
-"""What each of two processes does in the test of DistributedDataParallel in test_layers."""
+"""Worker process of the test of DistributedDataParallel in test_layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_model(seed: int) -> nn.Module:
 
 
 def train(model: nn.Module, half: slice) -> list[list[Tensor]]:
-    """Three steps on a part of a fixed batch; the gradients of every step."""
+    """Three steps on a shard of a fixed batch; the gradients of every step."""
     generator = torch.Generator().manual_seed(0)
     x, target = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(5, (8,), generator=generator)
     optimizer, gradients = torch.optim.SGD(model.parameters(), lr=0.1), []

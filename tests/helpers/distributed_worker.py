@@ -1,4 +1,4 @@
-"""What each of the processes does in test_distributed: ``torchrun … distributed_worker.py CASE FOLDER``."""
+"""Worker process of test_distributed: ``torchrun … distributed_worker.py CASE FOLDER``."""
 
 from __future__ import annotations
 

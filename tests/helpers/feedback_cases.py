@@ -88,7 +88,7 @@ def expected(case: Case, x: Tensor, w: Tensor, bias: Tensor, b: Tensor, grad: Te
 
 
 def saved_tensors_as_they_are(seen: Callable[[Tensor], None] = lambda tensor: None):
-    """Hooks that change nothing; with them a node of our own runs, which leaves to them what it saves."""
+    """Hooks that change nothing; with them a Python autograd function runs, whose saved tensors pass through them."""
     return torch.autograd.graph.saved_tensors_hooks(lambda t: (seen(t), t)[1], lambda t: t)
 
 

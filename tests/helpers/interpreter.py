@@ -1,4 +1,4 @@
-"""What the tests of Triton kernels share.
+"""Helpers of the tests of Triton kernels.
 
 The interpreter must be chosen before Triton is imported, so those files run themselves again in a process that has
 chosen it; what that process runs is named ``interpreted_*``. bfloat16 is left out: the interpreter does not round it as
@@ -52,14 +52,14 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], i
 
 
 def strided(tensor: Tensor) -> Tensor:
-    """The same values with gaps between them, along every axis, full of NaN."""
+    """Copy a tensor to memory with gaps between the values, along every axis, full of NaN."""
     gaps = torch.full([2 * size for size in tensor.shape], torch.nan, dtype=tensor.dtype)
     view = gaps[tuple(slice(None, None, 2) for _ in tensor.shape)]
     return view.copy_(tensor)
 
 
 def assert_near(ours: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """Within the tolerance of ``dtype``; what cancels in a sum is judged by the largest element beside it."""
+    """Within the tolerance of ``dtype``; cancelled sums are compared relative to the largest element."""
     tolerance = TOLERANCES[dtype]
     for a, b in zip(ours, wanted, strict=True):
         largest = max(1.0, b.abs().max().item()) if b.numel() else 1.0
@@ -67,7 +67,7 @@ def assert_near(ours: Sequence[Tensor], wanted: Sequence[Tensor], dtype: torch.d
 
 
 def record_launches(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> set[tuple]:
-    """From now on the module's kernels do nothing but to note themselves here, as :func:`listed` does.
+    """Make the module's kernels only record their launches, as :func:`listed` does.
 
     The dtype that a kernel is compiled for is the narrowest of its arguments: sums are wider.
     """

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: A data set made for this: so small that an epoch takes a fraction of a second.
+#: A dataset made for this: so small that an epoch takes a fraction of a second.
 DATASET = "specks"
 #: What is written in place of the report.
 REPORT = "<svg/>"
@@ -27,7 +27,7 @@ REPORT = "<svg/>"
 
 @dataclass(frozen=True)
 class End:
-    """How a child ended: exit code, or minus the signal; what it said; the processor time it took."""
+    """The end of a child process: exit code, or minus the signal; what it said; the processor time it took."""
 
     code: int
     stdout: str
@@ -202,7 +202,7 @@ def specks(data_dir: Path | None, *, download: bool, seed: int) -> Any:
 
 
 def write_report(path: Path, **_: Any) -> None:
-    """In place of the drawings, which would take longer than the search and have tests of their own."""
+    """Replacement of the drawings, which would take longer than the search and have tests of their own."""
     from bionas_fast.runs.files import write_atomic
 
     write_atomic(path, REPORT)

@@ -43,7 +43,7 @@ SETTINGS = {kind: {"dataset": killing.DATASET, "checkpoint_every": 0.0, **own} f
 
 
 def put_dataset(monkeypatch: pytest.MonkeyPatch, loader: Any) -> None:
-    """Make ``loader`` that of the small data set, for one test."""
+    """Make ``loader`` that of the small dataset, for one test."""
     monkeypatch.setitem(registry._registry._items, killing.DATASET, loader)
 
 

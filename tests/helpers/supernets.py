@@ -10,7 +10,7 @@ import bionas_fast as bf
 
 
 def pair(dtype=torch.float32, **shape):
-    """The same supernet in both engines."""
+    """Build a supernet in both engines."""
     shape = {"channels": 3, "cells": 3, "in_channels": 2, "seed": 3, **shape}
     return tuple(bf.build_supernet(engine=engine, **shape).to(dtype) for engine in ("modular", "stacked"))
 

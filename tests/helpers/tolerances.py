@@ -23,7 +23,7 @@ TOLERANCES = {
 SAME_BITS = {"rtol": 0, "atol": 0}
 #: Both engines in float64: sums in another order, through several layers and batch normalisations.
 ENGINES = {"rtol": 1e-9, "atol": 1e-12}
-#: The same for whole populations, whose logits are sums of more terms.
+#: As above, for whole populations, whose logits are sums of more terms.
 POPULATIONS = {"rtol": 1e-9, "atol": 1e-11}
 #: Architectures after the published number of Adam's steps: a step is at most about 3e-4, rounding far less.
 ALPHAS = {"rtol": 0, "atol": 1e-6}

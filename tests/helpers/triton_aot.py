@@ -64,7 +64,7 @@ def source(configuration: Any, sizes: str) -> ASTSource:
 
 
 def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
-    """What the kernel of configuration ``index`` takes of the card."""
+    """The resources of the card used by the kernel of configuration ``index``."""
     configuration = CONFIGURATIONS[index]
     options = {name: configuration.options[name] for name in OPTIONS}
     target = GPUTarget("cuda", architecture, 32)

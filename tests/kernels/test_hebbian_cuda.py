@@ -33,7 +33,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
 
 
 class Results:
-    """What the program has written."""
+    """The output of the program."""
 
     def __init__(self, data: bytes):
         self.data, self.read = data, 0
@@ -228,7 +228,7 @@ def test_nothing_depends_on_the_order_of_the_blocks(program):
 
 @pytest.mark.parametrize("barrier", ["__syncthreads();", "__syncwarp();"])
 def test_a_missing_barrier_is_noticed(program, tmp_path, barrier):
-    """What the other tests rest on: the threads of the host do run into each other."""
+    """Premise of the other tests: the threads of the host do race."""
     shutil.copytree(SOURCES, tmp_path / "csrc")
     kernels = tmp_path / "csrc" / "cuda" / "hebbian.cuh"
     assert barrier in kernels.read_text()

@@ -224,7 +224,7 @@ def test_opcheck_move():
 
 
 def exact_weight_gradient(gradient, x, padding):
-    """That of PyTorch, in float64."""
+    """The weight gradient of PyTorch, in float64."""
     weight = torch.zeros(gradient.shape[1], x.shape[1], 3, 3, dtype=torch.float64)
     geometry = [1, 1], list(padding), [1, 1], False, [0, 0], 1
     tensors = gradient.double(), x.double(), weight, None

@@ -42,7 +42,7 @@ def arguments(index: list[int], positions: int, channels: int, raw: bool, seed: 
 
 
 def results(a: dict, training: bool, into: tuple[bool, ...], backend: Backend, cast=lambda t: t):
-    """Everything that comes out of both passes."""
+    """All results of both passes."""
     stacks, grads = ([cast(t) for t in a[key]] for key in ("stacks", "grads"))
     before = [cast(t) if given else None for t, given in zip(a["into"], into, strict=True)]
     given = None if training else a["given"]

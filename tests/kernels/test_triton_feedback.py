@@ -312,7 +312,7 @@ def interpreted_signs_of_zero_and_not_a_number(mode: str):
 
 
 def interpreted_every_configuration_is_launched(monkeypatch):
-    """What the cases above launch, and what is compiled ahead of time for real cards, is the same list."""
+    """The cases above launch exactly the configurations that are compiled ahead of time."""
     launched = record_launches(kernels, monkeypatch)
     for case, mode, dtype in product(CASES.values(), MADE, kernels.DTYPES):
         grad, x, w, stored = case.tensors(dtype)

@@ -1,4 +1,4 @@
-"""How the compiled kernels come to be: ahead of time, on first use, by several processes at once, or not at all."""
+"""Building of the compiled kernels: ahead of time, on first use, by several processes at once, or not at all."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def rules_of(model: nn.Module) -> dict[str, str]:
     return {name: layer.rule for name, layer in model.named_modules() if isinstance(layer, FeedbackLayer)}
 
 
-# What is converted, and to what
+# Converted layers
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -188,7 +188,7 @@ def test_direct_feedback_infers_the_number_of_classes():
     assert convert(headless, "dfa", num_classes=4)(torch.ones(1, 3, 4, 4)).shape == (1, 4)
 
 
-# What models may hold
+# Supported models
 
 
 def test_tied_weights_stay_tied():

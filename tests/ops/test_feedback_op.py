@@ -111,7 +111,7 @@ def test_bias_is_optional(case):
 
 
 def spread(t: Tensor) -> Tensor:
-    """The same values with gaps between them."""
+    """Copy a tensor to memory with gaps between the values."""
     return torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0]
 
 

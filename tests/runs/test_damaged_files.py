@@ -38,10 +38,10 @@ CONFIG = SearchConfig(
 
 
 class Late(BaseException):
-    """Not an Exception, lest the code under test should catch it."""
+    """Not a subclass of Exception, so that the code under test cannot catch it."""
 
 
-#: What makes parsers fail in ways of their own. MARK is a file that must never appear.
+#: Inputs that make parsers fail in unusual ways. MARK is a file that must never appear.
 TOKENS = [
     *(bytes([byte]) for byte in b"\0\x7f\xff\xc3\r\t{}[]\"':,-#@~"),
     b": ", b"&a ", b"*a", b"&a [*a]", b"!!", b"? ",
@@ -84,7 +84,7 @@ def mutated(data: bytes, chance: random.Random, tokens: list[bytes]) -> bytes:
 
 @contextmanager
 def only_input_errors(case: object) -> Iterator[list[str]]:
-    """Inside, InputErrors are collected; anything else, and taking too long, fails and shows the case."""
+    """Collect InputErrors inside the block; anything else, and taking too long, fails and shows the case."""
 
     def late(number, frame):
         raise Late
@@ -231,7 +231,7 @@ VALUES: list[Any] = [
 
 
 def test_entries_of_checkpoints(saved, tmp_path):
-    """Whole files in which something was replaced, removed or added: refused, or such that the search can go on."""
+    """Whole files in which something was replaced, removed or added: refused, or usable to resume the search."""
     search, state = saved
     chance, path, refused = random.Random(0), tmp_path / "checkpoint.pt", 0
     for i in range(300):

@@ -42,7 +42,7 @@ class TestLocked:
 
 
 class TestWriting:
-    """Whatever cannot be written: one line, exit code 2, and the run goes on from where it was saved."""
+    """Files that cannot be written: one line, exit code 2, and the run resumes from its checkpoint."""
 
     def test_disk_full(self, stopped, whole, monkeypatch):
         before, fsync, written = contents(stopped), os.fsync, []

@@ -171,7 +171,7 @@ def test_synced_batch_norm_is_that_of_the_whole_batch():
         inputs.append(x[half].clone().requires_grad_())
         outs.append(layer(inputs[-1]))
         layers.append(layer)
-    # What the backward passes of both send through the sums, added up.
+    # The tensors that both backward passes send through the sums, added up.
     processes.value, processes.sent = None, []
     for out, own, half in zip(outs, inputs, halves, strict=True):
         torch.autograd.grad(out, own, upstream[half], retain_graph=True)
@@ -190,7 +190,7 @@ def test_synced_batch_norm_is_that_of_the_whole_batch():
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision(amp, tmp_path):
-    """Learns, differs from float32 by rounding, keeps weights float32, and goes on from its state."""
+    """Learns, differs from float32 by rounding, keeps weights float32, and resumes from its state."""
     config = distributed_worker.BASE.with_settings(cells=1, train_fraction=0.2)
     exact = search(config, out=tmp_path / "off")
     mixed = search(config.with_settings(amp=amp), out=tmp_path / amp)

@@ -1,4 +1,4 @@
-"""The search: what a step does, what a run leaves behind, what happens to bad input."""
+"""The search: steps, run folders, and bad input."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TestStep:
         assert not held & {id(a) for a in search.net.alpha_parameters()}
 
     def test_validation_batches_go_on_from_step_to_step(self, search):
-        """No iterator that starts anew: the batches of one pass over the validation images differ."""
+        """No iterator that restarts: the batches of one pass over the validation images differ."""
         seen = []
         for _ in range(len(search.valid)):
             seen.append(search.valid.position)

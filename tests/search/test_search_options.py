@@ -1,4 +1,4 @@
-"""The settings of a search: what each does, what is refused, what has to be said of the result."""
+"""The settings of a search: effects, invalid values, and messages about the result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_options_that_a_method_does_not_use_are_refused():
 def test_what_can_never_work_is_refused_before_anything_is_written(tmp_path):
     for settings, message in [
         ({"auxiliary_skip": True, "operations": ("sep_conv_3x3",)}, "auxiliary_skip: .* has no skip_connect"),
-        ({"warmup_epochs": 2}, "warmup_epochs: 2 of 2 epochs"),
+        ({"warmup_epochs": 2}, r"warmup_epochs: expected fewer than epochs \(2\), got 2"),
         ({"method": "eg", "population": 10**8}, "population"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -47,8 +47,8 @@ def test_what_can_never_work_is_refused_before_anything_is_written(tmp_path):
 def test_kinds_of_cells_that_the_network_does_not_have_are_named():
     for cells, absent in ((1, ["normal"]), (2, ["normal"]), (3, [])):
         messages = Search(TINY.with_settings(cells=cells)).messages
-        assert [message.partition(":")[0] for message in messages] == [
-            f"with cells={cells} no cell is of kind {k}" for k in absent
+        assert [message.partition(",")[0] for message in messages] == [
+            f"cells={cells}: the network has no {k} cell" for k in absent
         ]
 
 
@@ -56,7 +56,7 @@ def test_kinds_of_cells_that_the_network_does_not_have_are_named():
 
 
 def alpha_gradients(config, prepare=lambda search: None):
-    """What Adam is given in one step, and the search."""
+    """The gradients passed to Adam in one step, and the search."""
     search = Search(config)
     search.net.train()
     prepare(search)
@@ -139,7 +139,7 @@ def test_auxiliary_skip_falls_from_one_to_zero(tmp_path):
 
 
 def test_skip_limit_ends_the_search(tmp_path):
-    """As soon as a cell goes past the limit, the last one within it is the result."""
+    """The result is the last cell within the limit before one exceeds it."""
     config = TINY.with_settings(skip_limit=2, epochs=4)
     search = Search(config)
     space, kept = search.net.space, []

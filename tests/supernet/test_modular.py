@@ -1,4 +1,4 @@
-"""The modular supernet: its shape, its parameters, what tells its candidates apart."""
+"""The modular supernet: its shape, its parameters, and the differences of its candidates."""
 
 from __future__ import annotations
 

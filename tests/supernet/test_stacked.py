@@ -104,7 +104,7 @@ def test_compiled_kernels_err_no_more_than_the_modular_network(channels, trainin
 
 
 def test_true_gradients():
-    """Inside the block W stands for B: the same gradients as with every rule replaced by back-propagation."""
+    """The true gradients, B = W: those with every rule replaced by back-propagation."""
     modular, stacked = pair(torch.float64, cells=2)
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     grads = []
@@ -284,7 +284,7 @@ def test_autocast_bf16_is_close_to_float32():
 
 @restored()
 def test_other_candidates_join_as_modules():
-    """A user's operation, a user's rule, and an operation without weights of a user's own."""
+    """A user-defined operation, a user-defined rule, and a user-defined operation without weights."""
 
     @bf.rules.register
     class Halved(bf.rules.Rule):

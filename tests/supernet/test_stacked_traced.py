@@ -1,4 +1,4 @@
-"""The stacked supernet where somebody looks on: with fake tensors, and compiled."""
+"""The stacked supernet under tracers: with fake tensors, and compiled."""
 
 from __future__ import annotations
 

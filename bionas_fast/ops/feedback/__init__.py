@@ -1,7 +1,7 @@
-"""feedback_conv, feedback_linear and their direct variants: a layer whose error travels down through B instead of W.
+"""feedback_conv, feedback_linear and their direct variants: layers that propagate the error through B instead of W.
 
-The functions here validate and choose a backend. :mod:`.eager` runs the ops past the dispatcher where it may,
-:mod:`.torch_library` registers and implements them.
+The functions here validate and choose a backend. :mod:`.eager` bypasses the dispatcher where possible,
+:mod:`.torch_library` registers and implements the ops.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def feedback_conv(
     backend: str | None = None,
     **geometry: Unpack[Geometry],
 ) -> Tensor:
-    """Convolution in one to three dimensions whose error travels down through B (see ``rules``).
+    """Convolve in one to three dimensions, with the error propagated through B (see ``rules``).
 
     Args:
         input: [N, C_in, *positions].
@@ -51,7 +51,7 @@ def feedback_conv(
         [N, C_out, *positions]. Under autocast, in its dtype.
 
     Raises:
-        InputError: shapes that do not fit, naming the argument; a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
     """
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
@@ -82,13 +82,13 @@ def feedback_conv(
 
 
 def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = None) -> str:
-    """The backend that makes B if torch's own convolution may run, with :func:`with_feedback` for its backward pass.
+    """Choose the backend of B if torch's own convolution can run, with :func:`with_feedback` for its backward pass.
 
     Args:
         backend: an explicit choice of implementation.
 
     Returns:
-        The backend; empty where something else has to run.
+        The backend; empty if torch's own convolution cannot be used.
     """
     outputs, inputs = weight.shape[:2]
     if input.dim() != weight.dim() or input.shape[1] != inputs * groups:
@@ -100,7 +100,7 @@ def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = N
 
 
 def with_feedback(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
-    """Give the output of torch's own convolution B for its backward pass."""
+    """Attach B to the output of torch's own convolution, for its backward pass."""
     if output.requires_grad:
         if _has_few_channels(input, weight):
             output.register_hook(partial(_laid_out, layout=reference.layout(input)))
@@ -110,7 +110,7 @@ def with_feedback(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedb
 
 
 def _has_few_channels(input: Tensor, weight: Tensor) -> bool:
-    """Whether a gradient whose layout differs from the input's makes oneDNN write beyond its buffers (torch 2.14)."""
+    """Whether oneDNN would write beyond its buffers if the gradient's layout differs from the input's (torch 2.14)."""
     return min(input.shape[1], weight.shape[0]) < 4
 
 
@@ -119,7 +119,7 @@ def _laid_out(grad: Tensor | None, layout: torch.memory_format) -> Tensor | None
 
 
 def _is_linear(input: Tensor, weight: Tensor, window: Window) -> bool:
-    """Whether a convolution is a linear map of the channels, which lie side by side in memory."""
+    """Whether a convolution is a linear map of the channels, which are contiguous in memory."""
     if window.groups > 1 or any(window.padding) or weight.numel() != weight.shape[0] * weight.shape[1]:
         return False
     return input.movedim(1, -1).is_contiguous()
@@ -133,7 +133,7 @@ def _position_by_position(
     stride: Sequence[int],
     backend: str | None,
 ) -> Tensor:
-    """A 1×1 convolution as a matrix product, which is several times faster where channels come last."""
+    """Run a 1×1 convolution as a matrix product, which is several times faster in channels_last."""
     taken = input[(slice(None), slice(None), *(slice(None, None, step) for step in stride))]
     out = feedback_linear(taken.movedim(1, -1), weight.flatten(1), bias, feedback.for_matrix(), backend=backend)
     return out.movedim(-1, 1)
@@ -147,7 +147,7 @@ def feedback_linear(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Linear map whose error travels down through B (see ``rules``).
+    """Apply a linear map, with the error propagated through B (see ``rules``).
 
     Args:
         input: [..., in_features].
@@ -158,7 +158,7 @@ def feedback_linear(
         [..., out_features]. Under autocast, in its dtype.
 
     Raises:
-        InputError: shapes that do not fit, naming the argument; a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
     """
     if weight.dim() != 2:
         raise InputError(f"weight: expected [out_features, in_features], got {list(weight.shape)}")
@@ -179,24 +179,24 @@ def direct_conv(
     output_size: Sequence[int],
     **geometry: Unpack[Geometry],
 ) -> Tensor:
-    """The path by which the error at the logits reaches the input of a convolution under direct feedback alignment.
+    """Create the token of a convolution, by which the error at the logits reaches its input (direct feedback).
 
     Args:
-        input: of the convolution, [N, C_in, *positions].
+        input: the input of the convolution, [N, C_in, *positions].
         feedback: B, [classes, C_in, *kernel].
-        output_size: the convolution's output positions.
-        geometry: its stride, padding and dilation; B reaches all channels, whatever the groups.
+        output_size: the output size of the convolution.
+        geometry: stride, padding and dilation of the convolution; B covers all channels, regardless of groups.
 
     Returns:
-        Zeros [N, classes]. Added to the logits, they leave them as they are and bring their gradient e here, where
-        ∂input = convᵀ(E; B) with E = e at every position.
+        Zeros [N, classes]. Added to the logits, they change no value and receive the gradient e of the logits, from
+        which ∂input = convᵀ(E; B) with E = e at every position.
     """
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
     return torch.ops.bionas_fast.direct_conv(input, feedback.to(input.dtype), list(output_size), *per_dimension)
 
 
 def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
-    """The same path as :func:`direct_conv` for a linear layer: ∂input = e B.
+    """Create the token of a linear layer, as :func:`direct_conv` does for a convolution: ∂input = e B.
 
     Args:
         input: [N, ..., in_features].
@@ -208,20 +208,20 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
 def feedback_segments(
     weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
 ) -> Tensor:
-    """B of every segment, flat; zeros where the mode is ``custom``.
+    """Compute B of every segment, flat; zeros where the mode is ``custom``.
 
     Args:
         weight: flat.
-        stored: of the segments whose mode is ``stored`` or ``stored_sign``, one after the other; more may follow. None
-            where there are none.
-        stream: int64 [segments, 2], or None where no segment reads it.
+        stored: the stored draws of the segments whose mode is ``stored`` or ``stored_sign``, concatenated; more may
+            follow. None if there are none.
+        stream: int64 [segments, 2]; None if no segment reads it.
     """
     chosen = backends.choose("feedback_segments", weight.device.type)
     return eager.feedback_segments(weight, stored, stream, segments, chosen)
 
 
 def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
-    """B itself, shaped like ``weight``, detached from the graph."""
+    """Compute B, shaped like ``weight``, detached from the graph."""
     _check_feedback(feedback, weight)
     return reference.feedback_weight(weight.detach(), feedback)
 

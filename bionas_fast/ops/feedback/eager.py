@@ -1,7 +1,7 @@
-"""The feedback ops past the dispatcher, which in eager mode would cost more than a small layer.
+"""The feedback ops without the dispatcher, which in eager mode costs more than a small layer.
 
-Each function calls the op where a tracer is active. Elsewhere nodes of our own run the same implementations; or
-torch's own convolution runs, and its node is handed B.
+Each function calls the registered op if a tracer is active. Otherwise autograd functions of this module run the same
+implementations, or torch's own convolution runs and B is attached to its node.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class _EagerLinear(torch.autograd.Function):
 
 
 def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
-    """The op ``feedback_conv``."""
+    """Run the op ``feedback_conv``."""
     if backends.traced():
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     return _EagerConv.apply(input, weight, bias, arguments)
 
 
 def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
-    """The op ``feedback_linear``."""
+    """Run the op ``feedback_linear``."""
     if backends.traced():
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     return _EagerLinear.apply(input, weight, bias, arguments)
@@ -56,22 +56,23 @@ def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, argument
 def feedback_segments(
     weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments, backend: str
 ) -> Tensor:
-    """The op ``feedback_segments``."""
+    """Run the op ``feedback_segments``."""
     if backends.traced():
         return torch.ops.bionas_fast.feedback_segments(weight, stored, stream, *segments, backend)
     return torch_library.segments(weight, stored, stream, segments, backend)
 
 
 def can_swap() -> bool:
-    """Whether :func:`swap` may follow: no tracer is active, and what a node saves is for its own backward pass only."""
+    """Whether :func:`swap` is possible: no tracer and no saved-tensor hooks are active."""
     if backends.traced() or torch_private.has_saved_tensor_hooks():
         return False
     return torch_private.can_replace_saved_weight()
 
 
 def swap(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, backend: str) -> None:
-    """Hand B to the node of torch's own convolution instead of W, for a tenth of what a node in Python costs."""
-    mode, stored, stream = feedback.mode, feedback.stored, feedback.stream
+    """Attach B instead of W to the node of torch's own convolution, at a tenth of the cost of a Python node."""
+    mode = feedback.mode
+    stored, stream = feedback.stored, feedback.stream
     read = [tensor for tensor in (stored, None if mode == "stored" else weight) if tensor is not None]
     versions = [torch_private.version(tensor) for tensor in read]
     of_this_pass = feedback.at(stream.clone() if stream is not None and mode == "drawn_sign" else None)
@@ -80,8 +81,8 @@ def swap(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, back
     def make() -> Tensor:
         if [torch_private.version(tensor) for tensor in read] != versions:
             raise RuntimeError("the weight or its feedback was changed in place between forward and backward pass")
-        own = weight.detach()
-        b = make_b(own, of_this_pass, backend) if needed else own
+        detached = weight.detach()
+        b = make_b(detached, of_this_pass, backend) if needed else detached
         if feedback.advance and stream is not None:
             stream[1].add_(1)
         return b.to(dtype)

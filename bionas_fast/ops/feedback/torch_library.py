@@ -1,8 +1,8 @@
-"""Registration of the operators behind :mod:`.feedback`: schemas, implementations, fakes and gradients.
+"""Registration of the operators of :mod:`.feedback`: schemas, implementations, fakes and gradients.
 
-One implementation serves every device: the choice of backend is an argument, made by the functions that users call.
-A schema of torch.library is flat; here its arguments become records, :class:`ConvArguments` and
-:class:`LinearArguments`, and everything behind takes those.
+One implementation serves every device; the backend is an argument, chosen by the public functions. The arguments of a
+torch.library schema are flat; here they become the records :class:`ConvArguments` and :class:`LinearArguments`, which
+all implementations take.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _CODES = {mode: code for code, mode in enumerate(SEGMENT_MODES)}
 
 
 class ConvArguments(NamedTuple):
-    """The arguments of ``feedback_conv`` after its tensors."""
+    """The non-tensor arguments of ``feedback_conv``."""
 
     feedback: Feedback
     window: Window
@@ -66,35 +66,35 @@ class ConvArguments(NamedTuple):
 
     @classmethod
     def read(cls, flat: Sequence[Any]) -> ConvArguments:
-        """Put together what the schema takes apart."""
+        """Build the record from the flat arguments of the schema."""
         return cls(Feedback(*flat[:6]), Window(*flat[6:10]), flat[10])
 
     def flat(self) -> tuple[Any, ...]:
-        """The arguments as the schema takes them."""
+        """Flatten the record to the arguments of the schema."""
         return (*self.feedback, *self.window, self.backend)
 
     def having(self, feedback: Feedback) -> ConvArguments:
-        """The same with another feedback."""
+        """Return a copy with another feedback."""
         return ConvArguments(feedback, self.window, self.backend)
 
 
 class LinearArguments(NamedTuple):
-    """The arguments of ``feedback_linear`` after its tensors."""
+    """The non-tensor arguments of ``feedback_linear``."""
 
     feedback: Feedback
     backend: str
 
     @classmethod
     def read(cls, flat: Sequence[Any]) -> LinearArguments:
-        """Put together what the schema takes apart."""
+        """Build the record from the flat arguments of the schema."""
         return cls(Feedback(*flat[:6]), flat[6])
 
     def flat(self) -> tuple[Any, ...]:
-        """The arguments as the schema takes them."""
+        """Flatten the record to the arguments of the schema."""
         return (*self.feedback, self.backend)
 
     def having(self, feedback: Feedback) -> LinearArguments:
-        """The same with another feedback."""
+        """Return a copy with another feedback."""
         return LinearArguments(feedback, self.backend)
 
 
@@ -102,15 +102,15 @@ Arguments = ConvArguments | LinearArguments
 
 
 def _triton() -> ModuleType:
-    # Not on every system, and not quick to import.
+    # Not available on every system, and slow to import.
     from bionas_fast.kernels.feedback import triton
 
     return triton
 
 
 def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
-    """B in the weight's dtype."""
-    # Modes that take a tensor as it is have nothing to compute.
+    """Compute B in the weight's dtype."""
+    # The modes ``weight`` and ``stored`` use an existing tensor.
     if backend == "native" and weight.dtype == torch.float32 and feedback.mode in COMPUTED:
         mode, stored, stream, bound, scale, _ = feedback
         stored = None if stored is None else stored.to(weight.dtype)
@@ -119,21 +119,21 @@ def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
-    """W ⋆ x + b, [N, C_out, *positions]."""
+    """Compute W ⋆ x + b, [N, C_out, *positions]."""
     return reference.conv(input, weight, bias, arguments.window)
 
 
 def conv_backward(
     grad: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments, output_mask: Sequence[bool]
 ) -> Grads:
-    """(δ_in, ∂W, ∂b), each in the layout of its tensor, whichever backend makes it; None where it is not asked for."""
+    """Compute (δ_in, ∂W, ∂b), each in the layout of its tensor on every backend; None where not requested."""
     feedback, window, backend = arguments
-    # In the input's layout: a gradient of stride 0, as .sum() sends it, is copied, one in channels_last is not.
+    # In the input's layout: a gradient of stride 0, as from .sum(), is copied, a channels_last one is not.
     grad = grad.contiguous(memory_format=reference.layout(input))
     if backend == "triton":
         grads = _triton().conv_backward(grad, input, weight, feedback, window, output_mask)
     else:
-        # Without δ_in no feedback is needed; any tensor of the right shape does.
+        # Without δ_in no feedback is needed; any tensor of the right shape is accepted.
         b = make_b(weight, feedback, backend) if output_mask[0] else weight
         grads = reference.conv_backward(grad, input, b, window, output_mask)
     input_grad, weight_grad, bias_grad = grads
@@ -145,14 +145,14 @@ def conv_backward(
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
-    """x Wᵀ + b, [..., out_features]."""
+    """Compute x Wᵀ + b, [..., out_features]."""
     return reference.linear(input, weight, bias)
 
 
 def linear_backward(
     grad: Tensor, input: Tensor, weight: Tensor, arguments: LinearArguments, output_mask: Sequence[bool]
 ) -> Grads:
-    """(δ_in, ∂W, ∂b), those that ``output_mask`` asks for."""
+    """Compute (δ_in, ∂W, ∂b) as selected by ``output_mask``."""
     feedback, backend = arguments
     if backend == "triton":
         return _triton().linear_backward(grad, input, weight, feedback, output_mask)
@@ -163,7 +163,7 @@ def linear_backward(
 def segments(
     weight: Tensor, stored: Tensor | None, stream: Tensor | None, parts: FeedbackSegments, backend: str
 ) -> Tensor:
-    """B of every segment, flat."""
+    """Compute B of every segment, flat."""
     if backend == "triton":
         return _triton().feedback_segments(weight, stored, stream, parts)
     if backend == "native" and weight.dtype == torch.float32:
@@ -174,22 +174,22 @@ def segments(
 
 @lru_cache(maxsize=1024)
 def _tables(parts: FeedbackSegments) -> tuple[Tensor, Tensor]:
-    """Length and mode, bound and scale of every segment: taken apart, long lists would cost more than the work."""
+    """Build tensors of length and mode, and of bound and scale, of every segment; long lists are slow to pass."""
     codes = [_CODES[mode] for mode in parts.modes]
-    # By way of numpy: not a fake tensor, whoever asks first.
+    # Via numpy: never a fake tensor, even if first called under FakeTensorMode.
     lengths, magnitudes = np.array([parts.lengths, codes], np.int64), np.array([parts.bounds, parts.scales], np.float64)
     return torch.from_numpy(lengths.T.copy()), torch.from_numpy(magnitudes.T.copy())
 
 
 def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Arguments) -> None:
-    """Save for :func:`gradients` what it reads.
+    """Save the tensors that :func:`gradients` reads.
 
     Args:
         tensors: input, weight and bias.
     """
     input, weight, bias = tensors
     mode, stored, stream, bound, scale, advance = arguments.feedback
-    # The draw of this pass, whatever other passes do to the stream before its backward comes.
+    # The draw of this pass: other passes may advance the stream before its backward pass.
     snapshot = stream.clone() if stream is not None and mode == "drawn_sign" else None
     ctx.save_for_backward(input, weight, stored, snapshot)
     ctx.stream = stream if advance else None
@@ -198,7 +198,7 @@ def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Arg
 
 
 def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
-    """The gradients of input, weight and bias by one of the functions ``*_backward``."""
+    """Compute the gradients of input, weight and bias by one of the functions ``*_backward``."""
     input, weight, stored, snapshot = ctx.saved_tensors
     mode, _, _, bound, scale, _ = ctx.arguments.feedback
     arguments = ctx.arguments.having(Feedback(mode, stored, snapshot, bound, scale))
@@ -216,7 +216,7 @@ def _register(
     forward: Callable[..., Tensor],
     backward: Callable[..., Grads],
 ) -> None:
-    """Register implementations and gradient of an op and of its backward op; their arguments come flat."""
+    """Register the implementations and the gradient of an op and its backward op; their arguments are flat."""
 
     def implementation(input: Tensor, weight: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
         return forward(input, weight, bias, kind.read(flat))

@@ -1,1 +1,1 @@
-"""The op mixed_edges: all candidates of all edges that leave a state of a cell, mixed."""
+"""The op mixed_edges: the mixed candidates of all edges from a state of a cell."""

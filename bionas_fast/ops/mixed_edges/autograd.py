@@ -1,9 +1,9 @@
-"""The candidates of all edges that leave a state of a cell, mixed: one op with one backward pass.
+"""The mixed candidates of all edges from a state of a cell: one op with one backward pass.
 
-The candidates read the same state, so one pass over it serves all of them. Behind each stands a batch normalisation,
-an affine map per channel that the next kernel applies as it reads, and whose backward pass is an affine map that the
-previous kernel applies as it reads: neither is ever written to memory. What is written are the maps in front of the
-last normalisations; the mixed sum reads each once.
+The candidates read the same state, so one pass over it serves all of them. Each is followed by batch normalisation, an
+affine map per channel that the next kernel applies on load, and whose backward pass is an affine map that the previous
+kernel applies on load: neither result is ever written to memory. Only the maps before the last normalisations are
+written; the mixed sum reads each once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Feedback(Protocol):
     """The feedback of all candidates in one pass."""
 
     def make(self) -> tuple[Tensor, Tensor | None]:
-        """The feedback, flat like the weights, and that of the identities, [edges, C]; called once, backward."""
+        """Compute the feedback, flat like the weights, and that of the identities, [edges, C]; called once."""
 
 
 def mixed_edges(
@@ -44,21 +44,21 @@ def mixed_edges(
     feedback: Feedback,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """For each edge e: into[e] + Σ_{maps of e} mixing · BN(map), the identity without BN.
+    """Compute into[e] + Σ_{maps of e} mixing · BN(map) for each edge e; the identity has no BN.
 
     Args:
         x: the state, [N, H, W, C].
-        mixing: of the separable candidates, then of the terms of ``plan``.
-        into: for each edge a tensor [N, H_out, W_out, C], or None for nothing to add to.
-        weights: flat, as :meth:`Weights.split` takes them apart.
+        mixing: the mixing weights of the separable candidates, then of the terms of ``plan``.
+        into: for each edge a tensor [N, H_out, W_out, C] to add to, or None.
+        weights: flat, as split by :meth:`Weights.split`.
         statistics: updated in training, used otherwise.
-        feedback: made in the backward pass, and only where an error or a weight gradient needs it.
+        feedback: computed in the backward pass, and only if an error or a weight gradient needs it.
 
     Returns:
-        As many tensors [N, H_out, W_out, C] as edges.
+        One tensor [N, H_out, W_out, C] per edge.
 
     Raises:
-        InputError: in training there is a single position, whose variance is 0.
+        InputError: a single position in training, whose variance is 0.
     """
     if statistics.training and len(statistics.mean) and statistics.synchroniser is None:
         images, height, width, _ = x.shape
@@ -69,7 +69,7 @@ def mixed_edges(
             )
     precise = x.to(weights.dtype)
     into = [None if tensor is None else tensor.to(precise.dtype) for tensor in into]
-    # Statistics are not synchronised in evaluation: there are none to take.
+    # In evaluation no statistics are computed, so none are synchronised.
     synchroniser = statistics.synchroniser if statistics.training else None
     implementation = find(chosen_backend(x, weights, backend), synchroniser)
     out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, feedback, implementation, *into)
@@ -77,7 +77,7 @@ def mixed_edges(
 
 
 def chosen_backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
-    """The name of the backend; sums over whole batches take the weights' precision, under autocast float32."""
+    """Choose the backend; sums over whole batches use the precision of the weights, float32 under autocast."""
     chosen = backends.choose("mixed_edges", x.device.type, backend)
     if weights.dtype != torch.float32 or not x.numel():
         return "reference"
@@ -87,7 +87,7 @@ def chosen_backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
 
 
 def _without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a method in the dtypes that its tensors have."""
+    """Disable autocast in a method: run it in the dtypes of its tensors."""
 
     @wraps(method)
     def run(ctx: Any, *args: Any) -> Any:
@@ -139,7 +139,7 @@ class _MixedEdges(torch.autograd.Function):
         if statistics.training and found:
             now = Moments(torch.cat([own.mean for own in found]), torch.cat([own.var for own in found]))
             statistics.update(now, out[0].numel() // state.shape[-1])
-        if plan.pools:  # made again in the backward pass: a hundredth of its time, a thirtieth of the memory
+        if plan.pools:  # recomputed in the backward pass, for 1/100 of its time and 1/30 of the memory
             del maps[plan.reductions > 0]
         none = (None, None)
         ctx.save_for_backward(state, mixing, weights, z, *(separable or none), *(of_terms or none), *maps)
@@ -155,7 +155,7 @@ class _MixedEdges(torch.autograd.Function):
         want_x, _, want_weights, *_ = ctx.needs_input_grad
         branches = plan.branches
         grads = tuple(grad.contiguous() for grad in grads)
-        # What made the tensors added to need not copy them again.
+        # The gradients of ``into`` are passed on without a copy.
         passed = [grad if own else None for grad, own in zip(grads, added, strict=True)]
         grads = tuple(pad_channels(grad, backend) for grad in grads)
         b = identity_feedback = None
@@ -206,13 +206,13 @@ class _MixedEdges(torch.autograd.Function):
 
 
 def pad_channels(x: Tensor, backend: Backend) -> Tensor:
-    """Append channels of zeros, as many as a backend needs."""
+    """Append zero channels up to the multiple that a backend needs."""
     missing = -x.shape[-1] % backend.multiple
     return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
 def _add_up(down: Sequence[Tensor], backend: Backend, grads: Sequence[Tensor], scale: Tensor | None) -> Tensor:
-    """Σ down + Σ_e scale[e] · grads[e], in one pass."""
+    """Compute Σ down + Σ_e scale[e] · grads[e] in one pass."""
     if len(down) == 1 and not grads:
         return down[0]
     like = (*down, *grads)[0]

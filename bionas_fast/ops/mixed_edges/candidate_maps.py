@@ -1,4 +1,4 @@
-"""The maps of all candidates that leave a state, for mixing them in several ways."""
+"""The maps of all candidates on the edges from a state, for mixing with several sets of weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bionas_fast.ops.mixed_edges.terms import term_maps
 def candidate_maps(
     x: Tensor, weights: Tensor, plan: Plan, statistics: Statistics, backend: str | None = None
 ) -> Tensor:
-    """The maps that :func:`mixed_edges` mixes in evaluation: [separable candidates + terms, N, H', W', C]."""
+    """Compute the maps that :func:`mixed_edges` mixes in evaluation, [separable candidates + terms, N, H', W', C]."""
     implementation = find(chosen_backend(x, weights, backend))
     channels = x.shape[-1]
     state = pad_channels(x.to(weights.dtype).contiguous(), implementation)

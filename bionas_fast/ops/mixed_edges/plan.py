@@ -1,4 +1,4 @@
-"""The plan of the edges that leave a state of a cell: which candidates they have, and where their weights lie."""
+"""The plan of the edges from a state of a cell: their candidates, and the layout of the weights."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from torch import Tensor
 
 from bionas_fast.kernels.records import ReductionWeights, SeparablePlan, SeparableWeights, StageWeights, Terms
 
-POOLS = 2  # the maximum, then the average
+POOLS = 2  # maximum, then average
 
 
 @dataclass(eq=False)
 class Plan:
-    """The candidates of the edges that leave a state.
+    """The candidates of the edges from a state.
 
-    Every separable candidate has a mixing weight, and so has every term after them.
+    The mixing weights are those of the separable candidates, then those of the terms.
 
     Attributes:
         separable: the separable candidates, the number of edges and the stride.
         reductions: the number of factorized reductions.
         pools, identity: whether there are any.
-        terms: the other candidates. Their maps are numbered in order: the reductions, the two pools, the state itself.
+        terms: the other candidates. Their maps are numbered in this order: the reductions, the two pools, the state.
         terms_of: the terms that read each map.
         pool_terms, pool_rows: the gradients of the two pools' maps as sums, over the gradients of the edges and then
-            over the maps themselves; and the row of each summand's factor, which are one for each term and then one
-            for each map.
+            over the maps themselves; and the row of each summand's factor: one row per term, then one row per map.
     """
 
     separable: SeparablePlan
@@ -42,7 +41,7 @@ class Plan:
     pool_rows: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        # Now and not when first asked for, which torch.compile could not trace.
+        # Computed here, because torch.compile cannot trace a lazy computation.
         self.terms_of = [[] for _ in range(self.reductions + POOLS * self.pools + self.identity)]
         for t, index in enumerate(self.terms.index):
             self.terms_of[index].append(t)
@@ -65,7 +64,7 @@ class Plan:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing leaves the state."""
+        """Whether there are no candidates."""
         return not (self.branches or self.terms.index)
 
     def _pool_gradients(self) -> tuple[Terms, np.ndarray]:
@@ -81,14 +80,14 @@ class Plan:
 
 
 class Weights(NamedTuple):
-    """The weights of all candidates, or the feedback in their place in the backward pass."""
+    """The weights of all candidates, or in the backward pass their feedback."""
 
     separable: SeparableWeights
     reductions: ReductionWeights
 
     @classmethod
     def split(cls, flat: Tensor, plan: Plan, channels: int) -> Weights:
-        """Views of one tensor that holds all of them, in the order of the records."""
+        """Split one flat tensor into views, in the order of the records."""
         first, second = plan.separable.first, plan.separable.second
         square = (channels, channels)
         shapes = (

@@ -1,4 +1,4 @@
-"""The running statistics of the batch normalisations behind the candidates."""
+"""The running statistics of the batch normalisations of the candidates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bionas_fast.kernels.records import Moments
 
 @dataclass
 class Statistics:
-    """Running mean and variance, [M + K, C]: of the M first normalisations of two, then of those behind the K maps.
+    """Running mean and variance, [M + K, C]: M normalisations after first stages, then those of the K maps.
 
     Attributes:
-        training: whether normalisation uses the statistics of the batch, and moves the running ones.
-        synchroniser: adds up those of a batch over processes; None for those of this one.
+        training: whether normalisation uses the statistics of the batch and updates the running ones.
+        synchroniser: sums the statistics of a batch over processes; None for those of this process alone.
     """
 
     mean: Tensor
@@ -28,7 +28,7 @@ class Statistics:
     momentum: float = 0.1
 
     def update(self, moments: Moments, positions: int) -> None:
-        """Move the running statistics towards those of a batch, which may have more channels."""
+        """Update the running statistics by those of a batch, which may have more channels."""
         if not positions:
             return
         positions = batch_norm.all_positions(positions, self.synchroniser)
@@ -37,12 +37,12 @@ class Statistics:
             running.lerp_(narrowed(value, running.shape[1]).to(running.dtype), self.momentum)
 
     def widened(self, channels: int) -> Moments:
-        """Both in float64, with so many channels."""
+        """Return mean and variance in float64, padded to ``channels``."""
         padding = (0, channels - self.mean.shape[1])
         pad = torch.nn.functional.pad
         return Moments(pad(self.mean.double(), padding), pad(self.var.double(), padding, value=1.0))
 
 
 def narrowed(x: Tensor, channels: int) -> Tensor:
-    """The first channels, dense."""
+    """Return the first ``channels`` channels, contiguous."""
     return x if x.shape[-1] == channels else x[..., :channels].contiguous()

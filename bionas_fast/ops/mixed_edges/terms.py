@@ -14,7 +14,7 @@ from bionas_fast.ops.mixed_edges.plan import POOLS, Plan
 
 
 def term_maps(state: Tensor, weights: ReductionWeights, plan: Plan, backend: Backend) -> tuple[list[Tensor], Sums]:
-    """The stacks of maps that the terms read, and the sums of those that are normalised."""
+    """Compute the stacks of maps that the terms read, and the sums of the normalised ones."""
     maps: list[Tensor] = []
     sums: list[Sums] = []
     if plan.reductions:
@@ -41,8 +41,8 @@ class TermsBackward:
 
     Attributes:
         maps: the stacks of :func:`term_maps`.
-        grads: of the edges.
-        found: from the sums' own backward pass, with the gradient of every map in it.
+        grads: the gradients of the edges.
+        found: the result of the sums' backward pass, which determines the gradient of every map.
     """
 
     plan: Plan
@@ -55,16 +55,16 @@ class TermsBackward:
     def reductions(
         self, weights: ReductionWeights, feedback: ReductionWeights, weight_grads: bool
     ) -> tuple[Tensor, ReductionWeights]:
-        """The error at the state, and the gradients of the weights."""
+        """Compute the error at the state and the gradients of the weights."""
         plan, found = self.plan, self.found
         count = plan.reductions
-        terms = [term for (term,) in plan.terms_of[:count]]  # each has weights of its own, and so one term
+        terms = [term for (term,) in plan.terms_of[:count]]  # each has separate weights, hence one term
         grads = [self.grads[plan.terms.edges[term]] for term in terms]
         prologue = Prologue(grads, self.maps[0], found.a[terms], found.b[:count], found.d[:count])
         return self.backend.reductions_backward(prologue, self.state, weights, feedback, weight_grads)
 
     def pools(self) -> Tensor:
-        """The error at the state."""
+        """Compute the error at the state."""
         plan, found = self.plan, self.found
         first = plan.reductions
         stacks = [*(grad[None] for grad in self.grads), self.maps[first > 0]]

@@ -1,4 +1,4 @@
-"""Numbers produced by running published code, kept beside a development checkout and absent elsewhere."""
+"""Numbers produced by running published code, stored next to a development checkout and absent elsewhere."""
 
 from __future__ import annotations
 

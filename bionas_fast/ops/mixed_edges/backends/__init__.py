@@ -1,4 +1,4 @@
-"""The implementations of the kernels of mixed_edges."""
+"""The backends of mixed_edges."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from bionas_fast.ops.mixed_edges.backends.reference import Reference
 
 __all__ = ["Backend", "find"]
 
-# A dictionary, for a compiler would look through a cache.
+# A dictionary, because torch.compile would trace through functools.cache.
 _alone: dict[str, Backend] = {"reference": Reference(), "native": Fused()}
 
 
 def find(name: str, synchroniser: Synchroniser | None = None) -> Backend:
-    """The backend of a name: ``reference`` for any tensor, ``native`` for float32 on the CPU, ``triton`` for GPUs.
+    """Look up a backend: ``reference`` for any tensor, ``native`` for float32 on the CPU, ``triton`` for GPUs.
 
     Args:
-        synchroniser: where one is given, the statistics of batch normalisation are summed up over processes. Then no
-            kernel is fused across a normalisation.
+        synchroniser: sums the statistics of batch normalisation over processes; no kernel is then fused across a
+            normalisation.
     """
     if synchroniser is None and name in _alone:
         return _alone[name]
     if name == "triton":
-        from bionas_fast.ops.mixed_edges.backends.triton import Triton  # not on every system, and slow to import
+        from bionas_fast.ops.mixed_edges.backends.triton import Triton  # optional, slow to import
 
         if synchroniser is None:
             _alone[name] = Triton()

@@ -1,4 +1,4 @@
-"""The kernels that a backend of mixed_edges provides."""
+"""The interface of the backends of mixed_edges."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from bionas_fast.kernels.separable_edges import composition
 class Backend(ABC):
     """An implementation of the kernels of mixed_edges.
 
-    The stage, the sum and the pools are its own. What batch normalisation stands in the middle of, the separable edges
-    and the normalised sum, is put together from them unless a backend fuses it.
+    Every backend implements the stage, the sum and the pools. The separable edges and the normalised sum, which contain
+    a batch normalisation, are composed of these unless a backend fuses them.
 
     Args:
-        synchroniser: adds up the statistics of batch normalisation over processes; None for those of this one.
+        synchroniser: sums the statistics of batch normalisation over processes; None for those of this process alone.
 
     Attributes:
-        multiple: the number of channels must be a multiple of it.
+        multiple: a divisor of every number of channels that the backend supports.
     """
 
     multiple: int = 1
@@ -52,7 +52,7 @@ class Backend(ABC):
     def stage_forward(
         self, x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None
     ) -> tuple[Tensor, Sums]:
-        """As ``kernels.separable_stage.reference.forward``."""
+        """Implement ``kernels.separable_stage.reference.forward``."""
 
     @abstractmethod
     def stage_backward(
@@ -65,34 +65,34 @@ class Backend(ABC):
         affine: Affine | None,
         weight_grads: bool,
     ) -> StageGradients:
-        """As ``kernels.separable_stage.reference.backward``."""
+        """Implement ``kernels.separable_stage.reference.backward``."""
 
     @abstractmethod
     def sum_forward(
         self, maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
     ) -> list[Tensor]:
-        """As ``kernels.mixed_sum.reference.forward``."""
+        """Implement ``kernels.mixed_sum.reference.forward``."""
 
     @abstractmethod
     def sum_backward(self, grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
-        """As ``kernels.mixed_sum.reference.backward``."""
+        """Implement ``kernels.mixed_sum.reference.backward``."""
 
     @abstractmethod
     def pooling_forward(self, x: Tensor, stride: int) -> tuple[Tensor, Sums]:
-        """As ``kernels.pooling.reference.forward``."""
+        """Implement ``kernels.pooling.reference.forward``."""
 
     @abstractmethod
     def pooling_backward(self, grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:
-        """As ``kernels.pooling.reference.backward``."""
+        """Implement ``kernels.pooling.reference.backward``."""
 
     def reductions_forward(self, x: Tensor, weights: ReductionWeights) -> tuple[Tensor, Sums]:
-        """As ``kernels.factorized_reduce.reference.forward``, which are matrix products."""
+        """Implement ``kernels.factorized_reduce.reference.forward`` by matrix products."""
         return factorized_reduce.forward(x, weights)
 
     def reductions_backward(
         self, prologue: Prologue, x: Tensor, weights: ReductionWeights, feedback: ReductionWeights, weight_grads: bool
     ) -> tuple[Tensor, ReductionWeights]:
-        """As ``kernels.factorized_reduce.reference.backward``, which are matrix products."""
+        """Implement ``kernels.factorized_reduce.reference.backward`` by matrix products."""
         return factorized_reduce.backward(prologue, x, weights, feedback, weight_grads)
 
     def edges_forward(
@@ -104,7 +104,7 @@ class Backend(ABC):
         moments: Moments | None,
         into: Sequence[Tensor | None],
     ) -> Separated:
-        """As ``kernels.separable_edges.composition.forward``."""
+        """Implement ``kernels.separable_edges.composition.forward``."""
         return composition.forward(self, x, weights, plan, mixing, moments, into)
 
     def edges_backward(
@@ -117,7 +117,7 @@ class Backend(ABC):
         mixing: Tensor,
         weight_grads: bool,
     ) -> EdgesGradients:
-        """As ``kernels.separable_edges.composition.backward``."""
+        """Implement ``kernels.separable_edges.composition.backward``."""
         return composition.backward(self, grads, saved, weights, feedback, plan, mixing, weight_grads)
 
     def normalised_forward(
@@ -129,7 +129,7 @@ class Backend(ABC):
         moments: Moments | None,
         into: Sequence[Tensor | None],
     ) -> tuple[list[Tensor], Moments]:
-        """As ``kernels.mixed_sum.normalised.forward``."""
+        """Implement ``kernels.mixed_sum.normalised.forward``."""
         return normalised.forward(self, maps, terms, factors, sums, moments, into)
 
     def normalised_backward(
@@ -141,5 +141,5 @@ class Backend(ABC):
         moments: Moments,
         training: bool,
     ) -> TermGradients:
-        """As ``kernels.mixed_sum.normalised.backward``."""
+        """Implement ``kernels.mixed_sum.normalised.backward``."""
         return normalised.backward(self, grads, maps, terms, factors, moments, training)

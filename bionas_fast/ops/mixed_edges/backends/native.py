@@ -1,4 +1,4 @@
-"""The compiled kernels as a backend: records in, the operators of ``csrc`` underneath."""
+"""The compiled kernels as a backend, from records to the operators of ``csrc``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from bionas_fast.kernels.records import (
 )
 from bionas_fast.ops.mixed_edges.backends.base import Backend
 
-# Overloads are looked up by `.default`: to let torch find them takes longer than some of the calls.
+# `.default` names the overload: torch's overload resolution takes longer than some of the calls.
 _ops = torch.ops.bionas_fast_native
 
 
 class Native(Backend):
-    """C++, for float32 on the CPU and a multiple of 16 channels; weights may have fewer."""
+    """C++ kernels for float32 on the CPU and a multiple of 16 channels; weights may have fewer."""
 
     multiple = 16
 
@@ -84,7 +84,7 @@ class Native(Backend):
 
 
 class Fused(Native):
-    """The same, with batch normalisation fused into the kernels; its statistics are those of this process."""
+    """C++ kernels with batch normalisation fused; its statistics are those of this process."""
 
     def __init__(self) -> None:
         super().__init__(None)

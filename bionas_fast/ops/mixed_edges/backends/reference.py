@@ -1,4 +1,4 @@
-"""The specifications as a backend."""
+"""The reference implementations as a backend."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from bionas_fast.ops.mixed_edges.backends.base import Backend
 
 
 class Triton(Backend):
-    """Triton, for GPUs; what its kernels are not made for runs as the reference."""
+    """Triton kernels for GPUs; cases that they do not support run on the reference."""
 
     stage_forward = staticmethod(separable_stage.forward)
     stage_backward = staticmethod(separable_stage.backward)
