@@ -2,7 +2,7 @@
 
 Every benchmark first checks that what it times is right. Variants are timed in turns within one process, so that what
 the machine does besides slows all of them; a first turn is dropped, medians are compared, and the ratios are what is
-reported. A target is printed beside its ratio; it holds for the machine it names and fails nothing.
+reported. A target is printed next to its ratio; it holds for the machine it names and fails nothing.
 """
 
 from __future__ import annotations

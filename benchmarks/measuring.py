@@ -152,7 +152,7 @@ def highest() -> float:
 
 
 def forget_highest() -> None:
-    """From now on :func:`highest` counts anew, from what is in use."""
+    """From now on :func:`highest` starts again from the memory in use."""
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")

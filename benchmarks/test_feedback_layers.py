@@ -1,4 +1,4 @@
-"""What a learning rule costs in a network of one's own: a training step of ResNet-20, converted, beside torch.nn."""
+"""What a learning rule costs in a network of one's own: a training step of ResNet-20, converted, next to torch.nn."""
 
 from __future__ import annotations
 

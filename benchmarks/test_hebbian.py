@@ -1,4 +1,4 @@
-"""Hebbian updates of the three layers of SoftHebb, beside the formulations over unfolded patches and over samples."""
+"""Hebbian updates of the three layers of SoftHebb, next to the formulations over unfolded patches and over samples."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_softhebb(benchmark, report, device, layer, norm):
     targets = {"one weight gradient in PyTorch": 1.5 if layer is LAYERS[0] else 1.0, "unfolded": 3.0}
     for name, target in targets.items():
         ratio = times[name] / times["ours"]
-        report.add(f"  beside {name}", f"{ratio:6.2f} times as fast ({1e3 * times[name]:.1f} ms) [target {target:g}]")
+        report.add(f"  next to {name}", f"{ratio:6.2f} times as fast ({1e3 * times[name]:.1f} ms) [target {target:g}]")
     show(benchmark, timed["ours"], times["ours"])
 
 
@@ -164,5 +164,5 @@ def test_hpca(benchmark, report, device, layer):
     report.add(f"hpca, {layer.name}", f"{1e3 * times['ours']:.1f} ms")
     for name, target in (("one weight gradient in PyTorch", 1), ("sample by sample", 10)):
         ratio = times[name] / times["ours"]
-        report.add(f"  beside {name}", f"{ratio:6.2f} times as fast ({1e3 * times[name]:.1f} ms) [target {target:g}]")
+        report.add(f"  next to {name}", f"{ratio:6.2f} times as fast ({1e3 * times[name]:.1f} ms) [target {target:g}]")
     show(benchmark, steps["ours"], times["ours"])

@@ -1,4 +1,4 @@
-"""A population of architectures in one pass, beside one forward pass each of both engines."""
+"""A population of architectures in one pass, next to one forward pass each of both engines."""
 
 from __future__ import annotations
 

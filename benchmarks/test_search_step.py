@@ -61,7 +61,7 @@ def test_engines(benchmark, report, engines, device, half):
 
 
 def test_share_of_a_matrix_product(benchmark, report, engines, device):
-    """Useful operations a second, beside those of a matrix product timed in the same turns."""
+    """Useful operations a second, next to those of a matrix product timed in the same turns."""
     fast, slow = engines(device)
     product, operations = matmul_peak(device)
     useful = 3 * useful_operations(slow.net, slow.x)

@@ -264,7 +264,7 @@ def test_data_set_of_a_plugin_is_missed_by_its_name(plugin, run):
     code, _, stderr = run("train", "run", *SMALL, "--out", "net")
     assert code == 2 and "unknown dataset 'own-data'" in stderr and "--plugin mine.py" in stderr
     assert not Path("net").exists()
-    # Another data set needs no plugin.
+    # Another dataset needs no plugin.
     assert run("train", "run", *SMALL, "--dataset", "digits", "--batch-size", 720)[0] == 0
 
 

@@ -135,13 +135,13 @@ def test_evaluate_by_hand():
     net = bf.build_network(GENOTYPE, channels=2, cells=1, in_channels=1)
     data = bf.load_dataset("digits")
     net.train()
-    figures = bf.evaluate(net, data.test_images, data.test_labels, mean=data.mean, std=data.std, batch_size=100)
+    metrics = bf.evaluate(net, data.test_images, data.test_labels, mean=data.mean, std=data.std, batch_size=100)
     assert net.training
     with torch.no_grad():
         logits = net.eval()((data.test_images - data.mean[0]) / data.std[0])
-    assert figures["accuracy"] == pytest.approx(100 * (logits.argmax(1) == data.test_labels).double().mean().item())
+    assert metrics["accuracy"] == pytest.approx(100 * (logits.argmax(1) == data.test_labels).double().mean().item())
     expected = nn.functional.cross_entropy(logits, data.test_labels).item()
-    assert figures["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_load_refuses_other_folders(tmp_path):
