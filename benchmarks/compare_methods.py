@@ -26,9 +26,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir")
     parser.add_argument("--images", type=int, help="number of training images, the same for each class")
-    parser.add_argument(
-        "--shrink", type=int, default=1, help="with --images: average this number of pixels in each direction"
-    )
+    parser.add_argument("--shrink", type=int, default=1, help="with --images: pixels to average per direction")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="of a search")

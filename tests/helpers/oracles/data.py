@@ -19,9 +19,7 @@ def cases(topic: str, prefix: str = "") -> list[Any]:
     path = FOLDER / f"{topic}.json"
     if not path.is_file():
         return [
-            pytest.param(
-                "absent", marks=pytest.mark.skip(reason=f"reference data {topic} is not next to this checkout")
-            )
+            pytest.param("absent", marks=pytest.mark.skip(reason=f"no reference data {topic} next to this checkout"))
         ]
     names = [name for name in json.loads(path.read_text())["cases"] if name.startswith(prefix)]
     assert names, f"{topic} has no case that starts with {prefix!r}"
