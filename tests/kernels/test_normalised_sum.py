@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from bionas_fast import native
 from bionas_fast.kernels.records import Moments, Sums, Terms
 from bionas_fast.ops.mixed_edges.backends import Backend, find
+from helpers.native import needs_native
+from helpers.tolerances import CANCELLING
 
-needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
 specification = find("reference")
 COUNT = 3  # edges
 
@@ -99,7 +100,7 @@ def test_kernels_on_random_shapes(index, positions, blocks, raw, training, into,
     with native.use_isa(isa):
         actual = results(a, training, into, find("native"), torch.Tensor.float)
     for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.double(), theirs, **CANCELLING)
 
 
 @needs_native

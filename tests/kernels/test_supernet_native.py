@@ -25,8 +25,9 @@ from bionas_fast.kernels.records import (
 )
 from bionas_fast.kernels.separable_stage import reference as separable_stage
 from bionas_fast.ops.mixed_edges.backends import find
+from helpers.native import needs_native
+from helpers.tolerances import EDGES_FLOAT32, POOLED, STAGE_FLOAT32, SUM_FLOAT32
 
-needs_native = pytest.mark.skipif(not native.load(), reason=f"no compiled kernels: {native.status().reason}")
 composition = find("reference")
 
 
@@ -97,7 +98,7 @@ def test_stage_kernels_on_random_shapes(shared, specs, n, h, w, blocks, stride, 
     for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert ours.numel() == theirs.numel(), i
         if theirs.numel():
-            assert relative(ours.double(), theirs) < 3e-5, i
+            assert relative(ours.double(), theirs) < STAGE_FLOAT32, i
 
 
 @needs_native
@@ -146,7 +147,7 @@ def test_mixed_sum_kernels_on_random_shapes(edges, positions, blocks, given_befo
         actual = kernels.sum_forward(floats(stacks), terms, weight.float(), offset.float(), into)
         actual += kernels.sum_backward(floats(grads), floats(stacks), terms)
     for ours, theirs in zip(actual, expected, strict=True):
-        assert relative(ours.double(), theirs) < 1e-5
+        assert relative(ours.double(), theirs) < SUM_FLOAT32
 
 
 @needs_native
@@ -172,7 +173,7 @@ def test_pool_kernels_on_random_shapes(n, h, w, stride, coarse, isa, seed):
     with native.use_isa(isa):
         actual = (*ops.pooling(x, stride), ops.pooling_backward(grads, x, stride))
     for ours, theirs in zip(actual, (z, *sums, down), strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.double(), theirs, **POOLED)
 
 
 @needs_native
@@ -285,7 +286,7 @@ def test_separable_edges_on_random_shapes(
         if theirs.numel():
             # The gradient of mixing adds up that many products of either sign: little may be left of them.
             least = arguments["grads"][0].numel() ** 0.5 if name.startswith("grad 0") else 1e-30
-            assert relative(ours.double(), theirs, least) < 3e-4, name
+            assert relative(ours.double(), theirs, least) < EDGES_FLOAT32, name
 
 
 def separable_edges_arguments(specs, twice, n, h, w, channels, stride, into, seed):

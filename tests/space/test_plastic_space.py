@@ -16,7 +16,7 @@ from bionas_fast.nn import HebbianConv2d, PredictiveConv2d
 from bionas_fast.search import SearchConfig
 from bionas_fast.search.darts import Darts
 from bionas_fast.space import Candidate, Space, get_space
-from helpers.tolerances import ENGINES
+from helpers.tolerances import ENGINES, PLASTIC_ENGINES, PLASTIC_GRADIENTS, TOLERANCES
 
 OWN = ("hebbian_conv_3x3", "predictive_conv_3x3")
 SMALL = Space("small", tuple(map(Candidate.parse, ("none", "skip_connect@usf", "dil_conv_3x3@frsf", *OWN))), nodes=2)
@@ -52,12 +52,12 @@ def test_both_engines_learn_the_same():
         x = torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
         y = torch.randint(10, (4,), generator=generator)
         outputs = [net(x) for net in (modular, stacked)]
-        torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(*outputs, **PLASTIC_ENGINES)
         grads = [
             torch.autograd.grad(F.cross_entropy(out, y), net.alpha_parameters())
             for out, net in zip(outputs, (modular, stacked), strict=True)
         ]
-        torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(*grads, **PLASTIC_GRADIENTS)
     after = plasticity(modular)
     assert after
     for name, own in plasticity(stacked.to_modular()).items():
@@ -163,7 +163,7 @@ class TestSoftHebb:
             result = bf.train_softhebb(bf.SoftHebbConfig(rule="random", epochs=2, dropout=0, **settings))
             return torch.tensor([[row["train_loss"], row["test_loss"]] for row in result.metrics])
 
-        torch.testing.assert_close(losses(), losses(feature_memory=0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(losses(), losses(feature_memory=0), **TOLERANCES[torch.float32])
 
     @pytest.mark.parametrize("memory", [0, 1])
     def test_scale_of_the_features(self, memory):

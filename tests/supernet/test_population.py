@@ -10,7 +10,7 @@ import bionas_fast as bf
 from bionas_fast.errors import InputError
 from bionas_fast.space import Candidate, Space, get_space
 from bionas_fast.supernet import Mixture, SupernetOptions, build_supernet
-from helpers.tolerances import POPULATIONS, SAME_BITS
+from helpers.tolerances import ENGINE_GRADIENTS, POPULATIONS, SAME_BITS, TOLERANCES
 
 SHAPE = {"channels": 4, "cells": 3, "num_classes": 5, "in_channels": 2}
 
@@ -57,7 +57,7 @@ def test_population_in_single_precision():
     x = torch.randn(4, 2, 8, 8)
     mixing = mixing_of(modular.space, 6)
     reference = modular.double().population(x.double(), {kind: own.double() for kind, own in mixing.items()})
-    torch.testing.assert_close(stacked.population(x, mixing).double(), reference, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stacked.population(x, mixing).double(), reference, **TOLERANCES[torch.float32])
 
 
 def test_a_large_population_is_taken_in_parts(monkeypatch):
@@ -108,8 +108,8 @@ def test_engines_agree(mixture):
     for out in outs:
         F.cross_entropy(out, y).backward()
     for p, q in zip(modular.alpha_parameters(), stacked.alpha_parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-10)
-    torch.testing.assert_close(modular.stem[0].weight.grad, stacked.stem[0].weight.grad, rtol=1e-7, atol=1e-10)
+        torch.testing.assert_close(p.grad, q.grad, **ENGINE_GRADIENTS)
+    torch.testing.assert_close(modular.stem[0].weight.grad, stacked.stem[0].weight.grad, **ENGINE_GRADIENTS)
     assert stacked.genotype() == modular.genotype()
 
 
