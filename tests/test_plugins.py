@@ -301,3 +301,29 @@ def test_the_guides_searches_run(run, monkeypatch):
         data = () if "--dataset" in words else ("--dataset", "npz:noise.npz")
         code, _, stderr = run("search", *words.split(), *data, *SMALL, "--cells", 1, "--out", f"run{i}")
         assert code == 0, f"{words}: {stderr}"
+
+
+METHOD = """
+from bionas_fast.search import SearchMethod, register_method
+
+
+@register_method("fixed-alphas")
+class FixedAlphas(SearchMethod):
+    options = ("beta_decay",)
+"""
+
+
+def test_a_search_method(run, tmp_path):
+    """Without a step of its own the alphas stay; settings that it does not name are refused."""
+    (tmp_path / "method.py").write_text(METHOD)
+    words = ("search", "--plugin", "method.py", "--method", "fixed-alphas", *SMALL, "--set", "train_fraction=0.05")
+    code, _, stderr = run(*words, "--set", "beta_decay=1", "--out", "run")
+    assert code == 0, stderr
+    with np.load("run/alphas.npz") as alphas:
+        assert np.array_equal(alphas["normal"][0], alphas["normal"][1])
+    code, _, stderr = run(*words, "--set", "population=9")
+    assert code == 2 and "population: method fixed-alphas has no use for it" in stderr
+    code, _, stderr = run("search", "--method", "fixed-alphas")
+    assert code == 2 and "unknown method 'fixed-alphas'" in stderr
+    code, _, stderr = run("search", "--resume", "run")
+    assert code == 2 and "--plugin method.py" in stderr
