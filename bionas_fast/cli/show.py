@@ -11,12 +11,15 @@ from bionas_fast import report
 from bionas_fast.cli.options import Plugins, with_plugins
 from bionas_fast.cli.output import err, out
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
-from bionas_fast.space import Genotype
+from bionas_fast.space import Genotype, published, published_names
 
 
 @with_plugins
 def show(
-    source: Annotated[str, typer.Argument(metavar="RUN|GENOTYPE", help="A run folder or a genotype file.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN|GENOTYPE", help="A run folder, a genotype file, or a published genotype's name."),
+    ],
     save: Annotated[Path | None, typer.Option(help="Also save the drawing as .svg or .png.")] = None,
     plugins: Plugins = None,
 ) -> None:
@@ -29,9 +32,11 @@ def show(
 
 
 def read_genotype(source: str | Path) -> Genotype:
-    """Read a genotype from its file or from a run folder.
+    """Read a genotype from its file or from a run folder, or look up a published one; a file of that name counts first.
 
     Raises:
         InputError: the genotype does not exist or is damaged.
     """
+    if source in published_names() and not Path(source).exists():
+        return published(str(source)).genotype
     return Genotype.load(RunFolder.open(source).file(GENOTYPE) if Path(source).is_dir() else source)

@@ -8,12 +8,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bionas_fast.errors import InputError
 from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
 from bionas_fast.runtime import distributed
 from bionas_fast.space import Genotype
-from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell
+from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell, Stem
 from bionas_fast.space.operations import Skip, convolution
 
 
@@ -57,18 +58,35 @@ def _drop(x: Tensor, probability: float) -> Tensor:
     return x * mask / (1 - probability)
 
 
-class AuxiliaryHead(nn.Sequential):
-    """A second classifier in the middle of the network, for any image size (Szegedy et al. 2015)."""
+class CornerPool(nn.Module):
+    """Average pooling to 2×2: windows of 5×5 in the corners of a map of 6 to 10 positions a side, otherwise quarters.
 
-    def __init__(self, channels: int, num_classes: int, rule: str) -> None:
+    On 8×8 maps this is DARTS's pooling of stride 3, on ImageNet's 7×7 maps the one of stride 2.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        strides = [size - 5 for size in x.shape[-2:]]
+        if all(1 <= stride <= 5 for stride in strides):
+            return F.avg_pool2d(x, 5, strides)
+        return F.adaptive_avg_pool2d(x, 2)
+
+
+class AuxiliaryHead(nn.Sequential):
+    """A second classifier in the middle of the network, for any image size (Szegedy et al. 2015; Liu et al. 2019).
+
+    Args:
+        imagenet: DARTS's variant for ImageNet, without the second batch normalisation.
+    """
+
+    def __init__(self, channels: int, num_classes: int, rule: str, *, imagenet: bool = False) -> None:
         super().__init__(
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
+            CornerPool(),
             convolution(channels, 128, 1, rule),
             nn.BatchNorm2d(128),
             nn.ReLU(),
             convolution(128, 768, 2, rule),
-            nn.BatchNorm2d(768),
+            nn.Identity() if imagenet else nn.BatchNorm2d(768),
             nn.ReLU(),
             nn.Flatten(),
             Linear(768, num_classes, rule=rule),
@@ -78,29 +96,27 @@ class AuxiliaryHead(nn.Sequential):
 class GenotypeNetwork(CellNetwork):
     """A network built from a genotype; see :func:`build_network`.
 
-    Args:
-        drop_path: default drop-path probability of :meth:`forward`.
-
-    Raises:
-        InputError: a probability out of range.
+    Attributes:
+        drop_path: drop-path probability in training, unless :meth:`forward` is called with another; at first 0.
     """
 
-    def __init__(self, genotype: Genotype, shape: NetworkShape, *, auxiliary: bool, drop_path: float) -> None:
+    def __init__(self, genotype: Genotype, shape: NetworkShape, *, auxiliary: bool) -> None:
         super().__init__(genotype.skeleton, shape, partial(GenotypeCell, genotype))
         self.genotype = genotype
-        self.drop_path = _checked(drop_path)
+        self.drop_path = 0.0
         self.auxiliary_index = 2 * len(self.cells) // 3
         width = cast("PreprocessedCell", self.cells[self.auxiliary_index]).out_channels
-        self.auxiliary = AuxiliaryHead(width, shape.num_classes, genotype.fixed["head"]) if auxiliary else None
+        head = partial(AuxiliaryHead, width, shape.num_classes, genotype.fixed["head"])
+        self.auxiliary = head(imagenet=shape.stem == "imagenet") if auxiliary else None
 
     def forward(self, x: Tensor, drop_path: float | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Compute logits [N, classes] from images [N, in_channels, H, W]; in training, also those of an auxiliary head.
 
         Args:
-            drop_path: drop-path probability in training; by default that of the constructor.
+            drop_path: drop-path probability in training, 0 ≤ p < 1; by default the attribute.
         """
         inputs = self._begin(x)
-        probability = self.drop_path if drop_path is None else _checked(drop_path)
+        probability = _checked(self.drop_path if drop_path is None else drop_path)
         if not self.training:
             probability = 0.0
         auxiliary = None
@@ -127,7 +143,7 @@ def build_network(
     num_classes: int = 10,
     in_channels: int = 3,
     auxiliary: bool = False,
-    drop_path: float = 0.0,
+    stem: Stem = "cifar",
     seed: int = 0,
 ) -> GenotypeNetwork:
     """Build the network of a genotype with fresh weights.
@@ -139,19 +155,19 @@ def build_network(
         num_classes: number of logits.
         in_channels: channels of the images.
         auxiliary: whether to add a second classifier after two thirds of the cells, used in training only.
-        drop_path: drop-path probability in training, unless ``forward`` is called with another.
+        stem: ``cifar`` for small images; ``imagenet`` reduces the images eightfold before the first cell.
         seed: seed of all weights and random feedback; the state of PyTorch's generator is restored.
 
     Returns:
         A network that maps images [N, in_channels, H, W] to logits [N, num_classes].
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range; an unknown stem, or ImageNet's for NAS-Bench-201.
     """
-    shape = NetworkShape(channels, cells, num_classes, in_channels, genotype.fixed, affine=True)
+    shape = NetworkShape(channels, cells, num_classes, in_channels, genotype.fixed, affine=True, stem=stem)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = GenotypeNetwork(genotype, shape, auxiliary=auxiliary, drop_path=drop_path)
+        network = GenotypeNetwork(genotype, shape, auxiliary=auxiliary)
     connect_direct_feedback(network, num_classes)
     name_layers(network)
     return network

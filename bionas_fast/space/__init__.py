@@ -15,5 +15,6 @@ from bionas_fast.space.candidates import (
 from bionas_fast.space.derive import derive_genotype
 from bionas_fast.space.edges import Cell, Edge
 from bionas_fast.space.genotype import Genotype
+from bionas_fast.space.published import PublishedGenotype, published, published_names
 from bionas_fast.space.sampling import mutated, one_hot, random_genotype
 from bionas_fast.space.skeleton import DARTS, NB201, Skeleton

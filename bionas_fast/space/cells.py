@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import Linear
 from bionas_fast.space.operations import FactorizedReduce, ReLUConvBN, ResidualReduction, convolution
 from bionas_fast.space.skeleton import REDUCTIONS, RESIDUAL, Skeleton
+
+#: The layers before the first cell, by the images they are made for.
+Stem = Literal["cifar", "imagenet"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,11 @@ class NetworkShape:
         in_channels: channels of the images, ≥ 1.
         fixed: the rules of stem, preprocess and head.
         affine: whether batch normalisation in and between the cells has affine parameters.
+        stem: the layers before the cells: ``cifar``, one convolution; ``imagenet``, three of stride 2 (DARTS skeleton
+            only).
 
     Raises:
-        InputError: a number below 1.
+        InputError: a number below 1; an unknown stem.
     """
 
     channels: int
@@ -56,12 +62,15 @@ class NetworkShape:
     in_channels: int
     fixed: Mapping[str, str]
     affine: bool
+    stem: Stem = "cifar"
 
     def __post_init__(self) -> None:
         for name in ("channels", "cells", "num_classes", "in_channels"):
             value = getattr(self, name)
             if value < 1:
                 raise InputError(f"{name}: expected at least 1, got {value}")
+        if self.stem not in get_args(Stem):
+            raise unknown("stem", self.stem, get_args(Stem))
 
 
 class PreprocessedCell(nn.Module):
@@ -103,8 +112,32 @@ class PreprocessedCell(nn.Module):
         return [module(x) for module, x in zip(modules, inputs, strict=True)] if modules else list(inputs)
 
 
+class ImageNetStem(nn.ModuleList):
+    """DARTS's layers before the cells for images of ImageNet's size: three 3×3 convolutions of stride 2.
+
+    [N, C_in, H, W] → the inputs of the first cell: [N, C, ⌈H/4⌉, ⌈W/4⌉] and [N, C, ⌈H/8⌉, ⌈W/8⌉].
+    """
+
+    def __init__(self, in_channels: int, channels: int, rule: str) -> None:
+        narrow = max(1, channels // 2)
+        super().__init__(
+            [
+                nn.Sequential(
+                    convolution(in_channels, narrow, 3, rule, stride=2, padding=1),
+                    nn.BatchNorm2d(narrow),
+                    ReLUConvBN(narrow, channels, rule, True, 3, stride=2),
+                ),
+                ReLUConvBN(channels, channels, rule, True, 3, stride=2),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self[0](x)
+        return [first, self[1](first)]
+
+
 class CellNetwork(nn.Module):
-    """Stem (3×3 convolution, BN), the skeleton's cells, global average pooling, classifier.
+    """Stem, the skeleton's cells, global average pooling, classifier.
 
     A subclass's ``forward`` passes the images through :meth:`_begin`, the ``cells`` and :meth:`_classify`.
 
@@ -112,7 +145,12 @@ class CellNetwork(nn.Module):
         skeleton: the sequence of the cells.
         shape: the shape of the network.
         make_cell: builds a searched cell from its shape.
+
+    Raises:
+        InputError: ImageNet's stem with a skeleton whose cells have one input.
     """
+
+    stem: nn.Sequential | ImageNetStem
 
     def __init__(
         self, skeleton: Skeleton, shape: NetworkShape, make_cell: Callable[[CellShape], PreprocessedCell]
@@ -121,14 +159,20 @@ class CellNetwork(nn.Module):
         self.skeleton, self.shape = skeleton, shape
         self.in_channels, self.num_classes = shape.in_channels, shape.num_classes
         channels, fixed = shape.channels, shape.fixed
-        stem_channels = skeleton.stem * channels
-        self.stem = nn.Sequential(
-            convolution(shape.in_channels, stem_channels, 3, fixed["stem"], padding=1),
-            nn.BatchNorm2d(stem_channels),
-        )
+        previous_reduction = shape.stem == "imagenet"
+        if shape.stem == "imagenet":
+            if len(skeleton.input_names) != 2:
+                raise InputError("stem: 'imagenet' gives two inputs of different size; cells of this genotype have one")
+            stem_channels = channels
+            self.stem = ImageNetStem(shape.in_channels, channels, fixed["stem"])
+        else:
+            stem_channels = skeleton.stem * channels
+            self.stem = nn.Sequential(
+                convolution(shape.in_channels, stem_channels, 3, fixed["stem"], padding=1),
+                nn.BatchNorm2d(stem_channels),
+            )
         self.cells = nn.ModuleList()
         widths = (stem_channels,) * len(skeleton.input_names)
-        previous_reduction = False
         for kind in skeleton.sequence(shape.cells):
             reduction = kind in REDUCTIONS
             channels *= 2 if reduction else 1
@@ -153,7 +197,8 @@ class CellNetwork(nn.Module):
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"x: expected images [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
-        return [self.stem(x)] * len(self.skeleton.input_names)
+        out = self.stem(x)
+        return out if isinstance(out, list) else [out] * len(self.skeleton.input_names)
 
     def _classify(self, features: Tensor) -> Tensor:
         """Compute the logits [N, classes] from the output of the last cell, [N, C, H, W]."""

@@ -19,7 +19,9 @@ from bionas_fast.rules import Law
 from bionas_fast.space.candidates import register_operation
 
 
-def convolution(in_channels: int, out_channels: int, kernel_size: int, rule: str | None, **geometry: Any) -> Conv2d:
+def convolution(
+    in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], rule: str | None, **geometry: Any
+) -> Conv2d:
     """Build a convolution as in the paper: no bias, Xavier initialisation."""
     return Conv2d(
         in_channels,
@@ -176,6 +178,17 @@ def _register_dense(kernel_size: int) -> None:
         return ReLUConvBN(channels, channels, rule, not searching, kernel_size, stride)
 
 
+@register_operation("conv_7x1_1x7")
+def _factorised_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+    """Build ReLU, a 1×7 and a 7×1 convolution, BN (NASNet, Zoph et al. 2018)."""
+    return nn.Sequential(
+        nn.ReLU(),
+        convolution(channels, channels, (1, 7), rule, stride=(1, stride), padding=(0, 3)),
+        convolution(channels, channels, (7, 1), rule, stride=(stride, 1), padding=(3, 0)),
+        nn.BatchNorm2d(channels, affine=not searching),
+    )
+
+
 @register_operation("none", takes_rule=False)
 def _none(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
     return Zero(stride)
@@ -212,7 +225,7 @@ def _predictive_conv(channels: int, stride: int, rule: str | None, searching: bo
     return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(channels, affine=not searching))
 
 
-for _kernel_size in (3, 5):
+for _kernel_size in (3, 5, 7):
     _register_separable(_kernel_size)
 for _kernel_size in (1, 3):
     _register_dense(_kernel_size)

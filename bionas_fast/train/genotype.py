@@ -216,7 +216,8 @@ def _build(genotype: Genotype, config: TrainConfig, data: Dataset) -> GenotypeNe
         cells=config.cells,
         auxiliary=config.auxiliary_weight > 0,
         seed=config.seed,
-        **_shape(data),
+        in_channels=data.in_channels,
+        num_classes=data.num_classes,
     )
 
 

@@ -59,8 +59,9 @@ def test_drop_path_zeroes_images_of_an_edge_and_keeps_the_mean():
 
 
 def test_drop_path_is_an_argument_of_forward():
-    """The argument of forward overrides that of the constructor in training; evaluation ignores both."""
-    plain, dropping = (bf.build_network(GENOTYPE, channels=4, cells=3, drop_path=p) for p in (0.0, 0.5))
+    """The argument of forward overrides the attribute in training; evaluation ignores both."""
+    plain, dropping = (bf.build_network(GENOTYPE, channels=4, cells=3) for _ in range(2))
+    dropping.drop_path = 0.5
     x = torch.randn(8, 3, 8, 8)
 
     def logits(net, *drop_path):
@@ -71,9 +72,12 @@ def test_drop_path_is_an_argument_of_forward():
     assert torch.equal(logits(plain), logits(dropping, 0.0))
     assert not torch.equal(logits(plain), logits(plain, 0.5))
     assert torch.equal(logits(plain.eval()), logits(plain, 0.5))
-    for build in (lambda: plain(x, 1.0), lambda: bf.build_network(GENOTYPE, drop_path=-0.1)):
-        with pytest.raises(InputError, match="drop_path: expected 0 <= drop_path < 1"):
-            build()
+    plain.train()
+    for probability in (1.0, -0.1):
+        plain.drop_path = probability
+        for call in (lambda: plain(x), lambda: dropping(x, plain.drop_path)):
+            with pytest.raises(InputError, match="drop_path: expected 0 <= drop_path < 1"):
+                call()
 
 
 @pytest.mark.parametrize("size", [8, 16, 33])

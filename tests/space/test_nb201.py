@@ -225,7 +225,8 @@ class TestGenotypeNetwork:
 
     def test_skeleton(self):
         genotype = bf.Genotype(cell=bf.Genotype.from_nb201(MIXED).cells["cell"], fixed={"preprocess": "usf"})
-        network = bf.build_network(genotype, cells=2, channels=3, auxiliary=True, drop_path=0.5)
+        network = bf.build_network(genotype, cells=2, channels=3, auxiliary=True)
+        network.drop_path = 0.5
         kinds = [type(cell).__name__ for cell in network.cells]
         assert kinds == [*["GenotypeCell"] * 2, "ResidualReduction"] * 2 + ["GenotypeCell"] * 2
         assert network.cells[2].conv_1[1].rule == "usf"
