@@ -37,7 +37,9 @@ def build_optimizer(network: nn.Module, config: SupervisedConfig) -> torch.optim
         if name not in takes or name in ("params", *arguments):
             known = [other for other in takes if other not in ("params", *arguments)]
             raise unknown("argument", name, known, f"optimizer_options of {config.optimizer}")
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in config.optimizer_options.items()}
+    options: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in config.optimizer_options.items()
+    }
     try:
         return kind(_groups(network, config), **arguments, **options)
     except (TypeError, ValueError, RuntimeError) as error:
