@@ -10,6 +10,15 @@ from bionas_fast.nn import convert, true_gradients
 from bionas_fast.search import Search, SearchConfig, search
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import build_supernet
-from bionas_fast.train import SoftHebbConfig, TrainConfig, compare_rules, load, train, train_softhebb
+from bionas_fast.train import (
+    ResNetConfig,
+    SoftHebbConfig,
+    TrainConfig,
+    compare_rules,
+    load,
+    train,
+    train_resnet,
+    train_softhebb,
+)
 
 __version__ = "0.1.0"

@@ -29,7 +29,9 @@ Source = Annotated[
 ]
 Rule = Annotated[
     str | None,
-    typer.Option(help="Use this rule on every searched edge; for softhebb, the rule of the filters."),
+    typer.Option(
+        help="Use this rule on every searched edge; for a ResNet on every layer, for softhebb on the filters."
+    ),
 ]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Also train the architecture under each single rule, and print a table.")
@@ -64,6 +66,8 @@ def train(
     elif compare:
         raise InputError(f"--compare needs a genotype; for {network.kind}, train each --rule separately")
     else:
+        if source is not None:
+            given = given.with_options(**network.settings_of_source(source))
         _train_network(network, given, rule, folder, resume)
 
 
@@ -85,7 +89,8 @@ def _train_network(
         given = given.with_options(rule=rule)
     if resume is None:
         config: Any = trainer.settings(**given.settings(trainer.kind))
-        folder = folder or new_path(f"{trainer.kind}-{config.dataset}-{config.rule}")
+        name = getattr(config, "network", trainer.kind)
+        folder = folder or new_path(f"{name}-{config.dataset}-{config.rule}")
     else:
         config = given.resumed(trainer.kind, resume)
     with interruptible():

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, unknown
 
 Batch = tuple[Tensor, Tensor]
 Statistics = Sequence[float] | Tensor
+#: Sets of random image operations by torchvision: RandAugment (Cubuk et al. 2020), TrivialAugment (Müller and Hutter
+#: 2021), and AutoAugment (Cubuk et al. 2019) with the policy found on a dataset.
+Policy = Literal[
+    "none", "randaugment", "trivialaugment", "autoaugment-cifar10", "autoaugment-svhn", "autoaugment-imagenet"
+]
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -75,20 +81,24 @@ class Augment:
         crop_padding: pad with this many black pixels on every side, then crop a window of the original size.
         cutout: side of the blanked square, which is centred anywhere in the image and clipped at its border
             (DeVries and Taylor, 2017, arXiv:1708.04552; DARTS trains with 16).
+        policy: further random operations, between crop and cutout.
 
     Raises:
-        InputError: a size is negative or not an integer.
+        InputError: a size is negative or not an integer; an unknown policy.
     """
 
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
+    policy: Policy = "none"
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout"):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 0:
                 raise InputError(f"{name} must be a number of pixels, 0 or more, not {size!r}")
+        if self.policy not in get_args(Policy):
+            raise unknown("policy", self.policy, get_args(Policy))
 
     def __call__(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
         """Augment images; the input is not modified.
@@ -103,6 +113,8 @@ class Augment:
         """
         if self.flip or self.crop_padding:
             images = self._crop_and_flip(images, generator)
+        if self.policy != "none":
+            images = self._apply_policy(images, generator)
         if self.cutout:
             images = torch.where(self._holes(images, generator), torch.as_tensor(blank).to(images), images)
         return images
@@ -122,6 +134,23 @@ class Augment:
         image, y, x = (i.to(images.device) for i in (image, y[:, :, None], x[:, None, :]))
         # The channels are between the indexed dimensions, so indexing moves them to the end.
         return images[image, :, y, x].permute(0, 3, 1, 2).contiguous()
+
+    @cached_property
+    def _policy(self) -> Callable[[Tensor], Tensor]:
+        from torchvision.transforms import v2  # slow to import
+
+        if self.policy == "randaugment":
+            return v2.RandAugment()
+        if self.policy == "trivialaugment":
+            return v2.TrivialAugmentWide()
+        return v2.AutoAugment(v2.AutoAugmentPolicy(self.policy.removeprefix("autoaugment-")))
+
+    def _apply_policy(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Apply the policy to each image by itself; torchvision draws from PyTorch's generator."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return torch.stack([self._policy(image) for image in images.cpu()]).to(images.device)
 
     def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n, _, *sizes = images.shape

@@ -132,6 +132,16 @@ class Trainer:
         """Build the network of a run, without its weights; see :func:`bionas_fast.load`."""
         raise NotImplementedError(f"{cls.__name__} defines no load_network()")
 
+    @classmethod
+    def settings_of_source(cls, source: str) -> Mapping[str, Any]:
+        """Return the settings that follow from the name, one of :attr:`sources`, that the command was given."""
+        return {}
+
+    @classmethod
+    def network_state(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the ``state_dict`` of the trained network from a checkpoint of :meth:`state_dict`."""
+        return checkpoint.get("net", {})
+
     @property
     def phase(self) -> Phase:
         """The current phase; after the end, the last one."""

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from bionas_fast.config import DescentConfig, Option
+from bionas_fast.data.batches import Policy
 from bionas_fast.errors import InputError
+from bionas_fast.runtime.precision import Amp
 
 #: A number of epochs.
 EpochNumber = Annotated[int, Field(ge=1)]
@@ -51,12 +53,23 @@ class SupervisedConfig(DescentConfig):
         "(PC-DARTS on ImageNet: 5 of 250).",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Fraction of each label spread over all classes.")
-    accumulate: int = Field(1, ge=1, description="Batches whose gradients are averaged for one step of the optimiser.")
+    accumulate: int = Field(
+        1, ge=1, description="Parts into which each batch is split to save memory; their gradients are added up."
+    )
     ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="Decay of an exponential moving average of the weights, which is tested; 0: none."
+    )
+    amp: Annotated[Amp, Option()] = Field("off", description="Mixed precision: bf16 or fp16.")
+    compile: Annotated[bool, Option()] = Field(False, description="Compile the network with torch.compile.")
+
+    policy: Policy = Field("none", description="Further random operations on the images, such as randaugment.")
+    mixup: float = Field(0.0, ge=0, description="α of mixup; 0 for none.")
+    cutmix: float = Field(0.0, ge=0, description="α of CutMix; 0 for none.")
+    valid_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Decay of an exponential moving average of the weights, which is tested; 0 for none.",
+        description="Fraction of the training images held out for validation, which chooses best.pt; 0 for none.",
     )
 
     @model_validator(mode="after")

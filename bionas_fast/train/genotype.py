@@ -4,51 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from bionas_fast import rules
-from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, RunRecord
-from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
+from bionas_fast.config import Cells, Channels, Epochs, RunRecord
+from bionas_fast.data import Dataset
 from bionas_fast.errors import InputError
-from bionas_fast.evaluate import evaluate
 from bionas_fast.models import GenotypeNetwork, build_network
-from bionas_fast.nn import synchronise_statistics
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
-from bionas_fast.runs.trainer import Phase, Trainer, cosine
 from bionas_fast.runtime import distributed
-from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
+from bionas_fast.space.cells import Stem
+from bionas_fast.train.config import SupervisedConfig
 from bionas_fast.train.result import TrainResult
+from bionas_fast.train.supervised import SupervisedTraining
 
 #: Key of the unchanged genotype in a comparison.
 GENOTYPE_RULES = "genotype"
 
 
-class TrainConfig(DescentConfig):
-    """The settings of a training run. The defaults suit scikit-learn's digits on two CPU cores.
-
-    The optimiser is that of the evaluation networks of DARTS: SGD, cosine schedule to 0, momentum 0.9, weight decay
-    3e-4, gradients clipped at norm 5.
-    """
+class TrainConfig(SupervisedConfig):
+    """The settings of a training run. The defaults suit scikit-learn's digits on two CPU cores."""
 
     epochs: Epochs = 20
     channels: Channels = 8
     cells: Cells = 3
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Fraction of each label spread over all classes.")
+    stem: Stem = Field("cifar", description="Layers before the first cell: cifar, or imagenet for large images.")
     auxiliary_weight: float = Field(
         0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
     )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="Final drop-path probability; it rises linearly from 0.")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Final drop-path probability.")
+    drop_path_schedule: Literal["linear", "constant"] = Field(
+        "linear", description="Course of the drop-path probability: linear from 0, or constant (the paper's code)."
+    )
 
 
 def train(
@@ -100,85 +96,42 @@ def _genotype_of(genotype: Genotype | None, folder: RunFolder | None) -> Genotyp
 
 
 @register_kind
-class Training(Trainer):
-    """The training of a genotype network: the network, its data and its optimiser."""
+class Training(SupervisedTraining):
+    """The training of a genotype network."""
 
     kind = "train"
-    command = "train"
-    trains_network = True
     settings = TrainConfig
-    metric_names = ("test_loss", "test_accuracy")
+    config: TrainConfig
     net: GenotypeNetwork
 
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
-        super().__init__(config, resolve_device(config.device))
         self.genotype = genotype
-        self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        self.net = _build(genotype, config, data).to(self.device)
-        synchronise_statistics(self.net, distributed.synchroniser())
-        batches = BatchStream(
-            data.images,
-            data.labels,
-            config.batch_size,
-            seed=config.seed,
-            augment=Augment(config.flip, config.crop_padding, config.cutout),
-            mean=data.mean,
-            std=data.std,
-            device=self.device,
-        )
-        distributed.require_divisible(batches.batch_size)
-        self.phases = [Phase(f"training {genotype.hash}", config.epochs, batches)]
-        self.optimizer = torch.optim.SGD(
-            self.net.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
 
-    def prepare(self) -> None:
+        def build(data: Dataset) -> GenotypeNetwork:
+            return _build(genotype, config, data.in_channels, data.num_classes)
+
+        super().__init__(config, build, f"training {genotype.hash}")
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         config = self.config
-        self.net.train()
-        self.optimizer.param_groups[0]["lr"] = cosine(self.epoch, config.epochs, config.learning_rate)
+        drop_path = config.drop_path
+        if config.drop_path_schedule == "linear":
+            drop_path = drop_path * self.epoch / config.epochs
+        out = self.call(x, drop_path)
+        return out if isinstance(out, tuple) else (out,)
 
-    def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
-        x, y = distributed.shard(x, y)
-        drop_path = self.config.drop_path * self.epoch / self.config.epochs
-        logits, loss = _loss(self.net(x, drop_path), y, self.config)
-        self.optimizer.zero_grad()
-        loss.backward()
-        distributed.average_gradients(self.net.parameters())
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
-        if not torch.isfinite(norm):
-            raise InputError(
-                f"the loss is {loss.item():.3g} and its gradient not finite in epoch {self.epoch + 1}; "
-                f"a learning rate below {self.config.learning_rate:g} may help"
-            )
-        self.optimizer.step()
-        loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
-        return loss_sum / distributed.world_size(), int(hits)
-
-    def conclude(self) -> dict[str, Any]:
-        data = self.data
-        test = evaluate(self.net, data.test_images, data.test_labels, mean=data.mean, std=data.std)
-        return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
+    def auxiliary_weights(self) -> tuple[float, ...]:
+        return (self.config.auxiliary_weight,) if self.net.auxiliary is not None else ()
 
     def write_beginning(self, folder: RunFolder) -> None:
-        self.write_config(folder, network=_shape(self.data))
+        super().write_beginning(folder)
         folder.write(GENOTYPE, self.genotype.to_json())
 
     @classmethod
     def load_network(cls, folder: RunFolder, record: RunRecord) -> GenotypeNetwork:
-        config = TrainConfig(**record.settings)
-        return build_network(
-            Genotype.load(folder.file(GENOTYPE)),
-            channels=config.channels,
-            cells=config.cells,
-            auxiliary=config.auxiliary_weight > 0,
-            in_channels=record.network["in_channels"],
-            num_classes=record.network["num_classes"],
-        )
-
-    def result(self, folder: RunFolder | None) -> TrainResult[GenotypeNetwork]:
-        """Return the result of the finished training."""
-        run_dir = None if folder is None else folder.path
-        return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
+        shape = record.network
+        genotype = Genotype.load(folder.file(GENOTYPE))
+        return _build(genotype, TrainConfig(**record.settings), shape["in_channels"], shape["num_classes"])
 
 
 def compare_rules(
@@ -205,25 +158,14 @@ def compare_rules(
     return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
 
 
-def _shape(data: Dataset) -> dict[str, int]:
-    return {"in_channels": data.in_channels, "num_classes": data.num_classes}
-
-
-def _build(genotype: Genotype, config: TrainConfig, data: Dataset) -> GenotypeNetwork:
+def _build(genotype: Genotype, config: TrainConfig, in_channels: int, num_classes: int) -> GenotypeNetwork:
     return build_network(
         genotype,
         channels=config.channels,
         cells=config.cells,
         auxiliary=config.auxiliary_weight > 0,
+        stem=config.stem,
         seed=config.seed,
-        in_channels=data.in_channels,
-        num_classes=data.num_classes,
+        in_channels=in_channels,
+        num_classes=num_classes,
     )
-
-
-def _loss(output: Tensor | tuple[Tensor, Tensor], y: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-    loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-    for extra in auxiliary:
-        loss = loss + config.auxiliary_weight * F.cross_entropy(extra, y, label_smoothing=config.label_smoothing)
-    return logits, loss

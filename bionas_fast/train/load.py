@@ -34,7 +34,8 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
     import_plugins(plugins)
     with plugins_explained(folder.path, given=plugins):
         network = get_kind(record.kind).load_network(folder, record)
-    state = folder.read_checkpoint().get("net", {})
+    checkpoint = folder.read_checkpoint()
+    state = get_kind(record.kind).network_state(checkpoint)
     try:
         expect_form(state, network.state_dict(), "net")
     except InputError as error:

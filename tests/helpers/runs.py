@@ -36,7 +36,20 @@ SETTINGS = {
         "crop_padding": 1,
         "cutout": 2,
     },
-    "train": {"channels": 1, "cells": 2, "epochs": 4, "batch_size": 8, "flip": True, "drop_path": 0.3},
+    "train": {
+        "channels": 1,
+        "cells": 2,
+        "epochs": 4,
+        "batch_size": 8,
+        "flip": True,
+        "drop_path": 0.3,
+        "policy": "trivialaugment",
+        "mixup": 0.2,
+        "cutmix": 0.5,
+        "accumulate": 2,
+        "ema_decay": 0.5,
+        "valid_fraction": 0.25,
+    },
     "softhebb": {"feature_batch_size": 8, "layerwise": True, "epochs": 3, "batch_size": 8},
 }
 SETTINGS = {kind: {"dataset": killing.DATASET, "checkpoint_every": 0.0, **own} for kind, own in SETTINGS.items()}

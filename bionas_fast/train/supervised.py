@@ -1,0 +1,168 @@
+"""Supervised training by stochastic gradient descent: data, optimiser, precision, averaged weights, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset, split
+from bionas_fast.data.mixing import Mixing
+from bionas_fast.errors import InputError
+from bionas_fast.evaluate import evaluate
+from bionas_fast.nn import synchronise_statistics
+from bionas_fast.runs.checkpoint import expect_form
+from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.trainer import Phase, Trainer
+from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import resolve_device
+from bionas_fast.runtime.precision import Precision
+from bionas_fast.train.config import SupervisedConfig
+from bionas_fast.train.optimiser import build_optimizer
+from bionas_fast.train.result import TrainResult
+from bionas_fast.train.schedule import learning_rate
+
+
+class SupervisedTraining(Trainer):
+    """The training of a network on labelled images; a subclass says which network and how it is called.
+
+    Args:
+        config: the settings.
+        build: builds the network for a dataset, on the CPU.
+        description: the text of progress displays.
+    """
+
+    command = "train"
+    trains_network = True
+    metric_names = ("test_loss", "test_accuracy")
+    config: SupervisedConfig
+
+    def __init__(self, config: SupervisedConfig, build: Callable[[Dataset], nn.Module], description: str) -> None:
+        super().__init__(config, resolve_device(config.device))
+        self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
+        training, self.held_out = (data.images, data.labels), None
+        if config.valid_fraction:
+            training, self.held_out = split(data.images, data.labels, 1 - config.valid_fraction, config.seed)
+        self.net = build(data).to(self.device)
+        synchronise_statistics(self.net, distributed.synchroniser())
+        batches = BatchStream(
+            *training,
+            config.batch_size,
+            seed=config.seed,
+            augment=Augment(config.flip, config.crop_padding, config.cutout, config.policy),
+            mean=data.mean,
+            std=data.std,
+            device=self.device,
+        )
+        distributed.require_divisible(batches.batch_size)
+        self.phases = [Phase(description, config.epochs, batches)]
+        self.optimizer = build_optimizer(self.net, config)
+        self.precision = Precision(config.amp, self.device)
+        self.mixing = Mixing(config.mixup, config.cutmix, data.num_classes)
+        self.average = (
+            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+            if config.ema_decay
+            else None
+        )
+        #: The network as the training step calls it.
+        self.call: Callable[..., Any] = torch.compile(self.net) if config.compile else self.net
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network that is tested: the one with averaged weights, if there is one."""
+        return self.net if self.average is None else self.average.module
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the logits of a batch in training, and those of further heads."""
+        return (self.call(x),)
+
+    def auxiliary_weights(self) -> tuple[float, ...]:
+        """Return the weight of the loss of each further head."""
+        return ()
+
+    def prepare(self) -> None:
+        self.net.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.epoch)
+
+    def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
+        x, y = distributed.shard(x, y)
+        config, scaler = self.config, self.precision.scaler
+        self.optimizer.zero_grad()
+        losses, hits = [], 0
+        # Each part of the batch has its share of the mean, so the last one may be smaller.
+        for images, labels in zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True):
+            images, targets = self.mixing(images, labels)
+            with self.precision.autocast():
+                logits = self.outputs(images)
+                loss = self._loss(logits, targets) * (len(labels) / len(y))
+            scaler.scale(loss).backward()
+            losses.append(loss.detach())
+            hits += int((logits[0].argmax(dim=1) == labels).sum())
+        loss = torch.stack(losses).sum()
+        distributed.average_gradients(self.net.parameters())
+        self._step(float(loss))
+        loss_sum, total = distributed.all_reduce_sum(float(loss), hits)
+        return loss_sum / distributed.world_size(), int(total)
+
+    def _loss(self, logits: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        smoothing = self.config.label_smoothing
+        first, *others = (F.cross_entropy(out, targets, label_smoothing=smoothing) for out in logits)
+        for weight, loss in zip(self.auxiliary_weights(), others, strict=True):
+            first = first + weight * loss
+        return first
+
+    def _step(self, loss: float) -> None:
+        scaler, what = self.precision.scaler, f"the gradient is not finite in epoch {self.epoch + 1}"
+        scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
+        if not torch.isfinite(norm) and not scaler.is_enabled():
+            raise InputError(f"{what} (loss {loss:.3g}); a learning rate below {self.config.learning_rate:g} may help")
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.precision.expect_scale(what)
+        if self.average is not None:
+            self.average.update_parameters(self.net)
+
+    def conclude(self) -> dict[str, Any]:
+        data = self.data
+        row: dict[str, Any] = {}
+        parts = {"valid": self.held_out, "test": (data.test_images, data.test_labels)}
+        for name, part in parts.items():
+            if part is not None:
+                found = evaluate(self.trained, *part, mean=data.mean, std=data.std)
+                row |= {f"{name}_{metric}": value for metric, value in found.items()}
+        return row
+
+    def extra_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"precision": self.precision.state_dict()}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.precision.load_state_dict(state["precision"])
+        if self.average is not None:
+            expect_form(state["average"], self.average.state_dict(), "average")
+            self.average.load_state_dict(state["average"])
+
+    @classmethod
+    def network_state(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        average = checkpoint.get("average")
+        if not isinstance(average, Mapping):
+            return super().network_state(checkpoint)
+        prefix = "module."
+        return {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
+
+    def write_beginning(self, folder: RunFolder) -> None:
+        shape = {"in_channels": self.data.in_channels, "num_classes": self.data.num_classes}
+        self.write_config(folder, network=shape)
+
+    def result(self, folder: RunFolder | None) -> TrainResult[Any]:
+        """Return the result of the finished training."""
+        run_dir = None if folder is None else folder.path
+        return TrainResult(self.trained.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
