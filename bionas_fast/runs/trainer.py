@@ -75,7 +75,7 @@ class Trainer:
     trains_network: ClassVar[bool] = False
     sources: ClassVar[tuple[str, ...]] = ()
     start: ClassVar[Callable[..., Any]]
-    metric_names: ClassVar[tuple[str, ...]] = ()
+    metric_names: tuple[str, ...] = ()
 
     data: Dataset
     net: nn.Module

@@ -38,7 +38,7 @@ class SupervisedTraining(Trainer):
 
     command = "train"
     trains_network = True
-    metric_names = ("test_loss", "test_accuracy")
+    metric_names: tuple[str, ...] = ("test_loss", "test_accuracy")
     config: SupervisedConfig
 
     def __init__(self, config: SupervisedConfig, build: Callable[[Dataset], nn.Module], description: str) -> None:
@@ -47,6 +47,7 @@ class SupervisedTraining(Trainer):
         training, self.held_out = (data.images, data.labels), None
         if config.valid_fraction:
             training, self.held_out = split(data.images, data.labels, 1 - config.valid_fraction, config.seed)
+            self.metric_names = ("valid_loss", "valid_accuracy", *self.metric_names)
         self.net = build(data).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
         batches = BatchStream(
@@ -117,7 +118,8 @@ class SupervisedTraining(Trainer):
         return first
 
     def _step(self, loss: float) -> None:
-        scaler, what = self.precision.scaler, f"the gradient is not finite in epoch {self.epoch + 1}"
+        scaler = self.precision.scaler
+        what = f"the loss is {loss:.3g} and its gradient not finite in epoch {self.epoch + 1}"
         scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
         if not torch.isfinite(norm) and not scaler.is_enabled():

@@ -165,5 +165,5 @@ def test_the_metric_names_are_those_of_the_rows(whole):
     for kind, (folder, _) in whole.items():
         (row, *_) = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
         assert {name for name, value in row.items() if isinstance(value, float)} == {
-            "train_loss", "train_accuracy", "learning_rate", "seconds", *type(make(kind)).metric_names
+            "train_loss", "train_accuracy", "learning_rate", "seconds", *make(kind).metric_names
         }  # fmt: skip
