@@ -1,14 +1,17 @@
-"""Accuracy and loss of a network on labelled images."""
+"""Accuracy, loss and calibration of a network on labelled images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.data import evaluation_batches
+from bionas_fast.errors import InputError
 
 
 @torch.no_grad()
@@ -33,14 +36,98 @@ def evaluate(
         forward: called instead of the network, if that takes further arguments.
     """
     device = next(network.parameters()).device
-    training = network.training
-    network.eval()
     correct, loss = 0, 0.0
-    try:
+    with _evaluating(network):
         for x, y in evaluation_batches(images, labels, batch_size, mean=mean, std=std, device=device):
             logits = (forward or network)(x)
             correct += int((logits.argmax(dim=1) == y).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
+    return {"accuracy": 100 * correct / len(labels), "loss": loss / len(labels)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The predictions of a network on labelled images, summarised.
+
+    Attributes:
+        images: number of images.
+        loss: mean cross-entropy, in nats.
+        accuracy: share of images whose most probable class is the label, in percent.
+        top5: share of images whose label is among the five most probable classes, in percent; None for up to five
+            classes.
+        confusion: int64 [classes, classes]: how many images of the class of the row were taken for that of the column.
+        calibration_error: expected calibration error with 15 bins of equal width, in percent (Naeini et al. 2015; Guo
+            et al. 2017): the mean over images of |accuracy - confidence| in the bin of its confidence, the largest
+            probability.
+    """
+
+    images: int
+    loss: float
+    accuracy: float
+    top5: float | None
+    confusion: Tensor
+    calibration_error: float
+
+    @property
+    def per_class(self) -> tuple[float | None, ...]:
+        """The accuracy on each class, in percent; None for a class without images."""
+        hits, counts = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
+        return tuple(100 * hit / count if count else None for hit, count in zip(hits, counts, strict=True))
+
+
+@torch.no_grad()
+def measure(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    batch_size: int = 256,
+) -> Evaluation:
+    """Evaluate a network in detail, in evaluation mode; the mode is restored. Arguments as of :func:`evaluate`.
+
+    Raises:
+        InputError: a label that the network has no logit for; logits that are not finite.
+    """
+    device = next(network.parameters()).device
+    batches = evaluation_batches(images, labels, batch_size, mean=mean, std=std, device=device)
+    with _evaluating(network):
+        logits = torch.cat([network(x).float().cpu() for x, _ in batches])
+    labels = labels.cpu()
+    classes = logits.shape[1]
+    if int(labels.max()) >= classes:
+        raise InputError(
+            f"labels: expected 0 to {classes - 1}, as the network has {classes} logits, got {labels.max()}"
+        )
+    if not logits.isfinite().all():
+        raise InputError("the network's logits are not finite")
+    order = logits.topk(min(5, classes), dim=1).indices
+    hits = order == labels[:, None]
+    confidence = logits.double().softmax(dim=1).amax(dim=1)
+    return Evaluation(
+        images=len(labels),
+        loss=float(F.cross_entropy(logits.double(), labels)),
+        accuracy=100 * int(hits[:, 0].sum()) / len(labels),
+        top5=100 * int(hits.sum()) / len(labels) if classes > 5 else None,
+        confusion=torch.bincount(labels * classes + order[:, 0], minlength=classes**2).view(classes, classes),
+        calibration_error=100 * _calibration_error(confidence, hits[:, 0].double()),
+    )
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """Compute Σ |Σ (correct - confidence)| / N over the bins (i/bins, (i+1)/bins] of confidence."""
+    bin = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin, correct - confidence)
+    return float(gaps.abs().sum() / len(confidence))
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for the block."""
+    training = network.training
+    network.eval()
+    try:
+        yield
     finally:
         network.train(training)
-    return {"accuracy": 100 * correct / len(labels), "loss": loss / len(labels)}

@@ -11,8 +11,10 @@ from rich.console import Console
 
 import bionas_fast as bf
 from bionas_fast.cli.doctor import doctor
+from bionas_fast.cli.evaluate import evaluate
 from bionas_fast.cli.output import QUIET, err, show_warning
 from bionas_fast.cli.presets import list_presets
+from bionas_fast.cli.runs import list_runs
 from bionas_fast.cli.search import search
 from bionas_fast.cli.show import show
 from bionas_fast.cli.train import train
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 app.command("search")(search)
 app.command("train")(train)
+app.command("evaluate")(evaluate)
+app.command("runs")(list_runs)
 app.command("show")(show)
 app.command("presets")(list_presets)
 app.command("doctor")(doctor)

@@ -89,8 +89,7 @@ def _train_network(
         given = given.with_options(rule=rule)
     if resume is None:
         config: Any = trainer.settings(**given.settings(trainer.kind))
-        name = getattr(config, "network", trainer.kind)
-        folder = folder or new_path(f"{name}-{config.dataset}-{config.rule}")
+        folder = folder or new_path(f"{trainer.kind}-{config.dataset}-{config.rule}")
     else:
         config = given.resumed(trainer.kind, resume)
     with interruptible():

@@ -166,12 +166,14 @@ class RunFolder:
             self.write(BEST, data)
         self.write(CHECKPOINT, data)
 
-    def read_checkpoint(self) -> dict[str, Any]:
-        """Read the last checkpoint, onto the CPU.
+    def read_checkpoint(self, *, best: bool = False) -> dict[str, Any]:
+        """Read the last checkpoint, or the best one, onto the CPU.
 
         Raises:
             InputError: the checkpoint is missing, damaged or foreign. The message names the best one if it is intact.
         """
+        if best:
+            return checkpoint.unpack(self.file(BEST))
         path = self.file(CHECKPOINT)
         try:
             return checkpoint.unpack(path)

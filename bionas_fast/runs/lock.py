@@ -15,6 +15,27 @@ LOCK = ".lock"
 HOLDER = ".lock.holder"
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process seems to hold the lock of a folder: it is named, and runs, or is on another machine.
+
+    The lock itself is not tried, which would make it fail for others.
+    """
+    try:
+        words = (folder / HOLDER).read_text(errors="replace").split()
+        process, host = int(words[1]), words[3]
+    except (OSError, ValueError, IndexError):
+        return False
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 class FolderLock:
     """A lock on a folder, held until :meth:`release` or the end of the process, even if it is killed.
 

@@ -14,15 +14,16 @@ from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 
 
-def load(run_dir: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
+def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False) -> nn.Module:
     """Load the trained network of a training run, in evaluation mode on the CPU.
 
     Args:
         run_dir: folder of the run.
         plugins: modules to import first; plugins named by the run are imported only if listed here.
+        best: load the checkpoint with the best accuracy on held-out images instead of the last one.
 
     Raises:
-        InputError: no such run, a run of another kind, a damaged checkpoint.
+        InputError: no such run, a run of another kind, a missing or damaged checkpoint.
     """
     folder = RunFolder.open(run_dir)
     record = folder.read()
@@ -34,7 +35,7 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = ()) -> nn.Module:
     import_plugins(plugins)
     with plugins_explained(folder.path, given=plugins):
         network = get_kind(record.kind).load_network(folder, record)
-    checkpoint = folder.read_checkpoint()
+    checkpoint = folder.read_checkpoint(best=best)
     state = get_kind(record.kind).network_state(checkpoint)
     try:
         expect_form(state, network.state_dict(), "net")

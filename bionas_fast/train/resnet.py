@@ -30,17 +30,17 @@ class ResNetConfig(SupervisedConfig):
     """The settings of the training of a residual network. The defaults suit small images on two CPU cores."""
 
     epochs: Epochs = 20
-    network: str = Field("resnet20", description=f"The network: {', '.join(RESNETS)}.")
+    architecture: str = Field("resnet20", description=f"Architecture: {', '.join(RESNETS)}.")
     rule: str = Field("bp", description="Learning rule of every convolution and of the classifier.")
     initialisation: Annotated[str, Option()] = Field(
         "default", description="Law of weights and random feedback: default (PyTorch's) or xavier (the paper's)."
     )
 
-    @field_validator("network")
+    @field_validator("architecture")
     @classmethod
-    def _expect_a_network(cls, name: str) -> str:
+    def _expect_an_architecture(cls, name: str) -> str:
         if name not in RESNETS:
-            raise unknown("network", name, RESNETS)
+            raise unknown("architecture", name, RESNETS)
         return name
 
     @field_validator("rule")
@@ -102,11 +102,11 @@ class ResNetTraining(SupervisedTraining):
         def build(data: Dataset) -> nn.Module:
             return _build(config, data.in_channels, data.num_classes)
 
-        super().__init__(config, build, f"training {config.network} {config.rule}")
+        super().__init__(config, build, f"training {config.architecture} {config.rule}")
 
     @classmethod
     def settings_of_source(cls, source: str) -> Mapping[str, Any]:
-        return {"network": source}
+        return {"architecture": source}
 
     @classmethod
     def load_network(cls, folder: RunFolder, record: RunRecord) -> nn.Module:
@@ -116,7 +116,7 @@ class ResNetTraining(SupervisedTraining):
 
 def _build(config: ResNetConfig, in_channels: int, num_classes: int) -> nn.Module:
     return build_resnet(
-        config.network,
+        config.architecture,
         rule=config.rule,
         num_classes=num_classes,
         in_channels=in_channels,

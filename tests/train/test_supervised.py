@@ -162,7 +162,7 @@ def test_drop_path_is_linear_or_constant():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "resnet21"}, "did you mean .*'resnet20'"),
+        ({"architecture": "resnet21"}, "did you mean .*'resnet20'"),
         ({"rule": "uzf"}, "usf"),
         ({"initialisation": "xavir"}, "xavier"),
     ],

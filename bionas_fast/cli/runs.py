@@ -1,0 +1,55 @@
+"""``bionas-fast runs``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from bionas_fast.cli.output import err, out
+from bionas_fast.errors import InputError
+from bionas_fast.runs.summary import RunSummary, find_runs
+
+
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of run folders.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the runs in a folder: kind, data, state, figures."""
+    summaries, damaged = [], []
+    for path in find_runs(folder):
+        try:
+            summaries.append(RunSummary.read(path))
+        except InputError as error:
+            damaged.append(str(error))
+    if as_json:
+        print(json.dumps([_row(summary) for summary in summaries], indent=2))
+    else:
+        table = Table("run", "kind", "data", "seed", "epochs", "state", "accuracy %", box=None, header_style="bold")
+        for summary in summaries:
+            table.add_row(*(_text(value) for value in _row(summary).values()))
+        out.print(table)
+    for message in damaged:
+        err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _row(summary: RunSummary) -> Mapping[str, Any]:
+    return {
+        "run": summary.path.name,
+        "kind": summary.label,
+        "data": summary.dataset,
+        "seed": summary.seed,
+        "epochs": f"{summary.done}/{summary.epochs}",
+        "state": summary.state,
+        "accuracy": summary.accuracy,
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
