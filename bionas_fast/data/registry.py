@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -195,29 +195,30 @@ def digits(data_dir: Path | None = None, *, download: bool = False, seed: int = 
 @register_dataset("fashion-mnist")
 def fashion_mnist(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Clothing, 28×28 grey, 60,000 + 10,000 (H. Xiao, K. Rasul and R. Vollgraf, 2017, arXiv:1708.07747)."""
-    roots = [data_dir] if data_dir else [Path(DEBIAN_FASHION_MNIST), _cache()]
-    return _load_idx("fashion-mnist", "FashionMNIST", roots, download, "Debian's package dataset-fashion-mnist, or ")
+    roots = [data_dir] if data_dir else [Path(DEBIAN_FASHION_MNIST), default_folder()]
+    return load_idx("fashion-mnist", "FashionMNIST", roots, download, "Debian's package dataset-fashion-mnist, or ")
 
 
 @register_dataset("mnist")
 def mnist(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Handwritten digits, 28×28 grey, 60,000 + 10,000 (Y. LeCun et al., Proc. IEEE 86, 1998)."""
-    return _load_idx("mnist", "MNIST", [data_dir or _cache()], download)
+    return load_idx("mnist", "MNIST", [data_dir or default_folder()], download)
 
 
 @register_dataset("cifar10")
 def cifar10(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Photographs of 10 classes, 32×32 colour, 50,000 + 10,000 (A. Krizhevsky, 2009)."""
-    return _load_cifar("cifar10", "CIFAR10", 10, data_dir or _cache(), download)
+    return _load_cifar("cifar10", "CIFAR10", 10, data_dir or default_folder(), download)
 
 
 @register_dataset("cifar100")
 def cifar100(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Photographs of 100 classes, 32×32 colour, 50,000 + 10,000 (A. Krizhevsky, 2009)."""
-    return _load_cifar("cifar100", "CIFAR100", 100, data_dir or _cache(), download)
+    return _load_cifar("cifar100", "CIFAR100", 100, data_dir or default_folder(), download)
 
 
-def _cache() -> Path:
+def default_folder() -> Path:
+    """Return the default dataset folder."""
     return Path(os.path.expanduser(CACHE))
 
 
@@ -229,12 +230,24 @@ _IDX_FILES = (
 )
 
 
-def _load_idx(name: str, torchvision_name: str, roots: list[Path], download: bool, source: str = "") -> Dataset:
+def load_idx(name: str, torchvision_name: str, roots: list[Path], download: bool, source: str = "") -> Dataset:
+    """Load a dataset of four IDX files, plain or compressed.
+
+    Args:
+        name: name of the dataset.
+        torchvision_name: its class in torchvision, which downloads it.
+        roots: the folders to search; the last one receives a download.
+        download: whether to download missing files.
+        source: another source of the files, for the message.
+
+    Raises:
+        InputError: missing or damaged files, or a failed download.
+    """
     layouts = (f"{torchvision_name}/raw", name, "raw", ".")
     by_folder = {root / layout: _idx_files(root / layout) for root in roots for layout in layouts}
     files = next((files for files in by_folder.values() if len(files) == len(_IDX_FILES)), None)
     if files is None and download:
-        _download(torchvision_name, roots[-1])
+        download_dataset(torchvision_name, roots[-1])
         files = _idx_files(roots[-1] / layouts[0])
     if files is None:
         incomplete = {
@@ -242,7 +255,7 @@ def _load_idx(name: str, torchvision_name: str, roots: list[Path], download: boo
             for folder, files in by_folder.items()
         }
         searched = [f"{folder}{suffix}" for folder, suffix in incomplete.items()]
-        raise _missing(name, f"files {_IDX_FILES[0]}[.gz] and its three companions", searched, source)
+        raise missing(name, f"files {_IDX_FILES[0]}[.gz] and its three companions", searched, source)
     train_images, train_labels, test_images, test_labels = (files[file] for file in _IDX_FILES)
     train, test = _read_pair(train_images, train_labels), _read_pair(test_images, test_labels)
     return Dataset.from_tensors(name, train, test, num_classes=10)
@@ -270,10 +283,10 @@ def _load_cifar(name: str, torchvision_name: str, num_classes: int, root: Path, 
     roots = [root, root / name, root.parent] if root.name == source.base_folder else [root, root / name]
     folder = next((r for r in roots if os.path.isdir(r / source.base_folder)), None)
     if folder is None and download:
-        _download(torchvision_name, root)
+        download_dataset(torchvision_name, root)
         folder = root
     if folder is None:
-        raise _missing(name, f"folder {source.base_folder}", map(str, roots))
+        raise missing(name, f"folder {source.base_folder}", map(str, roots))
     try:
         # torchvision unpickles these files, but only after comparing each with its known md5 sum.
         train, test = source(folder, train=True), source(folder, train=False)
@@ -291,15 +304,28 @@ def _load_cifar(name: str, torchvision_name: str, num_classes: int, root: Path, 
     return Dataset.from_tensors(name, tensors(train), tensors(test), num_classes)
 
 
-def _missing(name: str, what: str, folders: Iterable[str], source: str = "") -> InputError:
+def missing(name: str, what: str, folders: Iterable[str], source: str = "") -> InputError:
+    """Create the error about a dataset that was found in none of the folders.
+
+    Args:
+        name: name of the dataset.
+        what: the file or folder that was looked for.
+        folders: the folders that were searched.
+        source: a source other than the network.
+    """
     return InputError(
         f"dataset {name!r}: no {what} in {', '.join(folders)}; get it from {source}the network with "
         "download=True (--download), or name its folder with data_dir (--data-dir)"
     )
 
 
-def _download(torchvision_name: str, root: Path) -> None:
+def download_dataset(torchvision_name: str, root: Path, splits: Sequence[str] = ()) -> None:
     """Download a dataset through torchvision, which verifies its md5 sum, into ``root``, atomically.
+
+    Args:
+        torchvision_name: its class in torchvision.
+        root: the folder.
+        splits: the splits to download, if the class takes one at a time.
 
     Raises:
         InputError: the download or writing failed.
@@ -310,7 +336,9 @@ def _download(torchvision_name: str, root: Path) -> None:
     above = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), Path("/"))
     try:
         with tempfile.TemporaryDirectory(prefix=".bionas-fast-", dir=above) as staging:
-            getattr(torchvision.datasets, torchvision_name)(staging, download=True)
+            source = getattr(torchvision.datasets, torchvision_name)
+            for arguments in [{"split": split} for split in splits] or [{}]:
+                source(staging, download=True, **arguments)
             for file in [path for path in Path(staging).rglob("*") if path.is_file()]:
                 target = root / file.relative_to(staging)
                 target.parent.mkdir(parents=True, exist_ok=True)
