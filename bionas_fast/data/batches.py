@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.data.augment import Augment
+from bionas_fast.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
 Statistics = Sequence[float] | Tensor
-#: Sets of random image operations by torchvision: RandAugment (Cubuk et al. 2020), TrivialAugment (Müller and Hutter
-#: 2021), and AutoAugment (Cubuk et al. 2019) with the policy found on a dataset.
-Policy = Literal[
-    "none", "randaugment", "trivialaugment", "autoaugment-cifar10", "autoaugment-svhn", "autoaugment-imagenet"
-]
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -72,98 +66,6 @@ def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[B
     return (images[first_images], labels[first]), (images[~first_images], labels[~first])
 
 
-@dataclass(frozen=True)
-class Augment:
-    """Augmentation of training images, drawn independently for every image.
-
-    Attributes:
-        flip: mirror left and right with probability 1/2.
-        crop_padding: pad with this many black pixels on every side, then crop a window of the original size.
-        cutout: side of the blanked square, which is centred anywhere in the image and clipped at its border
-            (DeVries and Taylor, 2017, arXiv:1708.04552; DARTS trains with 16).
-        policy: further random operations, between crop and cutout.
-
-    Raises:
-        InputError: a size is negative or not an integer; an unknown policy.
-    """
-
-    flip: bool = False
-    crop_padding: int = 0
-    cutout: int = 0
-    policy: Policy = "none"
-
-    def __post_init__(self) -> None:
-        for name in ("crop_padding", "cutout"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 0:
-                raise InputError(f"{name} must be a number of pixels, 0 or more, not {size!r}")
-        if self.policy not in get_args(Policy):
-            raise unknown("policy", self.policy, get_args(Policy))
-
-    def __call__(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
-        """Augment images; the input is not modified.
-
-        Args:
-            images: float [N, C, H, W].
-            generator: a generator on the CPU, so that a seed gives the same images on every device.
-            blank: fill value of cutout, broadcast to [N, C, H, W]; the mean gives 0 after normalisation.
-
-        Returns:
-            [N, C, H, W], contiguous.
-        """
-        if self.flip or self.crop_padding:
-            images = self._crop_and_flip(images, generator)
-        if self.policy != "none":
-            images = self._apply_policy(images, generator)
-        if self.cutout:
-            images = torch.where(self._holes(images, generator), torch.as_tensor(blank).to(images), images)
-        return images
-
-    def _crop_and_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, height, width = images.shape
-        y, x = (torch.arange(size).expand(n, size) for size in (height, width))  # [N, H], [N, W]: source pixels
-        if self.flip:
-            mirrored = torch.rand(n, 1, generator=generator) < 0.5
-            x = torch.where(mirrored, x.flip(1), x)
-        if self.crop_padding:
-            padding = self.crop_padding
-            images = torch.nn.functional.pad(images, (padding,) * 4)
-            offset_y, offset_x = torch.randint(2 * padding + 1, (2, n, 1), generator=generator)
-            y, x = y + offset_y, x + offset_x
-        image = torch.arange(n)[:, None, None]
-        image, y, x = (i.to(images.device) for i in (image, y[:, :, None], x[:, None, :]))
-        # The channels are between the indexed dimensions, so indexing moves them to the end.
-        return images[image, :, y, x].permute(0, 3, 1, 2).contiguous()
-
-    @cached_property
-    def _policy(self) -> Callable[[Tensor], Tensor]:
-        from torchvision.transforms import v2  # slow to import
-
-        if self.policy == "randaugment":
-            return v2.RandAugment()
-        if self.policy == "trivialaugment":
-            return v2.TrivialAugmentWide()
-        return v2.AutoAugment(v2.AutoAugmentPolicy(self.policy.removeprefix("autoaugment-")))
-
-    def _apply_policy(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply the policy to each image by itself; torchvision draws from PyTorch's generator."""
-        seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return torch.stack([self._policy(image) for image in images.cpu()]).to(images.device)
-
-    def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, *sizes = images.shape
-
-        def covered(size: int) -> Tensor:
-            start = torch.randint(size, (n, 1), generator=generator) - self.cutout // 2
-            pixel = torch.arange(size)
-            return (pixel >= start) & (pixel < start + self.cutout)
-
-        y, x = (covered(size) for size in sizes)
-        return (y[:, None, :, None] & x[:, None, None, :]).to(images.device)
-
-
 class BatchStream:
     """Infinite stream of shuffled batches whose position can be saved and restored between batches.
 
@@ -200,10 +102,10 @@ class BatchStream:
         device: torch.device | str = "cpu",
     ) -> None:
         _check(images, labels, batch_size)
-        self.images, self.labels = images.to(device), labels.to(device)
+        self.labels = labels.to(device)
         self.batch_size = min(batch_size, len(labels))
-        self.augment = augment
-        self.mean, self.std = (_per_channel(values, self.images.device) for values in (mean, std))
+        self.augment = augment or Augment()
+        self.show(images, mean, std)
         self._generator = torch.Generator().manual_seed(seed)
         self._permutation = torch.empty(0, dtype=torch.int64)
         self._position = len(self)  # at the end of an epoch: the first batch shuffles
@@ -217,6 +119,7 @@ class BatchStream:
         _check(images, self.labels)
         device = self.labels.device
         self.images = images.to(device)
+        self._pixels = self.augment.prepare(self.images)
         self.mean, self.std = _per_channel(mean, device), _per_channel(std, device)
 
     @property
@@ -237,11 +140,12 @@ class BatchStream:
             self._position = 0
         start = self._position * self.batch_size
         indices = self._permutation[start : start + self.batch_size].to(self.labels.device)
-        images = as_float(self.images[indices])
-        if self.augment is not None:
-            images = self.augment(images, self._generator, blank=self.mean)
+        size = (int(self.images.shape[2]), int(self.images.shape[3]))
+        images = as_float(self.augment.crop(self._pixels, indices, size, self._generator))
+        images = self.augment.change(images, self._generator, blank=self.mean)
         self._position += 1
-        return normalise(images, self.mean, self.std), self.labels[indices]
+        # In place: all of the above are copies.
+        return images.sub_(self.mean).div_(self.std), self.labels[indices]
 
     def epoch(self) -> Iterator[Batch]:
         """Yield the remaining batches of the current epoch, or all batches of the next one if none is in progress."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from bionas_fast.config import DescentConfig, Option
-from bionas_fast.data.batches import Policy
+from bionas_fast.data.augment import Policy
 from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
 
