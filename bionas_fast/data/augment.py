@@ -60,7 +60,7 @@ class Augment:
         """
         size = (int(images.shape[2]), int(images.shape[3]))
         images = self.crop(self.prepare(images), torch.arange(len(images)), size, generator)
-        return self.change(images, generator, blank)
+        return self.change(images.contiguous(), generator, blank)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Arrange images [N, C, H, W] for :meth:`crop`: padded, [N, positions, C], if there is a crop or a flip."""
@@ -79,7 +79,7 @@ class Augment:
             generator: a generator on the CPU.
 
         Returns:
-            A copy, [n, C, H, W], contiguous.
+            A copy, [n, C, H, W].
         """
         if not (self.flip or self.crop_padding):
             return prepared[indices]
@@ -91,12 +91,13 @@ class Augment:
         if self.crop_padding:
             offset_y, offset_x = torch.randint(2 * self.crop_padding + 1, (2, n, 1), generator=generator)
             y, x = y + offset_y, x + offset_x
-        within = (y * (width + 2 * self.crop_padding))[:, :, None] + x[:, None, :]
-        device, (_, positions, channels) = prepared.device, prepared.shape
-        rows = (indices.to(device)[:, None, None] * positions + within.to(device)).flatten()
+        device, (total, positions, channels) = prepared.device, prepared.shape
+        lines = indices.to(device)[:, None] * positions + (y * (width + 2 * self.crop_padding)).to(device)
+        index = torch.int32 if total * positions < 2**31 else torch.int64
+        rows = lines.to(index)[:, :, None] + x.to(device, index)[:, None, :]
         # Whole pixels, one after the other: several times faster than indexing each channel.
-        pixels = prepared.view(-1, channels).index_select(0, rows)
-        return pixels.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous()
+        pixels = prepared.view(-1, channels).index_select(0, rows.flatten())
+        return pixels.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def change(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
         """Apply the policy and cutout; arguments as of the call."""
