@@ -60,7 +60,7 @@ class Augment:
         """
         size = (int(images.shape[2]), int(images.shape[3]))
         images = self.crop(self.prepare(images), torch.arange(len(images)), size, generator)
-        return self.change(images.contiguous(), generator, blank)
+        return self.change(images, generator, blank)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Arrange images [N, C, H, W] for :meth:`crop`: padded, [N, positions, C], if there is a crop or a flip."""
@@ -79,7 +79,7 @@ class Augment:
             generator: a generator on the CPU.
 
         Returns:
-            A copy, [n, C, H, W].
+            A copy, [n, C, H, W], contiguous.
         """
         if not (self.flip or self.crop_padding):
             return prepared[indices]
@@ -97,7 +97,7 @@ class Augment:
         rows = lines.to(index)[:, :, None] + x.to(device, index)[:, None, :]
         # Whole pixels, one after the other: several times faster than indexing each channel.
         pixels = prepared.view(-1, channels).index_select(0, rows.flatten())
-        return pixels.view(n, height, width, channels).permute(0, 3, 1, 2)
+        return pixels.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
     def change(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
         """Apply the policy and cutout; arguments as of the call."""

@@ -16,9 +16,8 @@ Statistics = Sequence[float] | Tensor
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Convert images to contiguous float32 in [0, 1]: divide uint8 by 255, leave floating point unchanged."""
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    return pixels.div_(255) if images.dtype == torch.uint8 else pixels
+    """Convert images to float32 in [0, 1]: divide uint8 by 255, leave floating point unchanged."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def normalise(images: Tensor, mean: Statistics, std: Statistics) -> Tensor:
