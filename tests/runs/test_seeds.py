@@ -1,0 +1,101 @@
+"""Statistics over seeds, against scipy; repeated runs that are resumed and not repeated."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import bionas_fast as bf
+from bionas_fast import InputError
+from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.seeds import Interval, SeedTable, Series, run_seeds
+from bionas_fast.train.resnet import ResNetTraining
+from helpers.runs import advance
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_intervals_are_those_of_scipy(count):
+    values = RNG.normal(80, 3, count).tolist()
+    interval = Interval.of(values)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (interval.mean - interval.half_width, interval.mean + interval.half_width) == pytest.approx((low, high))
+    other = RNG.normal(78, 3, count).tolist()
+    one, two = (Series(name, dict(enumerate(own))) for name, own in (("one", values), ("two", other)))
+    difference = one.minus(two)
+    low, high = stats.ttest_rel(values, other).confidence_interval(0.95)
+    assert (difference.mean - difference.half_width, difference.mean + difference.half_width) == pytest.approx(
+        (low, high)
+    )
+    assert one.deviation == pytest.approx(np.std(values, ddof=1))
+
+
+def test_paired_differences_use_common_seeds_only():
+    one, two = Series("one", {0: 5.0, 1: 7.0, 2: 100.0}), Series("two", {1: 6.0, 0: 1.0, 3: -50.0})
+    assert one.minus(two).mean == pytest.approx(((5 - 1) + (7 - 6)) / 2)
+    assert one.minus(two).count == 2
+    with pytest.raises(InputError, match="no seed in common"):
+        one.minus(Series("three", {9: 1.0}))
+    with pytest.raises(InputError, match="at least one"):
+        Interval.of([])
+
+
+def test_a_single_seed_has_no_interval():
+    series = Series("one", {4: 71.25})
+    assert math.isnan(series.interval.half_width)
+    assert SeedTable("accuracy %", (series,)).rows() == [
+        {"variant": "one", "seeds": "1", "accuracy %": "71.25", "deviation": "–"}
+    ]
+
+
+def test_tables():
+    table = SeedTable("accuracy %", (Series("bp", {0: 80.0, 1: 82.0}), Series("usf", {0: 79.0, 1: 80.0})))
+    half = 12.7062 * math.sqrt(2) / math.sqrt(2)  # t of one degree of freedom
+    assert table.to_markdown().splitlines() == [
+        "| variant | seeds | accuracy % | deviation | minus bp |",
+        "| --- | --- | --- | --- | --- |",
+        f"| bp | 2 | 81.00 ± {half:.2f} | 1.41 | – |",
+        "| usf | 2 | 79.50 ± 6.35 | 0.71 | -1.50 ± 6.35 |",
+    ]
+    rows = list(csv.reader(io.StringIO(table.to_csv())))
+    assert rows[0] == ["variant", "seed", "accuracy %"]
+    assert [(name, int(seed), float(value)) for name, seed, value in rows[1:]] == [
+        ("bp", 0, 80.0), ("bp", 1, 82.0), ("usf", 0, 79.0), ("usf", 1, 80.0)
+    ]  # fmt: skip
+
+
+def config(seed):
+    return bf.ResNetConfig(epochs=2, batch_size=512, seed=seed)
+
+
+def test_complete_runs_are_read_and_stopped_ones_resumed(tmp_path):
+    calls = []
+
+    def start(seed, path, resume):
+        calls.append((seed, resume))
+        return bf.train_resnet(None if resume else config(seed), **{"resume" if resume else "out": path})
+
+    # A run that stopped in its second epoch.
+    trainer = ResNetTraining(config(1))
+    with RunFolder.create(tmp_path / "seed-1") as folder:
+        trainer.write_beginning(folder)
+        advance(trainer, len(trainer.phase.batches) + 1)
+        folder.write_metrics(trainer.metrics)
+        folder.write_checkpoint(trainer.state_dict())
+    first = run_seeds("bp", tmp_path, (0, 1), start)
+    assert calls == [(0, False), (1, True)]
+    assert run_seeds("bp", tmp_path, (0, 1), start) == first
+    assert len(calls) == 2
+    data = bf.load_dataset("digits")
+    for seed, accuracy in first.values.items():
+        network = bf.load(tmp_path / f"seed-{seed}")
+        found = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+        assert accuracy == found["accuracy"]
+    SeedTable("accuracy %", (first,)).write(tmp_path)
+    assert {"table.md", "table.csv"} <= {path.name for path in tmp_path.iterdir()}
