@@ -27,7 +27,8 @@ class SearchConfig(DescentConfig):
         (), description="Learning rules of the candidates; by default those of the space. Others are added to it."
     )
     operations: Annotated[tuple[str, ...], Option("--ops", "A,B")] = Field(
-        (), description="Operations of the candidates; by default those of the space. Others are added to it."
+        (),
+        description="Operations of the candidates, also none; by default those of the space. Others are added to it.",
     )
     fixed: dict[str, str] = Field(
         default_factory=dict, description="The rules of stem, preprocess and head, by layer; bp for those not named."
@@ -42,6 +43,9 @@ class SearchConfig(DescentConfig):
     cells: Cells = 3
     train_fraction: float = Field(
         0.5, gt=0, lt=1, description="Fraction of the training images that trains the weights; the others train alpha."
+    )
+    valid_batch_size: int | None = Field(
+        None, ge=1, description="Images per batch that trains alpha; by default batch_size (EG-NAS: half of it)."
     )
     amp: Annotated[Amp, Option()] = Field("off", description="Mixed precision: bf16 or fp16.")
 

@@ -108,11 +108,11 @@ class Search(Trainer):
         self.data = data
         augment = Augment(config.flip, config.crop_padding, config.cutout)
 
-        def stream(images: Tensor, labels: Tensor, seed: int) -> BatchStream:
+        def stream(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> BatchStream:
             return BatchStream(
                 images,
                 labels,
-                config.batch_size,
+                batch_size,
                 seed=seed,
                 augment=augment,
                 mean=data.mean,
@@ -120,8 +120,8 @@ class Search(Trainer):
                 device=self.device,
             )
 
-        self.train = stream(x, y, config.seed)
-        self.valid = stream(*self.validation, config.seed + 1)
+        self.train = stream(x, y, config.batch_size, config.seed)
+        self.valid = stream(*self.validation, config.valid_batch_size or config.batch_size, config.seed + 1)
         distributed.require_divisible(self.train.batch_size, self.valid.batch_size)
         self.phases = [Phase(f"searching {config.dataset}", config.epochs, self.train)]
         self.net: Supernet = build_supernet(

@@ -179,8 +179,9 @@ class Space:
     def restricted(self, rule_names: Sequence[str] = (), operation_names: Sequence[str] = ()) -> Space:
         """Return the space restricted to these rules and operations (empty: no restriction).
 
-        Operations without weights remain when only rules are restricted; ``none`` always remains. A rule that the
-        space does not contain is combined with all operations, and such an operation with all rules.
+        Operations without weights remain when only rules are restricted. Of the operations, ``none`` too remains only
+        if it is named. A rule that the space does not contain is combined with all operations, and such an operation
+        with all rules.
 
         Raises:
             InputError: an unknown name, or fewer than two candidates left.
@@ -193,11 +194,8 @@ class Space:
         candidates = tuple(
             c
             for c in self.candidates
-            if c.operation == NONE
-            or (
-                (not operation_names or c.operation in operation_names)
-                and (not rule_names or c.rule in (None, *rule_names))
-            )
+            if (not operation_names or c.operation in operation_names)
+            and (not rule_names or c.rule in (None, *rule_names))
         )
         candidates += tuple(
             c for c in possible if c.operation not in space_operations or c.rule not in (None, *space_rules)

@@ -84,7 +84,7 @@ def test_presets():
     assert done.returncode == 0
     for name in presets.names():
         assert name in done.stdout
-    assert SearchConfig(**presets.get("digits", "search").settings) == SearchConfig()
+    assert SearchConfig(**presets.get("cpu-digits", "search").settings) == SearchConfig()
     for name in presets.names("search"):
         assert presets.get(name, "search").source
         SearchConfig(**presets.get(name, "search").settings)

@@ -209,7 +209,6 @@ def test_what_a_space_does_not_have_joins_it():
     darts = get_space("darts-bp")
     names = ["max_pool_3x3", "skip_connect", "dil_conv_3x3", "hebbian_conv_3x3"]
     assert [str(c) for c in darts.restricted(["bp", "usf"], names).candidates] == [
-        "none",
         "max_pool_3x3",
         "skip_connect@bp",
         "dil_conv_3x3@bp",
@@ -224,12 +223,14 @@ def test_what_a_space_does_not_have_joins_it():
 def test_restriction():
     space = get_space("bionas")
     small = space.restricted(["usf"], ["sep_conv_3x3", "skip_connect"])
-    assert [str(c) for c in small.candidates] == ["none", "skip_connect@usf", "sep_conv_3x3@usf"]
+    assert [str(c) for c in small.candidates] == ["skip_connect@usf", "sep_conv_3x3@usf"]
+    with_none = space.restricted(["usf"], ["none", "sep_conv_3x3", "skip_connect"])
+    assert [str(c) for c in with_none.candidates] == ["none", "skip_connect@usf", "sep_conv_3x3@usf"]
     assert {c.rule for c in space.restricted(["usf", "fa"]).candidates} == {None, "usf", "fa"}
     assert isinstance(space.restricted(), Space)
     assert space.restricted() == space
     assert space.restricted(["usf", "usf"], ["skip_connect", "dil_conv_3x3"]).candidates == tuple(
-        Candidate.parse(text) for text in ("none", "skip_connect@usf", "dil_conv_3x3@usf")
+        Candidate.parse(text) for text in ("skip_connect@usf", "dil_conv_3x3@usf")
     )
     with pytest.raises(InputError, match=r"'ufs'.*'usf'"):
         space.restricted(["ufs"])
