@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bionas_fast import backends
+from bionas_fast import backends, torch_private
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
@@ -246,9 +246,15 @@ def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
         raise InputError("feedback: mode 'drawn_sign' needs a stream (seed, draw)")
 
 
+# A constant, because torch.compile of torch 2.11 does not trace it.
+@torch_private.constant
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     device = input.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _has_autocast(device) or not torch.is_autocast_enabled(device):
         return input, weight, bias
     dtype = torch.get_autocast_dtype(device)
 
