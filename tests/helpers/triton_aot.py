@@ -64,7 +64,7 @@ def source(configuration: Any, sizes: str) -> ASTSource:
 
 
 def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
-    """The resources of the card used by the kernel of configuration ``index``; and K of its products [M, K] × [K, N]."""
+    """The resources of the card used by the kernel of configuration ``index``; K of its products [M, K] × [K, N]."""
     configuration = CONFIGURATIONS[index]
     options = {name: configuration.options[name] for name in OPTIONS}
     target = GPUTarget("cuda", architecture, 32)

@@ -154,3 +154,15 @@ def test_a_backend_is_chosen_inside_a_compiled_function():
 
     assert torch.equal(torch.compile(run, fullgraph=True, backend="eager")(x), layer(x))
     assert backends._chosen.backend is None
+
+
+@every_mode
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_function_keeps_the_feedback(mode):
+    case = CASES["conv2d-groups"]
+    x, w, bias, grad = case.tensors()
+    feedback, b = feedback_of(mode, w)
+    traced = torch.jit.trace(lambda x, w, bias: case.ours(x, w, bias, feedback), (x, w, bias))
+    made = torch.autograd.grad(traced(x, w, bias), (x, w, bias), grad)
+    for actual, wanted in zip(made, expected(case, x, w, bias, b, grad), strict=True):
+        assert_close(actual, wanted, torch.float32)  # draws are float32

@@ -18,7 +18,7 @@ from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
-from bionas_fast.ops.feedback import eager
+from bionas_fast.ops.feedback import counts, eager
 from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments
 from bionas_fast.ops.geometry import Geometry, window
 
@@ -192,6 +192,8 @@ def direct_conv(
         which ∂input = convᵀ(E; B) with E = e at every position.
     """
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
+    if torch.jit.is_tracing():
+        output_size = [int(size) for size in output_size]  # sizes of a traced tensor are tensors
     return torch.ops.bionas_fast.direct_conv(input, feedback.to(input.dtype), list(output_size), *per_dimension)
 
 
