@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class FeedbackLayer(ErrorPath):
         feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
             step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream.
     """
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("feedback",)  # drawn once
 
     weight: Tensor
     law: Law
