@@ -91,10 +91,10 @@ def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = N
     Returns:
         The backend; empty if torch's own convolution cannot be used.
     """
-    outputs, inputs = weight.shape[:2]
+    outputs, inputs, *kernel = weight.shape
     if input.dim() != weight.dim() or input.shape[1] != inputs * groups:
         return ""
-    if (groups == 1 and weight.numel() == outputs * inputs) or not eager.can_swap():
+    if (groups == 1 and kernel.count(1) == len(kernel)) or not eager.can_swap():
         return ""
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     return "" if chosen == "triton" else chosen
