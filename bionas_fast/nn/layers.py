@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError
+from bionas_fast.kernels.window import Window
 from bionas_fast.nn.feedback import FeedbackLayer
 from bionas_fast.nn.padding import pad
 from bionas_fast.ops import feedback as ops
@@ -107,7 +108,8 @@ class _Conv(_Initialised):
         if not self._is_direct(input) and (backend := ops.can_swap(input, weight, self.groups)):
             padded, padding = pad(self, input)
             output = self.function(padded, weight, self.bias, self.stride, padding, self.dilation, self.groups)
-            return ops.with_feedback(output, input, weight, self._feedback(), backend)
+            shape = Window(self.stride, padding, self.dilation, self.groups)
+            return ops.with_feedback(output, padded, weight, ops.ConvArguments(self._feedback(), shape, backend))
         dims = weight.dim() - 2
         if input.dim() == dims + 1:
             return self.forward(input.unsqueeze(0)).squeeze(0)
