@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bionas_fast import backends
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
@@ -55,17 +55,17 @@ def feedback_conv(
     """
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
-        raise InputError(f"weight: expected 3 to 5 dimensions [C_out, C_in/groups, *kernel], got {list(weight.shape)}")
+        raise ShapeError(f"weight: expected 3 to 5 dimensions [C_out, C_in/groups, *kernel], got {list(weight.shape)}")
     if input.dim() != weight.dim():
-        raise InputError(
+        raise ShapeError(
             f"input: expected {weight.dim()} dimensions [N, C_in, *positions], got shape {list(input.shape)}"
         )
     shape = window(dims, **geometry)
     groups = shape.groups
     if groups < 1 or weight.shape[0] % groups:
-        raise InputError(f"groups: {groups} does not divide the {weight.shape[0]} output channels of weight")
+        raise ShapeError(f"groups: {groups} does not divide the {weight.shape[0]} output channels of weight")
     if input.shape[1] != weight.shape[1] * groups:
-        raise InputError(
+        raise ShapeError(
             f"input: expected {weight.shape[1] * groups} channels, got {input.shape[1]} in shape {list(input.shape)}"
         )
     _check_bias(bias, weight)
@@ -161,9 +161,9 @@ def feedback_linear(
         InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
     """
     if weight.dim() != 2:
-        raise InputError(f"weight: expected [out_features, in_features], got {list(weight.shape)}")
+        raise ShapeError(f"weight: expected [out_features, in_features], got {list(weight.shape)}")
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise InputError(f"input: expected [..., {weight.shape[1]}], got shape {list(input.shape)}")
+        raise ShapeError(f"input: expected [..., {weight.shape[1]}], got shape {list(input.shape)}")
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
     input, weight, bias = _autocast(input, weight, bias)
@@ -228,7 +228,7 @@ def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
 
 def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise InputError(f"bias: expected [{weight.shape[0]}], got {list(bias.shape)}")
+        raise ShapeError(f"bias: expected [{weight.shape[0]}], got {list(bias.shape)}")
 
 
 def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
@@ -239,7 +239,7 @@ def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
         if feedback.stored is None:
             raise InputError(f"feedback: mode {mode!r} needs a stored tensor")
         if feedback.stored.shape != weight.shape:
-            raise InputError(
+            raise ShapeError(
                 f"feedback: expected the weight's shape {list(weight.shape)}, got {list(feedback.stored.shape)}"
             )
     if mode == "drawn_sign" and feedback.stream is None:
