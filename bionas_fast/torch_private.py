@@ -40,6 +40,16 @@ def has_saved_tensor_hooks() -> bool:
     return True if top is None else top(True) is not None
 
 
+def in_transform() -> bool:
+    """Whether a transform of torch.func or a level of forward-mode differentiation is active.
+
+    Fallback: yes, so that plain PyTorch runs, which is always correct, but slower.
+    """
+    transforms = getattr(torch._C, "_are_functorch_transforms_active", None)
+    level = getattr(torch.autograd.forward_ad, "_current_level", None)
+    return True if transforms is None or level is None else transforms() or level >= 0
+
+
 def in_backward_pass() -> bool:
     """Whether this thread is inside a backward pass.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bionas_fast import rules
+from bionas_fast import rules, torch_private
 from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
@@ -220,7 +220,8 @@ class FeedbackLayer(ErrorPath):
         """Whether the error reaches ``input`` from the logits at this forward pass."""
         if self.true_gradient or rules.get(self.rule).mode != "direct":
             return False
-        return torch.is_grad_enabled() and input.requires_grad
+        # Inside a transform, an input need not show that an outer one differentiates it.
+        return torch.is_grad_enabled() and (input.requires_grad or torch_private.in_transform())
 
     def _direct_feedback(self) -> Tensor:
         if self.feedback is None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bionas_fast import rules
 from bionas_fast.errors import ShapeError
+from bionas_fast.kernels.window import Window
 from bionas_fast.nn.feedback import FeedbackLayer
 from bionas_fast.nn.padding import pad
 from bionas_fast.ops import feedback as ops
@@ -142,7 +143,9 @@ class _Conv(Initialised):
         if not self._is_direct(input) and (backend := ops.can_swap(input, weight, self.groups)):
             padded, padding = pad(self, input)
             output = self.function(padded, weight, self.bias, self.stride, padding, self.dilation, self.groups)
-            return ops.with_feedback(output, input, weight, self._feedback(weight), backend)
+            shape = Window(self.stride, padding, self.dilation, self.groups)
+            arguments = ops.ConvArguments(self._feedback(weight), shape, backend)
+            return ops.with_feedback(output, padded, weight, arguments)
         dims = weight.dim() - 2
         if input.dim() == dims + 1:
             return self._forward(input.unsqueeze(0), weight).squeeze(0)

@@ -76,9 +76,10 @@ def feedback_conv(
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     if feedback.mode == "weight" and not feedback.advance and not _has_few_channels(input, weight):
         return reference.conv(input, weight, bias, shape)
+    arguments = ConvArguments(feedback, shape, chosen)
     if can_swap(input, weight, groups, chosen):
-        return with_feedback(reference.conv(input, weight, bias, shape), input, weight, feedback, chosen)
-    return eager.feedback_conv(input, weight, bias, ConvArguments(feedback, shape, chosen))
+        return with_feedback(reference.conv(input, weight, bias, shape), input, weight, arguments)
+    return eager.feedback_conv(input, weight, bias, arguments)
 
 
 def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = None) -> str:
@@ -99,13 +100,14 @@ def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = N
     return "" if chosen == "triton" else chosen
 
 
-def with_feedback(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
+def with_feedback(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments) -> Tensor:
     """Attach B to the output of torch's own convolution, for its backward pass."""
     if output.requires_grad:
         if _has_few_channels(input, weight):
             output.register_hook(partial(_laid_out, layout=reference.layout(input)))
+        feedback = arguments.feedback
         if feedback.mode != "weight" or feedback.advance:
-            eager.swap(output, input, weight, feedback, backend)
+            eager.swap(output, input, weight, arguments)
     return output
 
 
@@ -192,7 +194,7 @@ def direct_conv(
         which ∂input = convᵀ(E; B) with E = e at every position.
     """
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
-    return torch.ops.bionas_fast.direct_conv(input, feedback.to(input.dtype), list(output_size), *per_dimension)
+    return eager.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
 
 
 def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
@@ -202,7 +204,7 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
         input: [N, ..., in_features].
         feedback: B, [classes, in_features].
     """
-    return torch.ops.bionas_fast.direct_linear(input, feedback.to(input.dtype))
+    return eager.direct_linear(input, feedback.to(input.dtype))
 
 
 def feedback_segments(

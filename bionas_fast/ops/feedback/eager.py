@@ -6,15 +6,23 @@ implementations, or torch's own convolution runs and B is attached to its node.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bionas_fast import backends, torch_private
-from bionas_fast.kernels.feedback.records import Feedback, FeedbackSegments
-from bionas_fast.ops.feedback import torch_library
-from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments, gradients, make_b, save
+from bionas_fast.kernels.feedback.records import FeedbackSegments
+from bionas_fast.ops.feedback import torch_library, transforms
+from bionas_fast.ops.feedback.torch_library import (
+    ConvArguments,
+    LinearArguments,
+    constant_b,
+    gradients,
+    make_b,
+    save,
+)
 
 
 class _EagerConv(torch.autograd.Function):
@@ -43,6 +51,8 @@ def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments:
     """Run the op ``feedback_conv``."""
     if backends.traced():
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
+    if torch_private.in_transform():
+        return transforms.feedback_layer(input, weight, bias, arguments)
     return _EagerConv.apply(input, weight, bias, arguments)
 
 
@@ -50,6 +60,8 @@ def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, argument
     """Run the op ``feedback_linear``."""
     if backends.traced():
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
+    if torch_private.in_transform():
+        return transforms.feedback_layer(input, weight, bias, arguments)
     return _EagerLinear.apply(input, weight, bias, arguments)
 
 
@@ -62,17 +74,31 @@ def feedback_segments(
     return torch_library.segments(weight, stored, stream, segments, backend)
 
 
+def direct_conv(input: Tensor, feedback: Tensor, output_size: list[int], per_dimension: Sequence[Any]) -> Tensor:
+    """Run the op ``direct_conv``."""
+    if torch_private.in_transform() and not backends.traced():
+        return transforms.direct_conv(input, feedback, output_size, per_dimension)
+    return torch.ops.bionas_fast.direct_conv(input, feedback, output_size, *per_dimension)
+
+
+def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
+    """Run the op ``direct_linear``."""
+    if torch_private.in_transform() and not backends.traced():
+        return transforms.direct_linear(input, feedback)
+    return torch.ops.bionas_fast.direct_linear(input, feedback)
+
+
 def can_swap() -> bool:
-    """Whether :func:`swap` is possible: no tracer and no saved-tensor hooks are active."""
-    if backends.traced() or torch_private.has_saved_tensor_hooks():
+    """Whether :func:`swap` is possible: no tracer, transform or saved-tensor hooks are active."""
+    if backends.traced() or torch_private.has_saved_tensor_hooks() or torch_private.in_transform():
         return False
     return torch_private.can_replace_saved_weight()
 
 
-def swap(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, backend: str) -> None:
+def swap(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments) -> None:
     """Attach B instead of W to the node of torch's own convolution, at a tenth of the cost of a Python node."""
-    mode = feedback.mode
-    stored, stream = feedback.stored, feedback.stream
+    feedback = arguments.feedback
+    mode, stored, stream, *_ = feedback
     read = [tensor for tensor in (stored, None if mode == "stored" else weight) if tensor is not None]
     versions = [torch_private.version(tensor) for tensor in read]
     of_this_pass = feedback.at(stream.clone() if stream is not None and mode == "drawn_sign" else None)
@@ -82,9 +108,20 @@ def swap(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, back
         if [torch_private.version(tensor) for tensor in read] != versions:
             raise RuntimeError("the weight or its feedback was changed in place between forward and backward pass")
         detached = weight.detach()
-        b = make_b(detached, of_this_pass, backend) if needed else detached
+        b = make_b(detached, of_this_pass, arguments.backend) if needed else detached
         if feedback.advance and stream is not None:
             stream[1].add_(1)
         return b.to(dtype)
 
+    def through_a_constant(grads: tuple[Tensor | None, ...], outer: tuple[Tensor, ...]) -> Any:
+        """Under ``create_graph``, replace δ_in: torch's node takes B for W, and would differentiate W through it."""
+        error = grads[0]
+        if error is None or not torch.is_grad_enabled():
+            return None
+        b = constant_b(weight, of_this_pass).to(dtype)
+        down, *_ = arguments.plain_backward(outer[0], error.detach(), b, (True, False, False))
+        return down, *grads[1:]
+
     torch_private.replace_saved_weight(output, make)
+    if needed and mode != "weight":
+        output.grad_fn.register_hook(through_a_constant)

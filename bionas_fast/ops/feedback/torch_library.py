@@ -77,6 +77,14 @@ class ConvArguments(NamedTuple):
         """Return a copy with another feedback."""
         return ConvArguments(feedback, self.window, self.backend)
 
+    def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run the layer in plain PyTorch."""
+        return reference.conv(input, weight, bias, self.window)
+
+    def plain_backward(self, grad: Tensor, input: Tensor, b: Tensor, output_mask: Sequence[bool]) -> Grads:
+        """Run the backward pass through B in plain PyTorch, which differentiates it."""
+        return reference.conv_backward(grad, input, b, self.window, output_mask)
+
 
 class LinearArguments(NamedTuple):
     """The non-tensor arguments of ``feedback_linear``."""
@@ -97,6 +105,14 @@ class LinearArguments(NamedTuple):
         """Return a copy with another feedback."""
         return LinearArguments(feedback, self.backend)
 
+    def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run the layer in plain PyTorch."""
+        return reference.linear(input, weight, bias)
+
+    def plain_backward(self, grad: Tensor, input: Tensor, b: Tensor, output_mask: Sequence[bool]) -> Grads:
+        """Run the backward pass through B in plain PyTorch, which differentiates it."""
+        return reference.linear_backward(grad, input, b, output_mask)
+
 
 Arguments = ConvArguments | LinearArguments
 
@@ -116,6 +132,13 @@ def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
         stored = None if stored is None else stored.to(weight.dtype)
         return torch.ops.bionas_fast_native.feedback_weight.default(weight, mode, stored, stream, bound, scale)
     return reference.feedback_weight(weight, feedback)
+
+
+def constant_b(weight: Tensor, feedback: Feedback) -> Tensor:
+    """Compute B in plain PyTorch for a backward pass that is differentiated: except for B = W, B is a constant."""
+    if feedback.mode == "weight":
+        return weight
+    return reference.feedback_weight(weight.detach(), feedback).detach()
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
@@ -146,7 +169,9 @@ def conv_backward(
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Compute x Wᵀ + b, [..., out_features]."""
-    return reference.linear(input, weight, bias)
+    out = reference.linear(input, weight, bias)
+    # PyTorch returns a view of the rows, and the output of an autograd function that is a view refuses in-place ops.
+    return torch.ops.aten._unsafe_view.default(out, out.shape) if input.dim() > 2 else out
 
 
 def linear_backward(
@@ -198,12 +223,18 @@ def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Arg
 
 
 def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
-    """Compute the gradients of input, weight and bias by one of the functions ``*_backward``."""
+    """Compute the gradients of input, weight and bias by one of the functions ``*_backward``.
+
+    Under ``create_graph`` plain PyTorch runs instead, whose gradients can be differentiated.
+    """
     input, weight, stored, snapshot = ctx.saved_tensors
     mode, _, _, bound, scale, _ = ctx.arguments.feedback
-    arguments = ctx.arguments.having(Feedback(mode, stored, snapshot, bound, scale))
+    feedback = Feedback(mode, stored, snapshot, bound, scale)
     mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
-    grads = backward(grad, input, weight, arguments, mask)
+    if torch.is_grad_enabled():
+        grads = ctx.arguments.plain_backward(grad, input, constant_b(weight, feedback), mask)
+    else:
+        grads = backward(grad, input, weight, ctx.arguments.having(feedback), mask)
     if ctx.stream is not None:
         ctx.stream[1].add_(1)
     input_grad, weight_grad, bias_grad = (g if wanted else None for g, wanted in zip(grads, mask, strict=True))
@@ -291,15 +322,17 @@ def _direct(input: Tensor, feedback: Tensor, *geometry: Any) -> Tensor:
 
 
 @torch.library.impl(_library, "direct_conv_backward", _kernel)
-def _direct_conv_backward(
-    error: Tensor, feedback: Tensor, input_shape: list[int], output_size: list[int], *per_dimension: list[int]
+def direct_conv_backward(
+    error: Tensor, feedback: Tensor, input_shape: Sequence[int], output_size: list[int], *per_dimension: list[int]
 ) -> Tensor:
+    """Compute δ_in of direct feedback through a convolution."""
     stride, padding, dilation = per_dimension
     return reference.direct_conv_backward(error, feedback, input_shape, output_size, Window(stride, padding, dilation))
 
 
 @torch.library.impl(_library, "direct_linear_backward", _kernel)
-def _direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: list[int]) -> Tensor:
+def direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: Sequence[int]) -> Tensor:
+    """Compute δ_in of direct feedback through a linear layer."""
     return reference.direct_linear_backward(error, feedback, input_shape)
 
 
@@ -315,19 +348,23 @@ def _direct_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
     ctx.input_shape = input.shape
 
 
-def _direct_backward(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
+def _direct_backward(
+    op: Callable[..., Tensor], plain: Callable[..., Tensor]
+) -> Callable[..., tuple[Tensor | None, ...]]:
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
         (feedback,) = ctx.saved_tensors
-        down = op(error, feedback, ctx.input_shape, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        # Under create_graph plain PyTorch runs, which can be differentiated.
+        run = plain if torch.is_grad_enabled() else op
+        down = run(error, feedback, ctx.input_shape, *ctx.geometry) if ctx.needs_input_grad[0] else None
         return down, None, *[None] * len(ctx.geometry)
 
     return backward
 
 
-for _name in ("direct_conv", "direct_linear"):
+for _name, _plain in (("direct_conv", direct_conv_backward), ("direct_linear", direct_linear_backward)):
     torch.library.register_autograd(
         f"bionas_fast::{_name}",
-        _direct_backward(getattr(torch.ops.bionas_fast, f"{_name}_backward")),
+        _direct_backward(getattr(torch.ops.bionas_fast, f"{_name}_backward"), _plain),
         setup_context=_direct_setup_context,
         lib=_library,
     )
