@@ -73,7 +73,8 @@ class Initialised(FeedbackLayer):
             generator: the generator that replaces PyTorch's.
             init: the distribution; by default ``feedback_init``.
         """
-        weight, bias = self.weight, self.bias
+        own, bias = self._outputs_first(self.weight), self.bias
+        weight = own
         if generator is not None and generator.device.type != weight.device.type:
             # Drawn on the generator's device: the same values on every device.
             weight = torch.empty_like(weight, device=generator.device)
@@ -88,11 +89,15 @@ class Initialised(FeedbackLayer):
             if bias is not None:
                 bound = rules.get_law("default", tuple(weight.shape)).bound if weight[:1].numel() else 0.0
                 nn.init.uniform_(bias, -bound, bound, generator=generator)
-        if weight is not self.weight:
+        if weight is not own:
             with torch.no_grad():
-                self.weight.copy_(weight)
+                own.copy_(weight)
                 if bias is not None and self.bias is not None:
                     self.bias.copy_(bias)
+
+    def _outputs_first(self, weight: Tensor) -> Tensor:
+        """Return a view of the weight as [out_features, in_features, ...], on which torch.nn's layers compute fans."""
+        return weight
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule!r}"
