@@ -102,8 +102,8 @@ def _obstacle(op: str, device: str, backend: str) -> str:
 
 
 def traced() -> bool:
-    """Whether a tracer is active: ``torch.compile`` or a dispatch mode (fake tensors)."""
-    return torch.compiler.is_compiling() or torch_private.has_dispatch_modes()
+    """Whether a tracer is active: ``torch.compile``, ``torch.jit.trace`` or a dispatch mode (fake tensors)."""
+    return torch.compiler.is_compiling() or torch_private.has_dispatch_modes() or torch.jit.is_tracing()
 
 
 def explain(op: str, device: str) -> Choice:

@@ -68,9 +68,9 @@ def can_replace_saved_weight() -> bool:
     return hasattr(getattr(functions, "ConvolutionBackward0", None), SAVED_WEIGHT) and hasattr(Tensor, VERSION)
 
 
-def replace_saved_weight(output: Tensor, make: Callable[[], Tensor]) -> None:
-    """Replace the weight saved by the node of torch's own convolution by ``make()``, called in the backward pass."""
-    getattr(output.grad_fn, SAVED_WEIGHT).register_hooks(_forget, lambda _: make())
+def replace_saved_weight(node: Any, make: Callable[[None], Tensor]) -> None:
+    """Replace the weight saved by the node of torch's own convolution by ``make(None)``, called in the backward pass."""
+    getattr(node, SAVED_WEIGHT).register_hooks(_forget, make)
 
 
 def _forget(_: Tensor) -> None:

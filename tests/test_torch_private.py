@@ -57,7 +57,7 @@ def test_a_backward_pass_is_seen():
 def test_a_saved_weight_can_be_replaced():
     x, weight = torch.ones(1, 1, 4, requires_grad=True), torch.ones(1, 1, 2, requires_grad=True)
     y = torch.conv1d(x, weight)
-    torch_private.replace_saved_weight(y, lambda: torch.full((1, 1, 2), 3.0))
+    torch_private.replace_saved_weight(y.grad_fn, lambda _: torch.full((1, 1, 2), 3.0))
     y.sum().backward()
     assert x.grad.flatten().tolist() == [3, 6, 6, 3]
     assert weight.grad.flatten().tolist() == [3, 3]

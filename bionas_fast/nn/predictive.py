@@ -313,7 +313,7 @@ class _LocalCredit(torch.autograd.Function):
     def forward(ctx: Any, r: Tensor, e: Tensor, geometry: Any, weight: Tensor, feedback: Tensor | None) -> Tensor:
         ctx.save_for_backward(r, e, weight)
         ctx.geometry = geometry
-        return r.view_as(r)
+        return r.clone()  # not a view, which would forbid in-place operations on the output
 
     @staticmethod
     @once_differentiable

@@ -143,10 +143,10 @@ def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = N
     Returns:
         The backend; empty if torch's own convolution cannot be used.
     """
-    outputs, inputs = weight.shape[:2]
+    outputs, inputs, *kernel = weight.shape
     if input.dim() != weight.dim() or input.shape[1] != inputs * groups:
         return ""
-    if (groups == 1 and weight.numel() == outputs * inputs) or not eager.can_swap():
+    if (groups == 1 and kernel.count(1) == len(kernel)) or not eager.can_swap():
         return ""
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     return "" if chosen == "triton" else chosen
@@ -174,7 +174,7 @@ def _laid_out(grad: Tensor | None, layout: torch.memory_format) -> Tensor | None
 
 def _is_linear(input: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution is a linear map of the channels, which are contiguous in memory."""
-    if window.groups > 1 or any(window.padding) or weight.numel() != weight.shape[0] * weight.shape[1]:
+    if window.groups > 1 or any(window.padding) or weight.shape[2:].numel() != 1:
         return False
     return input.movedim(1, -1).is_contiguous()
 

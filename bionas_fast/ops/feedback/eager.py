@@ -50,6 +50,8 @@ class _EagerLinear(torch.autograd.Function):
 def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
     """Run the op ``feedback_conv``."""
     if backends.traced():
+        if not torch.is_grad_enabled():
+            return torch_library.conv(input, weight, bias, arguments)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     if torch_private.in_transform():
         return transforms.feedback_layer(input, weight, bias, arguments)
@@ -59,6 +61,8 @@ def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments:
 def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Run the op ``feedback_linear``."""
     if backends.traced():
+        if not torch.is_grad_enabled():
+            return torch_library.linear(input, weight, bias, arguments)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     if torch_private.in_transform():
         return transforms.feedback_layer(input, weight, bias, arguments)
@@ -97,31 +101,37 @@ def can_swap() -> bool:
 
 def swap(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments) -> None:
     """Attach B instead of W to the node of torch's own convolution, at a tenth of the cost of a Python node."""
-    feedback = arguments.feedback
-    mode, stored, stream, *_ = feedback
-    read = [tensor for tensor in (stored, None if mode == "stored" else weight) if tensor is not None]
-    versions = [torch_private.version(tensor) for tensor in read]
-    of_this_pass = feedback.at(stream.clone() if stream is not None and mode == "drawn_sign" else None)
+    feedback, _, backend = arguments
+    mode, stored, stream, _, _, advance = feedback
+    if mode == "drawn_sign" and stream is not None:
+        feedback = feedback.at(stream.clone())
+    version = torch_private.version
+    read = () if mode == "stored" else (weight,)
+    if stored is not None:
+        read = (*read, stored)
+    versions = [version(tensor) for tensor in read]
     needed, dtype = input.requires_grad, output.dtype
 
-    def make() -> Tensor:
-        if [torch_private.version(tensor) for tensor in read] != versions:
+    def make(_: None) -> Tensor:
+        if [version(tensor) for tensor in read] != versions:
             raise RuntimeError("the weight or its feedback was changed in place between forward and backward pass")
-        detached = weight.detach()
-        b = make_b(detached, of_this_pass, arguments.backend) if needed else detached
-        if feedback.advance and stream is not None:
+        b = weight.detach()
+        if needed:
+            b = make_b(b, feedback, backend)
+        if advance and stream is not None:
             stream[1].add_(1)
-        return b.to(dtype)
+        return b if b.dtype == dtype else b.to(dtype)
 
     def through_a_constant(grads: tuple[Tensor | None, ...], outer: tuple[Tensor, ...]) -> Any:
         """Under ``create_graph``, replace δ_in: torch's node takes B for W, and would differentiate W through it."""
-        error = grads[0]
-        if error is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or (error := grads[0]) is None:
             return None
-        b = constant_b(weight, of_this_pass).to(dtype)
+        b = constant_b(weight, feedback).to(dtype)
         down, *_ = arguments.plain_backward(outer[0], error.detach(), b, (True, False, False))
         return down, *grads[1:]
 
-    torch_private.replace_saved_weight(output, make)
+    node = output.grad_fn
+    assert node is not None
+    torch_private.replace_saved_weight(node, make)
     if needed and mode != "weight":
-        output.grad_fn.register_hook(through_a_constant)
+        node.register_hook(through_a_constant)
