@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bionas_fast import rules
-from bionas_fast.config import Cells, Channels, Epochs, RunRecord
+from bionas_fast.config import Cells, Channels, Epochs, RunRecord, SkipRules
 from bionas_fast.data import Dataset
 from bionas_fast.errors import InputError
 from bionas_fast.models import GenotypeNetwork, build_network
@@ -38,6 +38,7 @@ class TrainConfig(SupervisedConfig):
     channels: Channels = 8
     cells: Cells = 3
     stem: Stem = Field("cifar", description="Layers before the first cell: cifar, or imagenet for large images.")
+    skip_rules: SkipRules = True
     auxiliary_weight: float = Field(
         0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
     )
@@ -74,7 +75,8 @@ def train(
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
     def make(config: TrainConfig, folder: RunFolder | None) -> Training:
-        return Training(_genotype_of(genotype, folder), config)
+        trained = None if genotype is None else _trained(genotype, config)
+        return Training(_genotype_of(trained, folder), config)
 
     with (
         distributed.process_group(),
@@ -82,6 +84,11 @@ def train(
     ):
         execute(training, folder, progress or Progress())
         return training.result(folder)
+
+
+def _trained(genotype: Genotype, config: TrainConfig) -> Genotype:
+    """Return the genotype with the rules that a configuration trains."""
+    return genotype if config.skip_rules else genotype.without_skip_rules()
 
 
 def _genotype_of(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
@@ -105,7 +112,7 @@ class Training(SupervisedTraining):
     net: GenotypeNetwork
 
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
-        self.genotype = genotype
+        self.genotype = genotype = _trained(genotype, config)
 
         def build(data: Dataset) -> GenotypeNetwork:
             return _build(genotype, config, data.in_channels, data.num_classes)
