@@ -104,7 +104,9 @@ class Search(Trainer):
         check(config)
         space = get_space(config.space).restricted(config.rules, config.operations)
         data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        (x, y), self.validation = split(data.images, data.labels, config.train_fraction, config.seed)
+        (x, y), self.validation = split(
+            data.images, data.labels, config.train_fraction, config.seed, setting="train_fraction"
+        )
         self.data = data
         augment = Augment(config.flip, config.crop_padding, config.cutout)
 
