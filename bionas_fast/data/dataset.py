@@ -26,7 +26,7 @@ class Source:
     Attributes:
         classes: names of the classes, in the order of their labels.
         taken: how the images were taken, such as the folders of the split.
-        left_out: what was found and not used, with its number, such as ``"3 hidden"``.
+        left_out: what was found and not used, with its number, such as ``"hidden files (3)"``.
     """
 
     classes: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,13 @@ CHUNK = 2**20
 
 #: Deflate compresses to no less than 1/1032 of the size.
 DEFLATE_RATIO = 1032
+
+
+class Readable(Protocol):
+    """A binary stream."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read at most ``size`` bytes."""
 
 
 @contextmanager
@@ -45,7 +52,7 @@ def require_regular(path: Path) -> None:
         raise InputError(f"{path}: expected a file, got a folder, a pipe or a device")
 
 
-def read_up_to(stream: IO[bytes], size: int) -> bytearray:
+def read_up_to(stream: Readable, size: int) -> bytearray:
     """Read at most ``size`` bytes; memory grows with the bytes that exist, not with ``size``."""
     content = bytearray()
     while len(content) < size and (chunk := stream.read(min(CHUNK, size - len(content)))):
@@ -90,7 +97,7 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8).view(shape)
 
 
-def _read_shape(file: IO[bytes], path: Path, ndim: int) -> tuple[int, ...]:
+def _read_shape(file: Readable, path: Path, ndim: int) -> tuple[int, ...]:
     # Four bytes of magic (0, 0, type, dimensions), then each dimension as a big-endian 32-bit integer.
     magic = bytes((0, 0, UNSIGNED_BYTE, ndim))
     header = read_up_to(file, 4 + 4 * ndim)

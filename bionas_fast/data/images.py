@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,20 +32,24 @@ _GREY = ("1", "L", "LA", "La")
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 
+_TRANSPARENCY = "transparency of images"
+_PREVIEWS = "embedded previews of images"
+
 #: Bytes per pixel of one image while it is decoded: Pillow's image, its copies, and the array.
 _DECODING = 16
 
 
 class ImageSet(NamedTuple):
-    """Images read from files: uint8 [N, 1 or 3, H, W], and how many had transparent pixels."""
+    """Images read from files: uint8 [N, 1 or 3, H, W], and the number of files by what was dropped from them."""
 
     images: Tensor
-    transparent: int
+    dropped: Counter[str]
 
 
 class _Header(NamedTuple):
     size: tuple[int, int]  # width and height, upright
     grey: bool
+    previews: bool  # further frames that are no pictures of their own
 
 
 def read_images(paths: Sequence[Path], size: int | None, name: str) -> ImageSet:
@@ -62,10 +67,12 @@ def read_images(paths: Sequence[Path], size: int | None, name: str) -> ImageSet:
     from PIL import Image, ImageOps
 
     grey, shape, largest = True, (size, size) if size else None, 0
+    dropped: Counter[str] = Counter()
     for path in paths:
         header = _read_header(path)
         grey = grey and header.grey
         shape = shape or header.size
+        dropped[_PREVIEWS] += header.previews
         largest = max(largest, header.size[0] * header.size[1])
         if not size and header.size != shape:
             hint = f"; {name},size={min(shape)} resizes them"
@@ -78,7 +85,6 @@ def read_images(paths: Sequence[Path], size: int | None, name: str) -> ImageSet:
     memory.require(needed, f"dataset {name!r}: {len(paths)} images of {channels}×{height}×{width}", hint)
     with memory.allocating(f"dataset {name!r}"):
         images = torch.empty(len(paths), channels, height, width, dtype=torch.uint8)
-    transparent = 0
     for into, path in zip(images, paths, strict=True):
         with _open_image(path) as image:
             pixels, has_alpha = _flatten(ImageOps.exif_transpose(image), "L" if grey else "RGB")
@@ -87,8 +93,8 @@ def read_images(paths: Sequence[Path], size: int | None, name: str) -> ImageSet:
             if pixels.size != shape:
                 raise InputError(f"{path}: its header says {_pixels(shape)} pixels, but it has {_pixels(pixels.size)}")
             into.copy_(torch.from_numpy(np.array(pixels)).view(height, width, -1).permute(2, 0, 1))
-            transparent += has_alpha
-    return ImageSet(images, transparent)
+            dropped[_TRANSPARENCY] += has_alpha
+    return ImageSet(images, +dropped)
 
 
 def _pixels(size: tuple[int, int]) -> str:
@@ -115,21 +121,23 @@ def _read_header(path: Path) -> _Header:
     with _open_image(path) as image:
         if not samples or image.mode[0] in "IF":
             raise InputError(f"{path}: a header without a known number of bits per channel ({image.mode})")
-        frames = _frames(image)
+        frames, previews = _frames(image)
         if frames > 1:
             raise InputError(f"{path}: {frames} frames or pages; expected one image per file: store each in its own")
         width, height = _stored_size(image)
-        turned = _orientation(image) in _TURNED
-        return _Header((height, width) if turned else (width, height), image.mode in _GREY)
+        size = (height, width) if _orientation(image) in _TURNED else (width, height)
+        return _Header(size, image.mode in _GREY, previews > 0)
 
 
-def _frames(image: Image.Image) -> int:
+def _frames(image: Image.Image) -> tuple[int, int]:
+    """Count the pictures of a file, and the previews and gain maps that cameras append to a photograph (MPO)."""
+    count = int(getattr(image, "n_frames", 1)) if getattr(image, "is_animated", False) else 1
     if image.format != "MPO":
-        return int(getattr(image, "n_frames", 1)) if getattr(image, "is_animated", False) else 1
-    # Cameras append previews and gain maps to the photograph; only "multi-frame images" are pictures of their own.
+        return count, 0
     entries: Any = getattr(image, "mpinfo", {}).get(0xB002, ())
     kinds = [str(entry.get("Attribute", {}).get("MPType", "")) for entry in entries]
-    return max(1, sum(kind.startswith("Multi-Frame") for kind in kinds))
+    pictures = max(1, sum(kind.startswith("Multi-Frame") for kind in kinds))
+    return pictures, count - pictures
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -167,5 +175,5 @@ def _flatten(image: Image.Image, mode: str) -> tuple[Image.Image, bool]:
     if not image.has_transparency_data:
         return image.convert(mode), False
     image = image.convert("LA" if mode == "L" else "RGBA")
-    low, _ = image.getchannel("A").getextrema()
-    return image.convert(mode), low < 255
+    opaque = np.array(image.getchannel("A")).min() == 255
+    return image.convert(mode), not opaque

@@ -23,9 +23,9 @@ ROLES = {
 #: Folders that file systems and archivers leave; hidden, like all names that begin with a dot.
 _SYSTEM = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 
-_READ_TWICE = "link to a folder already read"
-_OUTSIDE = "image outside the class folders"
-_SAME_FILE = "link to an image already read"
+_READ_TWICE = "links to folders already read"
+_OUTSIDE = "images outside the class folders"
+_SAME_FILE = "links to images already read"
 Identity = tuple[int, int]  # device and inode
 
 
@@ -107,17 +107,17 @@ class _Reader:
             names = sorted(entry.name for entry in entries)
         for name in names:
             if name.startswith(".") or name in _SYSTEM:
-                self.left_out["hidden"] += 1
+                self.left_out["hidden files"] += 1
                 continue
             mode = self.mode(path / name)
             if stat.S_ISDIR(mode):
                 result.folders.append(path / name)
             elif mode and not stat.S_ISREG(mode):
-                self.left_out["pipe or device"] += 1
+                self.left_out["pipes and devices"] += 1
             elif mode and (path / name).suffix.lower() in EXTENSIONS:
                 result.images.append(path / name)
             elif mode:
-                self.left_out[(path / name).suffix.lower() or "file without an extension"] += 1
+                self.left_out[(path / name).suffix.lower() or "files without an extension"] += 1
         return result
 
     def mode(self, path: Path) -> int:
@@ -128,7 +128,7 @@ class _Reader:
             except OSError:
                 if not path.is_symlink() or os.access(path, os.F_OK):
                     raise
-                self.left_out["broken link"] += 1
+                self.left_out["broken links"] += 1
                 return 0
 
     def is_ancestor(self, path: Path, above: set[Identity]) -> bool:
@@ -168,7 +168,7 @@ class _Reader:
     def leave_out_rest(self, top: _Folder, splits: Sequence[Path]) -> None:
         for path in top.folders:
             if path not in splits:
-                self.left_out[f"folder {path.name}/ beside the splits"] += 1
+                self.left_out[f"folder {path.name}/"] += 1
 
     def read_part(
         self, part: int, top: _Folder, classes: Sequence[str], above: set[Identity]
@@ -190,7 +190,8 @@ class _Reader:
     def read_class(self, folder: Path, visited: set[Identity]) -> list[Path]:
         """List the images of a class and its subfolders, each folder once: under its own name before that of a link."""
         found: dict[str, list[Path]] = {}
-        waiting, links = [folder], []
+        waiting: list[Path] = [folder]
+        links: list[Path] = []
         while waiting or links:
             path = waiting.pop() if waiting else links.pop()
             if self.is_ancestor(path, visited):

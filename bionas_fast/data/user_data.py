@@ -7,6 +7,7 @@ held out.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,11 +50,11 @@ def folder(argument: str, data_dir: Path | None = None, *, download: bool = Fals
     if not os.path.isdir(root):
         raise InputError(f"dataset {name!r}: no folder {root}")
     tree = read_tree(root, name)
-    images, transparent = read_images([path for part in tree.parts for path, _ in part], size, name)
+    images, dropped = read_images([path for part in tree.parts for path, _ in part], size, name)
     labels = torch.tensor([label for part in tree.parts for _, label in part], dtype=torch.int64)
     lengths = [len(part) for part in tree.parts]
     parts = list(zip(images.split(lengths), labels.split(lengths), strict=True))
-    source = Source(tuple(tree.classes), (tree.split or HELD_OUT,), _left_out(tree, transparent))
+    source = Source(tuple(tree.classes), (tree.split or HELD_OUT,), _left_out(tree, dropped))
     return _dataset(name, parts, source)
 
 
@@ -111,12 +112,10 @@ def _dataset(name: str, parts: Sequence[Batch], source: Source) -> Dataset:
     return Dataset.from_tensors(name, train, test, num_classes, source)
 
 
-def _left_out(tree: Tree, transparent: int) -> tuple[str, ...]:
-    left_out = [f"{count} {what}" for what, count in sorted(tree.left_out.items())]
-    if transparent:
-        left_out.append(f"transparency of {transparent} images")
+def _left_out(tree: Tree, dropped: Counter[str]) -> tuple[str, ...]:
+    left_out = [f"{what} ({count})" for what, count in (*sorted(tree.left_out.items()), *sorted(dropped.items()))]
     if tree.untested:
-        left_out.append(f"no test images of {len(tree.untested)} classes ({_listed(tree.untested)})")
+        left_out.append(f"no test images of {_listed(tree.untested)} ({len(tree.untested)})")
     return tuple(left_out)
 
 

@@ -247,8 +247,14 @@ X, Y = picture(10, 5, 5), np.arange(10) % 2
         ({"x": picture(10, 3, 5, 3), "y": Y}, r"\[10, 3, 5, 3\]: either the second axis or the last"),
         ({"x": X.astype(np.float32), "y": Y}, r"in \[0, 1\], not in \[0, 2\d\d\]"),
         ({"x": X - 1.0, "y": Y}, r"in \[0, 1\], not in \[-1"),
-        ({"x": np.where(np.arange(10)[:, None, None] == 7, np.nan, X / 255), "y": Y}, "x: 1 of 10 images, the first at index 7, holds NaN"),
-        ({"x": np.where(np.arange(10)[:, None, None] == 0, -np.inf, X / 255), "y": Y}, "x: 1 of 10 images, the first at index 0, holds NaN"),
+        (
+            {"x": np.where(np.arange(10)[:, None, None] == 7, np.nan, X / 255), "y": Y},
+            "x: 1 of 10 images, the first at index 7, holds NaN",
+        ),
+        (
+            {"x": np.where(np.arange(10)[:, None, None] == 0, -np.inf, X / 255), "y": Y},
+            "x: 1 of 10 images, the first at index 0, holds NaN",
+        ),
         ({"x": X, "y": Y[:9]}, "x has 10 images, but y has 9 labels"),
         ({"x": X, "y": Y / 2}, r"y must be integers \[N\], not float64 \[10\]"),
         ({"x": X, "y": np.eye(2, dtype=int)[Y]}, r"y must be integers \[N\], not int64 \[10, 2\]"),
