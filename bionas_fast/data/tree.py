@@ -208,9 +208,7 @@ class _Reader:
         names = {path.name.casefold() for path in folder.folders}
         tested = (*ROLES["test"], *ROLES["validation"])
         if names.intersection(ROLES["training"]) and names.intersection(tested):
-            raise self.error(
-                f"{folder.path} holds a split of its own; expected PATH/train/<class> and PATH/test/<class>"
-            )
+            raise self.error(f"{folder.path} holds a split; expected PATH/train/<class>/ and PATH/test/<class>/")
 
     def take(self, path: Path, part: int, label: int) -> bool:
         """Whether the file is new; one that is already in another class or part is an error."""
