@@ -122,7 +122,8 @@ def test_a_class_may_be_called_like_a_split(tmp_path, load, name):
     """Its folder holds images, not classes."""
     fill(tmp_path, {"bus": 5, "car": 5, name: 5})
     data, line = load()
-    assert data.num_classes == 3 and f"3 classes (bus, car, {name})" in line or "(bus, car, dev)" in line
+    names = ", ".join(sorted(["bus", "car", name]))
+    assert data.num_classes == 3 and f"3 classes ({names})" in line
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../train", "sub"])
