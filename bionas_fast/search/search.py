@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from bionas_fast import report
 from bionas_fast.data import Augment, BatchStream, load_dataset, split
-from bionas_fast.errors import InputError
+from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import GENOTYPE, REPORT, RunFolder, new_path
+from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
@@ -59,7 +59,7 @@ class SearchResult:
 def search(
     config: SearchConfig | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
@@ -79,7 +79,7 @@ def search(
     """
     if resume is None:
         config = config or SearchConfig()
-        out = new_path(f"search-{config.dataset}-{config.method}") if out is None else out
+        out = NewFolder(f"search-{config.dataset}-{config.method}") if out is None else out
     with (
         distributed.process_group(),
         open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
@@ -207,16 +207,18 @@ class Search(Trainer):
         # A loss that is not finite is caught by the norm of its gradient, before it reaches a weight.
         norm = torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
         if not torch.isfinite(norm) and not scaler.is_enabled():
-            raise InputError(
-                f"the weights' gradient is not finite in epoch {self.epoch + 1} (loss {loss.item():.3g}); "
-                f"a learning rate below {self.config.learning_rate:g} may help"
-            )
+            raise NotFinite(f"the weights' gradient (training loss {loss.item():.3g})")
         scaler.step(self.optimizer)
         scaler.update()
-        self.precision.expect_scale(f"the weights' gradient is not finite in epoch {self.epoch + 1}")
+        self.precision.expect_scale("the weights' gradient")
         loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
         # The forward pass may overflow in float16 as well; then no step was taken, and there is no loss.
-        return loss_sum / distributed.world_size() if math.isfinite(loss_sum) else None, int(hits)
+        overflow = scaler.is_enabled() and not math.isfinite(loss_sum)
+        return None if overflow else loss_sum / distributed.world_size(), int(hits)
+
+    def suspects(self) -> tuple[str, ...]:
+        finite = all(alpha.isfinite().all() for alpha in self.net.alpha_parameters())
+        return self.divergence if finite else (*self.method.divergence, *self.divergence)
 
     def conclude(self) -> dict[str, Any]:
         distributed.require_equal(self.net.alpha_parameters(), "the architecture parameters")
