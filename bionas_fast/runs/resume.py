@@ -13,6 +13,7 @@ from bionas_fast.config import RunConfig, RunRecord
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.runs.folder import CHECKPOINT, NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.memory import memory_explained
 from bionas_fast.runs.tensorboard import require_tensorboard
 from bionas_fast.runs.trainer import Trainer, expect_run, expect_same
 from bionas_fast.runtime import distributed
@@ -45,7 +46,7 @@ def open_run(
         InputError: the folder is not empty, in use, or not writable; the run does not exist, is of another kind, has
             other settings, or is damaged. Then nothing has been changed.
     """
-    with ordinary_modes():
+    with ordinary_modes(), memory_explained():
         if resume is not None:
             if out is not None:
                 raise InputError("a resumed run stays in its folder: give either out or resume")

@@ -22,6 +22,7 @@ from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
+from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Trainer, cosine
@@ -98,6 +99,7 @@ class Search(Trainer):
     command = "search"
     settings = SearchConfig
     metric_names = ("valid_loss", "valid_accuracy", "alpha_entropy")
+    net: Supernet
 
     def __init__(self, config: SearchConfig) -> None:
         super().__init__(config, resolve_device(config.device))
@@ -124,20 +126,22 @@ class Search(Trainer):
         self.valid = stream(*self.validation, config.seed + 1)
         distributed.require_divisible(self.train.batch_size, self.valid.batch_size)
         self.phases = [Phase(f"searching {config.dataset}", config.epochs, self.train)]
-        self.net: Supernet = build_supernet(
-            space,
-            channels=config.channels,
-            cells=config.cells,
-            num_classes=data.num_classes,
-            in_channels=data.in_channels,
-            engine=config.engine,
-            seed=config.seed,
-            options=SupernetOptions(
-                config.fixed,
-                config.skip_rules,
-                Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
-            ),
-        ).to(self.device)
+        mixture = Mixture(config.factorised, config.edge_normalisation, config.partial_channels)
+
+        def build(channels: int, cells: int) -> Supernet:
+            return build_supernet(
+                space,
+                channels=channels,
+                cells=cells,
+                num_classes=data.num_classes,
+                in_channels=data.in_channels,
+                engine=config.engine,
+                seed=config.seed,
+                options=SupernetOptions(config.fixed, config.skip_rules, mixture),
+            )
+
+        expect_memory(build, config.channels, config.cells, self.device)
+        self.net = build(config.channels, config.cells).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
         self.precision = Precision(config.amp, self.device)
         self.optimizer = torch.optim.SGD(

@@ -22,6 +22,7 @@ from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
+from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Trainer, cosine
@@ -115,7 +116,12 @@ class Training(Trainer):
         super().__init__(config, resolve_device(config.device))
         self.genotype = genotype
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        self.net = _build(genotype, config, data).to(self.device)
+
+        def build(channels: int, cells: int) -> GenotypeNetwork:
+            return _build(genotype, config.with_settings(channels=channels, cells=cells), data)
+
+        expect_memory(build, config.channels, config.cells, self.device)
+        self.net = build(config.channels, config.cells).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
         batches = BatchStream(
             data.images,
