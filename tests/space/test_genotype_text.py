@@ -156,7 +156,7 @@ def test_anything_else_names_the_forms_and_the_place(text, tmp_path):
         ),
         (
             CALL.replace("range(2, 6)", "range(2, 10**9)"),
-            f"column {COLUMN + 9}: normal_concat: expected plain values.*10",
+            f"column {COLUMN + 9}: normal_concat: expected plain",
         ),
         (CALL.replace("range(2, 6)", "3"), f"column {COLUMN}: normal_concat: expected states"),
         (CALL.replace("normal_concat", "normal_conact"), "unknown entry 'normal_conact'.*'normal_concat'"),
