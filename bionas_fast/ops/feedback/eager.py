@@ -50,8 +50,6 @@ class _EagerLinear(torch.autograd.Function):
 def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
     """Run the op ``feedback_conv``."""
     if backends.traced():
-        if not torch.is_grad_enabled():
-            return torch_library.conv(input, weight, bias, arguments)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     if torch_private.in_transform():
         return transforms.feedback_layer(input, weight, bias, arguments)
@@ -61,8 +59,6 @@ def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments:
 def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Run the op ``feedback_linear``."""
     if backends.traced():
-        if not torch.is_grad_enabled():
-            return torch_library.linear(input, weight, bias, arguments)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     if torch_private.in_transform():
         return transforms.feedback_layer(input, weight, bias, arguments)
