@@ -205,6 +205,8 @@ class FeedbackLayer(ErrorPath):
         rule = rules.get(self.rule)
         if self.true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
+        if not self.training and torch.jit.is_tracing():
+            return ops.BACKPROPAGATION  # a graph for inference, of torch's own ops only
         law = self.law
         advance = rule.redraws and self.training
         if rule.mode != "custom":
