@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,8 @@ class PredictiveConv2d(ErrorPath):
     b0: Tensor | None
     feedback: Tensor | None
     direction: Tensor | None
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("direction",)  # of norm 1
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments:
     if _is_transformed():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
+        if not torch.is_grad_enabled():
+            return torch_library.conv(input, weight, bias, arguments)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     return _EagerConv.apply(input, weight, bias, arguments)
 
@@ -66,6 +68,8 @@ def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, argument
     if _is_transformed():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
+        if not torch.is_grad_enabled():
+            return torch_library.linear(input, weight, bias, arguments)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     return _EagerLinear.apply(input, weight, bias, arguments)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,10 +32,11 @@ _FEEDBACK = "str mode, Tensor? stored, Tensor? stream, float bound, float scale,
 _PER_DIMENSION = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _CONV = f"{_FEEDBACK}, {_PER_DIMENSION}, SymInt groups, str backend"
 _LINEAR = f"{_FEEDBACK}, str backend"
+_TRANSPOSE = f"{_FEEDBACK}, {_PER_DIMENSION}, SymInt groups, SymInt[] output_padding, str backend"
 _GRADS = "(Tensor, Tensor, Tensor)"
 
 _library = torch.library.Library("bionas_fast", "FRAGMENT")
-for _name, _arguments in (("conv", _CONV), ("linear", _LINEAR)):
+for _name, _arguments in (("conv", _CONV), ("linear", _LINEAR), ("conv_transpose", _TRANSPOSE)):
     _library.define(f"feedback_{_name}(Tensor input, Tensor weight, Tensor? bias, {_arguments}) -> Tensor")
     _library.define(
         f"feedback_{_name}_backward(Tensor grad, Tensor input, Tensor weight, {_arguments}, bool[3] output_mask) "
@@ -114,7 +115,24 @@ class LinearArguments(NamedTuple):
         return reference.linear_backward(grad, input, b, output_mask)
 
 
-Arguments = ConvArguments | LinearArguments
+class Arguments(Protocol):
+    """The non-tensor arguments of an op: records such as :class:`ConvArguments`."""
+
+    @property
+    def feedback(self) -> Feedback:
+        """The construction of B."""
+
+    def flat(self) -> tuple[Any, ...]:
+        """Flatten the record to the arguments of the schema."""
+
+    def having(self, feedback: Feedback) -> Arguments:
+        """Return a copy with another feedback."""
+
+    def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run the layer in plain PyTorch."""
+
+    def plain_backward(self, grad: Tensor, input: Tensor, b: Tensor, output_mask: Sequence[bool]) -> Grads:
+        """Run the backward pass through B in plain PyTorch, which differentiates it."""
 
 
 def _triton() -> ModuleType:
@@ -261,13 +279,20 @@ def _shaped(grad: Tensor, shape: torch.Size) -> Tensor:
     return grad.new_empty(()).expand(shape)
 
 
-def _register(
+def register(
     name: str,
-    kind: type[ConvArguments] | type[LinearArguments],
+    kind: Any,
     forward: Callable[..., Tensor],
     backward: Callable[..., Grads],
 ) -> None:
-    """Register the implementations and the gradient of an op and its backward op; their arguments are flat."""
+    """Register the implementations and the gradient of an op and its backward op; their arguments are flat.
+
+    Args:
+        name: the op.
+        kind: the record of its non-tensor arguments.
+        forward: (input, weight, bias, arguments) -> output.
+        backward: (grad, input, weight, arguments, output_mask) -> gradients.
+    """
 
     def implementation(input: Tensor, weight: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
         return forward(input, weight, bias, kind.read(flat))
@@ -293,8 +318,8 @@ def _register(
     torch.library.register_autograd(qualified, differentiate, setup_context=setup_context, lib=_library)
 
 
-_register("feedback_conv", ConvArguments, conv, conv_backward)
-_register("feedback_linear", LinearArguments, linear, linear_backward)
+register("feedback_conv", ConvArguments, conv, conv_backward)
+register("feedback_linear", LinearArguments, linear, linear_backward)
 
 
 @torch.library.impl(_library, "feedback_segments", _kernel)
