@@ -58,7 +58,7 @@ def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments:
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
         if not torch.is_grad_enabled():
-            return torch_library.conv(input, weight, bias, arguments)  # a graph for inference needs no B
+            return arguments.plain(input, weight, bias)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     return _EagerConv.apply(input, weight, bias, arguments)
 
@@ -69,7 +69,7 @@ def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, argument
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
         if not torch.is_grad_enabled():
-            return torch_library.linear(input, weight, bias, arguments)  # a graph for inference needs no B
+            return arguments.plain(input, weight, bias)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     return _EagerLinear.apply(input, weight, bias, arguments)
 
