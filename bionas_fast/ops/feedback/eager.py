@@ -47,14 +47,9 @@ class _EagerLinear(torch.autograd.Function):
         return *gradients(ctx, grad, torch_library.linear_backward), None
 
 
-def _is_transformed() -> bool:
-    """Whether :mod:`.transforms` runs: a compiler has transforms of its own."""
-    return not torch.compiler.is_compiling() and torch_private.in_transform()
-
-
 def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
     """Run the op ``feedback_conv``."""
-    if _is_transformed():
+    if transforms.active():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
         if not torch.is_grad_enabled():
@@ -65,7 +60,7 @@ def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments:
 
 def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Run the op ``feedback_linear``."""
-    if _is_transformed():
+    if transforms.active():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
         if not torch.is_grad_enabled():
@@ -85,14 +80,14 @@ def feedback_segments(
 
 def direct_conv(input: Tensor, feedback: Tensor, output_size: list[int], per_dimension: Sequence[Any]) -> Tensor:
     """Run the op ``direct_conv``."""
-    if _is_transformed():
+    if transforms.active():
         return transforms.direct_conv(input, feedback, output_size, per_dimension)
     return torch.ops.bionas_fast.direct_conv(input, feedback, output_size, *per_dimension)
 
 
 def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
     """Run the op ``direct_linear``."""
-    if _is_transformed():
+    if transforms.active():
         return transforms.direct_linear(input, feedback)
     return torch.ops.bionas_fast.direct_linear(input, feedback)
 
