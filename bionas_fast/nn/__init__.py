@@ -7,6 +7,7 @@ from bionas_fast.nn.feedback import FeedbackLayer, connect_direct_feedback
 from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity, name_layers
 from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 from bionas_fast.nn.predictive import PredictiveConv2d
+from bionas_fast.nn.redraw import next_draw, redraw_every_step
 from bionas_fast.nn.true_gradients import ErrorPath, true_gradients
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "convert",
     "frozen_plasticity",
     "name_layers",
+    "next_draw",
+    "redraw_every_step",
     "synchronise_statistics",
     "true_gradients",
 ]
