@@ -17,6 +17,10 @@ class InputError(ValueError):
         return type(self)(f"{place}: {self}")
 
 
+class ShapeError(InputError, RuntimeError):
+    """A tensor of the wrong shape; a RuntimeError too, as torch.nn raises it."""
+
+
 class Unregistered(InputError):
     """An unregistered name; it may come from a plugin that is not imported."""
 

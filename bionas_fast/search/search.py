@@ -169,7 +169,7 @@ class Search(Trainer):
     @property
     def genotype(self) -> Genotype:
         """The architecture that the search would end with now."""
-        return self.limit.final or self.method.genotype()
+        return self.net.trained(self.limit.final or self.method.genotype())
 
     @property
     def final_metrics(self) -> dict[str, Any]:
