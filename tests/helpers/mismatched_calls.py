@@ -3,8 +3,8 @@
     python mismatched_calls.py SEED COUNT PROGRESS [LIBRARY]
 
 A call is a valid one, of :func:`samples`, of which up to three arguments are changed at random; the operators come from
-the library's registry, and one without a sample is called with arguments made from its schema. The number of the current
-call is kept in the file PROGRESS, for whoever finds this process dead. LIBRARY replaces the package's own library.
+the library's registry, and one without a sample is called with arguments made from its schema. The number of the
+current call is kept in the file PROGRESS, for whoever finds this process dead. LIBRARY replaces the package's own one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +28,37 @@ NAMESPACE = "bionas_fast_native"
 PATIENCE = 10.0
 #: Bytes of address space that all calls together may add.
 MEMORY = 6 << 30
-EXTREMES = (-(2**63), -(2**62), -(2**31), -7, -1, 0, 1, 2, 3, 5, 7, 16, 63, 65, 2**16, 2**31, 2**32 + 1, 2**62, 2**63 - 1)
-DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool, torch.complex64, torch.uint8)
+EXTREMES = (
+    -(2**63),
+    -(2**62),
+    -(2**31),
+    -7,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    5,
+    7,
+    16,
+    63,
+    65,
+    2**16,
+    2**31,
+    2**32 + 1,
+    2**62,
+    2**63 - 1,
+)
+DTYPES = (
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.bool,
+    torch.complex64,
+    torch.uint8,
+)
 WORDS = ("", "sign", "stored_sign", "drawn_sign", "custom", "direct", "soft", "hard", "lower", "max", "\0", "é" * 50)
 
 
@@ -79,20 +109,27 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (maps(k), weights(kernels), stage, affine),
         ],
         "stage_backward": [
-            ([maps()] * k, [maps(k), rows(k), rows(k), rows(k)], x, weights(kernels), weights(kernels), stage, [], True),
+            (
+                [maps()] * k, [maps(k), rows(k), rows(k), rows(k)],
+                x, weights(kernels), weights(kernels), stage, [], True,
+            ),
             (
                 [maps(**small)] * k, [maps(k, **small), rows(k), rows(k), rows(k)],
                 x, weights(kernels), weights(kernels), halved, affine, True,
             ),
         ],
-        "separable_edges": [(x, both, plan, mixing, [], [None, maps()]), (x, both, plan, mixing, moments, [None, None])],
+        "separable_edges": [
+            (x, both, plan, mixing, [], [None, maps()]), (x, both, plan, mixing, moments, [None, None])
+        ],
         "separable_edges_backward": [
             ([maps(), maps()], [x, maps(k), *moments], both, both, plan, mixing, True, True),
             ([maps(), maps()], [x, maps(k), *moments], both, [], plan, mixing, False, False),
         ],
         "mixed_sum": [(stacks, terms, rows(4), rows(2), [None, maps()])],
         "mixed_sum_backward": [([maps(), maps()], stacks, terms)],
-        "normalised_sum": [(stacks, terms, factors, sums, [], [None, maps()]), (stacks, terms, factors, sums, sums, [None] * 2)],
+        "normalised_sum": [
+            (stacks, terms, factors, sums, [], [None, maps()]), (stacks, terms, factors, sums, sums, [None, None])
+        ],
         "normalised_sum_backward": [([maps(), maps()], stacks, terms, factors, sums, True)],
         "pooling": [(x, 1), (x, 2)],
         "pooling_backward": [([maps(**small), maps(**small)], x, 2)],
@@ -245,7 +282,7 @@ def main() -> None:
 
         if not native.load():
             raise SystemExit(f"no compiled kernels: {native.status().reason}")
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     torch.set_num_threads(1)
     with open(progress, "r+b") as file, mmap.mmap(file.fileno(), 8) as page:
