@@ -188,7 +188,8 @@ class BatchStream:
         device: device of the batches.
 
     Raises:
-        InputError: no images, different numbers of images and labels, or a batch size below 1.
+        InputError: no images, different numbers of images and labels, an image with NaN or infinity, or a batch size
+            below 1.
     """
 
     def __init__(
@@ -216,7 +217,7 @@ class BatchStream:
         """Replace the images, [N, C, H, W]; order and labels stay the same.
 
         Raises:
-            InputError: their number differs from that of the labels.
+            InputError: their number differs from that of the labels, or one holds NaN or infinity.
         """
         _check(images, self.labels)
         device = self.labels.device
@@ -306,7 +307,8 @@ def evaluation_batches(
     require.
 
     Raises:
-        InputError: no images, different numbers of images and labels, or a batch size below 1.
+        InputError: no images, different numbers of images and labels, an image with NaN or infinity, or a batch size
+            below 1.
     """
     _check(images, labels, batch_size)
     return (

@@ -359,3 +359,25 @@ def test_own_dataset_is_checked(change, message):
     parts |= {f"test_{name}": tensor for name, tensor in parts.items()} | change
     with pytest.raises(InputError, match=message):
         Dataset.from_tensors("own", (parts["images"], parts["labels"]), (parts["test_images"], parts["test_labels"]))
+
+
+@pytest.mark.parametrize(
+    "statistics", [{"mean": (torch.nan,)}, {"std": (torch.inf,)}, {"std": (0.0,)}, {"std": (-1.0,)}]
+)
+def test_statistics_that_would_give_nan(statistics):
+    batch = torch.zeros(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(InputError, match="must be finite, and std greater than 0"):
+        Dataset("own", *batch, *batch, 1, **({"mean": (0.0,), "std": (1.0,)} | statistics))
+
+
+def test_constant_channel_is_only_shifted():
+    """Its standard deviation is the rounding of its mean, at most."""
+    images = torch.full((1000, 1, 3, 3), 0.1)
+    batch = images, torch.arange(1000) % 2
+    assert Dataset.from_tensors("own", batch, batch).std == (1.0,)
+
+
+def test_line_about_a_dataset(caplog):
+    with caplog.at_level("INFO", "bionas_fast.data"):
+        load_dataset("digits")
+    assert caplog.messages == ["dataset 'digits': 1438 training and 359 test images, 10 classes, 1×8×8"]
