@@ -235,7 +235,9 @@ class FeedbackLayer(ErrorPath):
             raise InputError(_NOT_CONNECTED.format(self.rule))
         self.direct.collect(token)
 
-    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
+    def _convolve(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]
+    ) -> Tensor:
         """Run the layer as a convolution, with layer-wise or direct feedback."""
         if not self._is_direct(input):
             return ops.feedback_conv(input, weight, bias, self._feedback(weight), **geometry)
@@ -274,13 +276,7 @@ class FeedbackLayer(ErrorPath):
             self._draw(tuple(self.feedback.shape))
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        metadata: Any,
-        strict: bool,
-        missing: list[str],
-        *lists: list[str],
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *lists: list[str]
     ) -> None:
         """Load the layer; if the checkpoint has no feedback, as torch.nn's, the layer's own is unchanged."""
         absent = [prefix + name for name in FEEDBACK_BUFFERS if self._buffers.get(name) is not None]
