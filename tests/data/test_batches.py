@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from bionas_fast.data import Augment, BatchStream, evaluation_batches, normalise, split
+from bionas_fast.data import Augment, BatchStream, evaluation_batches, memory, normalise, split
 from bionas_fast.errors import InputError
 
 
@@ -292,3 +292,10 @@ def test_images_that_are_not_finite_are_named(value):
 def test_split_names_its_setting():
     with pytest.raises(InputError, match=r"portion = 0.01 of 10 images leaves one part"):
         split(*numbered(10), 0.01, seed=0, setting="portion")
+
+
+def test_batches_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 10**9)
+    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(64, 3, 2000, 2000)
+    with pytest.raises(InputError, match=r"batches of 64 images of 3×2000×2000 need 6.1 GB of memory, but 1.0 GB are"):
+        BatchStream(images, torch.arange(64), 64, seed=0)

@@ -18,6 +18,7 @@ import torch
 import torchvision
 
 from bionas_fast.data import Dataset, dataset_names, load_dataset, register_dataset
+from bionas_fast.data import dataset as dataset_module
 from bionas_fast.data import registry as datasets_module
 from bionas_fast.data.files import read_idx
 from bionas_fast.errors import InputError
@@ -381,3 +382,12 @@ def test_line_about_a_dataset(caplog):
     with caplog.at_level("INFO", "bionas_fast.data"):
         load_dataset("digits")
     assert caplog.messages == ["dataset 'digits': 1438 training and 359 test images, 10 classes, 1×8×8"]
+
+
+def test_statistics_do_not_depend_on_the_number_of_images_counted_at_a_time(monkeypatch):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 3, 7, 5), dtype=np.uint8))
+    batch = images, torch.arange(50) % 2
+    monkeypatch.setattr(dataset_module, "HISTOGRAM", 100)
+    data = Dataset.from_tensors("own", batch, batch)
+    assert data.mean == pytest.approx((images.numpy() / 255).mean((0, 2, 3)), rel=1e-12)
+    assert data.std == pytest.approx((images.numpy() / 255).std((0, 2, 3)), rel=1e-12)
