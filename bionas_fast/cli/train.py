@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,7 +116,7 @@ def _train_genotype(
 def _genotype(given: Given, source: str, rule: str | None) -> tuple[bf.Genotype, bf.TrainConfig]:
     """Read a genotype and the configuration of its training, by default on the dataset of its search."""
     genotype = read_genotype(source)
-    searched = RunFolder.open(source).read().settings if Path(source).is_dir() else {}
+    searched = RunFolder.open(source).read().settings if os.path.isdir(source) else {}
     data = {name: searched[name] for name in ("dataset", "data_dir") if searched.get(name) is not None}
     config = bf.TrainConfig(**{**data, **given.settings("train")})
     return genotype if rule is None else genotype.with_rule(rule), config

@@ -182,7 +182,7 @@ class Genotype:
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a path
             raise InputError(f"cannot read genotype {path}: {error}") from None
         try:
             match text.lstrip()[:1]:
