@@ -103,6 +103,9 @@ Cells = Annotated[int, Field(ge=1, le=200, description="Number of cells; with nb
 #: Steps, penalties and coefficients: beyond any useful value, but far from the range of float32.
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Coefficient = Annotated[float, Field(ge=0, le=1e6)]
+SkipRules = Annotated[
+    bool, Field(description="Let skip connections learn by their rule; the code published with the paper does not.")
+]
 
 
 class RunConfig(Config):

@@ -1,23 +1,45 @@
 """Drop-in layers with learning rules, and the conversion of torch.nn models."""
 
+from bionas_fast.nn import averaging
 from bionas_fast.nn.batch_norm import synchronise_statistics
 from bionas_fast.nn.convert import convert
 from bionas_fast.nn.feedback import FeedbackLayer, connect_direct_feedback
 from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity, name_layers
 from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
+from bionas_fast.nn.lazy import (
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+    LazyLinear,
+)
 from bionas_fast.nn.predictive import PredictiveConv2d
+from bionas_fast.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, TransposedLinear
 from bionas_fast.nn.true_gradients import ErrorPath, true_gradients
 
 __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "ErrorPath",
     "FeedbackLayer",
     "HebbianConv2d",
     "HebbianLinear",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+    "LazyLinear",
     "Linear",
     "PredictiveConv2d",
+    "TransposedLinear",
     "Triangle",
     "connect_direct_feedback",
     "convert",

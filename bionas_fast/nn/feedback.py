@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from bionas_fast import rules
-from bionas_fast.errors import InputError
+from bionas_fast import rules, torch_private
+from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn.direct import DirectFeedback
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from bionas_fast.ops.geometry import Geometry
 
 _MAX_SEED = 2**64
+#: The buffers of a rule; a checkpoint of torch.nn's layer lacks them.
+FEEDBACK_BUFFERS = ("feedback", "feedback_stream")
 _NOT_CONNECTED = (
     "a layer with rule {!r} needs the error at the logits of its model: "
     "call bionas_fast.nn.connect_direct_feedback(model, num_classes=...) once"
@@ -42,6 +46,8 @@ class FeedbackLayer(ErrorPath):
         feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
             step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream.
     """
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("feedback",)  # drawn once
 
     weight: Tensor
     law: Law
@@ -75,17 +81,23 @@ class FeedbackLayer(ErrorPath):
         known = rules.get(rule)
         if num_classes is not None and num_classes < 1:
             raise InputError(f"num_classes: expected at least 1, got {num_classes}")
-        if seed is None:
-            seed = seed_from(random_state(generator, self.weight.device))
-        if not 0 <= seed < _MAX_SEED:
+        if seed is not None and not 0 <= seed < _MAX_SEED:
             raise InputError(f"seed: expected 0 <= seed < 2**64, got {seed}")
         rules.get_law(feedback_init, (1, 1))
         self.rule = known.name
         self.feedback_init = feedback_init
-        self.law = self._initial_law()
         self.direct: DirectFeedback | None = None
         self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
+        weight = self.effective_weight()
+        if is_lazy(weight):
+            # The shape is unknown; the layer calls this again when it knows.
+            arguments = {"num_classes": num_classes, "seed": seed, "generator": generator}
+            self._deferred: dict[str, Any] = {"init": feedback_init, **arguments}
+            return
+        self.law = self._initial_law()
+        if seed is None:
+            seed = seed_from(random_state(generator, weight.device))
         self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
         # A user-defined rule may draw at any time; of the built-in rules, only those that redraw have a stream.
         if known.redraws or known.mode == "custom":
@@ -94,10 +106,23 @@ class FeedbackLayer(ErrorPath):
             if num_classes is not None:
                 self._draw(self._direct_shape(num_classes))
         elif known.stores is not None:
-            self._draw(tuple(self.weight.shape))
+            self._draw(tuple(weight.shape))
+
+    def effective_weight(self) -> Tensor:
+        """Return W of the next forward pass; under a parametrisation, without advancing a power iteration."""
+        if not hasattr(self, "parametrizations"):
+            return self.weight
+        training = [module for module in self.parametrizations.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            return self.weight
+        finally:
+            for module in training:
+                module.training = True
 
     def _new_stream(self) -> Tensor:
-        return torch.tensor([self._seed, 0], dtype=torch.int64, device=self.weight.device)
+        return torch.tensor([self._seed, 0], dtype=torch.int64, device=self.effective_weight().device)
 
     def _draw(self, shape: tuple[int, ...]) -> None:
         numbers = reference.uniform(shape, self._new_stream())
@@ -107,22 +132,27 @@ class FeedbackLayer(ErrorPath):
             numbers = numbers * self.law.bound
         else:
             numbers = (2 * numbers - 1) * self.law.bound
-        self.feedback = numbers.to(self.weight.dtype)
+        self.feedback = numbers.to(self.effective_weight().dtype)
 
     def _direct_shape(self, num_classes: int) -> tuple[int, ...]:
         """Return the shape of B under direct feedback, [classes, ...]."""
-        return (num_classes, self.weight.shape[1] * getattr(self, "groups", 1), *self.weight.shape[2:])
+        shape = self.effective_weight().shape
+        return (num_classes, shape[1] * getattr(self, "groups", 1), *shape[2:])
 
     def connect(self, direct: DirectFeedback, num_classes: int | None) -> None:
         """Receive the error through ``direct``, and draw B if it is missing. See ``connect_direct_feedback``."""
-        if self.feedback is None:
+        lazy = is_lazy(self.effective_weight())
+        if self.feedback is None and not (lazy and self._deferred["num_classes"]):
             if num_classes is None:
                 raise InputError(f"rule {self.rule!r} needs num_classes, the number of logits")
-            self._draw(self._direct_shape(num_classes))
+            if lazy:
+                self._deferred["num_classes"] = num_classes
+            else:
+                self._draw(self._direct_shape(num_classes))
         self.direct = direct
 
     def _initial_law(self) -> Law:
-        return rules.get_law(self.feedback_init, tuple(self.weight.shape))
+        return rules.get_law(self.feedback_init, tuple(self.effective_weight().shape))
 
     def set_feedback(self, feedback: Tensor) -> None:
         """Replace the tensor that the rule drew once: B for ``fa`` and ``dfa``, a B or |M₀| for ``frsf``.
@@ -134,7 +164,7 @@ class FeedbackLayer(ErrorPath):
         if stored is None:
             raise InputError(f"rule {self.rule!r} stores no feedback to replace")
         if stored.shape != feedback.shape:
-            raise InputError(f"feedback: expected shape {list(stored.shape)}, got {list(feedback.shape)}")
+            raise ShapeError(f"feedback: expected shape {list(stored.shape)}, got {list(feedback.shape)}")
         value = feedback.detach()
         stored.copy_(value.abs() if rules.get(self.rule).stores == "magnitude" else value)
 
@@ -142,7 +172,8 @@ class FeedbackLayer(ErrorPath):
         """Compute B of the next backward pass, shaped like ``weight`` ([classes, ...] for ``dfa``); detached."""
         if rules.get(self.rule).mode == "direct" and not self.true_gradient:
             return self._direct_feedback().clone()
-        return ops.feedback_weight(self.weight, self._feedback()).clone()
+        weight = self.effective_weight()
+        return ops.feedback_weight(weight, self._feedback(weight)).clone()
 
     def feedback_angle(self) -> float:
         """Compute the angle between B and W in degrees: 0 for back-propagation, about 90 for independent B and W.
@@ -164,13 +195,13 @@ class FeedbackLayer(ErrorPath):
         return (b.norm() / w.norm()).item()
 
     def _comparable(self) -> tuple[Tensor, Tensor]:
-        b, w = self.feedback_weight(), self.weight.detach()
+        b, w = self.feedback_weight(), self.effective_weight().detach()
         if rules.get(self.rule).mode == "direct":
             raise InputError(f"rule {self.rule!r} has no B of the weight's shape to compare with")
         return b.double().flatten(), w.double().flatten()
 
-    def _feedback(self) -> Feedback:
-        """Describe the construction of B for this forward pass."""
+    def _feedback(self, weight: Tensor) -> Feedback:
+        """Describe the construction of B for this forward pass, from the ``weight`` it uses."""
         rule = rules.get(self.rule)
         if self.true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
@@ -179,19 +210,20 @@ class FeedbackLayer(ErrorPath):
         if rule.mode != "custom":
             return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
         with torch.no_grad():
-            state = FeedbackState(law, self.feedback, self._uniform)
-            b = rules.feedback_of(rule, self.weight.detach(), state)
+            state = FeedbackState(law, self.feedback, partial(self._uniform, weight))
+            b = rules.feedback_of(rule, weight.detach(), state)
         return Feedback("stored", b, self.feedback_stream, advance=advance)
 
-    def _uniform(self) -> Tensor:
+    def _uniform(self, weight: Tensor) -> Tensor:
         assert self.feedback_stream is not None
-        return reference.uniform(self.weight.shape, self.feedback_stream).to(self.weight.dtype)
+        return reference.uniform(weight.shape, self.feedback_stream).to(weight.dtype)
 
     def _is_direct(self, input: Tensor) -> bool:
         """Whether the error reaches ``input`` from the logits at this forward pass."""
         if self.true_gradient or rules.get(self.rule).mode != "direct":
             return False
-        return torch.is_grad_enabled() and input.requires_grad
+        # Inside a transform, an input need not show that an outer one differentiates it.
+        return torch.is_grad_enabled() and (input.requires_grad or torch_private.in_transform())
 
     def _direct_feedback(self) -> Tensor:
         if self.feedback is None:
@@ -203,13 +235,67 @@ class FeedbackLayer(ErrorPath):
             raise InputError(_NOT_CONNECTED.format(self.rule))
         self.direct.collect(token)
 
-    def _convolve(self, input: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
+    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
         """Run the layer as a convolution, with layer-wise or direct feedback."""
         if not self._is_direct(input):
-            return ops.feedback_conv(input, self.weight, bias, self._feedback(), **geometry)
-        output = ops.feedback_conv(input.detach(), self.weight, bias, **geometry)
+            return ops.feedback_conv(input, weight, bias, self._feedback(weight), **geometry)
+        output = ops.feedback_conv(input.detach(), weight, bias, **geometry)
         self._collect(ops.direct_conv(input, self._direct_feedback(), output.shape[2:], **geometry))
         return output
+
+    def _project(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run the layer as a linear map, with layer-wise or direct feedback."""
+        if not self._is_direct(input):
+            return ops.feedback_linear(input, weight, bias, self._feedback(weight))
+        if input.dim() < 2:
+            raise ShapeError(f"input: rule {self.rule!r} needs a batch, [N, ..., in_features]; got {list(input.shape)}")
+        output = ops.feedback_linear(input.detach(), weight, bias)
+        self._collect(ops.direct_linear(input, self._direct_feedback()))
+        return output
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # Feedback made on the meta device has no values to move: they follow from the seed.
+        on_meta = self._feedback_is_on_meta()
+        super()._apply(fn, recurse)
+        if on_meta:
+            self._materialise_feedback()
+        return self
+
+    def _feedback_is_on_meta(self) -> bool:
+        return any(self._buffers[name] is not None and self._buffers[name].is_meta for name in FEEDBACK_BUFFERS)
+
+    @torch.no_grad()
+    def _materialise_feedback(self) -> None:
+        if self.effective_weight().is_meta:
+            return
+        if self.feedback_stream is not None:
+            self.feedback_stream = self._new_stream()
+        if self.feedback is not None:
+            self._draw(tuple(self.feedback.shape))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        *lists: list[str],
+    ) -> None:
+        """Load the layer; if the checkpoint has no feedback, as torch.nn's, the layer's own is unchanged."""
+        absent = [prefix + name for name in FEEDBACK_BUFFERS if self._buffers.get(name) is not None]
+        if any(name in state_dict for name in absent):
+            absent = []
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *lists)
+        missing[:] = [name for name in missing if name not in absent]
+        if absent and self._feedback_is_on_meta():
+            self._materialise_feedback()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise InputError(
+            "torch.jit.script: expected layers that TorchScript can compile, got one with a learning rule; use "
+            "torch.jit.trace, torch.compile or torch.export, or script the torch.nn model and load its weights"
+        )
 
 
 def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:

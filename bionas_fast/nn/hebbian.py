@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn.padding import pad
+from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.ops import hebbian as ops
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class _Plastic(nn.Module):
         """Update H once with the input and the output, without bias, of a pass."""
         if not self.training or self._frozen:
             return
+        refuse_transforms(self.name)
         self.steps += 1
         if self.every > 1 and int(self.steps) % self.every:
             return

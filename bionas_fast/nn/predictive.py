@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.nn.true_gradients import ErrorPath
 
 _PATCH = 16  # side of the image of the power iteration, in strides
@@ -71,6 +72,8 @@ class PredictiveConv2d(ErrorPath):
     b0: Tensor | None
     feedback: Tensor | None
     direction: Tensor | None
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("direction",)  # of norm 1
 
     def __init__(
         self,
@@ -178,6 +181,8 @@ class PredictiveConv2d(ErrorPath):
             InputError: a wrong number of dimensions or channels, an image smaller than the kernel; see the class.
         """
         self._check(input)
+        if self.training and self.direction is not None:
+            refuse_transforms(type(self).__name__)
         x = input if self.input_norm is None else self.input_norm(input)
         local = self.credit == "local" and not self.true_gradient
         kernels = self._kernels(detached=local)
@@ -309,11 +314,16 @@ class PredictiveConv2d(ErrorPath):
 class _LocalCredit(torch.autograd.Function):
     """Identity of r and its error; gives each weight −corr(e, r) / N, the gradient of the energy at fixed r."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, r: Tensor, e: Tensor, geometry: Any, weight: Tensor, feedback: Tensor | None) -> Tensor:
+    def forward(r: Tensor, e: Tensor, geometry: Any, weight: Tensor, feedback: Tensor | None) -> Tensor:
+        return r.clone()  # not a view, which would forbid in-place operations on the output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        r, e, ctx.geometry, weight, _ = inputs
         ctx.save_for_backward(r, e, weight)
-        ctx.geometry = geometry
-        return r.view_as(r)
 
     @staticmethod
     @once_differentiable

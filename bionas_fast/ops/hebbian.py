@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from bionas_fast import backends, native
+from bionas_fast import backends, native, operation_counts
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.hebbian import records, reference
 from bionas_fast.kernels.hebbian.records import NORMALISATIONS
@@ -146,6 +146,22 @@ def _maps(rows: Tensor, like: Tensor) -> Tensor:
 @torch.library.register_fake("bionas_fast::hebbian_update", lib=_library)
 def _update_fake(weight: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def _count(
+    weight: Tensor, x: Tensor, u: Tensor, y: Tensor | None, rate: Tensor, rule: str, *rest: Any, out_val: Any
+) -> int:
+    """Count the operations of an update: those of a weight gradient, and those of a decay that mixes neurons."""
+    operations = operation_counts.convolution_backward(u, x, weight, [False, True])
+    if records.RULES[rule].decay == "lower":
+        groups = rest[-2]
+        gram = u.numel() * u.shape[1] // groups
+        operations += 2 * (gram + weight.numel() * weight.shape[0] // groups)
+    return operations
+
+
+operation_counts.declare(lambda: {torch.ops.bionas_fast.hebbian_update: _count})
+operation_counts.declare_traced("bionas_fast::hebbian_update", "")
 
 
 def hebbian_activity(u: Tensor, rule: str = "softhebb", *, temperature: float = 1.0, groups: int = 1) -> Tensor:

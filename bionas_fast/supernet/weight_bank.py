@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,8 @@ class WeightBank(ErrorPath):
         stored: flat, the draws of the rules that draw once, layer by layer; or None.
         stream: int64 [layers, 2], seed and draw of every layer; None if no rule redraws.
     """
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("stored",)  # drawn once
 
     weight: Tensor
     stored: Tensor | None

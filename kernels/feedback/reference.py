@@ -144,6 +144,62 @@ def conv_backward(grad: Tensor, input: Tensor, feedback: Tensor, window: Window,
     )
 
 
+def conv_transpose(
+    input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, output_padding: Sequence[int]
+) -> Tensor:
+    """Compute Wᵀ ⋆ x + b, the transposed convolution with W of shape [C_in, C_out/groups, *kernel]."""
+    stride, padding, dilation, groups = window
+    return torch.convolution(input, weight, bias, stride, padding, dilation, True, list(output_padding), groups)
+
+
+def conv_transpose_backward(
+    grad: Tensor,
+    input: Tensor,
+    feedback: Tensor,
+    window: Window,
+    output_padding: Sequence[int],
+    output_mask: Sequence[bool],
+) -> Grads:
+    """Compute (δ_in, ∂W, ∂b) as selected by ``output_mask``: δ_in = B ⋆ δ_out, with B shaped like W."""
+    stride, padding, dilation, groups = window
+    return torch.ops.aten.convolution_backward.default(
+        grad,
+        input,
+        feedback,
+        [feedback.shape[1] * groups] if output_mask[2] else None,
+        stride,
+        padding,
+        dilation,
+        True,
+        list(output_padding),
+        groups,
+        list(output_mask),
+    )
+
+
+def direct_conv_transpose_weight(
+    feedback: Tensor, input_size: Sequence[int], output_size: Sequence[int], window: Window
+) -> Tensor:
+    """Compute the matrix by which direct feedback passes a transposed convolution: δ_in = e F.
+
+    Args:
+        feedback: B, [classes, C_in, *kernel].
+        input_size: the size of the layer's input, without batch and channels.
+        output_size: the same of its output.
+
+    Returns:
+        F, [classes, C_in · positions]: B ⋆ E for E of one at every position.
+    """
+    classes, channels = feedback.shape[:2]
+    stride, padding, dilation, _ = window
+    plane = feedback.new_ones(1, 1, *output_size)
+    kernels = feedback.reshape(classes * channels, 1, *feedback.shape[2:])
+    spread = torch.convolution(plane, kernels, None, stride, padding, dilation, False, [0] * len(stride), 1)
+    # An output padding beyond the stride reaches no input.
+    inside = spread[(..., *(slice(size) for size in input_size))]
+    return inside.reshape(classes, -1)
+
+
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute x Wᵀ + b for x of shape [..., in_features]."""
     return torch.nn.functional.linear(input, weight, bias)

@@ -1,4 +1,4 @@
-"""feedback_conv, feedback_linear and their direct variants: layers that propagate the error through B instead of W.
+"""feedback_conv, feedback_conv_transpose, feedback_linear and their direct variants: layers that propagate the error through B instead of W.
 
 The functions here validate and choose a backend. :mod:`.eager` bypasses the dispatcher where possible,
 :mod:`.torch_library` registers and implements the ops.
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bionas_fast import backends
-from bionas_fast.errors import InputError, unknown
+from bionas_fast import backends, torch_private
+from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
-from bionas_fast.ops.feedback import eager
+from bionas_fast.ops.feedback import conv_transpose, counts, eager
+from bionas_fast.ops.feedback.conv_transpose import TransposeArguments
 from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments
-from bionas_fast.ops.geometry import Geometry, window
+from bionas_fast.ops.geometry import Geometry, PerDimension, per_dimension, window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,17 +56,17 @@ def feedback_conv(
     """
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
-        raise InputError(f"weight: expected 3 to 5 dimensions [C_out, C_in/groups, *kernel], got {list(weight.shape)}")
+        raise ShapeError(f"weight: expected 3 to 5 dimensions [C_out, C_in/groups, *kernel], got {list(weight.shape)}")
     if input.dim() != weight.dim():
-        raise InputError(
+        raise ShapeError(
             f"input: expected {weight.dim()} dimensions [N, C_in, *positions], got shape {list(input.shape)}"
         )
     shape = window(dims, **geometry)
     groups = shape.groups
     if groups < 1 or weight.shape[0] % groups:
-        raise InputError(f"groups: {groups} does not divide the {weight.shape[0]} output channels of weight")
+        raise ShapeError(f"groups: {groups} does not divide the {weight.shape[0]} output channels of weight")
     if input.shape[1] != weight.shape[1] * groups:
-        raise InputError(
+        raise ShapeError(
             f"input: expected {weight.shape[1] * groups} channels, got {input.shape[1]} in shape {list(input.shape)}"
         )
     _check_bias(bias, weight)
@@ -76,9 +77,61 @@ def feedback_conv(
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     if feedback.mode == "weight" and not feedback.advance and not _has_few_channels(input, weight):
         return reference.conv(input, weight, bias, shape)
+    arguments = ConvArguments(feedback, shape, chosen)
     if can_swap(input, weight, groups, chosen):
-        return with_feedback(reference.conv(input, weight, bias, shape), input, weight, feedback, chosen)
-    return eager.feedback_conv(input, weight, bias, ConvArguments(feedback, shape, chosen))
+        return with_feedback(reference.conv(input, weight, bias, shape), input, weight, arguments)
+    return eager.feedback_conv(input, weight, bias, arguments)
+
+
+def feedback_conv_transpose(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    feedback: Feedback = BACKPROPAGATION,
+    *,
+    output_padding: PerDimension = 0,
+    backend: str | None = None,
+    **geometry: Unpack[Geometry],
+) -> Tensor:
+    """Apply a transposed convolution in one to three dimensions, with the error propagated through B.
+
+    The error is δ_in = B ⋆ δ_out, a convolution with the same geometry.
+
+    Args:
+        input: [N, C_in, *positions].
+        weight: [C_in, C_out/groups, *kernel].
+        bias: [C_out] or None.
+        feedback: the construction of B, shaped like ``weight``.
+        output_padding: as in ``torch.nn.functional.conv_transpose2d``.
+        backend: an explicit choice of implementation.
+        geometry: stride, padding, dilation and groups, as there.
+
+    Returns:
+        [N, C_out, *positions]. Under autocast, in its dtype.
+
+    Raises:
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
+    """
+    dims = weight.dim() - 2
+    if dims not in (1, 2, 3):
+        raise ShapeError(f"weight: expected 3 to 5 dimensions [C_in, C_out/groups, *kernel], got {list(weight.shape)}")
+    if input.dim() != weight.dim() or input.shape[1] != weight.shape[0]:
+        raise ShapeError(
+            f"input: expected {weight.dim()} dimensions [N, {weight.shape[0]}, *positions], got shape "
+            f"{list(input.shape)}"
+        )
+    shape = window(dims, **geometry)
+    extra = per_dimension("output_padding", output_padding, dims)
+    if shape.groups < 1 or weight.shape[0] % shape.groups:
+        raise ShapeError(f"groups: {shape.groups} does not divide the {weight.shape[0]} input channels of weight")
+    if bias is not None and tuple(bias.shape) != (weight.shape[1] * shape.groups,):
+        raise ShapeError(f"bias: expected [{weight.shape[1] * shape.groups}], got {list(bias.shape)}")
+    _check_feedback(feedback, weight)
+    input, weight, bias = _autocast(input, weight, bias)
+    chosen = backends.choose("feedback_conv_transpose", input.device.type, backend)
+    if feedback.mode == "weight" and not feedback.advance:
+        return reference.conv_transpose(input, weight, bias, shape, extra)
+    return conv_transpose.run(input, weight, bias, TransposeArguments(feedback, shape, extra, chosen))
 
 
 def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = None) -> str:
@@ -90,22 +143,23 @@ def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = N
     Returns:
         The backend; empty if torch's own convolution cannot be used.
     """
-    outputs, inputs = weight.shape[:2]
+    outputs, inputs, *kernel = weight.shape
     if input.dim() != weight.dim() or input.shape[1] != inputs * groups:
         return ""
-    if (groups == 1 and weight.numel() == outputs * inputs) or not eager.can_swap():
+    if (groups == 1 and kernel.count(1) == len(kernel)) or not eager.can_swap():
         return ""
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     return "" if chosen == "triton" else chosen
 
 
-def with_feedback(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
+def with_feedback(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments) -> Tensor:
     """Attach B to the output of torch's own convolution, for its backward pass."""
     if output.requires_grad:
         if _has_few_channels(input, weight):
             output.register_hook(partial(_laid_out, layout=reference.layout(input)))
+        feedback = arguments.feedback
         if feedback.mode != "weight" or feedback.advance:
-            eager.swap(output, input, weight, feedback, backend)
+            eager.swap(output, input, weight, arguments)
     return output
 
 
@@ -120,7 +174,7 @@ def _laid_out(grad: Tensor | None, layout: torch.memory_format) -> Tensor | None
 
 def _is_linear(input: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution is a linear map of the channels, which are contiguous in memory."""
-    if window.groups > 1 or any(window.padding) or weight.numel() != weight.shape[0] * weight.shape[1]:
+    if window.groups > 1 or any(window.padding) or weight.shape[2:].numel() != 1:
         return False
     return input.movedim(1, -1).is_contiguous()
 
@@ -161,9 +215,9 @@ def feedback_linear(
         InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
     """
     if weight.dim() != 2:
-        raise InputError(f"weight: expected [out_features, in_features], got {list(weight.shape)}")
+        raise ShapeError(f"weight: expected [out_features, in_features], got {list(weight.shape)}")
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise InputError(f"input: expected [..., {weight.shape[1]}], got shape {list(input.shape)}")
+        raise ShapeError(f"input: expected [..., {weight.shape[1]}], got shape {list(input.shape)}")
     _check_bias(bias, weight)
     _check_feedback(feedback, weight)
     input, weight, bias = _autocast(input, weight, bias)
@@ -192,7 +246,25 @@ def direct_conv(
         which ∂input = convᵀ(E; B) with E = e at every position.
     """
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
-    return torch.ops.bionas_fast.direct_conv(input, feedback.to(input.dtype), list(output_size), *per_dimension)
+    if torch.jit.is_tracing():
+        output_size = [int(size) for size in output_size]  # sizes of a traced tensor are tensors
+    return eager.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
+
+
+def direct_conv_transpose(
+    input: Tensor, feedback: Tensor, output_size: Sequence[int], **geometry: Unpack[Geometry]
+) -> Tensor:
+    """Create the token of a transposed convolution, as :func:`direct_conv` does for a convolution.
+
+    Args:
+        input: [N, C_in, *positions].
+        feedback: B, [classes, C_in, *kernel].
+        output_size: the output size of the layer.
+        geometry: stride, padding and dilation; B covers all channels, regardless of groups.
+    """
+    shape = window(feedback.dim() - 2, **geometry)
+    matrix = reference.direct_conv_transpose_weight(feedback, input.shape[2:], output_size, shape)
+    return direct_linear(input.flatten(1), matrix)
 
 
 def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
@@ -202,7 +274,7 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
         input: [N, ..., in_features].
         feedback: B, [classes, in_features].
     """
-    return torch.ops.bionas_fast.direct_linear(input, feedback.to(input.dtype))
+    return eager.direct_linear(input, feedback.to(input.dtype))
 
 
 def feedback_segments(
@@ -228,7 +300,7 @@ def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
 
 def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise InputError(f"bias: expected [{weight.shape[0]}], got {list(bias.shape)}")
+        raise ShapeError(f"bias: expected [{weight.shape[0]}], got {list(bias.shape)}")
 
 
 def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
@@ -239,16 +311,22 @@ def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
         if feedback.stored is None:
             raise InputError(f"feedback: mode {mode!r} needs a stored tensor")
         if feedback.stored.shape != weight.shape:
-            raise InputError(
+            raise ShapeError(
                 f"feedback: expected the weight's shape {list(weight.shape)}, got {list(feedback.stored.shape)}"
             )
     if mode == "drawn_sign" and feedback.stream is None:
         raise InputError("feedback: mode 'drawn_sign' needs a stream (seed, draw)")
 
 
+# A constant, because torch.compile of torch 2.11 does not trace it.
+@torch_private.constant
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     device = input.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _has_autocast(device) or not torch.is_autocast_enabled(device):
         return input, weight, bias
     dtype = torch.get_autocast_dtype(device)
 

@@ -6,15 +6,23 @@ implementations, or torch's own convolution runs and B is attached to its node.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bionas_fast import backends, torch_private
-from bionas_fast.kernels.feedback.records import Feedback, FeedbackSegments
-from bionas_fast.ops.feedback import torch_library
-from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments, gradients, make_b, save
+from bionas_fast.kernels.feedback.records import FeedbackSegments
+from bionas_fast.ops.feedback import torch_library, transforms
+from bionas_fast.ops.feedback.torch_library import (
+    ConvArguments,
+    LinearArguments,
+    constant_b,
+    gradients,
+    make_b,
+    save,
+)
 
 
 class _EagerConv(torch.autograd.Function):
@@ -39,16 +47,29 @@ class _EagerLinear(torch.autograd.Function):
         return *gradients(ctx, grad, torch_library.linear_backward), None
 
 
+def _is_transformed() -> bool:
+    """Whether :mod:`.transforms` runs: a compiler has transforms of its own."""
+    return not torch.compiler.is_compiling() and torch_private.in_transform()
+
+
 def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
     """Run the op ``feedback_conv``."""
+    if _is_transformed():
+        return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
+        if not torch.is_grad_enabled():
+            return torch_library.conv(input, weight, bias, arguments)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     return _EagerConv.apply(input, weight, bias, arguments)
 
 
 def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Run the op ``feedback_linear``."""
+    if _is_transformed():
+        return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
+        if not torch.is_grad_enabled():
+            return torch_library.linear(input, weight, bias, arguments)  # a graph for inference needs no B
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     return _EagerLinear.apply(input, weight, bias, arguments)
 
@@ -62,29 +83,60 @@ def feedback_segments(
     return torch_library.segments(weight, stored, stream, segments, backend)
 
 
+def direct_conv(input: Tensor, feedback: Tensor, output_size: list[int], per_dimension: Sequence[Any]) -> Tensor:
+    """Run the op ``direct_conv``."""
+    if _is_transformed():
+        return transforms.direct_conv(input, feedback, output_size, per_dimension)
+    return torch.ops.bionas_fast.direct_conv(input, feedback, output_size, *per_dimension)
+
+
+def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
+    """Run the op ``direct_linear``."""
+    if _is_transformed():
+        return transforms.direct_linear(input, feedback)
+    return torch.ops.bionas_fast.direct_linear(input, feedback)
+
+
 def can_swap() -> bool:
-    """Whether :func:`swap` is possible: no tracer and no saved-tensor hooks are active."""
-    if backends.traced() or torch_private.has_saved_tensor_hooks():
+    """Whether :func:`swap` is possible: no tracer, transform or saved-tensor hooks are active."""
+    if backends.traced() or torch_private.has_saved_tensor_hooks() or torch_private.in_transform():
         return False
     return torch_private.can_replace_saved_weight()
 
 
-def swap(output: Tensor, input: Tensor, weight: Tensor, feedback: Feedback, backend: str) -> None:
+def swap(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments) -> None:
     """Attach B instead of W to the node of torch's own convolution, at a tenth of the cost of a Python node."""
-    mode = feedback.mode
-    stored, stream = feedback.stored, feedback.stream
-    read = [tensor for tensor in (stored, None if mode == "stored" else weight) if tensor is not None]
-    versions = [torch_private.version(tensor) for tensor in read]
-    of_this_pass = feedback.at(stream.clone() if stream is not None and mode == "drawn_sign" else None)
+    feedback, _, backend = arguments
+    mode, stored, stream, _, _, advance = feedback
+    if mode == "drawn_sign" and stream is not None:
+        feedback = feedback.at(stream.clone())
+    version = torch_private.version
+    read = () if mode == "stored" else (weight,)
+    if stored is not None:
+        read = (*read, stored)
+    versions = [version(tensor) for tensor in read]
     needed, dtype = input.requires_grad, output.dtype
 
-    def make() -> Tensor:
-        if [torch_private.version(tensor) for tensor in read] != versions:
+    def make(_: None) -> Tensor:
+        if [version(tensor) for tensor in read] != versions:
             raise RuntimeError("the weight or its feedback was changed in place between forward and backward pass")
-        detached = weight.detach()
-        b = make_b(detached, of_this_pass, backend) if needed else detached
-        if feedback.advance and stream is not None:
+        b = weight.detach()
+        if needed:
+            b = make_b(b, feedback, backend)
+        if advance and stream is not None:
             stream[1].add_(1)
-        return b.to(dtype)
+        return b if b.dtype == dtype else b.to(dtype)
 
-    torch_private.replace_saved_weight(output, make)
+    def through_a_constant(grads: tuple[Tensor | None, ...], outer: tuple[Tensor, ...]) -> Any:
+        """Under ``create_graph``, replace δ_in: torch's node takes B for W, and would differentiate W through it."""
+        if not torch.is_grad_enabled() or (error := grads[0]) is None:
+            return None
+        b = constant_b(weight, feedback).to(dtype)
+        down, *_ = arguments.plain_backward(outer[0], error.detach(), b, (True, False, False))
+        return down, *grads[1:]
+
+    node = output.grad_fn
+    assert node is not None
+    torch_private.replace_saved_weight(node, make)
+    if needed and mode != "weight":
+        node.register_hook(through_a_constant)

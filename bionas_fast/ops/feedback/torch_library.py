@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,10 +32,11 @@ _FEEDBACK = "str mode, Tensor? stored, Tensor? stream, float bound, float scale,
 _PER_DIMENSION = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _CONV = f"{_FEEDBACK}, {_PER_DIMENSION}, SymInt groups, str backend"
 _LINEAR = f"{_FEEDBACK}, str backend"
+_TRANSPOSE = f"{_FEEDBACK}, {_PER_DIMENSION}, SymInt groups, SymInt[] output_padding, str backend"
 _GRADS = "(Tensor, Tensor, Tensor)"
 
 _library = torch.library.Library("bionas_fast", "FRAGMENT")
-for _name, _arguments in (("conv", _CONV), ("linear", _LINEAR)):
+for _name, _arguments in (("conv", _CONV), ("linear", _LINEAR), ("conv_transpose", _TRANSPOSE)):
     _library.define(f"feedback_{_name}(Tensor input, Tensor weight, Tensor? bias, {_arguments}) -> Tensor")
     _library.define(
         f"feedback_{_name}_backward(Tensor grad, Tensor input, Tensor weight, {_arguments}, bool[3] output_mask) "
@@ -77,6 +78,14 @@ class ConvArguments(NamedTuple):
         """Return a copy with another feedback."""
         return ConvArguments(feedback, self.window, self.backend)
 
+    def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run the layer in plain PyTorch."""
+        return reference.conv(input, weight, bias, self.window)
+
+    def plain_backward(self, grad: Tensor, input: Tensor, b: Tensor, output_mask: Sequence[bool]) -> Grads:
+        """Run the backward pass through B in plain PyTorch, which differentiates it."""
+        return reference.conv_backward(grad, input, b, self.window, output_mask)
+
 
 class LinearArguments(NamedTuple):
     """The non-tensor arguments of ``feedback_linear``."""
@@ -97,8 +106,33 @@ class LinearArguments(NamedTuple):
         """Return a copy with another feedback."""
         return LinearArguments(feedback, self.backend)
 
+    def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run the layer in plain PyTorch."""
+        return reference.linear(input, weight, bias)
 
-Arguments = ConvArguments | LinearArguments
+    def plain_backward(self, grad: Tensor, input: Tensor, b: Tensor, output_mask: Sequence[bool]) -> Grads:
+        """Run the backward pass through B in plain PyTorch, which differentiates it."""
+        return reference.linear_backward(grad, input, b, output_mask)
+
+
+class Arguments(Protocol):
+    """The non-tensor arguments of an op: records such as :class:`ConvArguments`."""
+
+    @property
+    def feedback(self) -> Feedback:
+        """The construction of B."""
+
+    def flat(self) -> tuple[Any, ...]:
+        """Flatten the record to the arguments of the schema."""
+
+    def having(self, feedback: Feedback) -> Arguments:
+        """Return a copy with another feedback."""
+
+    def plain(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run the layer in plain PyTorch."""
+
+    def plain_backward(self, grad: Tensor, input: Tensor, b: Tensor, output_mask: Sequence[bool]) -> Grads:
+        """Run the backward pass through B in plain PyTorch, which differentiates it."""
 
 
 def _triton() -> ModuleType:
@@ -116,6 +150,13 @@ def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
         stored = None if stored is None else stored.to(weight.dtype)
         return torch.ops.bionas_fast_native.feedback_weight.default(weight, mode, stored, stream, bound, scale)
     return reference.feedback_weight(weight, feedback)
+
+
+def constant_b(weight: Tensor, feedback: Feedback) -> Tensor:
+    """Compute B in plain PyTorch for a backward pass that is differentiated: except for B = W, B is a constant."""
+    if feedback.mode == "weight":
+        return weight
+    return reference.feedback_weight(weight.detach(), feedback).detach()
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
@@ -146,7 +187,10 @@ def conv_backward(
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Compute x Wᵀ + b, [..., out_features]."""
-    return reference.linear(input, weight, bias)
+    out = reference.linear(input, weight, bias)
+    # Not a view, as PyTorch's result is unless it is a matrix: an autograd function that returns a view forbids
+    # in-place operations on it.
+    return out if input.dim() == 2 else out.data
 
 
 def linear_backward(
@@ -189,34 +233,66 @@ def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Arg
     """
     input, weight, bias = tensors
     mode, stored, stream, bound, scale, advance = arguments.feedback
+    error, own, *_ = ctx.needs_input_grad
     # The draw of this pass: other passes may advance the stream before its backward pass.
     snapshot = stream.clone() if stream is not None and mode == "drawn_sign" else None
-    ctx.save_for_backward(input, weight, stored, snapshot)
+    # Like torch.nn.Linear, save only what is read: other tensors may change before the backward pass.
+    every = weight.dim() > 2
+    ctx.save_for_backward(
+        input if own or every else None,
+        weight if (error and mode != "stored") or every else None,
+        stored if error else None,
+        snapshot,
+    )
+    ctx.shapes = input.shape, weight.shape
     ctx.stream = stream if advance else None
     ctx.has_bias = bias is not None
     ctx.arguments = arguments.having(Feedback(mode, None, None, bound, scale))
 
 
 def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
-    """Compute the gradients of input, weight and bias by one of the functions ``*_backward``."""
+    """Compute the gradients of input, weight and bias by one of the functions ``*_backward``.
+
+    Under ``create_graph`` plain PyTorch runs instead, whose gradients can be differentiated.
+    """
     input, weight, stored, snapshot = ctx.saved_tensors
+    if input is None:
+        input = _shaped(grad, ctx.shapes[0])
+    if weight is None:
+        weight = _shaped(grad, ctx.shapes[1])
     mode, _, _, bound, scale, _ = ctx.arguments.feedback
-    arguments = ctx.arguments.having(Feedback(mode, stored, snapshot, bound, scale))
+    feedback = Feedback(mode, stored, snapshot, bound, scale)
     mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
-    grads = backward(grad, input, weight, arguments, mask)
+    if torch.is_grad_enabled():
+        b = constant_b(weight, feedback) if mask[0] else weight.detach()
+        grads = ctx.arguments.plain_backward(grad, input, b, mask)
+    else:
+        grads = backward(grad, input, weight, ctx.arguments.having(feedback), mask)
     if ctx.stream is not None:
         ctx.stream[1].add_(1)
     input_grad, weight_grad, bias_grad = (g if wanted else None for g, wanted in zip(grads, mask, strict=True))
     return input_grad, weight_grad, bias_grad
 
 
-def _register(
+def _shaped(grad: Tensor, shape: torch.Size) -> Tensor:
+    """Return a tensor of which only shape and dtype are read."""
+    return grad.new_empty(()).expand(shape)
+
+
+def register(
     name: str,
-    kind: type[ConvArguments] | type[LinearArguments],
+    kind: Any,
     forward: Callable[..., Tensor],
     backward: Callable[..., Grads],
 ) -> None:
-    """Register the implementations and the gradient of an op and its backward op; their arguments are flat."""
+    """Register the implementations and the gradient of an op and its backward op; their arguments are flat.
+
+    Args:
+        name: the op.
+        kind: the record of its non-tensor arguments.
+        forward: (input, weight, bias, arguments) -> output.
+        backward: (grad, input, weight, arguments, output_mask) -> gradients.
+    """
 
     def implementation(input: Tensor, weight: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
         return forward(input, weight, bias, kind.read(flat))
@@ -242,8 +318,8 @@ def _register(
     torch.library.register_autograd(qualified, differentiate, setup_context=setup_context, lib=_library)
 
 
-_register("feedback_conv", ConvArguments, conv, conv_backward)
-_register("feedback_linear", LinearArguments, linear, linear_backward)
+register("feedback_conv", ConvArguments, conv, conv_backward)
+register("feedback_linear", LinearArguments, linear, linear_backward)
 
 
 @torch.library.impl(_library, "feedback_segments", _kernel)
@@ -291,15 +367,17 @@ def _direct(input: Tensor, feedback: Tensor, *geometry: Any) -> Tensor:
 
 
 @torch.library.impl(_library, "direct_conv_backward", _kernel)
-def _direct_conv_backward(
-    error: Tensor, feedback: Tensor, input_shape: list[int], output_size: list[int], *per_dimension: list[int]
+def direct_conv_backward(
+    error: Tensor, feedback: Tensor, input_shape: Sequence[int], output_size: list[int], *per_dimension: list[int]
 ) -> Tensor:
+    """Compute δ_in of direct feedback through a convolution."""
     stride, padding, dilation = per_dimension
     return reference.direct_conv_backward(error, feedback, input_shape, output_size, Window(stride, padding, dilation))
 
 
 @torch.library.impl(_library, "direct_linear_backward", _kernel)
-def _direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: list[int]) -> Tensor:
+def direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: Sequence[int]) -> Tensor:
+    """Compute δ_in of direct feedback through a linear layer."""
     return reference.direct_linear_backward(error, feedback, input_shape)
 
 
@@ -315,19 +393,23 @@ def _direct_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
     ctx.input_shape = input.shape
 
 
-def _direct_backward(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
+def _direct_backward(
+    op: Callable[..., Tensor], plain: Callable[..., Tensor]
+) -> Callable[..., tuple[Tensor | None, ...]]:
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
         (feedback,) = ctx.saved_tensors
-        down = op(error, feedback, ctx.input_shape, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        # Under create_graph plain PyTorch runs, which can be differentiated.
+        run = plain if torch.is_grad_enabled() else op
+        down = run(error, feedback, ctx.input_shape, *ctx.geometry) if ctx.needs_input_grad[0] else None
         return down, None, *[None] * len(ctx.geometry)
 
     return backward
 
 
-for _name in ("direct_conv", "direct_linear"):
+for _name, _plain in (("direct_conv", direct_conv_backward), ("direct_linear", direct_linear_backward)):
     torch.library.register_autograd(
         f"bionas_fast::{_name}",
-        _direct_backward(getattr(torch.ops.bionas_fast, f"{_name}_backward")),
+        _direct_backward(getattr(torch.ops.bionas_fast, f"{_name}_backward"), _plain),
         setup_context=_direct_setup_context,
         lib=_library,
     )
