@@ -100,12 +100,12 @@ Channels = Annotated[
     int, Field(ge=1, le=4096, description="Channels of the first cell; doubled by each reduction."), Option()
 ]
 Cells = Annotated[int, Field(ge=1, le=200, description="Number of cells; with nb201, per stage."), Option()]
-#: Steps, penalties and coefficients: beyond any useful value, but far from the range of float32.
-Rate = Annotated[float, Field(gt=0, le=1e6)]
-Coefficient = Annotated[float, Field(ge=0, le=1e6)]
 SkipRules = Annotated[
     bool, Field(description="Let skip connections learn by their rule; the code published with the paper does not.")
 ]
+#: Steps, penalties and coefficients: beyond any useful value, but far from the range of float32.
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+Coefficient = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class RunConfig(Config):

@@ -21,6 +21,10 @@ class InputError(ValueError):
         return type(self)(f"{place}: {self}")
 
 
+class ShapeError(InputError, RuntimeError):
+    """A tensor of the wrong shape; a RuntimeError too, as torch.nn raises it."""
+
+
 class NotFinite(InputError):
     """A number that is NaN or infinite. A run extends the message by its epoch and step and by likely causes.
 
@@ -36,10 +40,6 @@ class NotFinite(InputError):
 
     def at(self, place: str) -> NotFinite:
         return type(self)(f"{place}: {self.what}", self.settings)
-
-
-class ShapeError(InputError, RuntimeError):
-    """A tensor of the wrong shape; a RuntimeError too, as torch.nn raises it."""
 
 
 class Unregistered(InputError):

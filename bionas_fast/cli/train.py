@@ -34,7 +34,7 @@ Source = Annotated[
 Rule = Annotated[
     str | None,
     typer.Option(
-        help="Use this rule on every searched edge (fa and dfa: except skip connections); for softhebb, that of the filters."
+        help="Use this rule on every searched edge (fa, dfa: except skip connections); for softhebb, on the filters."
     ),
 ]
 Compare = Annotated[
