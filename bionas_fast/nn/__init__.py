@@ -16,6 +16,7 @@ from bionas_fast.nn.lazy import (
     LazyLinear,
 )
 from bionas_fast.nn.predictive import PredictiveConv2d
+from bionas_fast.nn.to_torch import to_torch
 from bionas_fast.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, TransposedLinear
 from bionas_fast.nn.true_gradients import ErrorPath, true_gradients
 
@@ -46,5 +47,6 @@ __all__ = [
     "frozen_plasticity",
     "name_layers",
     "synchronise_statistics",
+    "to_torch",
     "true_gradients",
 ]
