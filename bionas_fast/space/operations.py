@@ -115,7 +115,7 @@ class Skip(FeedbackLayer):
 
     def to_torch(self) -> nn.Module:
         """Return the identity."""
-        return nn.Identity()
+        return nn.Identity().train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
