@@ -81,7 +81,7 @@ def can_replace_saved_weight() -> bool:
 
 
 def replace_saved_weight(node: Any, make: Callable[[None], Tensor]) -> None:
-    """Replace the weight saved by the node of torch's own convolution by ``make(None)``, called in the backward pass."""
+    """Replace the weight saved by the node of torch's own convolution by ``make(None)`` of the backward pass."""
     getattr(node, SAVED_WEIGHT).register_hooks(_forget, make)
 
 
