@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.fx import Proxy
 from torch.nn import functional as F
+
+from bionas_fast import backends
 
 
 def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,6 +24,9 @@ def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors [N, C, ⌈H/2⌉, ⌈W/2⌉]; for odd sizes the second is zero-padded.
     """
+    if isinstance(x, Proxy) or backends.recorded():
+        shifted = F.pad(x, (0, 1, 0, 1))  # of the padding, even sizes read nothing
+        return F.relu(x[:, :, ::2, ::2]), F.relu(shifted[:, :, 1::2, 1::2])
     return _RectifiedGrids.apply(x)
 
 
