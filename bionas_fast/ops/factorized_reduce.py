@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from bionas_fast import torch_private
 
 
 def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,23 +22,29 @@ def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors [N, C, ⌈H/2⌉, ⌈W/2⌉]; for odd sizes the second is zero-padded.
     """
+    if not torch.compiler.is_compiling() and torch_private.in_transform():
+        return _grids(x)
     return _RectifiedGrids.apply(x)
+
+
+def _grids(x: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = x.shape[-2:]
+    first, second = F.relu(x[:, :, ::2, ::2]), F.relu(x[:, :, 1::2, 1::2])
+    if height % 2 or width % 2:
+        second = F.pad(second, (0, width % 2, 0, height % 2))
+    return first, second
 
 
 class _RectifiedGrids(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = x.shape[-2:]
-        first, second = F.relu(x[:, :, ::2, ::2]), F.relu(x[:, :, 1::2, 1::2])
-        if height % 2 or width % 2:
-            second = F.pad(second, (0, width % 2, 0, height % 2))
+        first, second = _grids(x)
         last = x.is_contiguous(memory_format=torch.channels_last)
         ctx.shape, ctx.memory_format = x.shape, torch.channels_last if last else torch.contiguous_format
         ctx.save_for_backward(first, second)
         return first, second
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         height, width = ctx.shape[-2:]
         first, second = (
