@@ -17,6 +17,7 @@ from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn.direct import DirectFeedback
+from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.nn.true_gradients import ErrorPath
 from bionas_fast.ops import feedback as ops
 from bionas_fast.rules import FeedbackState, Law
@@ -35,7 +36,7 @@ _NOT_CONNECTED = (
 )
 
 
-class FeedbackLayer(ErrorPath):
+class FeedbackLayer(Redrawing, ErrorPath):
     """Mixin of a layer with a ``weight`` whose error is propagated through B instead of W.
 
     Attributes:
@@ -44,7 +45,8 @@ class FeedbackLayer(ErrorPath):
     Buffers, all in ``state_dict``:
         feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
         feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
-            step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream.
+            step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream;
+            or the optimiser does, see :func:`redraw_every_step`.
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("feedback",)  # drawn once
@@ -205,14 +207,20 @@ class FeedbackLayer(ErrorPath):
         rule = rules.get(self.rule)
         if self.true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
+        if not self.training and torch.jit.is_tracing():
+            return ops.BACKPROPAGATION  # a graph for inference, of torch's own ops only
         law = self.law
-        advance = rule.redraws and self.training
+        advance = rule.redraws and self.training and self.redraws_every_pass
         if rule.mode != "custom":
             return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
         with torch.no_grad():
             state = FeedbackState(law, self.feedback, partial(self._uniform, weight))
             b = rules.feedback_of(rule, weight.detach(), state)
         return Feedback("stored", b, self.feedback_stream, advance=advance)
+
+    def next_draw(self) -> None:
+        if self.feedback_stream is not None and rules.get(self.rule).redraws:
+            self.feedback_stream[1].add_(1)
 
     def _uniform(self, weight: Tensor) -> Tensor:
         assert self.feedback_stream is not None

@@ -54,8 +54,6 @@ def run(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Transpose
     if transforms.active():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
-        if not torch.is_grad_enabled():
-            return _forward(input, weight, bias, arguments)
         return torch.ops.bionas_fast.feedback_conv_transpose(input, weight, bias, *arguments.flat())
     return _Eager.apply(input, weight, bias, arguments)
 

@@ -47,13 +47,18 @@ class _EagerLinear(torch.autograd.Function):
         return *gradients(ctx, grad, torch_library.linear_backward), None
 
 
+def _infers() -> bool:
+    """Whether a graph for inference is made, which needs no B; a trace must be the same with and without gradients."""
+    return not torch.is_grad_enabled() and not torch.jit.is_tracing()
+
+
 def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
     """Run the op ``feedback_conv``."""
     if transforms.active():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
-        if not torch.is_grad_enabled():
-            return arguments.plain(input, weight, bias)  # a graph for inference needs no B
+        if _infers():
+            return arguments.plain(input, weight, bias)
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     return _EagerConv.apply(input, weight, bias, arguments)
 
@@ -63,8 +68,8 @@ def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, argument
     if transforms.active():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
-        if not torch.is_grad_enabled():
-            return arguments.plain(input, weight, bias)  # a graph for inference needs no B
+        if _infers():
+            return arguments.plain(input, weight, bias)
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     return _EagerLinear.apply(input, weight, bias, arguments)
 
