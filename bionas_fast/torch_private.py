@@ -72,8 +72,9 @@ def in_transform() -> bool:
 
     Fallback: yes, so that plain PyTorch runs, which is always correct, but slower.
     """
+    active = getattr(torch._C, TRANSFORMS, None)
     level = getattr(torch.autograd.forward_ad, LEVEL, None)
-    return level is None or level >= 0 or in_functional_transform() is not False
+    return active is None or level is None or level >= 0 or active()
 
 
 def in_backward_pass() -> bool:
