@@ -55,6 +55,8 @@ _library.define("direct_linear(Tensor input, Tensor feedback) -> Tensor")
 _library.define("direct_linear_backward(Tensor error, Tensor feedback, SymInt[] input_shape) -> Tensor")
 
 _kernel = "CompositeExplicitAutograd"
+# Up to this number of weights, calling a compiled kernel takes longer than a few of PyTorch's operations.
+_FEW = 4096
 _CODES = {mode: code for code, mode in enumerate(SEGMENT_MODES)}
 
 
@@ -147,8 +149,9 @@ def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
     # The modes ``weight`` and ``stored`` use an existing tensor.
     if backend == "native" and weight.dtype == torch.float32 and feedback.mode in COMPUTED:
         mode, stored, stream, bound, scale, _ = feedback
-        stored = None if stored is None else stored.to(weight.dtype)
-        return torch.ops.bionas_fast_native.feedback_weight.default(weight, mode, stored, stream, bound, scale)
+        if mode == "drawn_sign" or weight.numel() > _FEW:
+            stored = None if stored is None else stored.to(weight.dtype)
+            return torch.ops.bionas_fast_native.feedback_weight.default(weight, mode, stored, stream, bound, scale)
     return reference.feedback_weight(weight, feedback)
 
 
