@@ -73,5 +73,3 @@ def test_b_is_a_constant_in_derivatives_of_every_order(case, mode, engine):
     wanted = derivatives(oracle, [x, w, bias], grad, orders=3)
     for a, e in zip(actual, wanted, strict=True):
         assert_close(a, e, torch.float32 if mode == "drawn_sign" else torch.float64)
-
-
