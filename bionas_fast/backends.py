@@ -8,9 +8,9 @@ possible is an error that states the reason.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,15 @@ from bionas_fast.errors import InputError, unknown
 
 BACKENDS = ("reference", "native", "triton")
 
-_chosen: ContextVar[str | None] = ContextVar("bionas_fast_backend", default=None)
+
+class _Chosen(threading.local):
+    """The choice of :func:`use_backend` in this thread; of a ContextVar, torch 2.11 traces no read."""
+
+    def __init__(self) -> None:
+        self.backend: str | None = None
+
+
+_chosen = _Chosen()
 
 #: Function that returns the reason why a backend cannot run on a device type; empty if it can.
 Obstacle = Callable[[str], str]
@@ -63,11 +71,11 @@ def use_backend(name: str) -> Iterator[None]:
     """
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
-    token = _chosen.set(name)
+    before, _chosen.backend = _chosen.backend, name
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen.backend = before
 
 
 def choose(op: str, device: str, backend: str | None = None) -> str:
@@ -79,7 +87,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     Raises:
         InputError: the explicit choice is unknown or not possible.
     """
-    wanted = backend if backend is not None else _chosen.get()
+    wanted = backend if backend is not None else _chosen.backend
     if wanted is None or wanted == "reference":
         return _fastest(op, device) if wanted is None else "reference"
     if wanted not in BACKENDS:
@@ -102,8 +110,8 @@ def _obstacle(op: str, device: str, backend: str) -> str:
 
 
 def traced() -> bool:
-    """Whether a tracer is active: ``torch.compile`` or a dispatch mode (fake tensors)."""
-    return torch.compiler.is_compiling() or torch_private.has_dispatch_modes()
+    """Whether a tracer is active: ``torch.compile``, ``torch.jit.trace`` or a dispatch mode (fake tensors)."""
+    return torch.compiler.is_compiling() or torch_private.has_dispatch_modes() or torch.jit.is_tracing()
 
 
 def explain(op: str, device: str) -> Choice:

@@ -80,6 +80,9 @@ def _input_error(error: ValidationError) -> InputError:
 Epochs = Annotated[int, Field(ge=1, description="Passes over the training images."), Option()]
 Channels = Annotated[int, Field(ge=1, description="Channels of the first cell; doubled by each reduction."), Option()]
 Cells = Annotated[int, Field(ge=1, description="Number of cells; with nb201, per stage."), Option()]
+SkipRules = Annotated[
+    bool, Field(description="Let skip connections learn by their rule; the code published with the paper does not.")
+]
 
 
 class RunConfig(Config):

@@ -9,8 +9,12 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Unusable input. The message names the argument and what was expected.
 
-    The command line prints the message as one line and exits with code 2.
+    The command line prints the message as one line and exits with code 2. Characters that would break the line or
+    steer a terminal, such as those of a hostile file name, are escaped.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
     def at(self, place: str) -> InputError:
         """Return a copy of the error with the place before its message."""
@@ -53,6 +57,13 @@ def unknown(
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     place = f"{where}: " if where else ""
     return error(f"{place}unknown {kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+
+
+def printable(text: str) -> str:
+    """Escape the characters of a text that are not printable, as :func:`repr` does."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(value: object, length: int = 80) -> str:

@@ -119,6 +119,11 @@ class Rule:
         raise NotImplementedError(f"rule {self.name!r} defines neither a mode nor feedback()")
 
     @property
+    def random_sign(self) -> bool:
+        """Whether the signs of B are drawn, independent of W. Skip connections are no baseline under such a rule."""
+        return self.stores in ("signed", "direct")
+
+    @property
     def summary(self) -> str:
         """The first line of the rule's docstring."""
         return (type(self).__doc__ or "").strip().partition("\n")[0]

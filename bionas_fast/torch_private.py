@@ -20,6 +20,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 SAVED_WEIGHT = "_raw_saved_weight"
 #: The counter of a tensor's in-place changes.
 VERSION = "_version"
+#: The function of ``torch._C`` that tells whether transforms of torch.func are active.
+TRANSFORMS = "_are_functorch_transforms_active"
+#: The innermost level of forward-mode differentiation; negative outside.
+LEVEL = "_current_level"
 #: The attribute by which ``torch.compile`` recognises a function whose result is constant.
 CONSTANT = "_dynamo_marked_constant"
 
@@ -42,14 +46,22 @@ def has_saved_tensor_hooks() -> bool:
     return True if top is None else top(True) is not None
 
 
+def in_functional_transform() -> bool | None:
+    """Whether a transform of torch.func is active, such as vmap or grad.
+
+    Fallback: None, unknown.
+    """
+    active = getattr(torch._C, TRANSFORMS, None)
+    return None if active is None else active()
+
+
 def in_transform() -> bool:
     """Whether a transform of torch.func or a level of forward-mode differentiation is active.
 
     Fallback: yes, so that plain PyTorch runs, which is always correct, but slower.
     """
-    transforms = getattr(torch._C, "_are_functorch_transforms_active", None)
-    level = getattr(torch.autograd.forward_ad, "_current_level", None)
-    return True if transforms is None or level is None else transforms() or level >= 0
+    level = getattr(torch.autograd.forward_ad, LEVEL, None)
+    return level is None or level >= 0 or in_functional_transform() is not False
 
 
 def in_backward_pass() -> bool:
@@ -130,9 +142,9 @@ def can_replace_saved_weight() -> bool:
     return hasattr(getattr(functions, "ConvolutionBackward0", None), SAVED_WEIGHT) and hasattr(Tensor, VERSION)
 
 
-def replace_saved_weight(output: Tensor, make: Callable[[], Tensor]) -> None:
-    """Replace the weight saved by the node of torch's own convolution by ``make()``, called in the backward pass."""
-    getattr(output.grad_fn, SAVED_WEIGHT).register_hooks(_forget, lambda _: make())
+def replace_saved_weight(node: Any, make: Callable[[None], Tensor]) -> None:
+    """Replace the weight saved by the node of torch's own convolution by ``make(None)``, called in the backward pass."""
+    getattr(node, SAVED_WEIGHT).register_hooks(_forget, make)
 
 
 def _forget(_: Tensor) -> None:

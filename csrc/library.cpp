@@ -10,6 +10,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/memory_pool.h"
+#include "error_code.h"
 
 // The hash of the sources; bionas_fast/native/build.py searches for it in the file.
 extern "C" __attribute__((used, visibility("default"))) const char bionas_fast_source[] = BIONAS_SOURCE;

@@ -18,6 +18,8 @@ NAMES = {
     "_current_graph_task_id": torch._C,
     "_raw_saved_weight": torch._C._functions.ConvolutionBackward0,
     "_version": Tensor,
+    "_are_functorch_transforms_active": torch._C,
+    "_current_level": torch.autograd.forward_ad,
 }
 
 
@@ -54,10 +56,20 @@ def test_a_backward_pass_is_seen():
     assert seen == [True]
 
 
+def test_a_transform_is_seen():
+    seen = []
+    run = lambda x: (seen.append((torch_private.in_functional_transform(), torch_private.in_transform())), x)[1]  # noqa: E731
+    run(torch.ones(1))
+    torch.vmap(run)(torch.ones(1))
+    with torch.autograd.forward_ad.dual_level():
+        run(torch.ones(1))
+    assert seen == [(False, False), (True, True), (False, True)]
+
+
 def test_a_saved_weight_can_be_replaced():
     x, weight = torch.ones(1, 1, 4, requires_grad=True), torch.ones(1, 1, 2, requires_grad=True)
     y = torch.conv1d(x, weight)
-    torch_private.replace_saved_weight(y, lambda: torch.full((1, 1, 2), 3.0))
+    torch_private.replace_saved_weight(y.grad_fn, lambda _: torch.full((1, 1, 2), 3.0))
     y.sum().backward()
     assert x.grad.flatten().tolist() == [3, 6, 6, 3]
     assert weight.grad.flatten().tolist() == [3, 3]
@@ -74,8 +86,14 @@ def test_a_change_in_place_is_counted():
 
 
 def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Attributes of the compiled types cannot be taken away: there the library looks for another name.
-    constants = {"_raw_saved_weight": "SAVED_WEIGHT", "_version": "VERSION"}
+    # Attributes of the compiled types cannot be taken away, and torch itself needs some: there the library looks for
+    # another name.
+    constants = {
+        "_raw_saved_weight": "SAVED_WEIGHT",
+        "_version": "VERSION",
+        "_are_functorch_transforms_active": "TRANSFORMS",
+        "_current_level": "LEVEL",
+    }
     if name in constants:
         monkeypatch.setattr(torch_private, constants[name], "_gone")
     else:

@@ -21,6 +21,9 @@ from bionas_fast.runs.trainer import Trainer
 _NETWORKS: Mapping[str, type[Trainer]] = {
     word: trainer for trainer in map(get_kind, kind_names()) for word in trainer.sources
 }
+#: The settings of a run that are the defaults of training its genotype, and those that must be the same in both.
+_DEFAULTS = ("dataset", "data_dir")
+_AGREED = ("skip_rules",)
 Source = Annotated[
     str | None,
     typer.Argument(
@@ -29,7 +32,9 @@ Source = Annotated[
 ]
 Rule = Annotated[
     str | None,
-    typer.Option(help="Use this rule on every searched edge; for softhebb, the rule of the filters."),
+    typer.Option(
+        help="Use this rule on every searched edge (fa and dfa: except skip connections); for softhebb, that of the filters."
+    ),
 ]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Also train the architecture under each single rule, and print a table.")
@@ -48,7 +53,7 @@ def train(
 ) -> None:
     """Train the genotype of a search, or another network, from scratch and test it.
 
-    The dataset and its folder default to those of the search.
+    The dataset and its folder default to those of the search; skip_rules is that of the search.
     """
     if compare and (resume is not None or folder is not None):
         raise InputError("--compare trains several networks and saves none: omit --resume and --out")
@@ -111,9 +116,17 @@ def _train_genotype(
 
 
 def _genotype(given: Given, source: str, rule: str | None) -> tuple[bf.Genotype, bf.TrainConfig]:
-    """Read a genotype and the configuration of its training, by default on the dataset of its search."""
+    """Read a genotype and the configuration of its training, by default on the dataset of its search.
+
+    Raises:
+        InputError: a setting contradicts the search where both must agree.
+    """
     genotype = read_genotype(source)
     searched = RunFolder.open(source).read().settings if Path(source).is_dir() else {}
-    data = {name: searched[name] for name in ("dataset", "data_dir") if searched.get(name) is not None}
-    config = bf.TrainConfig(**{**data, **given.settings("train")})
+    inherited = {name: searched[name] for name in (*_DEFAULTS, *_AGREED) if searched.get(name) is not None}
+    config = bf.TrainConfig(**{**inherited, **given.settings("train")})
+    for name in _AGREED:
+        value = getattr(config, name)
+        if value != inherited.get(name, value):
+            raise InputError(f"{name}: expected {inherited[name]} as in the run {source}, got {value}")
     return genotype if rule is None else genotype.with_rule(rule), config

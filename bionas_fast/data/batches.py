@@ -34,7 +34,39 @@ def normalise(images: Tensor, mean: Statistics, std: Statistics) -> Tensor:
     return (as_float(images) - _per_channel(mean, images.device)) / _per_channel(std, images.device)
 
 
-def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[Batch, Batch]:
+def check_range(images: Tensor, what: str) -> None:
+    """Raise an :class:`InputError` unless all values of floating-point images [N, ...] lie in [0, 1].
+
+    The message says how many images are wrong, and which is the first.
+    """
+    low, high = (float(bound) for bound in images.aminmax())
+    if low >= 0 and high <= 1:  # in this form it also rejects NaN
+        return
+    finite = images.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise InputError(f"{what}: {_which(~finite)} NaN or infinity")
+    wrong = ((images < 0) | (images > 1)).flatten(1).any(1)
+    hint = "; divide them by 255, or save them as uint8" if low >= 0 and 1 < high <= 255 else ""
+    raise InputError(f"{what} must lie in [0, 1], not in [{low:g}, {high:g}]: {_which(wrong)} other values{hint}")
+
+
+def check_finite(images: Tensor, what: str = "images") -> None:
+    """Raise an :class:`InputError` if an image of [N, ...] holds NaN or infinity."""
+    if images.is_floating_point() and images.numel() and not images.sum().isfinite():
+        finite = images.isfinite().flatten(1).all(1)
+        if not finite.all():
+            raise InputError(f"{what}: {_which(~finite)} NaN or infinity")
+
+
+def _which(wrong: Tensor) -> str:
+    count, first = int(wrong.sum()), int(wrong.int().argmax())
+    hold = "holds" if count == 1 else "hold"
+    return f"{count} of {len(wrong)} images, the first at index {first}, {hold}"
+
+
+def split(
+    images: Tensor, labels: Tensor, fraction: float, seed: int, *, setting: str = "fraction"
+) -> tuple[Batch, Batch]:
     """Split a dataset into two disjoint parts with equal class proportions (stratified).
 
     Args:
@@ -43,6 +75,7 @@ def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[B
         fraction: fraction of the images in the first part, between 0 and 1: round(fraction · N) images, and
             fraction · N_k ± 1 of class k. DARTS searches with 0.5: one half trains the weights, the other α.
         seed: seed of the split; the global generator is neither read nor advanced.
+        setting: name of the fraction in messages.
 
     Returns:
         ((images, labels), (images, labels)), each in the original order.
@@ -53,7 +86,7 @@ def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[B
     _check(images, labels)
     total = len(labels)
     if not 0 < fraction < 1 or round(fraction * total) in (0, total):
-        raise InputError(f"fraction = {fraction} of {total} images leaves one part of the split empty")
+        raise InputError(f"{setting} = {fraction} of {total} images leaves one part of the split empty")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(total, generator=generator).to(labels.device)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
@@ -293,3 +326,4 @@ def _check(images: Tensor, labels: Tensor, batch_size: int = 1) -> None:
         raise InputError("there are no images")
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    check_finite(images)

@@ -177,7 +177,8 @@ def hebbian_activity(
     u: Tensor, external: Tensor | None, norm: Tensor | None, activity: str, decay: str, temperature: float, groups: int
 ) -> tuple[Tensor, Tensor]:
     made = activity != "linear" or norm is not None
-    return u.new_empty(u.shape if made else (0,)), u.new_empty(u.shape[1] * (decay != "none"), dtype=torch.float64)
+    channels = 0 if decay == "none" else u.shape[1]
+    return u.new_empty(u.shape if made else (0,)), u.new_empty(channels, dtype=torch.float64)
 
 
 @fake

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from bionas_fast.native import build, fakes
+from bionas_fast.native import build, counts, fakes
 
 _HERE = Path(__file__).resolve().parents[1]
 _AHEAD_OF_TIME = _HERE / "_C.abi3.so"
@@ -123,6 +123,7 @@ def _load_cpu() -> tuple[Path | None, str]:
     path, reason = _open(_AHEAD_OF_TIME, lambda: build.built_on_first_use(torch.__version__))
     if path is not None:
         fakes.register()
+        counts.declare()
     return path, reason
 
 

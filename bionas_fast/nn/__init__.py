@@ -1,5 +1,6 @@
 """Drop-in layers with learning rules, and the conversion of torch.nn models."""
 
+from bionas_fast.nn import averaging
 from bionas_fast.nn.batch_norm import synchronise_statistics
 from bionas_fast.nn.convert import convert
 from bionas_fast.nn.feedback import FeedbackLayer, connect_direct_feedback

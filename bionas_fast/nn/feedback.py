@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class FeedbackLayer(ErrorPath):
         feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
             step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream.
     """
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("feedback",)  # drawn once
 
     weight: Tensor
     law: Law

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.nn import repeats, switches
 from bionas_fast.nn.padding import pad
+from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.ops import hebbian as ops
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _ARGUMENTS = """
         rate: η; or with ``adaptive`` η of :func:`bionas_fast.functional.adaptive_rate`.
         adaptive: whether every neuron has a separate rate, which decreases as the norm of its weights approaches 1.
         temperature: the temperature of the soft competition.
-        winners: the number k of channels of a group that win at every position under ``hard_wta``.
+        k: the number of channels of a group that win at every position under ``hard_wta``.
         similarity: by which channels compete under ``hard_wta``, ``soft_wta`` and ``softhebb``: ``"output"``, or
             ``"raised_cosine"`` (see :func:`bionas_fast.functional.raised_cosine`), which does not favour long filters.
         normalisation: of H: ``none``, ``clamp`` to ±1, ``unit`` L2 norm of every neuron; or ``max``: of the update.
@@ -70,7 +71,7 @@ class _Settings:
     normalisation: str
     every: int
     norm: float | None
-    winners: int
+    k: int
     similarity: str
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class _Plastic(nn.Module):
     _frozen_in: tuple[int, ...] = ()
 
     def _set_up(self, settings: _Settings) -> None:
-        ops.check_winners(settings.rule, settings.winners, len(self.weight) // getattr(self, "groups", 1))
+        ops.check_winners(settings.rule, settings.k, len(self.weight) // getattr(self, "groups", 1))
         self.rule = settings.rule
         self.mode = settings.mode
         self.rate = settings.rate
@@ -106,7 +107,7 @@ class _Plastic(nn.Module):
         self.temperature = settings.temperature
         self.normalisation = settings.normalisation
         self.every = settings.every
-        self.winners = settings.winners
+        self.k = settings.k
         self.similarity = settings.similarity
         self.norm = settings.norm
         self.name = type(self).__name__
@@ -163,6 +164,7 @@ class _Plastic(nn.Module):
         """Update H once with the input and the output, without bias, of a pass."""
         if not self.training or switches.is_on(self, "_frozen_in"):
             return
+        refuse_transforms(self.name)
         self.steps += 1
         if self.every > 1 and int(self.steps) % self.every:
             return
@@ -176,7 +178,7 @@ class _Plastic(nn.Module):
             rate=rate,
             temperature=self.temperature,
             normalisation=self.normalisation,
-            winners=self.winners,
+            k=self.k,
             similarity=self.similarity,
             **geometry,
         )
@@ -227,10 +229,10 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
         normalisation: str = "none",
         every: int = 1,
         norm: float | None = None,
-        winners: int = 1,
+        k: int = 1,
         similarity: str = "output",
     ) -> None:
-        settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, winners, similarity)
+        settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if groups < 1 or channels % groups:
                 raise InputError(f"groups: {groups} does not divide {name}={channels}")
@@ -274,10 +276,10 @@ class HebbianLinear(_Plastic, nn.Linear):
         normalisation: str = "none",
         every: int = 1,
         norm: float | None = None,
-        winners: int = 1,
+        k: int = 1,
         similarity: str = "output",
     ) -> None:
-        settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, winners, similarity)
+        settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_up(settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.grad import conv2d_weight
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import repeats
 from bionas_fast.nn.batch_norm import normalise
+from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.nn.true_gradients import ErrorPath
 
 _PATCH = 16  # side of the image of the power iteration, in strides
@@ -86,6 +87,8 @@ class PredictiveConv2d(ErrorPath):
     b0: Tensor | None
     feedback: Tensor | None
     direction: Tensor | None
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("direction",)  # of norm 1
 
     def __init__(
         self,
@@ -195,6 +198,8 @@ class PredictiveConv2d(ErrorPath):
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
         self._check(input)
+        if self.training and self.direction is not None:
+            refuse_transforms(type(self).__name__)
         now = repeats.current()
         seen = self._see() if now is None else now.once(self, self._see, _Seen.copy)
         x = normalise(self.input_norm, input)
@@ -342,11 +347,16 @@ class PredictiveConv2d(ErrorPath):
 class _LocalCredit(torch.autograd.Function):
     """Identity of r and its error; gives each weight −corr(e, r) / N, the gradient of the energy at fixed r."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, r: Tensor, e: Tensor, geometry: Any, weight: Tensor, feedback: Tensor | None) -> Tensor:
+    def forward(r: Tensor, e: Tensor, geometry: Any, weight: Tensor, feedback: Tensor | None) -> Tensor:
+        return r.clone()  # not a view, which would forbid in-place operations on the output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        r, e, ctx.geometry, weight, _ = inputs
         ctx.save_for_backward(r, e, weight)
-        ctx.geometry = geometry
-        return r.view_as(r)
 
     @staticmethod
     @once_differentiable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from bionas_fast import backends, native
+from bionas_fast import backends, native, operation_counts
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.hebbian import records, reference
 from bionas_fast.kernels.hebbian.records import NORMALISATIONS
@@ -36,7 +36,7 @@ SIMILARITIES = ("output", "raised_cosine")
 class UpdateOptions(Geometry, total=False):
     """Further keyword arguments of :func:`hebbian_update`, in addition to those of :class:`Geometry`."""
 
-    winners: int
+    k: int
     similarity: str
     normalisation: str
     backend: str | None
@@ -154,6 +154,22 @@ def _update_fake(weight: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
+def _count(
+    weight: Tensor, x: Tensor, u: Tensor, y: Tensor | None, rate: Tensor, rule: str, *rest: Any, out_val: Any
+) -> int:
+    """Count the operations of an update: those of a weight gradient, and those of a decay that mixes neurons."""
+    operations = operation_counts.convolution_backward(u, x, weight, [False, True])
+    if records.RULES[rule].decay == "lower":
+        groups = rest[-2]
+        gram = u.numel() * u.shape[1] // groups
+        operations += 2 * (gram + weight.numel() * weight.shape[0] // groups)
+    return operations
+
+
+operation_counts.declare(lambda: {torch.ops.bionas_fast.hebbian_update: _count})
+operation_counts.declare_traced("bionas_fast::hebbian_update", "")
+
+
 @torch.library.impl(_library, "snapshot", "CompositeExplicitAutograd")
 def _snapshot(weight: Tensor) -> Tensor:
     return weight.clone()
@@ -171,7 +187,7 @@ def snapshot(weight: Tensor) -> Tensor:
 
 
 def hebbian_activity(
-    u: Tensor, rule: str = "softhebb", *, temperature: float = 1.0, groups: int = 1, winners: int = 1
+    u: Tensor, rule: str = "softhebb", *, temperature: float = 1.0, groups: int = 1, k: int = 1
 ) -> Tensor:
     """Compute the postsynaptic activity y of a layer's output under a rule.
 
@@ -181,19 +197,19 @@ def hebbian_activity(
             ``bionas_fast.kernels.hebbian.reference`` for their formulas.
         temperature: t in softmax(t·u).
         groups: the number of groups; channels compete within their group.
-        winners: the number of channels of a group that win at every position, for ``hard_wta`` only.
+        k: the number of channels of a group that win at every position, for ``hard_wta`` only.
 
     Returns:
         y, shaped like u.
 
     Raises:
-        InputError: an unknown rule; groups that do not divide K; ``winners`` with another rule, or not from 1 to the
+        InputError: an unknown rule; groups that do not divide K; ``k`` with another rule, or not from 1 to the
             channels of a group.
     """
     _check_rule(rule)
     _check_groups("u", groups, u.shape[1])
-    check_winners(rule, winners, u.shape[1] // groups)
-    return reference.activity(u, rule, temperature, groups, winners)
+    check_winners(rule, k, u.shape[1] // groups)
+    return reference.activity(u, rule, temperature, groups, k)
 
 
 @torch.no_grad()
@@ -224,7 +240,7 @@ def hebbian_update(
         temperature: t in softmax(t·u).
         options: ``stride``, ``padding``, ``dilation`` and ``groups`` of the convolution, by default 1, 0, 1 and 1;
             ``backend``, an explicit choice of implementation; ``normalisation``: ``none``, the default; ``clamp`` W to
-            ±1; ``unit`` L2 norm of every filter; ``max``: divide Δ by its largest magnitude (SoftHebb); ``winners``, as
+            ±1; ``unit`` L2 norm of every filter; ``max``: divide Δ by its largest magnitude (SoftHebb); ``k``, as
             in :func:`hebbian_activity`; and ``similarity``, by which channels compete under ``hard_wta``, ``soft_wta``
             and ``softhebb``: ``output``, the default, is u; ``raised_cosine`` is that of :func:`raised_cosine`.
 
@@ -233,15 +249,15 @@ def hebbian_update(
 
     Raises:
         InputError: mismatched shapes (the message names the argument); an unknown rule, normalisation or similarity;
-            ``winners`` or ``similarity`` for a rule that has no use for them, or together with y.
+            ``k`` or ``similarity`` for a rule that has no use for them, or together with y.
     """
     _check_rule(rule)
     normalisation = options.pop("normalisation", "none")
     backend = options.pop("backend", None)
-    winners, similarity = options.pop("winners", 1), options.pop("similarity", "output")
+    k, similarity = options.pop("k", 1), options.pop("similarity", "output")
     check_similarity(rule, similarity)
-    if y is not None and (winners != 1 or similarity != "output"):
-        raise InputError("y: expected none together with winners or similarity, which determine it")
+    if y is not None and (k != 1 or similarity != "output"):
+        raise InputError("y: expected none together with k or similarity, which determine it")
     if normalisation not in NORMALISATIONS:
         raise unknown("normalisation", normalisation, NORMALISATIONS)
     dims = weight.dim() - 2
@@ -263,10 +279,10 @@ def hebbian_update(
         flat_x, flat_u = x, u
     if y is not None and y.shape != u.shape:
         raise InputError(f"y: expected the shape of u, {list(u.shape)}, got {list(y.shape)}")
-    check_winners(rule, winners, weight.shape[0] // shape.groups)
-    if winners > 1 or similarity != "output":
+    check_winners(rule, k, weight.shape[0] // shape.groups)
+    if k > 1 or similarity != "output":
         ranked = flat_u if similarity == "output" else _raised_cosine(flat_x, view, flat_u, shape)
-        flat_y = reference.activity(ranked, rule, temperature, shape.groups, winners)
+        flat_y = reference.activity(ranked, rule, temperature, shape.groups, k)
     if isinstance(rate, Tensor):
         rates = rate.to(weight.device, weight.dtype)
     else:
@@ -321,12 +337,12 @@ def _check_rule(rule: str) -> None:
         raise unknown("rule", rule, RULES)
 
 
-def check_winners(rule: str, winners: int, channels: int) -> None:
-    """Raise an InputError unless ``winners`` of so many channels of a group can win under the rule."""
-    if not isinstance(winners, int) or isinstance(winners, bool) or not 1 <= winners <= max(channels, 1):
-        raise InputError(f"winners: expected 1 to {channels}, the channels of a group, got {winners!r}")
-    if winners > 1 and rule != "hard_wta":
-        raise InputError(f"winners: expected 1 for rule {rule!r}, got {winners}; only hard_wta has several winners")
+def check_winners(rule: str, k: int, channels: int) -> None:
+    """Raise an InputError unless k of so many channels of a group can win under the rule."""
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= max(channels, 1):
+        raise InputError(f"k: expected 1 to {channels}, the channels of a group, got {k!r}")
+    if k > 1 and rule != "hard_wta":
+        raise InputError(f"k: expected 1 for rule {rule!r}, got {k}; only hard_wta has several winners")
 
 
 def check_similarity(rule: str, similarity: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, model_validator
 from typing_extensions import Self
 
-from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, Option
+from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, Option, SkipRules
 from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
 
@@ -32,9 +32,7 @@ class SearchConfig(DescentConfig):
     fixed: dict[str, str] = Field(
         default_factory=dict, description="The rules of stem, preprocess and head, by layer; bp for those not named."
     )
-    skip_rules: bool = Field(
-        True, description="Let skip connections learn by their rule; the code published with the paper does not."
-    )
+    skip_rules: SkipRules = True
     engine: Annotated[str, Option()] = Field(
         "stacked", description="Engine of the supernet: stacked, or modular (one module per candidate, much slower)."
     )

@@ -104,7 +104,9 @@ class Search(Trainer):
         check(config)
         space = get_space(config.space).restricted(config.rules, config.operations)
         data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        (x, y), self.validation = split(data.images, data.labels, config.train_fraction, config.seed)
+        (x, y), self.validation = split(
+            data.images, data.labels, config.train_fraction, config.seed, setting="train_fraction"
+        )
         self.data = data
         augment = Augment(config.flip, config.crop_padding, config.cutout)
 
@@ -169,7 +171,7 @@ class Search(Trainer):
     @property
     def genotype(self) -> Genotype:
         """The architecture that the search would end with now."""
-        return self.limit.final or self.method.genotype()
+        return self.net.trained(self.limit.final or self.method.genotype())
 
     @property
     def final_metrics(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bionas_fast.errors import InputError
 from bionas_fast.space import Genotype
-from bionas_fast.supernet.architecture import SKIP
+from bionas_fast.space.candidates import SKIP
 
 
 class SkipLimit:

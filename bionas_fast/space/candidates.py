@@ -74,6 +74,10 @@ def get_operation(name: str) -> Operation:
     return _operations.get(name)
 
 
+#: The operation of skip connections.
+SKIP = "skip_connect"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """An operation together with its learning rule; written ``sep_conv_3x3@usf``, ``max_pool_3x3``.
@@ -101,6 +105,20 @@ class Candidate:
         """Read ``operation@rule``."""
         operation, at, rule = text.partition("@")
         return cls(operation, rule if at else None)
+
+    def with_rule(self, rule: str) -> Candidate:
+        """Return the operation under another rule.
+
+        The candidate is unchanged if its operation takes no rule, or if it is a skip connection and the rule draws the
+        signs of B (``fa``, ``dfa``): published networks under such a rule pass the error through skip connections.
+        """
+        if self.rule is None or (self.operation == SKIP and rules.get(rule).random_sign):
+            return self
+        return Candidate(self.operation, rule)
+
+    def without_skip_rule(self) -> Candidate:
+        """Return the candidate of a network whose skip connections learn by back-propagation."""
+        return Candidate(self.operation, "bp") if self.operation == SKIP else self
 
     def build(self, channels: int, stride: int, *, searching: bool) -> nn.Module:
         """Build the module of this candidate; see :attr:`Operation.build`.

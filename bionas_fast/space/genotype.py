@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,16 +113,20 @@ class Genotype:
         return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
     def with_rule(self, rule: str) -> Genotype:
-        """Return the same architecture with one rule on every searched edge."""
-        rules.get(rule)
+        """Return the same architecture with one rule on every searched edge.
 
+        Skip connections retain their rules if the new one draws the signs of B, as ``fa`` and ``dfa`` do.
+        """
+        rules.get(rule)
+        return self._with_candidates(lambda candidate: candidate.with_rule(rule))
+
+    def without_skip_rules(self) -> Genotype:
+        """Return the same architecture with skip connections that learn by back-propagation."""
+        return self._with_candidates(Candidate.without_skip_rule)
+
+    def _with_candidates(self, change: Callable[[Candidate], Candidate]) -> Genotype:
         def cell(old: Cell) -> Cell:
-            nodes = tuple(
-                tuple(
-                    Edge(Candidate(e.candidate.operation, rule if e.candidate.rule else None), e.source) for e in edges
-                )
-                for edges in old.nodes
-            )
+            nodes = tuple(tuple(Edge(change(e.candidate), e.source) for e in edges) for edges in old.nodes)
             return replace(old, nodes=nodes)
 
         return Genotype(**{kind: cell(old) for kind, old in self.cells.items()}, fixed=self.fixed)

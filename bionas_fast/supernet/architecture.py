@@ -12,9 +12,9 @@ from torch.nn.utils import vector_to_parameters
 
 from bionas_fast.errors import InputError
 from bionas_fast.space import Genotype, Space, derive_genotype
+from bionas_fast.space.candidates import SKIP
 
 ALPHA_STD = 1e-3
-SKIP = "skip_connect"
 
 #: The weight of every candidate on every edge, [edges, candidates], by kind of cell.
 Mixing = Mapping[str, Tensor]

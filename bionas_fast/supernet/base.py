@@ -63,7 +63,7 @@ class Supernet(CellNetwork):
             raise InputError(
                 f"channels: expected a multiple of partial_channels {mixture.partial_channels}, got {shape.channels}"
             )
-        candidates = space.candidates if skip_rules else without_skip_rules(space.candidates)
+        candidates = space.candidates if skip_rules else tuple(map(Candidate.without_skip_rule, space.candidates))
         run = replace(space, candidates=candidates)
         super().__init__(space.skeleton, shape, partial(self.cell_type, run, mixture.partial_channels))
         self.space, self.skip_rules = space, skip_rules
@@ -125,10 +125,9 @@ class Supernet(CellNetwork):
         return self.shape.fixed
 
     def genotype(self) -> Genotype:
-        """Derive the discrete architecture encoded by the current alphas."""
-        return self.architecture.genotype(self.fixed)
+        """Derive the discrete architecture encoded by the current alphas; see :meth:`trained`."""
+        return self.trained(self.architecture.genotype(self.fixed))
 
-
-def without_skip_rules(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-    """Replace the rules of skip connections by back-propagation, as in the published code."""
-    return tuple(Candidate(c.operation, "bp") if c.operation == "skip_connect" else c for c in candidates)
+    def trained(self, genotype: Genotype) -> Genotype:
+        """Return a genotype of the space with the rules that the supernet trained: ``bp`` on skips without a rule."""
+        return genotype if self.skip_rules else genotype.without_skip_rules()

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from bionas_fast import native
 from bionas_fast.nn import connect_direct_feedback
 from bionas_fast.space import Space
 from bionas_fast.space.cells import CellShape
@@ -34,6 +35,7 @@ class StackedCell(SearchCell):
         #: For each state but the last: the edges from it, and the states that these edges enter.
         self.rows = [[row for row, edge in enumerate(space.edges) if edge[1] == source] for source in sources]
         self.nodes = [[self.inputs + space.edges[row][0] for row in rows] for rows in self.rows]
+        native.load()  # now, because counters of operations must know the operators before a pass
         self.stack(mixed_ops(self))
 
     def stack(self, edges: Sequence[MixedOp]) -> None:

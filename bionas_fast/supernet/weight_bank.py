@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bionas_fast import rules
+from bionas_fast import backends, rules
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import ErrorPath, FeedbackLayer
 from bionas_fast.ops.feedback import FeedbackSegments, feedback_segments
@@ -66,6 +67,7 @@ class BankFeedback:
         stream: seeds and draws of this pass, independent of other passes.
         segments: the construction of each layer's B; None for B = W.
         advance: the advance of the streams; None if the draws do not change.
+        backend: the backend that computes B; an autograd thread does not know the choice of the forward pass.
         custom: the layers that ``segments`` does not cover.
     """
 
@@ -74,6 +76,7 @@ class BankFeedback:
     stream: Tensor | None = None
     segments: FeedbackSegments | None = None
     advance: Advance | None = None
+    backend: str | None = None
     custom: tuple[CustomLayer, ...] = ()
 
     def make(self) -> Tensor:
@@ -81,7 +84,7 @@ class BankFeedback:
         weight = self.weight.detach()
         if self.segments is None:
             return weight
-        b = feedback_segments(weight, self.stored, self.stream, self.segments)
+        b = feedback_segments(weight, self.stored, self.stream, self.segments, self.backend)
         for layer in self.custom:
             layer.fill(b, weight, self.stream)
         if self.advance is not None:
@@ -97,6 +100,8 @@ class WeightBank(ErrorPath):
         stored: flat, the draws of the rules that draw once, layer by layer; or None.
         stream: int64 [layers, 2], seed and draw of every layer; None if no rule redraws.
     """
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("stored",)  # drawn once
 
     weight: Tensor
     stored: Tensor | None
@@ -174,7 +179,8 @@ class WeightBank(ErrorPath):
         advance = None
         if self.training and self.stream is not None:
             advance = Advance(self.stream, self._advance)
-        return BankFeedback(self.weight, self.stored, stream, self.segments, advance, self._custom_layers())
+        backend = backends.choose("feedback_segments", self.weight.device.type)
+        return BankFeedback(self.weight, self.stored, stream, self.segments, advance, backend, self._custom_layers())
 
     def _custom_layers(self) -> tuple[CustomLayer, ...]:
         if not self.custom:

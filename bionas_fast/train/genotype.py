@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, RunRecord
+from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, RunRecord, SkipRules
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import evaluate
@@ -44,6 +44,7 @@ class TrainConfig(DescentConfig):
     epochs: Epochs = 20
     channels: Channels = 8
     cells: Cells = 3
+    skip_rules: SkipRules = True
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Fraction of each label spread over all classes.")
     auxiliary_weight: float = Field(
         0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
@@ -78,7 +79,8 @@ def train(
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
     def make(config: TrainConfig, folder: RunFolder | None) -> Training:
-        return Training(_genotype_of(genotype, folder), config)
+        trained = None if genotype is None else _trained(genotype, config)
+        return Training(_genotype_of(trained, folder), config)
 
     with (
         distributed.process_group(),
@@ -86,6 +88,11 @@ def train(
     ):
         execute(training, folder, progress or Progress())
         return training.result(folder)
+
+
+def _trained(genotype: Genotype, config: TrainConfig) -> Genotype:
+    """Return the genotype with the rules that a configuration trains."""
+    return genotype if config.skip_rules else genotype.without_skip_rules()
 
 
 def _genotype_of(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
@@ -112,7 +119,7 @@ class Training(Trainer):
 
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
         super().__init__(config, resolve_device(config.device))
-        self.genotype = genotype
+        self.genotype = genotype = _trained(genotype, config)
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
         self.net = _build(genotype, config, data).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())

@@ -6,6 +6,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../error_code.h"
 #include "../hebbian_arguments.h"
 
 // As in library.cpp.

@@ -40,7 +40,7 @@ class Tile(NamedTuple):
 #: because its exact products run without tensor cores. No tile spills registers on sm_80, sm_90 and sm_100.
 TILES = {
     2: (Tile(True, 128, 64, 64, 8, 2), Tile(False, 64, 32, 64, 8, 3)),
-    4: (Tile(True, 64, 32, 32, 4, 2), Tile(False, 64, 8, 32, 4, 2)),
+    4: (Tile(True, 64, 32, 32, 4, 2), Tile(False, 64, 16, 32, 8, 1)),
 }
 #: Rows and channels of a block of the depthwise kernel: neighbours in memory are neighbours in a block.
 DEPTHWISE_BLOCKS = {torch.contiguous_format: (512, 1), torch.channels_last: (16, 32)}

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import bionas_fast as bf
-from bionas_fast.data import user_data
+from bionas_fast.data import arrays
 from bionas_fast.errors import InputError
 from helpers.registries import restored
 
@@ -247,8 +247,14 @@ X, Y = picture(10, 5, 5), np.arange(10) % 2
         ({"x": picture(10, 3, 5, 3), "y": Y}, r"\[10, 3, 5, 3\]: either the second axis or the last"),
         ({"x": X.astype(np.float32), "y": Y}, r"in \[0, 1\], not in \[0, 2\d\d\]"),
         ({"x": X - 1.0, "y": Y}, r"in \[0, 1\], not in \[-1"),
-        ({"x": np.where(np.arange(10)[:, None, None] == 7, np.nan, X / 255), "y": Y}, "x: image 7 holds NaN"),
-        ({"x": np.where(np.arange(10)[:, None, None] == 0, -np.inf, X / 255), "y": Y}, "x: image 0 holds NaN"),
+        (
+            {"x": np.where(np.arange(10)[:, None, None] == 7, np.nan, X / 255), "y": Y},
+            "x: 1 of 10 images, the first at index 7, holds NaN",
+        ),
+        (
+            {"x": np.where(np.arange(10)[:, None, None] == 0, -np.inf, X / 255), "y": Y},
+            "x: 1 of 10 images, the first at index 0, holds NaN",
+        ),
         ({"x": X, "y": Y[:9]}, "x has 10 images, but y has 9 labels"),
         ({"x": X, "y": Y / 2}, r"y must be integers \[N\], not float64 \[10\]"),
         ({"x": X, "y": np.eye(2, dtype=int)[Y]}, r"y must be integers \[N\], not int64 \[10, 2\]"),
@@ -256,9 +262,9 @@ X, Y = picture(10, 5, 5), np.arange(10) % 2
         ({"x": X, "y": Y * 0}, "only one class"),
         ({"x": X[:3], "y": np.array([0, 0, 1])}, "no training image of class 1 of 0 to 1; one image in five"),
         ({"x": X, "y": Y.astype(np.uint64) + np.uint64(2**63)}, "y holds 9223372036854775809, which is not a label"),
-        ({"x": X, "y": Y - 1}, "labels must be 0 or more, not -1"),
-        ({"x": X, "y": Y + 1}, "no training image of class 0 of 0 to 2"),
-        ({"x": X, "y": Y * 2**62}, f"no training image of class 1 of 0 to {2**62}"),
+        ({"x": X, "y": Y - 1}, "the labels 0 to 1, each at least once, not -1 to 0; subtract -1 from"),
+        ({"x": X, "y": Y + 1}, "the labels 0 to 1, each at least once, not 1 to 2; subtract 1 from"),
+        ({"x": X, "y": Y * 2**62}, rf"not 0, {2**62} \(2 classes\); renumber"),
         ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1}, "test_labels must be 0 to 1, not 1 to 2"),
         ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y - 1}, "test_labels must be 0 to 1, not -1 to 0"),
         ({"x_train": X, "y_train": Y, "x_test": X[:, :4], "y_test": Y}, "must agree in"),
@@ -284,7 +290,7 @@ def test_an_unreadable_npz_is_not_called_damaged(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(user_data, "open", refuse, raising=False)
+    monkeypatch.setattr(arrays, "open", refuse, raising=False)
     with pytest.raises(InputError, match=r"cannot be read as a file: .*Permission denied"):
         bf.load_dataset(f"npz:{path}")
 

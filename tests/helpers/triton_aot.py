@@ -64,7 +64,7 @@ def source(configuration: Any, sizes: str) -> ASTSource:
 
 
 def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
-    """The resources of the card used by the kernel of configuration ``index``."""
+    """The resources of the card used by the kernel of configuration ``index``; K of its products [M, K] × [K, N]."""
     configuration = CONFIGURATIONS[index]
     options = {name: configuration.options[name] for name in OPTIONS}
     target = GPUTarget("cuda", architecture, 32)
@@ -74,6 +74,7 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
         file.flush()
         command = [CUOBJDUMP, "--dump-resource-usage", file.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    depths = re.findall(r"tt\.dot .*: tensor<\d+x(\d+)x\w+> \*", kernel.asm["ttir"])
     return {
         "kernel": configuration.kernel.__name__,
         "dtype": str(configuration.dtype),
@@ -82,6 +83,7 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
         "sizes": sizes,
         "architecture": architecture,
         "shared": kernel.metadata.shared,
+        "depths": [int(depth) for depth in depths],
         **{name: int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK", "LOCAL")},
     }
 

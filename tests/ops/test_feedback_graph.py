@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from bionas_fast import backends, use_backend
+from bionas_fast.nn import Linear
 from helpers.feedback_cases import (
     CASES,
     MODES,
@@ -97,7 +101,7 @@ def test_what_b_is_made_of_must_not_change_before_the_backward_pass(case, mode):
         y = case.ours(x, w, bias, feedback)
         with torch.no_grad():
             {"weight": w, "stored": feedback.stored}[changed].mul_(2)
-        if changed == "weight" and mode == "stored" and w.dim() > 2:
+        if changed == "weight" and mode == "stored":
             # Of no use to either gradient.
             assert_close(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(case.plain(x, b), x, grad)[0])
         elif changed == "weight" or mode.startswith("stored"):
@@ -124,3 +128,41 @@ def test_a_convolution_whose_input_needs_no_gradient_advances_the_stream():
     own = torch.autograd.grad(case.ours(x.detach(), w, bias, feedback._replace(advance=True)), (w, bias), grad)
     check(own, expected(case, x, w, bias, b, grad)[1:])
     assert feedback.stream.tolist() == [3, 5]
+
+
+def test_a_compiled_graph_follows_the_choice_of_backend():
+    layer, x, graphs = Linear(3, 2, rule="usf"), torch.randn(4, 3), []
+
+    def record(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(str(graph.code))
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=record)
+    for name in ("reference", None, "reference"):
+        with use_backend(name) if name else nullcontext():
+            compiled(x)
+    own = backends.choose("feedback_linear", "cpu")
+    assert ["'reference'" in code for code in graphs] == ([True] if own == "reference" else [True, False])
+
+
+def test_a_backend_is_chosen_inside_a_compiled_function():
+    layer, x = Linear(3, 2, rule="usf"), torch.randn(4, 3)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with use_backend("reference"):
+            return layer(x)
+
+    assert torch.equal(torch.compile(run, fullgraph=True, backend="eager")(x), layer(x))
+    assert backends._chosen.backend is None
+
+
+@every_mode
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_function_keeps_the_feedback(mode):
+    case = CASES["conv2d-groups"]
+    x, w, bias, grad = case.tensors()
+    feedback, b = feedback_of(mode, w)
+    traced = torch.jit.trace(lambda x, w, bias: case.ours(x, w, bias, feedback), (x, w, bias))
+    made = torch.autograd.grad(traced(x, w, bias), (x, w, bias), grad)
+    for actual, wanted in zip(made, expected(case, x, w, bias, b, grad), strict=True):
+        assert_close(actual, wanted, torch.float32)  # draws are float32

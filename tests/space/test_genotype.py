@@ -65,8 +65,9 @@ def test_hash_is_canonical():
 
 
 def test_with_rule():
+    assert Genotype.from_json(TEXT).with_rule("usf").rules == ("usf",)
     genotype = Genotype.from_json(TEXT).with_rule("fa")
-    assert genotype.rules == ("fa",)
+    assert genotype.rules == ("fa", "brsf", "frsf")  # those of the skip connections
     assert str(genotype.normal.nodes[1][0]) == "max_pool_3x3<-2"
     assert genotype.fixed["stem"] == "usf"
 

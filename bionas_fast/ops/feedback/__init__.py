@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bionas_fast import backends
+from bionas_fast import backends, torch_private
 from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
-from bionas_fast.ops.feedback import conv_transpose, eager
+from bionas_fast.ops.feedback import conv_transpose, counts, eager
 from bionas_fast.ops.feedback.conv_transpose import TransposeArguments
 from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments
 from bionas_fast.ops.geometry import Geometry, PerDimension, per_dimension, window
@@ -143,10 +143,10 @@ def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = N
     Returns:
         The backend; empty if torch's own convolution cannot be used.
     """
-    outputs, inputs = weight.shape[:2]
+    outputs, inputs, *kernel = weight.shape
     if input.dim() != weight.dim() or input.shape[1] != inputs * groups:
         return ""
-    if (groups == 1 and weight.numel() == outputs * inputs) or not eager.can_swap():
+    if (groups == 1 and kernel.count(1) == len(kernel)) or not eager.can_swap():
         return ""
     chosen = backends.choose("feedback_conv", input.device.type, backend)
     return "" if chosen == "triton" else chosen
@@ -174,7 +174,7 @@ def _laid_out(grad: Tensor | None, layout: torch.memory_format) -> Tensor | None
 
 def _is_linear(input: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution is a linear map of the channels, which are contiguous in memory."""
-    if window.groups > 1 or any(window.padding) or weight.numel() != weight.shape[0] * weight.shape[1]:
+    if window.groups > 1 or any(window.padding) or weight.shape[2:].numel() != 1:
         return False
     return input.movedim(1, -1).is_contiguous()
 
@@ -246,6 +246,8 @@ def direct_conv(
         which ∂input = convᵀ(E; B) with E = e at every position.
     """
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
+    if torch.jit.is_tracing():
+        output_size = [int(size) for size in output_size]  # sizes of a traced tensor are tensors
     return eager.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
 
 
@@ -276,7 +278,11 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
 
 
 def feedback_segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    segments: FeedbackSegments,
+    backend: str | None = None,
 ) -> Tensor:
     """Compute B of every segment, flat; zeros where the mode is ``custom``.
 
@@ -285,8 +291,9 @@ def feedback_segments(
         stored: the stored draws of the segments whose mode is ``stored`` or ``stored_sign``, concatenated; more may
             follow. None if there are none.
         stream: int64 [segments, 2]; None if no segment reads it.
+        backend: an explicit choice of implementation.
     """
-    chosen = backends.choose("feedback_segments", weight.device.type)
+    chosen = backends.choose("feedback_segments", weight.device.type, backend)
     return eager.feedback_segments(weight, stored, stream, segments, chosen)
 
 
@@ -316,9 +323,15 @@ def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
         raise InputError("feedback: mode 'drawn_sign' needs a stream (seed, draw)")
 
 
+# A constant, because torch.compile of torch 2.11 does not trace it.
+@torch_private.constant
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     device = input.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _has_autocast(device) or not torch.is_autocast_enabled(device):
         return input, weight, bias
     dtype = torch.get_autocast_dtype(device)
 

@@ -52,6 +52,8 @@ class TransposeArguments(NamedTuple):
 def run(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: TransposeArguments) -> Tensor:
     """Run the op ``feedback_conv_transpose``."""
     if backends.traced():
+        if not torch.is_grad_enabled():
+            return _forward(input, weight, bias, arguments)
         return torch.ops.bionas_fast.feedback_conv_transpose(input, weight, bias, *arguments.flat())
     if torch_private.in_transform():
         return transforms.feedback_layer(input, weight, bias, arguments)

@@ -47,21 +47,30 @@ class _EagerLinear(torch.autograd.Function):
         return *gradients(ctx, grad, torch_library.linear_backward), None
 
 
+def _is_transformed() -> bool:
+    """Whether :mod:`.transforms` runs: a compiler has transforms of its own."""
+    return not torch.compiler.is_compiling() and torch_private.in_transform()
+
+
 def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
     """Run the op ``feedback_conv``."""
-    if backends.traced():
-        return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
-    if torch_private.in_transform():
+    if _is_transformed():
         return transforms.feedback_layer(input, weight, bias, arguments)
+    if backends.traced():
+        if not torch.is_grad_enabled():
+            return torch_library.conv(input, weight, bias, arguments)  # a graph for inference needs no B
+        return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     return _EagerConv.apply(input, weight, bias, arguments)
 
 
 def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Run the op ``feedback_linear``."""
-    if backends.traced():
-        return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
-    if torch_private.in_transform():
+    if _is_transformed():
         return transforms.feedback_layer(input, weight, bias, arguments)
+    if backends.traced():
+        if not torch.is_grad_enabled():
+            return torch_library.linear(input, weight, bias, arguments)  # a graph for inference needs no B
+        return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     return _EagerLinear.apply(input, weight, bias, arguments)
 
 
@@ -76,14 +85,14 @@ def feedback_segments(
 
 def direct_conv(input: Tensor, feedback: Tensor, output_size: list[int], per_dimension: Sequence[Any]) -> Tensor:
     """Run the op ``direct_conv``."""
-    if torch_private.in_transform() and not backends.traced():
+    if _is_transformed():
         return transforms.direct_conv(input, feedback, output_size, per_dimension)
     return torch.ops.bionas_fast.direct_conv(input, feedback, output_size, *per_dimension)
 
 
 def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
     """Run the op ``direct_linear``."""
-    if torch_private.in_transform() and not backends.traced():
+    if _is_transformed():
         return transforms.direct_linear(input, feedback)
     return torch.ops.bionas_fast.direct_linear(input, feedback)
 
@@ -97,31 +106,37 @@ def can_swap() -> bool:
 
 def swap(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments) -> None:
     """Attach B instead of W to the node of torch's own convolution, at a tenth of the cost of a Python node."""
-    feedback = arguments.feedback
-    mode, stored, stream, *_ = feedback
-    read = [tensor for tensor in (stored, None if mode == "stored" else weight) if tensor is not None]
-    versions = [torch_private.version(tensor) for tensor in read]
-    of_this_pass = feedback.at(stream.clone() if stream is not None and mode == "drawn_sign" else None)
+    feedback, _, backend = arguments
+    mode, stored, stream, _, _, advance = feedback
+    if mode == "drawn_sign" and stream is not None:
+        feedback = feedback.at(stream.clone())
+    version = torch_private.version
+    read = () if mode == "stored" else (weight,)
+    if stored is not None:
+        read = (*read, stored)
+    versions = [version(tensor) for tensor in read]
     needed, dtype = input.requires_grad, output.dtype
 
-    def make() -> Tensor:
-        if [torch_private.version(tensor) for tensor in read] != versions:
+    def make(_: None) -> Tensor:
+        if [version(tensor) for tensor in read] != versions:
             raise RuntimeError("the weight or its feedback was changed in place between forward and backward pass")
-        detached = weight.detach()
-        b = make_b(detached, of_this_pass, arguments.backend) if needed else detached
-        if feedback.advance and stream is not None:
+        b = weight.detach()
+        if needed:
+            b = make_b(b, feedback, backend)
+        if advance and stream is not None:
             stream[1].add_(1)
-        return b.to(dtype)
+        return b if b.dtype == dtype else b.to(dtype)
 
     def through_a_constant(grads: tuple[Tensor | None, ...], outer: tuple[Tensor, ...]) -> Any:
         """Under ``create_graph``, replace δ_in: torch's node takes B for W, and would differentiate W through it."""
-        error = grads[0]
-        if error is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or (error := grads[0]) is None:
             return None
-        b = constant_b(weight, of_this_pass).to(dtype)
+        b = constant_b(weight, feedback).to(dtype)
         down, *_ = arguments.plain_backward(outer[0], error.detach(), b, (True, False, False))
         return down, *grads[1:]
 
-    torch_private.replace_saved_weight(output, make)
+    node = output.grad_fn
+    assert node is not None
+    torch_private.replace_saved_weight(node, make)
     if needed and mode != "weight":
-        output.grad_fn.register_hook(through_a_constant)
+        node.register_hook(through_a_constant)

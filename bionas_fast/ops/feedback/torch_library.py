@@ -188,8 +188,9 @@ def conv_backward(
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Compute x Wᵀ + b, [..., out_features]."""
     out = reference.linear(input, weight, bias)
-    # PyTorch returns a view of the rows, and the output of an autograd function that is a view refuses in-place ops.
-    return torch.ops.aten._unsafe_view.default(out, out.shape) if input.dim() > 2 else out
+    # Not a view, as PyTorch's result is unless it is a matrix: an autograd function that returns a view forbids
+    # in-place operations on it.
+    return out if input.dim() == 2 else out.data
 
 
 def linear_backward(
@@ -232,9 +233,18 @@ def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Arg
     """
     input, weight, bias = tensors
     mode, stored, stream, bound, scale, advance = arguments.feedback
+    error, own, *_ = ctx.needs_input_grad
     # The draw of this pass: other passes may advance the stream before its backward pass.
     snapshot = stream.clone() if stream is not None and mode == "drawn_sign" else None
-    ctx.save_for_backward(input, weight, stored, snapshot)
+    # Like torch.nn.Linear, save only what is read: other tensors may change before the backward pass.
+    every = weight.dim() > 2
+    ctx.save_for_backward(
+        input if own or every else None,
+        weight if (error and mode != "stored") or every else None,
+        stored if error else None,
+        snapshot,
+    )
+    ctx.shapes = input.shape, weight.shape
     ctx.stream = stream if advance else None
     ctx.has_bias = bias is not None
     ctx.arguments = arguments.having(Feedback(mode, None, None, bound, scale))
@@ -246,17 +256,27 @@ def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
     Under ``create_graph`` plain PyTorch runs instead, whose gradients can be differentiated.
     """
     input, weight, stored, snapshot = ctx.saved_tensors
+    if input is None:
+        input = _shaped(grad, ctx.shapes[0])
+    if weight is None:
+        weight = _shaped(grad, ctx.shapes[1])
     mode, _, _, bound, scale, _ = ctx.arguments.feedback
     feedback = Feedback(mode, stored, snapshot, bound, scale)
     mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
     if torch.is_grad_enabled():
-        grads = ctx.arguments.plain_backward(grad, input, constant_b(weight, feedback), mask)
+        b = constant_b(weight, feedback) if mask[0] else weight.detach()
+        grads = ctx.arguments.plain_backward(grad, input, b, mask)
     else:
         grads = backward(grad, input, weight, ctx.arguments.having(feedback), mask)
     if ctx.stream is not None:
         ctx.stream[1].add_(1)
     input_grad, weight_grad, bias_grad = (g if wanted else None for g, wanted in zip(grads, mask, strict=True))
     return input_grad, weight_grad, bias_grad
+
+
+def _shaped(grad: Tensor, shape: torch.Size) -> Tensor:
+    """Return a tensor of which only shape and dtype are read."""
+    return grad.new_empty(()).expand(shape)
 
 
 def register(

@@ -72,8 +72,10 @@ class _Layer(torch.autograd.Function):
         # The draw of this pass, and the stream itself; other passes may advance it in between.
         draw = None if stream is None else stream.clone()
         advanced = _without_view(stream) if stream is not None and ctx.arguments.feedback.advance else None
-        ctx.save_for_backward(input, weight, stored, draw, advanced)
-        ctx.save_for_forward(input, weight, stored, draw)
+        # The same for both: PyTorch's generated vmap rule keeps one list of their dimensions.
+        saved = input, weight, stored, draw, advanced
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         ctx.has_bias = bias is not None
 
     @staticmethod
@@ -89,7 +91,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, input: Tensor | None, weight: Tensor | None, bias: Tensor | None, *_: None) -> Tensor:
-        x, w, stored, draw = ctx.saved_tensors
+        x, w, stored, draw, _ = ctx.saved_tensors
         tangent = ctx.arguments.plain(x, torch.zeros_like(w) if weight is None else weight, bias)
         if input is None:
             return tangent
