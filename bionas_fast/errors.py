@@ -25,6 +25,23 @@ class ShapeError(InputError, RuntimeError):
     """A tensor of the wrong shape; a RuntimeError too, as torch.nn raises it."""
 
 
+class NotFinite(InputError):
+    """A number that is NaN or infinite. A run extends the message by its epoch and step and by likely causes.
+
+    Attributes:
+        what: the number, as a noun phrase.
+        settings: the settings that are likely causes; if empty, those of the run that raise the numbers most.
+    """
+
+    def __init__(self, what: str, settings: Iterable[str] = ()) -> None:
+        super().__init__(f"{what} is not finite")
+        self.what = what
+        self.settings = tuple(settings)
+
+    def at(self, place: str) -> NotFinite:
+        return type(self)(f"{place}: {self.what}", self.settings)
+
+
 class Unregistered(InputError):
     """An unregistered name; it may come from a plugin that is not imported."""
 

@@ -82,8 +82,7 @@ def graph_task() -> int:
 def checkpoints() -> Iterator[tuple[Any, bool]]:
     """Find the gradient checkpoints that the caller runs in, innermost first, and whether each repeats its pass.
 
-    A checkpoint is represented by an object that is the same in its first pass and in all repeats, and dies with its
-    graph: the context of an autograd function, whose ``forward`` runs the pass and whose ``backward`` repeats it
+    An object represents a checkpoint that is the same in its first pass and in all repeats, and dies with its graph: the context of an autograd function, whose ``forward`` runs the pass and whose ``backward`` repeats it
     (torch's re-entrant variant, and those of other libraries); or torch's record of a non-re-entrant checkpoint.
     Fallback: a variant whose names have changed is not found; its repeats move state again.
     """
@@ -143,7 +142,7 @@ def can_replace_saved_weight() -> bool:
 
 
 def replace_saved_weight(node: Any, make: Callable[[None], Tensor]) -> None:
-    """Replace the weight saved by the node of torch's own convolution by ``make(None)``, called in the backward pass."""
+    """Replace the weight saved by the node of torch's own convolution by ``make(None)`` of the backward pass."""
     getattr(node, SAVED_WEIGHT).register_hooks(_forget, make)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bionas_fast.errors import InputError
 from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell
 from bionas_fast.space.operations import Skip, convolution
@@ -149,8 +150,7 @@ def build_network(
         InputError: a number out of range.
     """
     shape = NetworkShape(channels, cells, num_classes, in_channels, genotype.fixed, affine=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = GenotypeNetwork(genotype, shape, auxiliary=auxiliary, drop_path=drop_path)
     connect_direct_feedback(network, num_classes)
     name_layers(network)

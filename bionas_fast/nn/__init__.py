@@ -16,6 +16,7 @@ from bionas_fast.nn.lazy import (
     LazyLinear,
 )
 from bionas_fast.nn.predictive import PredictiveConv2d
+from bionas_fast.nn.redraw import next_draw, redraw_every_step
 from bionas_fast.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, TransposedLinear
 from bionas_fast.nn.true_gradients import ErrorPath, true_gradients
 
@@ -45,6 +46,8 @@ __all__ = [
     "convert",
     "frozen_plasticity",
     "name_layers",
+    "next_draw",
+    "redraw_every_step",
     "synchronise_statistics",
     "true_gradients",
 ]

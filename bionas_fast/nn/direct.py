@@ -152,7 +152,8 @@ class DirectPass:
     def _refuse_late(self) -> None:
         if self.finished:
             raise InputError(
-                f"logits: expected the module {self.owner.module!r} to run last, got a layer with direct feedback after it"
+                f"logits: expected the module {self.owner.module!r} to run last, got a layer with direct feedback "
+                "after it"
             )
 
     def finish(self, logits: Tensor) -> Tensor:
@@ -253,11 +254,11 @@ class _Layout(NamedTuple):
     def _refusal(self, classes: int, ambiguous: bool) -> str:
         shape = list(self.shape)
         if ambiguous:
-            return f"class_dim: expected the dimension of the {classes} classes in logits {shape}, which has two of that size"
+            return f"class_dim: expected the dimension of the {classes} classes in logits {shape}, got two of that size"
         number = shape[1] if len(shape) == 2 else "N"
         return (
             f"num_classes: direct feedback was made for {classes} classes, the model returned logits of shape {shape}; "
-            f"call connect_direct_feedback(model, num_classes={number}) to draw it again, or name the logits: logits=..."
+            f"call connect_direct_feedback(model, num_classes={number}) to draw it again, or name the logits with logits="
         )
 
 
@@ -300,8 +301,9 @@ def _refuse_loss(output: Any) -> None:
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(loss, Tensor) and loss.requires_grad:
         raise InputError(
-            "logits: the model computes its loss itself, from logits that direct feedback has not reached; name the module "
-            "that returns the logits, as connect_direct_feedback(model, num_classes, logits='classifier'), or pass no labels"
+            "logits: the model computes its loss itself, from logits that direct feedback has not reached; name the "
+            "module that returns the logits, as connect_direct_feedback(model, num_classes, logits='classifier'), or pass "
+            "no labels"
         )
 
 

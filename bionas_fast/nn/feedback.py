@@ -18,6 +18,7 @@ from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn import repeats
 from bionas_fast.nn.direct import OUTSIDE, DirectFeedback, DirectPass, Logits, active_pass, connection, detach
+from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.nn.true_gradients import ErrorPath
 from bionas_fast.ops import feedback as ops
 from bionas_fast.rules import FeedbackState, Law
@@ -60,7 +61,7 @@ class _Path(NamedTuple):
         )
 
 
-class FeedbackLayer(ErrorPath):
+class FeedbackLayer(Redrawing, ErrorPath):
     """Mixin of a layer with a ``weight`` whose error is propagated through B instead of W.
 
     Attributes:
@@ -69,7 +70,8 @@ class FeedbackLayer(ErrorPath):
     Buffers, all in ``state_dict``:
         feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
         feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
-            step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream.
+            step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream;
+            or the optimiser does, see :func:`redraw_every_step`.
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("feedback",)  # drawn once
@@ -275,14 +277,20 @@ class FeedbackLayer(ErrorPath):
         rule = rules.get(self.rule)
         if true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
+        if not self.training and torch.jit.is_tracing():
+            return ops.BACKPROPAGATION  # a graph for inference, of torch's own ops only
         law = self.law
-        advance = rule.redraws and self.training
+        advance = rule.redraws and self.training and self.redraws_every_pass
         if rule.mode != "custom":
             return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
         with torch.no_grad():
             state = FeedbackState(law, self.feedback, partial(self._uniform, weight))
             b = rules.feedback_of(rule, weight.detach(), state)
         return Feedback("stored", b, self.feedback_stream, advance=advance)
+
+    def next_draw(self) -> None:
+        if self.feedback_stream is not None and rules.get(self.rule).redraws:
+            self.feedback_stream[1].add_(1)
 
     def _uniform(self, weight: Tensor) -> Tensor:
         assert self.feedback_stream is not None
@@ -391,16 +399,16 @@ def connect_direct_feedback(
     first, as after the head has been replaced: B of another number of classes is drawn again.
 
     The logits are [N, classes] or dense, [N, classes, *positions] or [N, *positions, classes]. The error of a sample is
-    then the sum over its positions, and every layer receives it at all of its own positions; a linear layer whose rows are
-    the positions, [N · positions, features], receives the error of each.
+    then the sum over its positions, and every layer receives it at all of its own positions. A linear layer whose rows
+    are the positions, [N · positions, features], receives the error of each.
 
     Args:
         model: a model that returns logits, a tuple that starts with them, or a mapping or dataclass with an entry
             ``logits``.
         num_classes: the number of logits; required if layers were created without it.
-        logits: where the logits are otherwise: the name or index of an entry of the output; a function of the output that
-            returns one of its tensors; or the path of the module that returns them, required if the model computes its
-            loss itself.
+        logits: where the logits are otherwise: the name or index of an entry of the output; a function of the output
+            that returns one of its tensors; or the path of the module that returns them, required if the model computes
+            its loss itself.
         class_dim: the dimension of the classes in dense logits; required for [N, classes, classes].
 
     Returns:

@@ -1,15 +1,15 @@
 """Passes that gradient checkpointing repeats: state moves in the first pass only, and a repeat sees what it saw.
 
-A checkpoint drops the activations of a segment of the model and runs its forward pass again in the backward pass. A layer
-whose forward pass reads state that passes change calls :func:`current` once a pass::
+A checkpoint drops the activations of a segment of the model and runs its forward pass again in the backward pass. A
+layer whose forward pass reads state that passes change calls :func:`current` once a pass::
 
     now = repeats.current()
     seen = observe() if now is None else now.once(self, observe, keep)
     if now is None or not now.repeated:
         ...  # move the state
 
-The values lie on the checkpoint itself, one per use of a layer, and die with its graph. Several passes may be in flight,
-checkpoints may be nested, and a graph may be run backward several times.
+The values lie on the checkpoint itself, one per use of a layer, and die with its graph. Several passes may be in
+flight, checkpoints may be nested, and a graph may be run backward several times.
 """
 
 from __future__ import annotations

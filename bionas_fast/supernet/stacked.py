@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bionas_fast import native
 from bionas_fast.nn import connect_direct_feedback
+from bionas_fast.runtime.isolation import preserved_generator
 from bionas_fast.space import Space
 from bionas_fast.space.cells import CellShape
 from bionas_fast.supernet.architecture import Mixing
@@ -173,7 +174,7 @@ class StackedSupernet(Supernet):
 
     def to_modular(self) -> ModularSupernet:
         """Build the equivalent supernet with one module per candidate."""
-        with torch.random.fork_rng(devices=[]):
+        with preserved_generator():
             net = ModularSupernet(self.space, self.shape, self.architecture.mixture, self.skip_rules)
         connect_direct_feedback(net, self.num_classes)
         net.to(next(self.stem.parameters())).train(self.training)

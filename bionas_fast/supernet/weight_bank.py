@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bionas_fast import backends, rules
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import ErrorPath, FeedbackLayer
+from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.ops.feedback import FeedbackSegments, feedback_segments
 from bionas_fast.rules import FeedbackState, Law
 
@@ -92,7 +93,7 @@ class BankFeedback:
         return b
 
 
-class WeightBank(ErrorPath):
+class WeightBank(Redrawing, ErrorPath):
     """The weights of several layers, concatenated, and the random numbers of their rules.
 
     Attributes:
@@ -177,10 +178,14 @@ class WeightBank(ErrorPath):
             return BankFeedback(self.weight)
         stream = None if self.stream is None else self.stream.clone()
         advance = None
-        if self.training and self.stream is not None:
+        if self.training and self.redraws_every_pass and self.stream is not None:
             advance = Advance(self.stream, self._advance)
         backend = backends.choose("feedback_segments", self.weight.device.type)
         return BankFeedback(self.weight, self.stored, stream, self.segments, advance, backend, self._custom_layers())
+
+    def next_draw(self) -> None:
+        if self.stream is not None:
+            self.stream.add_(self._advance)
 
     def _custom_layers(self) -> tuple[CustomLayer, ...]:
         if not self.custom:

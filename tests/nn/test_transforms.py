@@ -17,6 +17,7 @@ from bionas_fast.nn import (
     Conv1d,
     Conv2d,
     Conv3d,
+    ConvTranspose2d,
     HebbianConv2d,
     HebbianLinear,
     Linear,
@@ -37,6 +38,7 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
         lambda **k: Conv2d(4, 4, 3, padding=1, groups=4, dilation=1, padding_mode="circular", **k), (4, 4, 4)
     ),
     "conv2d-1x1": (lambda **k: Conv2d(4, 3, 1, **k), (4, 3, 3)),
+    "transposed": (lambda **k: ConvTranspose2d(4, 2, 3, stride=2, output_padding=1, groups=2, **k), (4, 3, 3)),
     "conv3d": (lambda **k: Conv3d(2, 3, 2, **k), (2, 3, 3, 3)),
 }  # fmt: skip
 every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)

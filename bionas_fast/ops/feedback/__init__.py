@@ -143,7 +143,7 @@ def can_swap(input: Tensor, weight: Tensor, groups: int, backend: str | None = N
     Returns:
         The backend; empty if torch's own convolution cannot be used.
     """
-    outputs, inputs, *kernel = weight.shape
+    _, inputs, *kernel = weight.shape
     if input.dim() != weight.dim() or input.shape[1] != inputs * groups:
         return ""
     if (groups == 1 and kernel.count(1) == len(kernel)) or not eager.can_swap():
