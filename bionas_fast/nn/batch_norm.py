@@ -37,14 +37,14 @@ class _Statistics(NamedTuple):
         return cls(layer.training, layer.running_mean, layer.running_var)
 
     def copy(self) -> _Statistics:
-        """Return a copy that later passes do not change; in training, a pass does not read the statistics."""
-        if self.training or self.mean is None or self.var is None:
-            return _Statistics(self.training, None, None)
-        return _Statistics(False, self.mean.clone(), self.var.clone())
+        """Return a copy that later passes do not change."""
+        mean, var = (None if own is None else own.clone() for own in (self.mean, self.var))
+        return _Statistics(self.training, mean, var)
 
     def normalise(self, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
         """Repeat a pass: normalise as it did; no statistics change."""
         of_batch = self.training or self.mean is None
+        # The statistics are passed in training, too: checkpointing expects a repeat to save the same tensors.
         return F.batch_norm(x, self.mean, self.var, layer.weight, layer.bias, of_batch, 0.0, layer.eps)
 
 

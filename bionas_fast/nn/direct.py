@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bionas_fast import torch_private
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.nn import repeats
 
 OUTSIDE = (
     "a layer with direct feedback ran outside the forward pass of the model it is connected to, or in another thread; "
@@ -78,8 +79,8 @@ class DirectFeedback:
 
     def start(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the model: start a pass with no tokens."""
-        running = _of_this_thread()
-        running.passes = (*running.passes, DirectPass(self))
+        running, now = _of_this_thread(), repeats.current()
+        running.passes = (*running.passes, DirectPass(self, now is not None and now.repeated))
 
     def finish(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the module that returns the logits: add the tokens to them."""
@@ -123,12 +124,14 @@ class DirectPass:
 
     Attributes:
         tokens: the tokens of the layers that ran.
+        repeated: whether gradient checkpointing repeats the whole pass, and thus makes its logits again.
         deferred: whether a layer will get its error in a repeat by gradient checkpointing.
         error: the error at the logits, while a backward pass that computed it is running.
     """
 
-    def __init__(self, owner: DirectFeedback) -> None:
+    def __init__(self, owner: DirectFeedback, repeated: bool = False) -> None:
         self.owner = owner
+        self.repeated = repeated
         self.tokens: list[Tensor] = []
         self.deferred = False
         self.finished = False
@@ -258,7 +261,7 @@ class _Layout(NamedTuple):
         number = shape[1] if len(shape) == 2 else "N"
         return (
             f"num_classes: direct feedback was made for {classes} classes, the model returned logits of shape {shape}; "
-            f"call connect_direct_feedback(model, num_classes={number}) to draw it again, or name the logits with logits="
+            f"call connect_direct_feedback(model, num_classes={number}) to draw it again, or name other logits by logits="
         )
 
 
@@ -302,8 +305,8 @@ def _refuse_loss(output: Any) -> None:
     if isinstance(loss, Tensor) and loss.requires_grad:
         raise InputError(
             "logits: the model computes its loss itself, from logits that direct feedback has not reached; name the "
-            "module that returns the logits, as connect_direct_feedback(model, num_classes, logits='classifier'), or pass "
-            "no labels"
+            "module that returns the logits, as connect_direct_feedback(model, num_classes, logits='classifier'), or "
+            "pass no labels"
         )
 
 

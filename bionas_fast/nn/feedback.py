@@ -252,14 +252,16 @@ class FeedbackLayer(Redrawing, ErrorPath):
     def _path(self, now: repeats.Pass, weight: Tensor) -> _Path:
         """Return the path of the error of a pass inside checkpoints: that of the first pass if this is a repeat."""
         path: _Path | None = now.recall(self)
+        direct = None if self.direct is None else active_pass(self.direct)
         if path is None:
-            direct = None if self.direct is None else active_pass(self.direct)
-            if direct is not None and not torch.is_grad_enabled():
-                direct.defer()
             true = self.true_gradient and not now.repeated
             path = _Path(self._describe(weight, true), torch.is_grad_enabled(), direct, true)
         elif not path.in_graph:
             path = path._replace(feedback=self._redrawn(path.feedback, weight))
+        if direct is not None and direct.repeated:
+            path = path._replace(direct=direct)
+        if path.direct is direct is not None and not torch.is_grad_enabled():
+            direct.defer()
         now.keep(self, path.copy())
         return path
 
@@ -323,7 +325,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
             if now is None and not torch.compiler.is_compiling() and torch_private.in_backward_pass():
                 return output  # a repeat by an unknown kind of checkpoint; only the first token counts
             raise InputError(OUTSIDE)
-        if now is None or not now.repeated:
+        if now is None or not now.repeated or direct.repeated:
             direct.collect(token)
             return output
         # A repeat whose first pass left no graph has no logits to be added to: its error arrived before.
