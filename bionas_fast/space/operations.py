@@ -112,7 +112,7 @@ class Skip(FeedbackLayer):
         return Law(bound=2.0, scale=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, None, groups=self.groups)
+        return self._convolve(x, self.weight, None, groups=self.groups)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, rule={self.rule!r}"
