@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.data import evaluation_batches
+from bionas_fast.errors import NotFinite
 
 
 @torch.no_grad()
@@ -31,6 +33,9 @@ def evaluate(
         mean, std: one value per channel, in units of [0, 1].
         batch_size: number of images per batch.
         forward: called instead of the network, if that takes further arguments.
+
+    Raises:
+        NotFinite: the cross-entropy is not finite; the predicted classes are then arbitrary.
     """
     device = next(network.parameters()).device
     training = network.training
@@ -43,4 +48,6 @@ def evaluate(
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
     finally:
         network.train(training)
+    if not math.isfinite(loss):
+        raise NotFinite(f"the cross-entropy of the evaluated images ({loss})")
     return {"accuracy": 100 * correct / len(labels), "loss": loss / len(labels)}

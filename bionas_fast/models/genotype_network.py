@@ -8,10 +8,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bionas_fast.errors import InputError
 from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell
 from bionas_fast.space.operations import Skip, convolution
@@ -100,7 +102,8 @@ class GenotypeNetwork(CellNetwork):
             drop_path: drop-path probability in training; by default that of the constructor.
         """
         inputs = self._begin(x)
-        probability = self.drop_path if drop_path is None else _checked(drop_path)
+        symbolic = isinstance(drop_path, Proxy)
+        probability = self.drop_path if drop_path is None or symbolic else _checked(drop_path)
         if not self.training:
             probability = 0.0
         auxiliary = None
@@ -149,8 +152,7 @@ def build_network(
         InputError: a number out of range.
     """
     shape = NetworkShape(channels, cells, num_classes, in_channels, genotype.fixed, affine=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = GenotypeNetwork(genotype, shape, auxiliary=auxiliary, drop_path=drop_path)
     connect_direct_feedback(network, num_classes)
     name_layers(network)

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bionas_fast.errors import InputError
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.batch_norm import Synchroniser
+from bionas_fast.nn.leaf import leaf
+from bionas_fast.nn.to_torch import become
 
 
 class Synchronised(nn.Module):
@@ -38,8 +41,15 @@ class SyncedBatchNorm2d(Synchronised, nn.BatchNorm2d):
         synced.synchroniser = synchroniser
         return synced.train(layer.training)
 
+    def to_torch(self) -> nn.Module:
+        """Become ``nn.BatchNorm2d``; return it."""
+        self.__dict__.pop("synchroniser", None)
+        return become(self, nn.BatchNorm2d)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [N, C, H, W]; the shape must be the same in every process."""
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         if not self.training or self.synchroniser is None:
             return super().forward(x)
         wide = x.double()

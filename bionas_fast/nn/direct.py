@@ -29,6 +29,10 @@ class DirectFeedback:
         for tensor in _tensors((args, kwargs)):
             self._tokens[tensor.device] = []
 
+    def runs(self) -> bool:
+        """Whether a pass of the model is running, or the backward pass of one, which may repeat layers."""
+        return bool(self._tokens) or torch_private.in_backward_pass()
+
     def collect(self, token: Tensor) -> None:
         """Collect the token of one layer."""
         tokens = self._tokens.get(token.device)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bionas_fast import rules, torch_private
+from bionas_fast import backends, rules, torch_private
 from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn.direct import DirectFeedback
 from bionas_fast.nn.redraw import Redrawing
+from bionas_fast.nn.to_torch import become, plain_class
 from bionas_fast.nn.true_gradients import ErrorPath
 from bionas_fast.ops import feedback as ops
 from bionas_fast.rules import FeedbackState, Law
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _MAX_SEED = 2**64
 #: The buffers of a rule; a checkpoint of torch.nn's layer lacks them.
 FEEDBACK_BUFFERS = ("feedback", "feedback_stream")
+#: The other attributes that a rule gives to a layer.
+_OF_A_RULE = ("rule", "feedback_init", "law", "direct", "true_gradient", "_seed", "_deferred")
 _NOT_CONNECTED = (
     "a layer with rule {!r} needs the error at the logits of its model: "
     "call bionas_fast.nn.connect_direct_feedback(model, num_classes=...) once"
@@ -207,10 +210,14 @@ class FeedbackLayer(Redrawing, ErrorPath):
         rule = rules.get(self.rule)
         if self.true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
+        if not self.training and backends.recorded():
+            return ops.BACKPROPAGATION  # a graph for inference, of torch's own ops only
         law = self.law
         advance = rule.redraws and self.training and self.redraws_every_pass
         if rule.mode != "custom":
-            return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
+            buffers = self._buffers  # attributes of a module are looked up more slowly
+            stored, stream = buffers["feedback"], buffers["feedback_stream"]
+            return Feedback(rule.mode, stored, stream, law.bound, law.scale, advance)
         with torch.no_grad():
             state = FeedbackState(law, self.feedback, partial(self._uniform, weight))
             b = rules.feedback_of(rule, weight.detach(), state)
@@ -228,8 +235,14 @@ class FeedbackLayer(Redrawing, ErrorPath):
         """Whether the error reaches ``input`` from the logits at this forward pass."""
         if self.true_gradient or rules.get(self.rule).mode != "direct":
             return False
+        if not self.training and (backends.recorded() or not self._has_logits()):
+            return False
         # Inside a transform, an input need not show that an outer one differentiates it.
         return torch.is_grad_enabled() and (input.requires_grad or torch_private.in_transform())
+
+    def _has_logits(self) -> bool:
+        """Whether the pass is one of the connected model; in evaluation, part of a model may run without it."""
+        return self.direct is None or self.direct.runs()
 
     def _direct_feedback(self) -> Tensor:
         if self.feedback is None:
@@ -296,6 +309,20 @@ class FeedbackLayer(Redrawing, ErrorPath):
         missing[:] = [name for name in missing if name not in absent]
         if absent and self._feedback_is_on_meta():
             self._materialise_feedback()
+
+    def to_torch(self) -> nn.Module:
+        """Become the layer of torch.nn that this one extends, with the same parameters; return it."""
+        kind = plain_class(self)
+        if kind is None:
+            raise InputError("expected a layer that torch.nn has")
+        if is_lazy(self.effective_weight()):
+            raise InputError("expected a layer of known shape; run the model once before")
+        for name in FEEDBACK_BUFFERS:
+            self._buffers.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
+        for name in _OF_A_RULE:
+            self.__dict__.pop(name, None)
+        return become(self, kind)
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise InputError(

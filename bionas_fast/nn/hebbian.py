@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.padding import pad
+from bionas_fast.nn.to_torch import become, plain_class
 from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.ops import hebbian as ops
 
@@ -110,6 +113,20 @@ class _Plastic(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_refuse_another_shape)
 
+    def to_torch(self) -> nn.Module:
+        """Become the layer of torch.nn whose weight is that of this layer's next pass; return it."""
+        with torch.no_grad():
+            weight = nn.Parameter(self.effective_weight().clone())
+        self._parameters.pop("plastic_scale", None)
+        for name in ("plasticity", "steps"):
+            del self._buffers[name]
+        for name in ("rule", "mode", "rate", "adaptive", "temperature", "normalisation", "every", "name", "_frozen"):
+            self.__dict__.pop(name, None)
+        self.weight = weight
+        kind = plain_class(self)
+        assert kind is not None
+        return become(self, kind)
+
     def effective_weight(self) -> Tensor:
         """Compute the weights of a forward pass: H, or W + α ⊙ H."""
         # A copy: autograd saves it, and the update changes H in place.
@@ -196,6 +213,8 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [N, K, H', W'] from [N, C, H, W]."""
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"x: expected [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
         x, padding = pad(self, x)
@@ -231,6 +250,8 @@ class HebbianLinear(_Plastic, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [..., K] from [..., D]."""
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         if x.shape[-1:] != (self.in_features,):
             raise InputError(f"x: expected [..., {self.in_features}], got shape {list(x.shape)}")
         u = F.linear(x, self.effective_weight())

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.nn.true_gradients import ErrorPath
 
@@ -180,6 +182,8 @@ class PredictiveConv2d(ErrorPath):
         Raises:
             InputError: a wrong number of dimensions or channels, an image smaller than the kernel; see the class.
         """
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         self._check(input)
         if self.training and self.direction is not None:
             refuse_transforms(type(self).__name__)
@@ -241,6 +245,10 @@ class PredictiveConv2d(ErrorPath):
             raise InputError("stability_bound: there is none for untied weights")
         curvature = _norm_squared(self.weight, self._dense_stride, self.groups) + self.decay
         return 2 / curvature if curvature else math.inf
+
+    def to_torch(self) -> nn.Module:
+        """Raise an InputError: torch.nn has no such layer."""
+        raise InputError("expected a layer that torch.nn has, got one of predictive coding")
 
     def extra_repr(self) -> str:
         return (

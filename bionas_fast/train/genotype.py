@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, RunRecord, SkipRules
+from bionas_fast.config import Cells, Channels, Coefficient, DescentConfig, Epochs, RunRecord, SkipRules
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models import GenotypeNetwork, build_network
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import GENOTYPE, RunFolder
+from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
+from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Trainer, cosine
@@ -46,8 +47,8 @@ class TrainConfig(DescentConfig):
     cells: Cells = 3
     skip_rules: SkipRules = True
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Fraction of each label spread over all classes.")
-    auxiliary_weight: float = Field(
-        0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
+    auxiliary_weight: Coefficient = Field(
+        0.0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="Final drop-path probability; it rises linearly from 0.")
 
@@ -56,7 +57,7 @@ def train(
     genotype: Genotype | None = None,
     config: TrainConfig | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult[GenotypeNetwork]:
@@ -115,13 +116,19 @@ class Training(Trainer):
     trains_network = True
     settings = TrainConfig
     metric_names = ("test_loss", "test_accuracy")
+    divergence = (*Trainer.divergence, "auxiliary_weight")
     net: GenotypeNetwork
 
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
         super().__init__(config, resolve_device(config.device))
         self.genotype = genotype = _trained(genotype, config)
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        self.net = _build(genotype, config, data).to(self.device)
+
+        def build(channels: int, cells: int) -> GenotypeNetwork:
+            return _build(genotype, config.with_settings(channels=channels, cells=cells), data)
+
+        expect_memory(build, config.channels, config.cells, self.device)
+        self.net = build(config.channels, config.cells).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
         batches = BatchStream(
             data.images,
@@ -153,10 +160,7 @@ class Training(Trainer):
         distributed.average_gradients(self.net.parameters())
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
         if not torch.isfinite(norm):
-            raise InputError(
-                f"the loss is {loss.item():.3g} and its gradient not finite in epoch {self.epoch + 1}; "
-                f"a learning rate below {self.config.learning_rate:g} may help"
-            )
+            raise NotFinite(f"the gradient of the training loss ({loss.item():.3g})")
         self.optimizer.step()
         loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
         return loss_sum / distributed.world_size(), int(hits)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bionas_fast import torch_private
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.kernels.window import Window
@@ -44,8 +45,13 @@ def _advance_batch(info: Any, in_dims: tuple[int | None], stream: Tensor) -> tup
 torch.library.register_vmap("bionas_fast::advance_stream", _advance_batch, lib=_library)
 
 
+def active() -> bool:
+    """Whether the functions of this module run: a compiler has transforms of its own."""
+    return torch_private.in_transform() and not torch.compiler.is_compiling()
+
+
 def feedback_layer(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
-    """Run ``feedback_conv`` or ``feedback_linear``, depending on the arguments."""
+    """Run ``feedback_conv``, ``feedback_linear`` or ``feedback_conv_transpose``, depending on the arguments."""
     mode, stored, stream, bound, scale, advance = arguments.feedback
     constants = arguments.having(Feedback(mode, None, None, bound, scale, advance))
     stream = stream if mode == "drawn_sign" or advance else None
