@@ -17,6 +17,7 @@ from bionas_fast.nn.lazy import (
 )
 from bionas_fast.nn.predictive import PredictiveConv2d
 from bionas_fast.nn.redraw import next_draw, redraw_every_step
+from bionas_fast.nn.to_torch import to_torch
 from bionas_fast.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, TransposedLinear
 from bionas_fast.nn.true_gradients import ErrorPath, true_gradients
 
@@ -49,5 +50,6 @@ __all__ = [
     "next_draw",
     "redraw_every_step",
     "synchronise_statistics",
+    "to_torch",
     "true_gradients",
 ]

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import functional as F
 
-from bionas_fast import torch_private
+from bionas_fast import backends, torch_private
 
 
 def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,23 +23,24 @@ def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors [N, C, ⌈H/2⌉, ⌈W/2⌉]; for odd sizes the second is zero-padded.
     """
-    if not torch.compiler.is_compiling() and torch_private.in_transform():
-        return _grids(x)
+    if isinstance(x, Proxy) or backends.recorded() or _is_transformed():
+        shifted = F.pad(x, (0, 1, 0, 1))  # of the padding, even sizes read nothing
+        return F.relu(x[:, :, ::2, ::2]), F.relu(shifted[:, :, 1::2, 1::2])
     return _RectifiedGrids.apply(x)
 
 
-def _grids(x: Tensor) -> tuple[Tensor, Tensor]:
-    height, width = x.shape[-2:]
-    first, second = F.relu(x[:, :, ::2, ::2]), F.relu(x[:, :, 1::2, 1::2])
-    if height % 2 or width % 2:
-        second = F.pad(second, (0, width % 2, 0, height % 2))
-    return first, second
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func is active; a compiler has transforms of its own."""
+    return not torch.compiler.is_compiling() and torch_private.in_transform()
 
 
 class _RectifiedGrids(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = _grids(x)
+        height, width = x.shape[-2:]
+        first, second = F.relu(x[:, :, ::2, ::2]), F.relu(x[:, :, 1::2, 1::2])
+        if height % 2 or width % 2:
+            second = F.pad(second, (0, width % 2, 0, height % 2))
         last = x.is_contiguous(memory_format=torch.channels_last)
         ctx.shape, ctx.memory_format = x.shape, torch.channels_last if last else torch.contiguous_format
         ctx.save_for_backward(first, second)

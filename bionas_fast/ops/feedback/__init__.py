@@ -77,7 +77,8 @@ def feedback_conv(
         return _position_by_position(input, weight, bias, feedback, shape.stride, backend)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
-    if feedback.mode == "weight" and not feedback.advance and not _has_few_channels(input, weight):
+    plain = not _has_few_channels(input, weight) or backends.recorded()
+    if feedback.mode == "weight" and not feedback.advance and plain:
         return reference.conv(input, weight, bias, shape)
     arguments = ConvArguments(feedback, shape, chosen)
     if can_swap(input, weight, groups, chosen):
@@ -178,6 +179,8 @@ def _is_linear(input: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution is a linear map of the channels, which are contiguous in memory."""
     if window.groups > 1 or any(window.padding) or weight.shape[2:].numel() != 1:
         return False
+    if torch.compiler.is_exporting():
+        return False  # the layout would become a condition of the graph
     return input.movedim(1, -1).is_contiguous()
 
 
@@ -280,7 +283,11 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
 
 
 def feedback_segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    segments: FeedbackSegments,
+    backend: str | None = None,
 ) -> Tensor:
     """Compute B of every segment, flat; zeros where the mode is ``custom``.
 
@@ -289,8 +296,9 @@ def feedback_segments(
         stored: the stored draws of the segments whose mode is ``stored`` or ``stored_sign``, concatenated; more may
             follow. None if there are none.
         stream: int64 [segments, 2]; None if no segment reads it.
+        backend: an explicit choice of implementation.
     """
-    chosen = backends.choose("feedback_segments", weight.device.type)
+    chosen = backends.choose("feedback_segments", weight.device.type, backend)
     return eager.feedback_segments(weight, stored, stream, segments, chosen)
 
 
