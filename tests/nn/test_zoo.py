@@ -145,13 +145,11 @@ def check(make: Make, rule: str, x: Tensor, layout: torch.memory_format | None, 
 @pytest.mark.parametrize("rule", bf.rules.names())
 @pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 def test_images(make, rule, layout):
-    if rule == "dfa" and make is IMAGES["transformers-vit"]:
-        pytest.skip("its output is no tuple of logits")
     generator = torch.Generator().manual_seed(0)
     check(make, rule, torch.randn(2, 3, 32, 32, generator=generator), layout, CLASSES)
 
 
-@pytest.mark.parametrize("rule", [rule for rule in bf.rules.names() if rule != "dfa"])
+@pytest.mark.parametrize("rule", bf.rules.names())
 @pytest.mark.parametrize("make", TEXTS.values(), ids=TEXTS)
 def test_texts(make, rule):
     generator = torch.Generator().manual_seed(0)
