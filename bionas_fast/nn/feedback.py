@@ -319,7 +319,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def _has_logits(self) -> bool:
         """Whether the pass is one of the connected model; in evaluation, part of a model may run without it."""
-        return self.direct is None or self.direct.runs()
+        return self.direct is None or active_pass(self.direct) is not None or torch_private.in_backward_pass()
 
     def _direct_feedback(self) -> Tensor:
         if self.feedback is None:

@@ -161,9 +161,10 @@ class TransposedLinear(Initialised):
         weight = self.weight
         if self._is_direct(input):
             return self._project(input, weight.t(), self.bias)
-        feedback = self._feedback(weight)
+        feedback = ops.BACKPROPAGATION
         if torch.is_grad_enabled():
             # Random magnitudes are numbered in the order of the weight's own layout.
+            feedback = self._feedback(weight)
             b = ops.feedback_weight(weight, feedback).t()
             feedback = feedback if feedback.mode == "weight" else feedback._replace(mode="stored", stored=b)
         return ops.feedback_linear(input, weight.t(), self.bias, feedback)

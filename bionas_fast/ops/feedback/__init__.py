@@ -1,4 +1,6 @@
-"""feedback_conv, feedback_conv_transpose, feedback_linear and their direct variants: layers that propagate the error through B instead of W.
+"""feedback_conv, feedback_conv_transpose, feedback_linear and their direct variants.
+
+These layers propagate the error through B instead of W.
 
 The functions here validate and choose a backend. :mod:`.eager` bypasses the dispatcher where possible,
 :mod:`.torch_library` registers and implements the ops.
@@ -18,7 +20,7 @@ from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
-from bionas_fast.ops.feedback import conv_transpose, counts, eager
+from bionas_fast.ops.feedback import conv_transpose, counts, direct, eager
 from bionas_fast.ops.feedback.conv_transpose import TransposeArguments
 from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments
 from bionas_fast.ops.geometry import Geometry, PerDimension, per_dimension, window
@@ -251,7 +253,7 @@ def direct_conv(
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
     if torch.jit.is_tracing():
         output_size = [int(size) for size in output_size]  # sizes of a traced tensor are tensors
-    return eager.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
+    return direct.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
 
 
 def direct_conv_transpose(
@@ -277,7 +279,7 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
         input: [N, ..., in_features].
         feedback: B, [classes, in_features].
     """
-    return eager.direct_linear(input, feedback.to(input.dtype))
+    return direct.direct_linear(input, feedback.to(input.dtype))
 
 
 def feedback_segments(
