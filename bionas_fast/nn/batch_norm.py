@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast.errors import InputError
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.batch_norm import Synchroniser
 from bionas_fast.nn import repeats
+from bionas_fast.nn.leaf import leaf
+from bionas_fast.nn.to_torch import become
 
 
 class Synchronised(nn.Module):
@@ -79,8 +82,15 @@ class SyncedBatchNorm2d(Synchronised, nn.BatchNorm2d):
         synced.synchroniser = synchroniser
         return synced.train(layer.training)
 
+    def to_torch(self) -> nn.Module:
+        """Become ``nn.BatchNorm2d``; return it."""
+        self.__dict__.pop("synchroniser", None)
+        return become(self, nn.BatchNorm2d)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [N, C, H, W]; the shape must be the same in every process."""
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         now = repeats.current()
         seen = _Statistics.of(self) if now is None else now.once(self, partial(_Statistics.of, self), _Statistics.copy)
         moves = now is None or not now.repeated

@@ -142,6 +142,10 @@ class DirectPass:
         """Return this pass, or a copy that keeps the error of the backward pass that is running."""
         return self if self.error is None else copy.copy(self)
 
+    def runs(self) -> bool:
+        """Whether a pass of the model is running, or the backward pass of one, which may repeat layers."""
+        return bool(self._tokens) or torch_private.in_backward_pass()
+
     def collect(self, token: Tensor) -> None:
         """Collect the token of one layer."""
         self._refuse_late()

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bionas_fast import rules, torch_private
+from bionas_fast import backends, rules, torch_private
 from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn import repeats
 from bionas_fast.nn.direct import OUTSIDE, DirectFeedback, DirectPass, Logits, active_pass, connection, detach
 from bionas_fast.nn.redraw import Redrawing
+from bionas_fast.nn.to_torch import become, plain_class
 from bionas_fast.nn.true_gradients import ErrorPath
 from bionas_fast.ops import feedback as ops
 from bionas_fast.rules import FeedbackState, Law
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _MAX_SEED = 2**64
 #: The buffers of a rule; a checkpoint of torch.nn's layer lacks them.
 FEEDBACK_BUFFERS = ("feedback", "feedback_stream")
+#: The other attributes that a rule gives to a layer.
+_OF_A_RULE = ("rule", "feedback_init", "law", "direct", "true_gradient", "_seed", "_deferred")
 _NOT_CONNECTED = (
     "a layer with rule {!r} needs the error at the logits of its model: "
     "call bionas_fast.nn.connect_direct_feedback(model, num_classes=...) once"
@@ -148,11 +151,12 @@ class FeedbackLayer(Redrawing, ErrorPath):
             for module in training:
                 module.training = True
 
-    def _new_stream(self) -> Tensor:
-        return torch.tensor([self._seed, 0], dtype=torch.int64, device=self.effective_weight().device)
+    def _new_stream(self, device: torch.device | None = None) -> Tensor:
+        device = self.effective_weight().device if device is None else device
+        return torch.tensor([self._seed, 0], dtype=torch.int64, device=device)
 
-    def _draw(self, shape: tuple[int, ...]) -> None:
-        numbers = reference.uniform(shape, self._new_stream())
+    def _draw(self, shape: tuple[int, ...], device: torch.device | None = None) -> None:
+        numbers = reference.uniform(shape, self._new_stream(device))
         if rules.get(self.rule).stores == "direct":
             numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound
         elif rules.get(self.rule).stores == "magnitude":
@@ -279,12 +283,14 @@ class FeedbackLayer(Redrawing, ErrorPath):
         rule = rules.get(self.rule)
         if true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
-        if not self.training and torch.jit.is_tracing():
+        if not self.training and backends.recorded():
             return ops.BACKPROPAGATION  # a graph for inference, of torch's own ops only
         law = self.law
         advance = rule.redraws and self.training and self.redraws_every_pass
         if rule.mode != "custom":
-            return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
+            buffers = self._buffers  # attributes of a module are looked up more slowly
+            stored, stream = buffers["feedback"], buffers["feedback_stream"]
+            return Feedback(rule.mode, stored, stream, law.bound, law.scale, advance)
         with torch.no_grad():
             state = FeedbackState(law, self.feedback, partial(self._uniform, weight))
             b = rules.feedback_of(rule, weight.detach(), state)
@@ -302,12 +308,18 @@ class FeedbackLayer(Redrawing, ErrorPath):
         """Whether the error reaches ``input`` from the logits at this forward pass."""
         if rules.get(self.rule).mode != "direct":
             return False
+        if not self.training and (backends.recorded() or not self._has_logits()):
+            return False
         # Inside a transform, an input need not show that an outer one differentiates it.
         if not torch.is_grad_enabled() or not (input.requires_grad or torch_private.in_transform()):
             return False
         now = repeats.current()
         path = None if now is None else now.peek(self)
         return not (self.true_gradient if path is None else path.true_gradient)
+
+    def _has_logits(self) -> bool:
+        """Whether the pass is one of the connected model; in evaluation, part of a model may run without it."""
+        return self.direct is None or self.direct.runs()
 
     def _direct_feedback(self) -> Tensor:
         if self.feedback is None:
@@ -351,21 +363,20 @@ class FeedbackLayer(Redrawing, ErrorPath):
         # Feedback made on the meta device has no values to move: they follow from the seed.
         on_meta = self._feedback_is_on_meta()
         super()._apply(fn, recurse)
-        if on_meta:
-            self._materialise_feedback()
+        if on_meta and not self._feedback_is_on_meta():
+            self._materialise_feedback(next(self.buffers(recurse=False)).device)
         return self
 
     def _feedback_is_on_meta(self) -> bool:
-        return any(self._buffers[name] is not None and self._buffers[name].is_meta for name in FEEDBACK_BUFFERS)
+        buffers = (self._buffers[name] for name in FEEDBACK_BUFFERS)
+        return any(buffer is not None and buffer.is_meta for buffer in buffers)
 
     @torch.no_grad()
-    def _materialise_feedback(self) -> None:
-        if self.effective_weight().is_meta:
-            return
+    def _materialise_feedback(self, device: torch.device) -> None:
         if self.feedback_stream is not None:
-            self.feedback_stream = self._new_stream()
+            self.feedback_stream = self._new_stream(device)
         if self.feedback is not None:
-            self._draw(tuple(self.feedback.shape))
+            self._draw(tuple(self.feedback.shape), device)
 
     def _load_from_state_dict(
         self,
@@ -382,8 +393,22 @@ class FeedbackLayer(Redrawing, ErrorPath):
             absent = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *lists)
         missing[:] = [name for name in missing if name not in absent]
-        if absent and self._feedback_is_on_meta():
-            self._materialise_feedback()
+        if absent and self._feedback_is_on_meta() and not (weight := self.effective_weight()).is_meta:
+            self._materialise_feedback(weight.device)
+
+    def to_torch(self) -> nn.Module:
+        """Become the layer of torch.nn that this one extends, with the same parameters; return it."""
+        kind = plain_class(self)
+        if kind is None:
+            raise InputError("expected a layer that torch.nn has")
+        if is_lazy(self.effective_weight()):
+            raise InputError("expected a layer of known shape; run the model once before")
+        for name in FEEDBACK_BUFFERS:
+            self._buffers.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
+        for name in _OF_A_RULE:
+            self.__dict__.pop(name, None)
+        return become(self, kind)
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise InputError(

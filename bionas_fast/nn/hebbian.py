@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.nn import repeats, switches
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.padding import pad
+from bionas_fast.nn.to_torch import become, plain_class
 from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.ops import hebbian as ops
 
@@ -120,6 +123,20 @@ class _Plastic(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=weight.device))
         self._reset_plasticity()
         self.register_load_state_dict_pre_hook(_refuse_another_shape)
+
+    def to_torch(self) -> nn.Module:
+        """Become the layer of torch.nn whose weight is that of this layer's next pass; return it."""
+        with torch.no_grad():
+            weight = nn.Parameter(self.effective_weight().clone())
+        self._parameters.pop("plastic_scale", None)
+        for name in ("plasticity", "steps"):
+            del self._buffers[name]
+        for name in (*(field.name for field in fields(_Settings)), "name"):
+            self.__dict__.pop(name, None)
+        self.weight = weight
+        kind = plain_class(self)
+        assert kind is not None
+        return become(self, kind)
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and name not in self._parameters and "plasticity" in self._buffers:
@@ -242,6 +259,8 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [N, K, H', W'] from [N, C, H, W]; the batch dimension is optional."""
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
@@ -285,6 +304,8 @@ class HebbianLinear(_Plastic, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [..., K] from [..., D]."""
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         if x.shape[-1:] != (self.in_features,):
             raise ShapeError(f"x: expected [..., {self.in_features}], got shape {list(x.shape)}")
         weight, moves = self._pass()

@@ -8,12 +8,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import repeats
 from bionas_fast.nn.batch_norm import normalise
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.nn.true_gradients import ErrorPath
 
@@ -195,6 +197,8 @@ class PredictiveConv2d(ErrorPath):
         Raises:
             InputError: a wrong number of dimensions or channels, an image smaller than the kernel; see the class.
         """
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
         self._check(input)
@@ -262,6 +266,10 @@ class PredictiveConv2d(ErrorPath):
             raise InputError("stability_bound: there is none for untied weights")
         curvature = _norm_squared(self.weight, self._dense_stride, self.groups) + self.decay
         return 2 / curvature if curvature else math.inf
+
+    def to_torch(self) -> nn.Module:
+        """Raise an InputError: torch.nn has no such layer."""
+        raise InputError("expected a layer that torch.nn has, got one of predictive coding")
 
     def extra_repr(self) -> str:
         return (

@@ -75,7 +75,8 @@ def feedback_conv(
         return _position_by_position(input, weight, bias, feedback, shape.stride, backend)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
-    if feedback.mode == "weight" and not feedback.advance and not _has_few_channels(input, weight):
+    plain = not _has_few_channels(input, weight) or backends.recorded()
+    if feedback.mode == "weight" and not feedback.advance and plain:
         return reference.conv(input, weight, bias, shape)
     arguments = ConvArguments(feedback, shape, chosen)
     if can_swap(input, weight, groups, chosen):
@@ -176,6 +177,8 @@ def _is_linear(input: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution is a linear map of the channels, which are contiguous in memory."""
     if window.groups > 1 or any(window.padding) or weight.shape[2:].numel() != 1:
         return False
+    if torch.compiler.is_exporting():
+        return False  # the layout would become a condition of the graph
     return input.movedim(1, -1).is_contiguous()
 
 
