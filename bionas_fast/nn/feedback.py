@@ -126,11 +126,12 @@ class FeedbackLayer(Redrawing, ErrorPath):
             for module in training:
                 module.training = True
 
-    def _new_stream(self) -> Tensor:
-        return torch.tensor([self._seed, 0], dtype=torch.int64, device=self.effective_weight().device)
+    def _new_stream(self, device: torch.device | None = None) -> Tensor:
+        device = self.effective_weight().device if device is None else device
+        return torch.tensor([self._seed, 0], dtype=torch.int64, device=device)
 
-    def _draw(self, shape: tuple[int, ...]) -> None:
-        numbers = reference.uniform(shape, self._new_stream())
+    def _draw(self, shape: tuple[int, ...], device: torch.device | None = None) -> None:
+        numbers = reference.uniform(shape, self._new_stream(device))
         if rules.get(self.rule).stores == "direct":
             numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound
         elif rules.get(self.rule).stores == "magnitude":
@@ -274,21 +275,20 @@ class FeedbackLayer(Redrawing, ErrorPath):
         # Feedback made on the meta device has no values to move: they follow from the seed.
         on_meta = self._feedback_is_on_meta()
         super()._apply(fn, recurse)
-        if on_meta:
-            self._materialise_feedback()
+        if on_meta and not self._feedback_is_on_meta():
+            self._materialise_feedback(next(self.buffers(recurse=False)).device)
         return self
 
     def _feedback_is_on_meta(self) -> bool:
-        return any(self._buffers[name] is not None and self._buffers[name].is_meta for name in FEEDBACK_BUFFERS)
+        buffers = (self._buffers[name] for name in FEEDBACK_BUFFERS)
+        return any(buffer is not None and buffer.is_meta for buffer in buffers)
 
     @torch.no_grad()
-    def _materialise_feedback(self) -> None:
-        if self.effective_weight().is_meta:
-            return
+    def _materialise_feedback(self, device: torch.device) -> None:
         if self.feedback_stream is not None:
-            self.feedback_stream = self._new_stream()
+            self.feedback_stream = self._new_stream(device)
         if self.feedback is not None:
-            self._draw(tuple(self.feedback.shape))
+            self._draw(tuple(self.feedback.shape), device)
 
     def _load_from_state_dict(
         self,
@@ -305,8 +305,8 @@ class FeedbackLayer(Redrawing, ErrorPath):
             absent = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *lists)
         missing[:] = [name for name in missing if name not in absent]
-        if absent and self._feedback_is_on_meta():
-            self._materialise_feedback()
+        if absent and self._feedback_is_on_meta() and not (weight := self.effective_weight()).is_meta:
+            self._materialise_feedback(weight.device)
 
     def to_torch(self) -> nn.Module:
         """Become the layer of torch.nn that this one extends, with the same parameters; return it."""
