@@ -92,8 +92,8 @@ class _ConvTranspose(Initialised):
             feedback = self._feedback(weight)
             return ops.feedback_conv_transpose(input, weight, self.bias, feedback, output_padding=extra, **geometry)
         output = ops.feedback_conv_transpose(input.detach(), weight, self.bias, output_padding=extra, **geometry)
-        self._collect(ops.direct_conv_transpose(input, self._direct_feedback(), output.shape[2:], **geometry))
-        return output
+        token = ops.direct_conv_transpose(input, self._direct_feedback(), output.shape[2:], **geometry)
+        return self._collect(output, token)
 
 
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
@@ -161,10 +161,9 @@ class TransposedLinear(Initialised):
         weight = self.weight
         if self._is_direct(input):
             return self._project(input, weight.t(), self.bias)
-        feedback = ops.BACKPROPAGATION
+        feedback = self._feedback(weight)
         if torch.is_grad_enabled():
             # Random magnitudes are numbered in the order of the weight's own layout.
-            feedback = self._feedback(weight)
             b = ops.feedback_weight(weight, feedback).t()
             feedback = feedback if feedback.mode == "weight" else feedback._replace(mode="stored", stored=b)
         return ops.feedback_linear(input, weight.t(), self.bias, feedback)

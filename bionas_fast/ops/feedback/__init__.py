@@ -281,7 +281,11 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
 
 
 def feedback_segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    segments: FeedbackSegments,
+    backend: str | None = None,
 ) -> Tensor:
     """Compute B of every segment, flat; zeros where the mode is ``custom``.
 
@@ -290,8 +294,9 @@ def feedback_segments(
         stored: the stored draws of the segments whose mode is ``stored`` or ``stored_sign``, concatenated; more may
             follow. None if there are none.
         stream: int64 [segments, 2]; None if no segment reads it.
+        backend: an explicit choice of implementation.
     """
-    chosen = backends.choose("feedback_segments", weight.device.type)
+    chosen = backends.choose("feedback_segments", weight.device.type, backend)
     return eager.feedback_segments(weight, stored, stream, segments, chosen)
 
 
