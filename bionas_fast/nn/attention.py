@@ -141,8 +141,9 @@ class MultiheadAttention(ErrorPath, nn.MultiheadAttention):
         """Become ``nn.MultiheadAttention``, with the same parameters; return it."""
         for name in _PROJECTIONS:
             del self._modules[name]
-        become(self.out_proj.to_torch(), NonDynamicallyQuantizableLinear)
-        self.__dict__.pop("true_gradient", None)
+        output: Any = self.out_proj
+        become(output.to_torch(), NonDynamicallyQuantizableLinear)
+        self.__dict__.pop("_true_in", None)
         return become(self, nn.MultiheadAttention)
 
     def projections(self) -> list[tuple[Tensor, Tensor | None]]:
