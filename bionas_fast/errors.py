@@ -73,7 +73,7 @@ def unknown(
     near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     place = f"{where}: " if where else ""
-    return error(f"{place}unknown {kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+    return error(f"{place}unknown {kind} {shown(name)}; {hint}known: {', '.join(known) or 'none'}")
 
 
 def printable(text: str) -> str:

@@ -28,6 +28,18 @@ LEVEL = "_current_level"
 CONSTANT = "_dynamo_marked_constant"
 
 
+def constant(function: F) -> F:
+    """Treat the result of a function as a constant in compiled graphs. Use as a decorator.
+
+    Equivalent to ``torch.compiler.assume_constant_result``, which would import the compiler and double the import time
+    of torch. Fallback: that function, to be used here once torch changes the attribute.
+    """
+    if not CONSTANT:
+        return torch.compiler.assume_constant_result(function)
+    setattr(function, CONSTANT, True)
+    return function
+
+
 def has_dispatch_modes() -> bool:
     """Whether a dispatch mode, such as FakeTensorMode, is active.
 
@@ -46,6 +58,7 @@ def has_saved_tensor_hooks() -> bool:
     return True if top is None else top(True) is not None
 
 
+@constant
 def in_functional_transform() -> bool | None:
     """Whether a transform of torch.func is active, such as vmap or grad.
 
@@ -55,13 +68,15 @@ def in_functional_transform() -> bool | None:
     return None if active is None else active()
 
 
+@constant
 def in_transform() -> bool:
     """Whether a transform of torch.func or a level of forward-mode differentiation is active.
 
     Fallback: yes, so that plain PyTorch runs, which is always correct, but slower.
     """
+    active = getattr(torch._C, TRANSFORMS, None)
     level = getattr(torch.autograd.forward_ad, LEVEL, None)
-    return level is None or level >= 0 or in_functional_transform() is not False
+    return active is None or level is None or level >= 0 or active()
 
 
 def in_backward_pass() -> bool:
@@ -153,15 +168,3 @@ def _forget(_: Tensor) -> None:
 def version(tensor: Tensor) -> int:
     """Return the number of in-place changes of a tensor. Requires :func:`can_replace_saved_weight`."""
     return getattr(tensor, VERSION)
-
-
-def constant(function: F) -> F:
-    """Treat the result of a function as a constant in compiled graphs. Use as a decorator.
-
-    Equivalent to ``torch.compiler.assume_constant_result``, which would import the compiler and double the import time
-    of torch. Fallback: that function, to be used here once torch changes the attribute.
-    """
-    if not CONSTANT:
-        return torch.compiler.assume_constant_result(function)
-    setattr(function, CONSTANT, True)
-    return function

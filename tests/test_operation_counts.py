@@ -28,6 +28,8 @@ LAYERS = {
     "conv2d-circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 2, 5, 5)),
     "conv2d-without-batch": (nn.Conv2d(4, 6, 3, bias=False), (4, 7, 7)),
     "conv3d": (nn.Conv3d(4, 6, 2, stride=2), (2, 4, 5, 5, 5)),
+    "conv-transpose1d": (nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5)),
+    "conv-transpose2d-groups": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 5, 6)),
     "linear": (nn.Linear(4, 6), (5, 4)),
     "linear-rank3": (nn.Linear(4, 6, bias=False), (2, 3, 4)),
     "linear-vector": (nn.Linear(4, 6), (4,)),
@@ -138,7 +140,7 @@ def test_the_kernels_of_stages_count_as_the_convolutions_of_the_reference():
 def test_fvcore_and_torchinfo(rule):
     plain = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1, stride=2),
-        nn.Flatten(), nn.Linear(54, 5),
+        nn.ConvTranspose2d(6, 4, 3, groups=2), nn.Flatten(), nn.Linear(100, 5),
     )  # fmt: skip
     model, x = bf.convert(plain, rule), torch.randn(2, 3, 8, 8)
     for analysis in (FlopCountAnalysis, ActivationCountAnalysis):

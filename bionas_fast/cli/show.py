@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -34,4 +35,4 @@ def read_genotype(source: str | Path) -> Genotype:
     Raises:
         InputError: the genotype does not exist or is damaged.
     """
-    return Genotype.load(RunFolder.open(source).file(GENOTYPE) if Path(source).is_dir() else source)
+    return Genotype.load(RunFolder.open(source).file(GENOTYPE) if os.path.isdir(source) else source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,7 +125,7 @@ def _genotype(given: Given, source: str, rule: str | None) -> tuple[bf.Genotype,
         InputError: a setting contradicts the search where both must agree.
     """
     genotype = read_genotype(source)
-    searched = RunFolder.open(source).read().settings if Path(source).is_dir() else {}
+    searched = RunFolder.open(source).read().settings if os.path.isdir(source) else {}
     inherited = {name: searched[name] for name in (*_DEFAULTS, *_AGREED) if searched.get(name) is not None}
     config = bf.TrainConfig(**{**inherited, **given.settings("train")})
     for name in _AGREED:

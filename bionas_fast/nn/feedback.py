@@ -288,7 +288,9 @@ class FeedbackLayer(Redrawing, ErrorPath):
         law = self.law
         advance = rule.redraws and self.training and self.redraws_every_pass
         if rule.mode != "custom":
-            return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
+            buffers = self._buffers  # attributes of a module are looked up more slowly
+            stored, stream = buffers["feedback"], buffers["feedback_stream"]
+            return Feedback(rule.mode, stored, stream, law.bound, law.scale, advance)
         with torch.no_grad():
             state = FeedbackState(law, self.feedback, partial(self._uniform, weight))
             b = rules.feedback_of(rule, weight.detach(), state)

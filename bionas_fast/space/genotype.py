@@ -211,7 +211,9 @@ class Genotype:
                 raise InputError(f"genotype {path}: expected at most {4 * LARGEST_TEXT} bytes")
             encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
             text = data.decode(encoding)
-        except (OSError, UnicodeDecodeError) as error:
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: not text, or not a path
             raise InputError(f"cannot read genotype {path}: {error}") from None
         try:
             return cls.from_text(text.replace("\r\n", "\n"))

@@ -111,14 +111,13 @@ def swap(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments
     if mode == "drawn_sign" and stream is not None:
         feedback = feedback.at(stream.clone())
     version = torch_private.version
-    read = () if mode == "stored" else (weight,)
-    if stored is not None:
-        read = (*read, stored)
-    versions = [version(tensor) for tensor in read]
+    reads_weight = mode != "stored"
+    of_weight, of_stored = version(weight), None if stored is None else version(stored)
     needed, dtype = input.requires_grad, output.dtype
 
     def make(_: None) -> Tensor:
-        if [version(tensor) for tensor in read] != versions:
+        changed = reads_weight and version(weight) != of_weight
+        if changed or (stored is not None and version(stored) != of_stored):
             raise RuntimeError("the weight or its feedback was changed in place between forward and backward pass")
         b = weight.detach()
         if needed:

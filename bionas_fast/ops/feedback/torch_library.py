@@ -55,6 +55,8 @@ _library.define("direct_linear(Tensor input, Tensor feedback) -> Tensor")
 _library.define("direct_linear_backward(Tensor error, Tensor feedback, SymInt[] input_shape) -> Tensor")
 
 _kernel = "CompositeExplicitAutograd"
+# Up to this number of weights, calling a compiled kernel takes longer than a few of PyTorch's operations.
+_FEW = 4096
 _CODES = {mode: code for code, mode in enumerate(SEGMENT_MODES)}
 
 
@@ -147,8 +149,9 @@ def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
     # The modes ``weight`` and ``stored`` use an existing tensor.
     if backend == "native" and weight.dtype == torch.float32 and feedback.mode in COMPUTED:
         mode, stored, stream, bound, scale, _ = feedback
-        stored = None if stored is None else stored.to(weight.dtype)
-        return torch.ops.bionas_fast_native.feedback_weight.default(weight, mode, stored, stream, bound, scale)
+        if mode == "drawn_sign" or weight.numel() > _FEW:
+            stored = None if stored is None else stored.to(weight.dtype)
+            return torch.ops.bionas_fast_native.feedback_weight.default(weight, mode, stored, stream, bound, scale)
     return reference.feedback_weight(weight, feedback)
 
 
@@ -231,23 +234,24 @@ def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Arg
     Args:
         tensors: input, weight and bias.
     """
+    input: Tensor | None
+    weight: Tensor | None
     input, weight, bias = tensors
     mode, stored, stream, bound, scale, advance = arguments.feedback
-    error, own, *_ = ctx.needs_input_grad
+    needed = ctx.needs_input_grad
+    error, own = needed[0], needed[1]
     # The draw of this pass: other passes may advance the stream before its backward pass.
     snapshot = stream.clone() if stream is not None and mode == "drawn_sign" else None
     # Like torch.nn.Linear, save only what is read: other tensors may change before the backward pass.
-    every = weight.dim() > 2
-    ctx.save_for_backward(
-        input if own or every else None,
-        weight if (error and mode != "stored") or every else None,
-        stored if error else None,
-        snapshot,
-    )
-    ctx.shapes = input.shape, weight.shape
+    if weight.dim() == 2 and (mode == "stored" or not (error and own)):
+        ctx.shapes = input.shape, weight.shape
+        input, weight = input if own else None, weight if error and mode != "stored" else None
+    ctx.save_for_backward(input, weight, stored if error else None, snapshot)
     ctx.stream = stream if advance else None
     ctx.has_bias = bias is not None
-    ctx.arguments = arguments.having(Feedback(mode, None, None, bound, scale))
+    if stored is not None or stream is not None:
+        arguments = arguments.having(Feedback(mode, None, None, bound, scale))
+    ctx.arguments = arguments
 
 
 def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
@@ -256,27 +260,28 @@ def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
     Under ``create_graph`` plain PyTorch runs instead, whose gradients can be differentiated.
     """
     input, weight, stored, snapshot = ctx.saved_tensors
-    if input is None:
-        input = _shaped(grad, ctx.shapes[0])
-    if weight is None:
-        weight = _shaped(grad, ctx.shapes[1])
-    mode, _, _, bound, scale, _ = ctx.arguments.feedback
-    feedback = Feedback(mode, stored, snapshot, bound, scale)
-    mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
+    needed, arguments = ctx.needs_input_grad, ctx.arguments
+    mask = [needed[0], needed[1], ctx.has_bias and needed[2]]
+    if input is None or weight is None:
+        # Of these only the shape is read.
+        input = grad.new_empty(()).expand(ctx.shapes[0]) if input is None else input
+        weight = grad.new_empty(()).expand(ctx.shapes[1]) if weight is None else weight
+    if stored is not None or snapshot is not None:
+        mode, _, _, bound, scale, _ = arguments.feedback
+        arguments = arguments.having(Feedback(mode, stored, snapshot, bound, scale))
     if torch.is_grad_enabled():
-        b = constant_b(weight, feedback) if mask[0] else weight.detach()
-        grads = ctx.arguments.plain_backward(grad, input, b, mask)
+        b = constant_b(weight, arguments.feedback) if mask[0] else weight.detach()
+        grads = arguments.plain_backward(grad, input, b, mask)
     else:
-        grads = backward(grad, input, weight, ctx.arguments.having(feedback), mask)
+        grads = backward(grad, input, weight, arguments, mask)
     if ctx.stream is not None:
         ctx.stream[1].add_(1)
-    input_grad, weight_grad, bias_grad = (g if wanted else None for g, wanted in zip(grads, mask, strict=True))
-    return input_grad, weight_grad, bias_grad
-
-
-def _shaped(grad: Tensor, shape: torch.Size) -> Tensor:
-    """Return a tensor of which only shape and dtype are read."""
-    return grad.new_empty(()).expand(shape)
+    input_grad, weight_grad, bias_grad = grads
+    return (
+        input_grad if mask[0] else None,
+        weight_grad if mask[1] else None,
+        bias_grad if mask[2] else None,
+    )
 
 
 def register(

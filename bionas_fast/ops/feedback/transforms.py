@@ -47,7 +47,7 @@ torch.library.register_vmap("bionas_fast::advance_stream", _advance_batch, lib=_
 
 def active() -> bool:
     """Whether the functions of this module run: a compiler has transforms of its own."""
-    return not torch.compiler.is_compiling() and torch_private.in_transform()
+    return torch_private.in_transform() and not torch.compiler.is_compiling()
 
 
 def feedback_layer(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
