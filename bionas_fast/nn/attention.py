@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bionas_fast import rules
 from bionas_fast.errors import ShapeError
 from bionas_fast.nn.feedback import FeedbackLayer, random_state, seed_from
 from bionas_fast.nn.layers import FEEDBACK_ARGUMENTS, Linear, check_rule
+from bionas_fast.nn.leaf import leaf
+from bionas_fast.nn.to_torch import become
 from bionas_fast.nn.true_gradients import ErrorPath
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -133,6 +137,15 @@ class MultiheadAttention(ErrorPath, nn.MultiheadAttention):
             layer.set_rule(layer.rule, feedback_init=layer.feedback_init, num_classes=classes, seed=seed)
             layer.direct = direct
 
+    def to_torch(self) -> nn.Module:
+        """Become ``nn.MultiheadAttention``, with the same parameters; return it."""
+        for name in _PROJECTIONS:
+            del self._modules[name]
+        output: Any = self.out_proj
+        become(output.to_torch(), NonDynamicallyQuantizableLinear)
+        self.__dict__.pop("_true_in", None)
+        return become(self, nn.MultiheadAttention)
+
     def projections(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return weight and bias of the projections of query, key and value."""
         if self.in_proj_weight is not None:
@@ -161,6 +174,9 @@ class MultiheadAttention(ErrorPath, nn.MultiheadAttention):
         Raises:
             InputError: mismatched shapes.
         """
+        if isinstance(query, Proxy):
+            masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return leaf(self, query, key, value, *masks)
         batched = query.dim() == 3
         if query.dim() not in (2, 3) or key.dim() != query.dim() or value.dim() != query.dim():
             shapes = [list(tensor.shape) for tensor in (query, key, value)]

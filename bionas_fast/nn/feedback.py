@@ -33,7 +33,7 @@ _MAX_SEED = 2**64
 #: The buffers of a rule; a checkpoint of torch.nn's layer lacks them.
 FEEDBACK_BUFFERS = ("feedback", "feedback_stream")
 #: The other attributes that a rule gives to a layer.
-_OF_A_RULE = ("rule", "feedback_init", "law", "direct", "true_gradient", "_seed", "_deferred")
+_OF_A_RULE = ("rule", "feedback_init", "law", "direct", "_true_in", "_seed", "_deferred")
 _NOT_CONNECTED = (
     "a layer with rule {!r} needs the error at the logits of its model: "
     "call bionas_fast.nn.connect_direct_feedback(model, num_classes=...) once"
@@ -396,9 +396,12 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if absent and self._feedback_is_on_meta() and not (weight := self.effective_weight()).is_meta:
             self._materialise_feedback(weight.device)
 
+    def _plain_class(self) -> type[nn.Module] | None:
+        return plain_class(self)
+
     def to_torch(self) -> nn.Module:
         """Become the layer of torch.nn that this one extends, with the same parameters; return it."""
-        kind = plain_class(self)
+        kind = self._plain_class()
         if kind is None:
             raise InputError("expected a layer that torch.nn has")
         if is_lazy(self.effective_weight()):

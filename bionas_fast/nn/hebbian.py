@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional as F
 
+from bionas_fast import backends
 from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.nn import repeats, switches
 from bionas_fast.nn.leaf import leaf
@@ -131,7 +132,7 @@ class _Plastic(nn.Module):
         self._parameters.pop("plastic_scale", None)
         for name in ("plasticity", "steps"):
             del self._buffers[name]
-        for name in (*(field.name for field in fields(_Settings)), "name"):
+        for name in (*(field.name for field in fields(_Settings)), "name", "_frozen_in"):
             self.__dict__.pop(name, None)
         self.weight = weight
         kind = plain_class(self)
@@ -162,8 +163,9 @@ class _Plastic(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """Compute the weights of the next forward pass: H, or W + α ⊙ H."""
-        # A copy: autograd saves it, and the update changes H in place.
-        return self._weight_of(ops.snapshot(self.plasticity) if torch.is_grad_enabled() else self.plasticity)
+        # A copy: autograd saves it, and the update changes H in place. Graphs for inference have no update.
+        copied = torch.is_grad_enabled() and (self.training or not backends.recorded())
+        return self._weight_of(ops.snapshot(self.plasticity) if copied else self.plasticity)
 
     def _weight_of(self, plasticity: Tensor) -> Tensor:
         return plasticity if self.mode == "hebbian" else self.weight + self.plastic_scale * plasticity

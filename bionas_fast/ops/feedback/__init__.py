@@ -77,8 +77,8 @@ def feedback_conv(
         return _position_by_position(input, weight, bias, feedback, shape.stride, backend)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
-    plain = not _has_few_channels(input, weight) or backends.recorded()
-    if feedback.mode == "weight" and not feedback.advance and plain:
+    propagates = feedback.mode == "weight" and not feedback.advance
+    if propagates and (not _has_few_channels(input, weight) or backends.recorded()):
         return reference.conv(input, weight, bias, shape)
     arguments = ConvArguments(feedback, shape, chosen)
     if can_swap(input, weight, groups, chosen):
