@@ -132,7 +132,7 @@ def test_symbolic_trace_of_attention():
     torch.testing.assert_close(program.module()(x), theirs(x))
 
 
-@each_rule
+@pytest.mark.parametrize("rule", ["brsf", "dfa"])
 def test_feature_extraction(rule):
     torch.manual_seed(0)
     theirs = resnet18(num_classes=4).eval()
@@ -186,8 +186,11 @@ def test_export_of_a_converted_model(rule):
     expect_same(dynamic(model), model)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-@pytest.mark.parametrize("genotype", [GENOTYPE.with_rule("dfa"), NB201], ids=["dfa", "nb201"])
+@pytest.mark.parametrize(
+    ("genotype", "strict"),
+    [(GENOTYPE.with_rule("dfa"), False), (NB201, False), (GENOTYPE, True)],
+    ids=["dfa", "nb201", "strict"],
+)
 def test_export_of_a_genotype_network(genotype, strict):
     model = network(genotype).eval()
     expect_same(dynamic(model, strict), model)
@@ -200,7 +203,6 @@ def test_strict_export_of_a_converted_model():
 
 ONNX = {
     "converted": lambda: bf.convert(layers(), MIXED, num_classes=5),
-    "dfa": lambda: bf.convert(layers(), "dfa", num_classes=5),
     "genotype": network,
     "to_torch": lambda: bf.to_torch(network(NB201).eval()),
     "hebbian": lambda: nn.Sequential(bf.nn.HebbianConv2d(3, 4, 3, padding=1), bf.nn.Triangle(0.7), nn.Flatten(1)),

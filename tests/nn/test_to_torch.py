@@ -182,8 +182,11 @@ def test_pruned_layers():
     assert (plain.weight == 0).sum() == 10
 
 
-@pytest.mark.parametrize("genotype", [GENOTYPE, random_genotype(1), NB201], ids=["small", "paper", "nb201"])
-@pytest.mark.parametrize("size", [(8, 8), (9, 7)], ids=str)
+@pytest.mark.parametrize(
+    ("genotype", "size"),
+    [(GENOTYPE, (9, 7)), (random_genotype(1), (8, 8)), (NB201, (9, 7))],
+    ids=["small", "paper", "nb201"],
+)
 def test_a_genotype_network(genotype, size):
     network = bf.build_network(genotype, channels=3, cells=3, drop_path=0.3, auxiliary=True)
     network(torch.randn(4, 3, *size))  # gives the statistics values

@@ -25,7 +25,7 @@ CASES = {
 
 
 def build(engine, case, seed=3):
-    return bf.build_supernet(**{"channels": 4, "cells": 2, "in_channels": 1, "engine": engine, "seed": seed, **case})
+    return bf.build_supernet(**{"channels": 2, "cells": 1, "in_channels": 1, "engine": engine, "seed": seed, **case})
 
 
 def values(tensors):
