@@ -226,6 +226,9 @@ def hebbian_update(
     backend = options.pop("backend", None)
     if normalisation not in NORMALISATIONS:
         raise unknown("normalisation", normalisation, NORMALISATIONS)
+    for name, tensor in (("weight", weight), ("x", x), ("u", u)):
+        if tensor.is_complex():
+            raise InputError(f"{name}: expected real numbers, got {tensor.dtype}")
     dims = weight.dim() - 2
     if dims not in (0, 1, 2, 3):
         raise InputError(f"weight: expected [K, D] or [K, C/groups, *kernel], got {list(weight.shape)}")
