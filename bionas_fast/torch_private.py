@@ -6,7 +6,9 @@ The names are looked up on use. A fallback never changes results; each function 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType, GeneratorType
 from typing import Any, TypeVar
 
 import torch
@@ -84,6 +86,65 @@ def in_backward_pass() -> bool:
     """
     task = getattr(torch._C, "_current_graph_task_id", None)
     return True if task is None else task() != -1
+
+
+def graph_task() -> int:
+    """Return the number of the backward pass that this thread is inside; -1 outside, and without the name."""
+    task = getattr(torch._C, "_current_graph_task_id", None)
+    return -1 if task is None else task()
+
+
+def checkpoints() -> Iterator[tuple[Any, bool]]:
+    """Find the gradient checkpoints that the caller runs in, innermost first, and whether each repeats its pass.
+
+    An object represents a checkpoint that is the same in its first pass and in all repeats, and dies with its graph: the context of an autograd function, whose ``forward`` runs the pass and whose ``backward`` repeats it
+    (torch's re-entrant variant, and those of other libraries); or torch's record of a non-re-entrant checkpoint.
+    Fallback: a variant whose names have changed is not found; its repeats move state again.
+    """
+    module = sys.modules.get("torch.utils.checkpoint")
+    record = getattr(module, "_CheckpointFrame", ())
+    names = getattr(module, "__dict__", None)
+    found = False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        # By the names that all libraries use, as reading the variables of a frame keeps them alive.
+        if code.co_name in ("forward", "backward") and code.co_varnames[:1] == ("ctx",):
+            context = frame.f_locals.get("ctx")
+            if isinstance(context, torch.autograd.function.BackwardCFunction):
+                found = True
+                yield context, code.co_name == "backward"
+        elif frame.f_globals is names:
+            for value in [*frame.f_locals.values()]:
+                if isinstance(value, record):
+                    found = True
+                    yield value, True
+                elif isinstance(value, GeneratorType) and value.gi_frame is not None:
+                    for local in [*value.gi_frame.f_locals.values()]:
+                        if isinstance(local, record):
+                            found = True
+                            yield local, False
+        frame = frame.f_back
+    if not found:
+        # A checkpoint that was entered by hooks of a module stands in no frame.
+        yield from ((value, False) for value in _hooked_values() if isinstance(value, record))
+
+
+def _hooked_values() -> list[Any]:
+    """Return the variables that the innermost hook on saved tensors closes over."""
+    top = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
+    hooks = None if top is None else top(True)
+    return [cell.cell_contents for cell in getattr(hooks[0], "__closure__", None) or ()] if hooks else []
+
+
+def after_backward(function: Callable[[], None]) -> None:
+    """Call a function at the end of the backward pass that this thread is inside.
+
+    Fallback: it is not called; what it would release lives until the graph ends.
+    """
+    queue = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "queue_callback", None)
+    if queue is not None:
+        queue(function)
 
 
 def can_replace_saved_weight() -> bool:

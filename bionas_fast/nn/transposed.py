@@ -13,7 +13,6 @@ from bionas_fast import rules
 from bionas_fast.errors import ShapeError
 from bionas_fast.nn.layers import FEEDBACK_ARGUMENTS, Initialised, check_rule
 from bionas_fast.nn.leaf import leaf
-from bionas_fast.nn.to_torch import become
 from bionas_fast.ops import feedback as ops
 from bionas_fast.ops.geometry import Geometry
 from bionas_fast.rules import Law
@@ -92,8 +91,8 @@ class _ConvTranspose(Initialised):
             feedback = self._feedback(weight)
             return ops.feedback_conv_transpose(input, weight, self.bias, feedback, output_padding=extra, **geometry)
         output = ops.feedback_conv_transpose(input.detach(), weight, self.bias, output_padding=extra, **geometry)
-        self._collect(ops.direct_conv_transpose(input, self._direct_feedback(), output.shape[2:], **geometry))
-        return output
+        token = ops.direct_conv_transpose(input, self._direct_feedback(), output.shape[2:], **geometry)
+        return self._collect(output, token)
 
 
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
@@ -138,12 +137,10 @@ class TransposedLinear(Initialised):
         self.bias = nn.Parameter(torch.empty(out_features, **place))
         self._set_up(rule, feedback_init, num_classes, seed, generator)
 
-    def to_torch(self) -> nn.Module:
-        """Become the layer of the library that defines it, which must be installed; return it."""
+    def _plain_class(self) -> type[nn.Module]:
         from transformers.pytorch_utils import Conv1D
 
-        super().to_torch()
-        return become(self, Conv1D)
+        return Conv1D
 
     def _initial_law(self) -> Law:
         return rules.get_law(self.feedback_init, tuple(self.effective_weight().t().shape))

@@ -112,6 +112,26 @@ def test_symbolic_trace_of_plastic_layers(make):
     assert torch.equal(fx.symbolic_trace(model)(images()), model(images()))
 
 
+def test_symbolic_trace_of_attention():
+    class Attended(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    theirs = Attended().eval()
+    model = bf.convert(theirs, "frsf")
+    traced = fx.symbolic_trace(model)
+    assert leaves(traced.graph) == leaves(fx.symbolic_trace(theirs).graph) == {"attention"}
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(traced(x), model(x), **SAME_BITS)
+    program = export(model, (x,))
+    assert not any("bionas_fast" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), theirs(x))
+
+
 @each_rule
 def test_feature_extraction(rule):
     torch.manual_seed(0)

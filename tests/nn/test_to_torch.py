@@ -135,6 +135,42 @@ def test_parametrised_layers(how):
     assert type(plain[0]) is nn.Linear
 
 
+@pytest.mark.parametrize("rule", ["fa", "brsf", "dfa"])
+def test_attention(rule):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    theirs = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)).eval()
+    ours = bf.convert(theirs, rule, num_classes=3)
+    plain = bf.to_torch(ours)
+    assert modules_of_this_package(plain) == []
+    assert [type(module) for module in plain.modules()] == [type(module) for module in theirs.modules()]
+    assert set(plain.state_dict()) == set(theirs.state_dict())
+    for own, other in zip(plain.modules(), theirs.modules(), strict=True):
+        assert set(vars(own)) == set(vars(other))
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(plain(x), theirs(x), **SAME_BITS)
+    torch.testing.assert_close(plain(x), ours(x))
+
+
+def test_a_layer_of_another_library():
+    from transformers.pytorch_utils import Conv1D
+
+    theirs = nn.Sequential(Conv1D(4, 6), nn.Tanh())
+    plain = bf.to_torch(bf.convert(theirs, "usf"))
+    assert type(plain[0]) is Conv1D
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(plain(x), theirs(x), **SAME_BITS)
+    with bf.true_gradients(plain):  # nothing of it is left
+        assert set(vars(plain[0])) == set(vars(theirs[0]))
+
+
+def test_a_model_inside_true_gradients():
+    model = bf.convert(nn.Sequential(nn.Linear(4, 3)), "usf")
+    with bf.true_gradients(model):
+        plain = bf.to_torch(model)
+    assert set(vars(plain[0])) == set(vars(nn.Linear(4, 3)))
+
+
 def test_pruned_layers():
     layer = bf.nn.Linear(5, 4, rule="usf")
     prune.random_unstructured(layer, "weight", 0.5)

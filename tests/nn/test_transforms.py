@@ -26,6 +26,7 @@ from bionas_fast.nn import (
     connect_direct_feedback,
     frozen_plasticity,
 )
+from helpers.registries import restored
 from helpers.tolerances import assert_close
 
 Weights = dict[str, Tensor]
@@ -316,3 +317,27 @@ def test_compilers_leave_transforms_to_pytorch(rule):
     run = vmap(grad(loss_of(model), 1), (None, 0))
     wanted = run(parameters_of(model), x)
     assert_close(torch.compile(run, backend="aot_eager")(parameters_of(model), x), wanted)
+
+
+# Rules of a user's own
+
+
+class Noisy(rules.Rule):
+    """The weights, each scaled by random numbers that are new in every step."""
+
+    name = "noisy_under_transforms"
+    redraws = True
+
+    def feedback(self, weight, state):
+        return weight * (0.5 + state.uniform())
+
+
+@pytest.mark.parametrize("make", [LAYERS["linear"], LAYERS["conv2d-stride-groups"]], ids=["linear", "conv"])
+def test_a_user_defined_rule(make):
+    layer, shape = make
+    with restored():
+        rules.register(Noisy)
+        test_gradients_of_every_sample(layer, shape, Noisy.name)
+        test_gradients_outside_of_vmap(layer, shape, Noisy.name)
+        test_ensembles(layer, shape, Noisy.name, 0)
+        test_second_derivatives(layer, shape, Noisy.name)

@@ -1,4 +1,6 @@
-"""feedback_conv, feedback_conv_transpose, feedback_linear and their direct variants: layers that propagate the error through B instead of W.
+"""feedback_conv, feedback_conv_transpose, feedback_linear and their direct variants.
+
+These layers propagate the error through B instead of W.
 
 The functions here validate and choose a backend. :mod:`.eager` bypasses the dispatcher where possible,
 :mod:`.torch_library` registers and implements the ops.
@@ -18,7 +20,7 @@ from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
-from bionas_fast.ops.feedback import conv_transpose, counts, eager
+from bionas_fast.ops.feedback import conv_transpose, counts, direct, eager
 from bionas_fast.ops.feedback.conv_transpose import TransposeArguments
 from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments
 from bionas_fast.ops.geometry import Geometry, PerDimension, per_dimension, window
@@ -76,8 +78,8 @@ def feedback_conv(
         return _position_by_position(input, weight, bias, feedback, shape.stride, backend)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
-    plain = not _has_few_channels(input, weight) or backends.recorded()
-    if feedback.mode == "weight" and not feedback.advance and plain:
+    propagates = feedback.mode == "weight" and not feedback.advance
+    if propagates and (not _has_few_channels(input, weight) or backends.recorded()):
         return reference.conv(input, weight, bias, shape)
     arguments = ConvArguments(feedback, shape, chosen)
     if can_swap(input, weight, groups, chosen):
@@ -256,7 +258,7 @@ def direct_conv(
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
     if torch.jit.is_tracing():
         output_size = [int(size) for size in output_size]  # sizes of a traced tensor are tensors
-    return eager.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
+    return direct.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
 
 
 def direct_conv_transpose(
@@ -284,11 +286,15 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
         feedback: B, [classes, in_features].
     """
     _check_real("input", input)
-    return eager.direct_linear(input, feedback.to(input.dtype))
+    return direct.direct_linear(input, feedback.to(input.dtype))
 
 
 def feedback_segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    segments: FeedbackSegments,
+    backend: str | None = None,
 ) -> Tensor:
     """Compute B of every segment, flat; zeros where the mode is ``custom``.
 
@@ -297,8 +303,9 @@ def feedback_segments(
         stored: the stored draws of the segments whose mode is ``stored`` or ``stored_sign``, concatenated; more may
             follow. None if there are none.
         stream: int64 [segments, 2]; None if no segment reads it.
+        backend: an explicit choice of implementation.
     """
-    chosen = backends.choose("feedback_segments", weight.device.type)
+    chosen = backends.choose("feedback_segments", weight.device.type, backend)
     return eager.feedback_segments(weight, stored, stream, segments, chosen)
 
 

@@ -6,7 +6,6 @@ implementations, or torch's own convolution runs and B is attached to its node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,20 +80,6 @@ def feedback_segments(
     if backends.traced():
         return torch.ops.bionas_fast.feedback_segments(weight, stored, stream, *segments, backend)
     return torch_library.segments(weight, stored, stream, segments, backend)
-
-
-def direct_conv(input: Tensor, feedback: Tensor, output_size: list[int], per_dimension: Sequence[Any]) -> Tensor:
-    """Run the op ``direct_conv``."""
-    if transforms.active():
-        return transforms.direct_conv(input, feedback, output_size, per_dimension)
-    return torch.ops.bionas_fast.direct_conv(input, feedback, output_size, *per_dimension)
-
-
-def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
-    """Run the op ``direct_linear``."""
-    if transforms.active():
-        return transforms.direct_linear(input, feedback)
-    return torch.ops.bionas_fast.direct_linear(input, feedback)
 
 
 def can_swap() -> bool:

@@ -24,8 +24,6 @@ from bionas_fast.kernels.window import Window
 
 for _op in ("feedback_conv", "feedback_linear", "feedback_segments"):
     backends.declare(_op, native=native.obstacle, triton=backends.triton_obstacle)
-for _op in ("direct_conv", "direct_linear"):
-    backends.declare(_op)
 
 # In the order of the fields of Feedback and Window.
 _FEEDBACK = "str mode, Tensor? stored, Tensor? stream, float bound, float scale, bool advance"
@@ -46,13 +44,6 @@ _library.define(
     "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, int[] lengths, str[] modes, float[] bounds, "
     "float[] scales, str backend) -> Tensor"
 )
-_library.define(f"direct_conv(Tensor input, Tensor feedback, SymInt[] output_size, {_PER_DIMENSION}) -> Tensor")
-_library.define(
-    f"direct_conv_backward(Tensor error, Tensor feedback, SymInt[] input_shape, SymInt[] output_size, {_PER_DIMENSION})"
-    " -> Tensor"
-)
-_library.define("direct_linear(Tensor input, Tensor feedback) -> Tensor")
-_library.define("direct_linear_backward(Tensor error, Tensor feedback, SymInt[] input_shape) -> Tensor")
 
 _kernel = "CompositeExplicitAutograd"
 # Up to this number of weights, calling a compiled kernel takes longer than a few of PyTorch's operations.
@@ -361,60 +352,3 @@ def _linear_backward_fake(grad: Tensor, input: Tensor, weight: Tensor, *flat: An
 @torch.library.register_fake("bionas_fast::feedback_segments", lib=_library)
 def _segments_fake(weight: Tensor, *flat: Any) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
-
-
-@torch.library.impl(_library, "direct_conv", _kernel)
-@torch.library.impl(_library, "direct_linear", _kernel)
-@torch.library.register_fake("bionas_fast::direct_conv", lib=_library)
-@torch.library.register_fake("bionas_fast::direct_linear", lib=_library)
-def _direct(input: Tensor, feedback: Tensor, *geometry: Any) -> Tensor:
-    return input.new_zeros(input.shape[0], feedback.shape[0])
-
-
-@torch.library.impl(_library, "direct_conv_backward", _kernel)
-def direct_conv_backward(
-    error: Tensor, feedback: Tensor, input_shape: Sequence[int], output_size: list[int], *per_dimension: list[int]
-) -> Tensor:
-    """Compute δ_in of direct feedback through a convolution."""
-    stride, padding, dilation = per_dimension
-    return reference.direct_conv_backward(error, feedback, input_shape, output_size, Window(stride, padding, dilation))
-
-
-@torch.library.impl(_library, "direct_linear_backward", _kernel)
-def direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: Sequence[int]) -> Tensor:
-    """Compute δ_in of direct feedback through a linear layer."""
-    return reference.direct_linear_backward(error, feedback, input_shape)
-
-
-@torch.library.register_fake("bionas_fast::direct_conv_backward", lib=_library)
-@torch.library.register_fake("bionas_fast::direct_linear_backward", lib=_library)
-def _direct_backward_fake(error: Tensor, feedback: Tensor, input_shape: Sequence[int], *geometry: Any) -> Tensor:
-    return error.new_empty(tuple(input_shape))
-
-
-def _direct_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, feedback, *ctx.geometry = inputs
-    ctx.save_for_backward(feedback)
-    ctx.input_shape = input.shape
-
-
-def _direct_backward(
-    op: Callable[..., Tensor], plain: Callable[..., Tensor]
-) -> Callable[..., tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        (feedback,) = ctx.saved_tensors
-        # Under create_graph plain PyTorch runs, which can be differentiated.
-        run = plain if torch.is_grad_enabled() else op
-        down = run(error, feedback, ctx.input_shape, *ctx.geometry) if ctx.needs_input_grad[0] else None
-        return down, None, *[None] * len(ctx.geometry)
-
-    return backward
-
-
-for _name, _plain in (("direct_conv", direct_conv_backward), ("direct_linear", direct_linear_backward)):
-    torch.library.register_autograd(
-        f"bionas_fast::{_name}",
-        _direct_backward(getattr(torch.ops.bionas_fast, f"{_name}_backward"), _plain),
-        setup_context=_direct_setup_context,
-        lib=_library,
-    )
