@@ -114,6 +114,8 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if seed is not None and not 0 <= seed < _MAX_SEED:
             raise InputError(f"seed: expected 0 <= seed < 2**64, got {seed}")
         rules.get_law(feedback_init, (1, 1))
+        if known.mode != "weight" and self.weight is not None and self.weight.is_complex():
+            raise InputError(f"rule {known.name!r}: expected a layer of real numbers, got {self.weight.dtype}")
         self.rule = known.name
         self.feedback_init = feedback_init
         self.direct: tuple[DirectFeedback, ...] | None = self.__dict__.get("direct")

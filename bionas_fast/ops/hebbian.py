@@ -260,6 +260,9 @@ def hebbian_update(
         raise InputError("y: expected none together with k or similarity, which determine it")
     if normalisation not in NORMALISATIONS:
         raise unknown("normalisation", normalisation, NORMALISATIONS)
+    for name, tensor in (("weight", weight), ("x", x), ("u", u)):
+        if tensor.is_complex():
+            raise InputError(f"{name}: expected real numbers, got {tensor.dtype}")
     dims = weight.dim() - 2
     if dims not in (0, 1, 2, 3):
         raise InputError(f"weight: expected [K, D] or [K, C/groups, *kernel], got {list(weight.shape)}")

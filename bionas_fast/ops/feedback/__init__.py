@@ -54,7 +54,8 @@ def feedback_conv(
         [N, C_out, *positions]. Under autocast, in its dtype.
 
     Raises:
-        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads; complex
+            numbers with feedback other than W.
     """
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
@@ -113,7 +114,8 @@ def feedback_conv_transpose(
         [N, C_out, *positions]. Under autocast, in its dtype.
 
     Raises:
-        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads; complex
+            numbers with feedback other than W.
     """
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
@@ -162,6 +164,7 @@ def with_feedback(output: Tensor, input: Tensor, weight: Tensor, arguments: Conv
             output.register_hook(partial(_laid_out, layout=reference.layout(input)))
         feedback = arguments.feedback
         if feedback.mode != "weight" or feedback.advance:
+            _check_real("weight", weight)
             eager.swap(output, input, weight, arguments)
     return output
 
@@ -217,7 +220,8 @@ def feedback_linear(
         [..., out_features]. Under autocast, in its dtype.
 
     Raises:
-        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads; complex
+            numbers with feedback other than W.
     """
     if weight.dim() != 2:
         raise ShapeError(f"weight: expected [out_features, in_features], got {list(weight.shape)}")
@@ -250,6 +254,7 @@ def direct_conv(
         Zeros [N, classes]. Added to the logits, they change no value and receive the gradient e of the logits, from
         which ∂input = convᵀ(E; B) with E = e at every position.
     """
+    _check_real("input", input)
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
     if torch.jit.is_tracing():
         output_size = [int(size) for size in output_size]  # sizes of a traced tensor are tensors
@@ -267,6 +272,7 @@ def direct_conv_transpose(
         output_size: the output size of the layer.
         geometry: stride, padding and dilation; B covers all channels, regardless of groups.
     """
+    _check_real("input", input)
     shape = window(feedback.dim() - 2, **geometry)
     matrix = reference.direct_conv_transpose_weight(feedback, input.shape[2:], output_size, shape)
     return direct_linear(input.flatten(1), matrix)
@@ -279,6 +285,7 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
         input: [N, ..., in_features].
         feedback: B, [classes, in_features].
     """
+    _check_real("input", input)
     return direct.direct_linear(input, feedback.to(input.dtype))
 
 
@@ -313,10 +320,20 @@ def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
         raise ShapeError(f"bias: expected [{weight.shape[0]}], got {list(bias.shape)}")
 
 
+def _check_real(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex():
+        raise InputError(
+            f"{name}: expected real numbers, got {tensor.dtype}; feedback weights are defined for real layers, use "
+            "rule 'bp' for complex ones"
+        )
+
+
 def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
     mode = feedback.mode
     if mode not in MODES or mode == "direct":
         raise unknown("mode", mode, MODES[:-1], "feedback")
+    if mode != "weight":
+        _check_real("weight", weight)
     if mode.startswith("stored"):
         if feedback.stored is None:
             raise InputError(f"feedback: mode {mode!r} needs a stored tensor")
