@@ -6,10 +6,10 @@ command-line option. YAML, Python, ``--help`` and docs/settings.md are derived f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,16 +47,22 @@ class Changeable:
 
 
 class Config(BaseModel):
-    """A set of named, typed settings. Unknown names and invalid values raise :class:`InputError`."""
+    """A set of named, typed settings. Unknown names and invalid values raise :class:`InputError`.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Numbers must be finite, and True and False are no numbers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __init__(self, **settings: Any) -> None:
         for name in settings:
             if name not in type(self).model_fields:
                 raise unknown("setting", name, type(self).model_fields, type(self).__name__)
-            if isinstance(settings[name], int) and abs(settings[name]) >= _LARGE:
-                raise InputError(f"{name}: the number is too large")
+            for number in _numbers(settings[name]):
+                if isinstance(number, bool) and not _takes_bool(type(self).model_fields[name].annotation):
+                    raise InputError(f"{name}: expected a number or text, got {number}")
+                if isinstance(number, int) and abs(number) >= _LARGE:
+                    raise InputError(f"{name}: the number is too large")
         try:
             super().__init__(**settings)
         except ValidationError as error:
@@ -65,6 +71,18 @@ class Config(BaseModel):
     def with_settings(self: C, **settings: Any) -> C:
         """Return a copy with some settings replaced, validated like new ones."""
         return type(self)(**{**self.model_dump(), **settings})
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """Yield a value, or the entries of a sequence."""
+    if isinstance(value, (list, tuple)):
+        yield from value
+    else:
+        yield value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is Any or bool in (annotation, *get_args(annotation))
 
 
 def _input_error(error: ValidationError) -> InputError:
@@ -77,12 +95,17 @@ def _input_error(error: ValidationError) -> InputError:
 
 
 #: Settings shared by several kinds of run, with different defaults.
-Epochs = Annotated[int, Field(ge=1, description="Passes over the training images."), Option()]
-Channels = Annotated[int, Field(ge=1, description="Channels of the first cell; doubled by each reduction."), Option()]
-Cells = Annotated[int, Field(ge=1, description="Number of cells; with nb201, per stage."), Option()]
+Epochs = Annotated[int, Field(ge=1, le=1_000_000, description="Passes over the training images."), Option()]
+Channels = Annotated[
+    int, Field(ge=1, le=4096, description="Channels of the first cell; doubled by each reduction."), Option()
+]
+Cells = Annotated[int, Field(ge=1, le=200, description="Number of cells; with nb201, per stage."), Option()]
 SkipRules = Annotated[
     bool, Field(description="Let skip connections learn by their rule; the code published with the paper does not.")
 ]
+#: Steps, penalties and coefficients: beyond any useful value, but far from the range of float32.
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+Coefficient = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class RunConfig(Config):
@@ -94,7 +117,9 @@ class RunConfig(Config):
         False, description="Download the dataset if it is missing."
     )
     epochs: Epochs
-    batch_size: Annotated[int, Option()] = Field(64, ge=1, description="Images per batch, over all processes.")
+    batch_size: Annotated[int, Option()] = Field(
+        64, ge=1, le=1_000_000, description="Images per batch, over all processes."
+    )
     seed: Annotated[int, Option()] = Field(
         0,
         ge=0,
@@ -121,13 +146,15 @@ class RunConfig(Config):
 class DescentConfig(RunConfig):
     """The settings of networks trained by stochastic gradient descent on augmented images."""
 
-    learning_rate: float = Field(0.025, gt=0, description="Initial learning rate; follows a cosine schedule.")
+    learning_rate: Rate = Field(0.025, description="Initial learning rate; follows a cosine schedule.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    weight_decay: float = Field(3e-4, ge=0, description="Weight decay (L2 penalty) of the weights.")
+    weight_decay: Coefficient = Field(3e-4, description="Weight decay (L2 penalty) of the weights.")
     gradient_clip: float = Field(5.0, gt=0, description="Maximum norm of the gradient of the weights.")
     flip: bool = Field(False, description="Mirror training images left to right at random.")
-    crop_padding: int = Field(0, ge=0, description="Pad training images by this many pixels and crop them at random.")
-    cutout: int = Field(0, ge=0, description="Side of the square blanked by cutout, in pixels; 0 for none.")
+    crop_padding: int = Field(
+        0, ge=0, le=256, description="Pad training images by this many pixels and crop them at random."
+    )
+    cutout: int = Field(0, ge=0, le=10_000, description="Side of the square blanked by cutout, in pixels; 0 for none.")
 
 
 def marker(config: type[Config], name: str, kind: type[M]) -> M | None:

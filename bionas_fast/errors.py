@@ -9,8 +9,12 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Unusable input. The message names the argument and what was expected.
 
-    The command line prints the message as one line and exits with code 2.
+    The command line prints the message as one line and exits with code 2. Characters that would break the line or
+    steer a terminal, such as those of a hostile file name, are escaped.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
     def at(self, place: str) -> InputError:
         """Return a copy of the error with the place before its message."""
@@ -19,6 +23,23 @@ class InputError(ValueError):
 
 class ShapeError(InputError, RuntimeError):
     """A tensor of the wrong shape; a RuntimeError too, as torch.nn raises it."""
+
+
+class NotFinite(InputError):
+    """A number that is NaN or infinite. A run extends the message by its epoch and step and by likely causes.
+
+    Attributes:
+        what: the number, as a noun phrase.
+        settings: the settings that are likely causes; if empty, those of the run that raise the numbers most.
+    """
+
+    def __init__(self, what: str, settings: Iterable[str] = ()) -> None:
+        super().__init__(f"{what} is not finite")
+        self.what = what
+        self.settings = tuple(settings)
+
+    def at(self, place: str) -> NotFinite:
+        return type(self)(f"{place}: {self.what}", self.settings)
 
 
 class Unregistered(InputError):
@@ -52,7 +73,14 @@ def unknown(
     near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     place = f"{where}: " if where else ""
-    return error(f"{place}unknown {kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+    return error(f"{place}unknown {kind} {shown(name)}; {hint}known: {', '.join(known) or 'none'}")
+
+
+def printable(text: str) -> str:
+    """Escape the characters of a text that are not printable, as :func:`repr` does."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(value: object, length: int = 80) -> str:

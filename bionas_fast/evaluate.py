@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.data import evaluation_batches
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, NotFinite
 
 
 @torch.no_grad()
@@ -34,6 +35,9 @@ def evaluate(
         mean, std: one value per channel, in units of [0, 1].
         batch_size: number of images per batch.
         forward: called instead of the network, if that takes further arguments.
+
+    Raises:
+        NotFinite: the cross-entropy is not finite; the predicted classes are then arbitrary.
     """
     device = next(network.parameters()).device
     correct, loss = 0, 0.0
@@ -42,6 +46,8 @@ def evaluate(
             logits = (forward or network)(x)
             correct += int((logits.argmax(dim=1) == y).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
+    if not math.isfinite(loss):
+        raise NotFinite(f"the cross-entropy of the evaluated images ({loss})")
     return {"accuracy": 100 * correct / len(labels), "loss": loss / len(labels)}
 
 
@@ -88,7 +94,8 @@ def measure(
     """Evaluate a network in detail, in evaluation mode; the mode is restored. Arguments as of :func:`evaluate`.
 
     Raises:
-        InputError: a label that the network has no logit for; logits that are not finite.
+        InputError: a label that the network has no logit for.
+        NotFinite: a logit is not finite.
     """
     device = next(network.parameters()).device
     batches = evaluation_batches(images, labels, batch_size, mean=mean, std=std, device=device)
@@ -101,7 +108,7 @@ def measure(
             f"labels: expected 0 to {classes - 1}, as the network has {classes} logits, got {labels.max()}"
         )
     if not logits.isfinite().all():
-        raise InputError("the network's logits are not finite")
+        raise NotFinite("a logit of the evaluated images")
     order = logits.topk(min(5, classes), dim=1).indices
     hits = order == labels[:, None]
     confidence = logits.double().softmax(dim=1).amax(dim=1)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bionas_fast.config import CONFIG, RunRecord
-from bionas_fast.errors import InputError, Unregistered
+from bionas_fast.errors import InputError, Unregistered, shown
 
 
 def import_plugins(names: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ def import_plugins(names: Sequence[str]) -> None:
         elif all(word.isidentifier() for word in name.split(".")):
             _import_module(name)
         else:
-            raise InputError(f"plugin {name!r}: give a module's name or a path that ends in .py")
+            raise InputError(f"plugin {shown(name)}: give a module's name or a path that ends in .py")
 
 
 def plugin_options(names: Sequence[str]) -> list[str]:
@@ -77,16 +77,16 @@ def _import_module(name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _failed(name, error) from error
-        hint = f"; to import the file, give {name}.py" if Path(f"{name}.py").is_file() else ""
-        raise InputError(f"plugin {name!r}: no module of that name is installed{hint}") from None
+        hint = f"; to import the file, give {name}.py" if os.path.isfile(f"{name}.py") else ""
+        raise InputError(f"plugin {shown(name)}: no module of that name is installed{hint}") from None
     except (Exception, SystemExit) as error:
         raise _failed(name, error) from error
 
 
 def _import_file(name: str) -> None:
-    path = Path(os.path.expanduser(name)).resolve()
-    if not path.is_file():
-        raise InputError(f"plugin {name!r}: no file {path}")
+    path = Path(os.path.realpath(os.path.expanduser(name)))
+    if not os.path.isfile(path):  # unlike that of Path, never raises
+        raise InputError(f"plugin {shown(name)}: no file {shown(str(path))}")
     if any(_is_of(module, path) for module in list(sys.modules.values())):
         return
     # A name that no other module can have, for any file name.

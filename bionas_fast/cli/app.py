@@ -12,7 +12,7 @@ from rich.console import Console
 import bionas_fast as bf
 from bionas_fast.cli.doctor import doctor
 from bionas_fast.cli.evaluate import evaluate
-from bionas_fast.cli.output import QUIET, err, show_warning
+from bionas_fast.cli.output import QUIET, err, show_log, show_warning
 from bionas_fast.cli.presets import list_presets
 from bionas_fast.cli.runs import list_runs
 from bionas_fast.cli.search import search
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     warnings.showwarning = show_warning
+    show_log("bionas_fast")
     try:
         code = app(arguments, prog_name="bionas-fast", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

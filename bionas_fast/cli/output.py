@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -13,7 +14,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from bionas_fast.errors import BionasWarning
+from bionas_fast.errors import BionasWarning, printable
 from bionas_fast.runs import progress
 from bionas_fast.runtime import distributed
 from bionas_fast.train import GENOTYPE_RULES, TrainResult
@@ -119,4 +120,25 @@ def show_warning(
 ) -> None:
     """Print a warning of this package on one line and drop all others; replaces :func:`warnings.showwarning`."""
     if issubclass(category, BionasWarning):
-        err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"note: {printable(str(message))}", markup=False, highlight=False, soft_wrap=True)
+
+
+class LogLines(logging.Handler):
+    """Handler that prints each message of the library once, on one line of stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._printed:
+            self._printed.add(message)
+            err.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_log(name: str) -> None:
+    """Print the messages of a logger and those below it on stderr."""
+    logger = logging.getLogger(name)
+    logger.handlers = [LogLines()]
+    logger.setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,6 @@ def read_genotype(source: str | Path) -> Genotype:
     Raises:
         InputError: the genotype does not exist or is damaged.
     """
-    if source in published_names() and not Path(source).exists():
+    if source in published_names() and not os.path.exists(source):
         return published(str(source)).genotype
-    return Genotype.load(RunFolder.open(source).file(GENOTYPE) if Path(source).is_dir() else source)
+    return Genotype.load(RunFolder.open(source).file(GENOTYPE) if os.path.isdir(source) else source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from bionas_fast.cli.options import Given, Out, Resume, takes_settings, with_plu
 from bionas_fast.cli.output import Bars, interruptible, print_comparison, print_trained
 from bionas_fast.cli.show import read_genotype
 from bionas_fast.errors import InputError
-from bionas_fast.runs.folder import RunFolder, new_path
+from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.trainer import Trainer
 
@@ -33,8 +34,8 @@ Source = Annotated[
 Rule = Annotated[
     str | None,
     typer.Option(
-        help="Use this rule on every searched edge (fa and dfa: except skip connections); for a ResNet on every layer, "
-        "for softhebb on the filters."
+        help="Use this rule on every searched edge (fa, dfa: except skip connections); for a ResNet, on every layer; "
+        "for softhebb, on the filters."
     ),
 ]
 Compare = Annotated[
@@ -91,13 +92,14 @@ def _train_network(
 ) -> None:
     if rule is not None:
         given = given.with_options(rule=rule)
+    out: Path | NewFolder | None = folder
     if resume is None:
         config: Any = trainer.settings(**given.settings(trainer.kind))
-        folder = folder or new_path(f"{trainer.kind}-{config.dataset}-{config.rule}")
+        out = folder or NewFolder(f"{trainer.kind}-{config.dataset}-{config.rule}")
     else:
         config = given.resumed(trainer.kind, resume)
     with interruptible():
-        result = trainer.start(config, out=folder, resume=resume, progress=Bars())
+        result = trainer.start(config, out=out, resume=resume, progress=Bars())
     print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])})
 
 
@@ -105,16 +107,17 @@ def _train_genotype(
     given: Given, source: str | None, rule: str | None, folder: Path | None, resume: Path | None
 ) -> None:
     genotype: bf.Genotype | None
+    out: Path | NewFolder | None = folder
     if resume is None:
         genotype, config = _genotype(given, str(source), rule)
-        folder = folder or new_path(f"train-{config.dataset}-{genotype.hash}")
+        out = folder or NewFolder(f"train-{config.dataset}-{genotype.hash}")
     else:
         genotype = None if source is None else read_genotype(source)
         if rule is not None:
             genotype = (genotype or read_genotype(resume)).with_rule(rule)
         config = given.resumed("train", resume)
     with interruptible():
-        result = bf.train(genotype, config, out=folder, resume=resume, progress=Bars())
+        result = bf.train(genotype, config, out=out, resume=resume, progress=Bars())
     print_trained(result, {"genotype": result.network.genotype.hash})
 
 
@@ -125,7 +128,7 @@ def _genotype(given: Given, source: str, rule: str | None) -> tuple[bf.Genotype,
         InputError: a setting contradicts the search where both must agree.
     """
     genotype = read_genotype(source)
-    searched = RunFolder.open(source).read().settings if Path(source).is_dir() else {}
+    searched = RunFolder.open(source).read().settings if os.path.isdir(source) else {}
     inherited = {name: searched[name] for name in (*_DEFAULTS, *_AGREED) if searched.get(name) is not None}
     config = bf.TrainConfig(**{**inherited, **given.settings("train")})
     for name in _AGREED:

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bionas_fast.data import memory
 from bionas_fast.data.augment import Augment
 from bionas_fast.errors import InputError
+
+#: Bytes of a batch from which on the free memory is looked up.
+LARGE_BATCH = 2**27
 
 Batch = tuple[Tensor, Tensor]
 Statistics = Sequence[float] | Tensor
@@ -34,7 +38,39 @@ def normalise(images: Tensor, mean: Statistics, std: Statistics) -> Tensor:
     return (as_float(images) - _per_channel(mean, images.device)) / _per_channel(std, images.device)
 
 
-def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[Batch, Batch]:
+def check_range(images: Tensor, what: str) -> None:
+    """Raise an :class:`InputError` unless all values of floating-point images [N, ...] lie in [0, 1].
+
+    The message says how many images are wrong, and which is the first.
+    """
+    low, high = (float(bound) for bound in images.aminmax())
+    if low >= 0 and high <= 1:  # in this form it also rejects NaN
+        return
+    finite = images.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise InputError(f"{what}: {_which(~finite)} NaN or infinity")
+    wrong = ((images < 0) | (images > 1)).flatten(1).any(1)
+    hint = "; divide them by 255, or save them as uint8" if low >= 0 and 1 < high <= 255 else ""
+    raise InputError(f"{what} must lie in [0, 1], not in [{low:g}, {high:g}]: {_which(wrong)} other values{hint}")
+
+
+def check_finite(images: Tensor, what: str = "images") -> None:
+    """Raise an :class:`InputError` if an image of [N, ...] holds NaN or infinity."""
+    if images.is_floating_point() and images.numel() and not images.sum().isfinite():
+        finite = images.isfinite().flatten(1).all(1)
+        if not finite.all():
+            raise InputError(f"{what}: {_which(~finite)} NaN or infinity")
+
+
+def _which(wrong: Tensor) -> str:
+    count, first = int(wrong.sum()), int(wrong.int().argmax())
+    hold = "holds" if count == 1 else "hold"
+    return f"{count} of {len(wrong)} images, the first at index {first}, {hold}"
+
+
+def split(
+    images: Tensor, labels: Tensor, fraction: float, seed: int, *, setting: str = "fraction"
+) -> tuple[Batch, Batch]:
     """Split a dataset into two disjoint parts with equal class proportions (stratified).
 
     Args:
@@ -43,6 +79,7 @@ def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[B
         fraction: fraction of the images in the first part, between 0 and 1: round(fraction · N) images, and
             fraction · N_k ± 1 of class k. DARTS searches with 0.5: one half trains the weights, the other α.
         seed: seed of the split; the global generator is neither read nor advanced.
+        setting: name of the fraction in messages.
 
     Returns:
         ((images, labels), (images, labels)), each in the original order.
@@ -53,7 +90,7 @@ def split(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[B
     _check(images, labels)
     total = len(labels)
     if not 0 < fraction < 1 or round(fraction * total) in (0, total):
-        raise InputError(f"fraction = {fraction} of {total} images leaves one part of the split empty")
+        raise InputError(f"{setting} = {fraction} of {total} images leaves one part of the split empty")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(total, generator=generator).to(labels.device)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
@@ -86,7 +123,8 @@ class BatchStream:
         device: device of the batches.
 
     Raises:
-        InputError: no images, different numbers of images and labels, or a batch size below 1.
+        InputError: no images, different numbers of images and labels, an image with NaN or infinity, a batch size
+            below 1, or a batch that does not fit into memory.
     """
 
     def __init__(
@@ -104,6 +142,7 @@ class BatchStream:
         _check(images, labels, batch_size)
         self.labels = labels.to(device)
         self.batch_size = min(batch_size, len(labels))
+        _require_memory(images, self.batch_size, device)
         self.augment = augment or Augment()
         self.show(images, mean, std)
         self._generator = torch.Generator().manual_seed(seed)
@@ -114,7 +153,7 @@ class BatchStream:
         """Replace the images, [N, C, H, W]; order and labels stay the same.
 
         Raises:
-            InputError: their number differs from that of the labels.
+            InputError: their number differs from that of the labels, or one holds NaN or infinity.
         """
         _check(images, self.labels)
         device = self.labels.device
@@ -206,7 +245,8 @@ def evaluation_batches(
     require.
 
     Raises:
-        InputError: no images, different numbers of images and labels, or a batch size below 1.
+        InputError: no images, different numbers of images and labels, an image with NaN or infinity, or a batch size
+            below 1.
     """
     _check(images, labels, batch_size)
     return (
@@ -219,6 +259,13 @@ def _per_channel(values: Statistics, device: torch.device) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
+def _require_memory(images: Tensor, batch_size: int, device: torch.device | str) -> None:
+    """Check that a batch, float32, and its normalised copy fit into memory, where that is in doubt."""
+    size = 2 * 4 * batch_size * images[0].numel()
+    if size > LARGE_BATCH and torch.device(device).type == "cpu":
+        memory.require(size, f"batches of {batch_size} images of {'×'.join(map(str, images.shape[1:]))}")
+
+
 def _check(images: Tensor, labels: Tensor, batch_size: int = 1) -> None:
     if labels.ndim != 1 or len(images) != len(labels):
         raise InputError(f"{len(images)} images need as many labels, [N]; labels are {list(labels.shape)}")
@@ -226,3 +273,4 @@ def _check(images: Tensor, labels: Tensor, batch_size: int = 1) -> None:
         raise InputError("there are no images")
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    check_finite(images)

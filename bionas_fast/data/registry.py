@@ -8,11 +8,10 @@ def stripes(data_dir, *, download, seed):
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +19,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bionas_fast.data import memory
 from bionas_fast.data.batches import split
+from bionas_fast.data.dataset import Dataset
 from bionas_fast.data.files import read_idx
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, printable
 from bionas_fast.registry import Registry
 
 #: Default dataset folder.
@@ -32,95 +33,13 @@ CACHE = "~/.cache/bionas-fast"
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Labelled images in memory.
-
-    Attributes:
-        name: name under which :func:`load_dataset` finds it.
-        images: training images [N, C, H, W]: uint8, a quarter of the memory, or float32 in [0, 1]. Batches
-            are float32 either way.
-        labels: int64 [N], from 0 to num_classes - 1.
-        test_images: [M, C, H, W], in the format of ``images``.
-        test_labels: int64 [M].
-        num_classes: number of classes, including classes without images.
-        mean: mean of the training images, one value per channel, in units of [0, 1].
-        std: standard deviation of the training images, one value per channel, in units of [0, 1].
-
-    Raises:
-        InputError: a tensor does not have the shape, dtype or range above.
-    """
-
-    name: str
-    images: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-    test_images: Tensor = field(repr=False)
-    test_labels: Tensor = field(repr=False)
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        for prefix, images, labels in (
-            ("", self.images, self.labels),
-            ("test_", self.test_images, self.test_labels),
-        ):
-            _check_images(images, f"dataset {self.name!r}: {prefix}images")
-            _check_labels(labels, len(images), self.num_classes, f"dataset {self.name!r}: {prefix}labels")
-        if self.images.shape[1:] != self.test_images.shape[1:]:
-            shapes = f"{list(self.images.shape)} and test_images {list(self.test_images.shape)}"
-            raise InputError(f"dataset {self.name!r}: images {shapes} must agree in [C, H, W]")
-        if not len(self.mean) == len(self.std) == self.in_channels:
-            raise InputError(f"dataset {self.name!r}: mean and std need {self.in_channels} values, one per channel")
-
-    @classmethod
-    def from_tensors(
-        cls,
-        name: str,
-        train: tuple[Tensor, Tensor],
-        test: tuple[Tensor, Tensor],
-        num_classes: int | None = None,
-    ) -> Dataset:
-        """Create a dataset from (images, labels) pairs; mean and std are computed from the training images.
-
-        Args:
-            name: name of the dataset.
-            train: images [N, C, H, W], uint8 or float32 in [0, 1], and labels int64 [N].
-            test: images [M, C, H, W] and labels int64 [M], in the same format.
-            num_classes: number of classes; by default the largest training label + 1.
-
-        Raises:
-            InputError: a tensor does not have the shape, dtype or range required by :class:`Dataset`.
-        """
-        images, labels = train
-        _check_images(images, f"dataset {name!r}: images")
-        if num_classes is None:
-            num_classes = int(labels.max()) + 1 if labels.numel() else 0
-        mean, std = _statistics(images)
-        return cls(name, images, labels, *test, num_classes, mean, std)
-
-    def checksum(self) -> int:
-        """Compute a CRC-32 checksum of all images and labels."""
-        number = 0
-        for tensor in (self.images, self.labels, self.test_images, self.test_labels):
-            number = zlib.crc32(tensor.contiguous().numpy().data, number)
-        return number
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of an image."""
-        return self.images.shape[1]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) of an image."""
-        return self.images.shape[2], self.images.shape[3]
-
-
 #: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None for the default folder. The
 #: loader of a scheme takes the text after the colon as its first argument.
 Loader = Callable[..., Dataset]
 L = TypeVar("L", bound=Loader)
+
+#: Receives one line for each dataset loaded: a warning if something was left out, otherwise information.
+logger = logging.getLogger("bionas_fast.data")
 
 _registry: Registry[Loader] = Registry("dataset")
 
@@ -150,7 +69,7 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
-    """Load a dataset by its name.
+    """Load a dataset by its name, and log in one line what was taken (:meth:`Dataset.summary`).
 
     Args:
         name: one of :func:`dataset_names`; one that ends in a colon is followed by an argument, as in
@@ -163,7 +82,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
 
     Raises:
         InputError: an unknown name, a missing dataset (the message lists the folders searched and a source),
-            or damaged files.
+            damaged files, or more than fits into memory.
     """
     plain, colon, argument = name.partition(":")
     load = _registry.get(plain + colon)
@@ -171,9 +90,11 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
         raise InputError(f"dataset {name!r}: expected an argument after the colon, such as {name}PATH")
     folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
     arguments = (argument, folder) if colon else (folder,)
-    dataset = load(*arguments, download=download, seed=seed)
+    with memory.allocating(f"dataset {name!r}"):
+        dataset = load(*arguments, download=download, seed=seed)
     if not isinstance(dataset, Dataset):
         raise InputError(f"dataset {name!r}: its loader returned {type(dataset).__name__}, not a Dataset")
+    logger.log(logging.WARNING if dataset.source.left_out else logging.INFO, "%s", printable(dataset.summary()))
     return dataset
 
 
@@ -346,39 +267,3 @@ def download_dataset(torchvision_name: str, root: Path, splits: Sequence[str] = 
     except (RuntimeError, OSError, HTTPException) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{torchvision_name} could not be downloaded into {root}: {reason}") from error
-
-
-def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute the mean and standard deviation of each channel of [N, C, H, W], in units of [0, 1]."""
-    if images.dtype == torch.uint8:
-        # From the histogram: exact, and without a float copy of the dataset.
-        level = torch.arange(256, dtype=torch.float64) / 255
-        channels = [torch.bincount(channel.flatten(), minlength=256).double() for channel in images.unbind(1)]
-        means = [float(count @ level / count.sum()) for count in channels]
-        variances = [
-            float(count @ (level - m).square() / count.sum()) for count, m in zip(channels, means, strict=True)
-        ]
-    else:
-        pixels = images.double().transpose(0, 1).flatten(1)
-        means, variances = pixels.mean(1).tolist(), pixels.var(1, correction=0).tolist()
-    # A constant channel is only shifted: dividing by its standard deviation, 0, would give NaN.
-    return tuple(means), tuple(v**0.5 or 1.0 for v in variances)
-
-
-def _check_images(images: Tensor, what: str) -> None:
-    if images.ndim != 4 or not images.numel():
-        raise InputError(f"{what} must be [N, C, H, W] and not empty, not {list(images.shape)}")
-    if images.dtype not in (torch.uint8, torch.float32):
-        raise InputError(f"{what} must be uint8 or float32, not {images.dtype}")
-    if images.is_floating_point():
-        low, high = (float(bound) for bound in images.aminmax())
-        if not (low >= 0 and high <= 1):  # in this form it also rejects NaN
-            raise InputError(f"{what} of float32 must lie in [0, 1], not in [{low:g}, {high:g}]")
-
-
-def _check_labels(labels: Tensor, count: int, num_classes: int, what: str) -> None:
-    if labels.dtype != torch.int64 or labels.shape != (count,):
-        raise InputError(f"{what} must be int64 [{count}], one per image, not {labels.dtype} {list(labels.shape)}")
-    low, high = (int(bound) for bound in labels.aminmax())
-    if low < 0 or high >= num_classes:
-        raise InputError(f"{what} must be 0 to {num_classes - 1}, not {low} to {high}")

@@ -8,11 +8,14 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast.errors import InputError
 from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell, Stem
 from bionas_fast.space.operations import Skip, convolution
@@ -65,6 +68,8 @@ class CornerPool(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         strides = [size - 5 for size in x.shape[-2:]]
         if all(1 <= stride <= 5 for stride in strides):
             return F.avg_pool2d(x, 5, strides)
@@ -116,7 +121,8 @@ class GenotypeNetwork(CellNetwork):
             drop_path: drop-path probability in training, 0 ≤ p < 1; by default the attribute.
         """
         inputs = self._begin(x)
-        probability = _checked(self.drop_path if drop_path is None else drop_path)
+        symbolic = isinstance(drop_path, Proxy)
+        probability = _checked(self.drop_path if drop_path is None or symbolic else drop_path)
         if not self.training:
             probability = 0.0
         auxiliary = None
@@ -165,8 +171,7 @@ def build_network(
         InputError: a number out of range; an unknown stem, or ImageNet's for NAS-Bench-201.
     """
     shape = NetworkShape(channels, cells, num_classes, in_channels, genotype.fixed, affine=True, stem=stem)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = GenotypeNetwork(genotype, shape, auxiliary=auxiliary)
     connect_direct_feedback(network, num_classes)
     name_layers(network)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import HebbianConv2d, Linear, Triangle, name_layers
+from bionas_fast.runtime.isolation import seeded
 
 #: Initial ‖W_k‖ of the filters; under the adaptive rate it decreases to 1.
 INITIAL_NORM = 25.0
@@ -164,8 +165,7 @@ def build_softhebb(
     for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
         if value < 1:
             raise InputError(f"{name}: expected at least 1, got {value}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = SoftHebbNetwork(
             ARCHITECTURES[architecture],
             rule=rule,

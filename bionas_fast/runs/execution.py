@@ -27,8 +27,7 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
         InputError: the training cannot continue, or a file cannot be written. The last checkpoint remains valid.
     """
     if folder is None and not distributed.active():
-        with trainer.isolated_rng():
-            _train(trainer, progress, lambda: None, lambda row: None)
+        _train(trainer, progress, lambda: None, lambda row: None)
         return
     complete = trainer.finished
     hint = f"resume with: {resume_command(trainer.kind, folder)}" if folder else "rank 0 says how to resume"
@@ -36,7 +35,7 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
         with Interrupts() as interrupts:
             try:
                 if not complete:
-                    with trainer.isolated_rng(), _Saver(trainer, folder, interrupts) as saver:
+                    with _Saver(trainer, folder, interrupts) as saver:
                         _train(trainer, progress, saver.after_step, saver.after_epoch)
                 if folder is not None and not (complete and (folder.path / REPORT).is_file()):
                     trainer.write_report(folder)
@@ -122,6 +121,7 @@ class _Saver:
         return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
 
     def _save(self, best: bool = False) -> None:
+        self.trainer.expect_finite()  # a checkpoint that could not be resumed would replace one that can
         if self.folder is not None:
             self.folder.write_checkpoint(self.trainer.state_dict(), best=best)
         self.saved = time.monotonic()

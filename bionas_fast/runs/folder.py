@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,25 @@ GENOTYPE = "genotype.json"
 REPORT = "report.html"
 
 
+@dataclass(frozen=True)
+class NewFolder:
+    """A run folder that :meth:`RunFolder.create` names: ``runs/NAME-TIME``, with a number if that is taken."""
+
+    name: str
+
+    def make(self) -> Path:
+        """Create the folder. Processes that do so at the same time, on any machine, get different ones."""
+        word = re.sub(r"[^\w.-]+", "-", self.name)[:150]  # the name of a dataset may contain a path
+        stamped = Path("runs") / f"{word}-{datetime.now():%Y%m%d-%H%M%S}"
+        stamped.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = stamped if number == 1 else stamped.with_name(f"{stamped.name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+        raise AssertionError("unreachable")
+
+
 class RunFolder:
     """An existing run folder. Use :meth:`create` for a new one and :meth:`open` for an old one.
 
@@ -43,18 +64,22 @@ class RunFolder:
         self._lock: FolderLock | None = None
 
     @classmethod
-    def create(cls, path: str | Path) -> RunFolder:
+    def create(cls, path: str | Path | NewFolder) -> RunFolder:
         """Create the folder and lock it.
 
         Raises:
             InputError: the folder is not empty, not a folder, locked by another process, or not writable.
         """
-        folder = cls(Path(path))
         try:
-            folder._require_empty()
-            folder.path.mkdir(parents=True, exist_ok=True)
+            if isinstance(path, NewFolder):
+                folder = cls(path.make())
+            else:
+                folder = cls(Path(path))
+                folder._require_empty()
+                folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot write to {path}: {error.strerror or error}") from None
+            place = f"runs/{path.name}" if isinstance(path, NewFolder) else path
+            raise InputError(f"cannot write to {place}: {error.strerror or error}") from None
         folder.lock()
         folder._require_empty()  # another process may have written to it before the lock
         return folder
@@ -150,7 +175,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the metrics, one line of JSON per epoch."""
-        self.write(METRICS, "".join(json.dumps(row) + "\n" for row in metrics))
+        self.write(METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in metrics))
 
     def write_alphas(self, alphas: Mapping[str, Sequence[np.ndarray]], candidates: Sequence[str]) -> None:
         """Write the alphas at the start and after every epoch, [epochs+1, edges, candidates] for each kind of cell."""
@@ -198,18 +223,11 @@ class RunFolder:
         rows = []
         for number, line in enumerate(self.file(METRICS).read_text().splitlines(), start=1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                rows.append(json.loads(line, parse_constant=_refused))
+            except ValueError:
                 raise InputError(f"{self.path / METRICS}, line {number}: not JSON") from None
         return rows
 
 
-def new_path(name: str) -> Path:
-    """Return a path under ``runs/`` that does not exist yet: the name and the time."""
-    word = re.sub(r"[^\w.-]+", "-", name)[:150]  # the name of a dataset may contain a path
-    stamped = Path("runs") / f"{word}-{datetime.now():%Y%m%d-%H%M%S}"
-    path, count = stamped, 1
-    while path.exists():
-        count += 1
-        path = stamped.with_name(f"{stamped.name}-{count}")
-    return path
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 from bionas_fast.config import RunConfig, RunRecord
 from bionas_fast.errors import BionasWarning, InputError
-from bionas_fast.runs.folder import CHECKPOINT, RunFolder
+from bionas_fast.runs.folder import CHECKPOINT, NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.memory import memory_explained
 from bionas_fast.runs.tensorboard import require_tensorboard
 from bionas_fast.runs.trainer import Trainer, expect_run, expect_same
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.isolation import exclusive, ordinary_modes, preserved_generator
 from bionas_fast.runtime.machine import DECISIVE, machine
 
 T = TypeVar("T", bound=Trainer)
@@ -26,7 +28,7 @@ def open_run(
     kind: type[T],
     config: RunConfig | None,
     *,
-    out: str | Path | None,
+    out: str | Path | NewFolder | None,
     resume: str | Path | None,
     make: Callable[[Any, RunFolder | None], T],
 ) -> Iterator[tuple[T, RunFolder | None]]:
@@ -44,22 +46,20 @@ def open_run(
         InputError: the folder is not empty, in use, or not writable; the run does not exist, is of another kind, has
             other settings, or is damaged. Then nothing has been changed.
     """
-    if resume is not None:
-        if out is not None:
-            raise InputError("a resumed run stays in its folder: give either out or resume")
-        folder = _on_main(lambda: RunFolder.open(resume).lock())
+    with ordinary_modes(), memory_explained():
+        if resume is not None:
+            if out is not None:
+                raise InputError("a resumed run stays in its folder: give either out or resume")
+            folder = _on_main(lambda: RunFolder.open(resume).lock())
+            with folder or nullcontext():
+                source = folder or RunFolder.open(resume)
+                yield _on_all(lambda: _resumed(kind, config, source, make)), folder
+            return
+        defaults: Callable[[], RunConfig] = kind.settings
+        trainer = _on_all(lambda: make(config or defaults(), None))
+        folder = None if out is None else _on_main(lambda: _begin(trainer, out))
         with folder or nullcontext():
-            source = folder or RunFolder.open(resume)
-            yield distributed.run_on_all_ranks(lambda: _resumed(kind, config, source, make)), folder
-        return
-    defaults: Callable[[], RunConfig] = kind.settings
-    trainer = distributed.run_on_all_ranks(lambda: make(config or defaults(), None))
-    if out is None:
-        yield trainer, None
-        return
-    folder = _on_main(lambda: _begin(trainer, out))
-    with folder or nullcontext():
-        yield trainer, folder
+            yield trainer, folder
 
 
 def resume_command(kind: str, folder: RunFolder) -> str:
@@ -67,12 +67,18 @@ def resume_command(kind: str, folder: RunFolder) -> str:
     return f"bionas-fast {get_kind(kind).command} --resume {shlex.quote(str(folder.path))}"
 
 
+def _on_all(build: Callable[[], T]) -> T:
+    """Build a trainer on all ranks; PyTorch's generator is then as before. An error of a rank is raised on all."""
+    with exclusive(), preserved_generator():
+        return distributed.run_on_all_ranks(build)
+
+
 def _on_main(locked: Callable[[], RunFolder]) -> RunFolder | None:
     """Lock a folder on rank 0 and return it there, None on the other ranks; errors are raised on all ranks."""
     return distributed.run_on_all_ranks(lambda: locked() if distributed.is_main() else None)
 
 
-def _begin(trainer: Trainer, out: str | Path) -> RunFolder:
+def _begin(trainer: Trainer, out: str | Path | NewFolder) -> RunFolder:
     if trainer.config.tensorboard:
         require_tensorboard()
     folder = RunFolder.create(out)

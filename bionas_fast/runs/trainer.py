@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from bionas_fast.config import RunConfig, RunRecord, changeable
 from bionas_fast.data import BatchStream, Dataset
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, NotFinite
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
+from bionas_fast.runs.divergence import likely_causes, too_small_a_batch
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runtime.isolation import exclusive
 
 #: The types of values in a row of the metrics.
 _PLAIN = (int, float, str, bool, type(None))
@@ -56,6 +58,7 @@ class Trainer:
 
     A subclass sets ``data``, ``net``, ``optimizer`` and ``phases`` and defines the step. All other state that it
     carries from step to step belongs in :meth:`extra_state`. PyTorch's generator may be used; each run has its own.
+    Numbers that are not finite end the run: :meth:`step` and :meth:`end_epoch` then raise InputError.
 
     Attributes:
         kind: the name of this kind of run in its configuration.
@@ -65,6 +68,7 @@ class Trainer:
         sources: the names that the command accepts for this kind of run instead of a genotype.
         start: begins or resumes a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
         metric_names: the metrics in every row besides those of all trainers.
+        divergence: the settings that make the weights diverge when they are too large, the likeliest first.
         epoch: the number of epochs done, over all phases.
         metrics: one row for every epoch of a counted phase.
     """
@@ -76,6 +80,7 @@ class Trainer:
     sources: ClassVar[tuple[str, ...]] = ()
     start: ClassVar[Callable[..., Any]]
     metric_names: tuple[str, ...] = ()
+    divergence: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay", "momentum")
 
     data: Dataset
     net: nn.Module
@@ -171,16 +176,22 @@ class Trainer:
     def enter_epoch(self) -> None:
         """Set up a new epoch, or the rest of the current one."""
         started = time.perf_counter()
-        self.prepare()
-        if not self._tally.steps:
-            self.begin()
+        _ = self._unbounded  # from the beginning
+        with self.isolated_rng(), self._located():
+            self.prepare()
+            if not self._tally.steps:
+                self.begin()
         self._tally.seconds += time.perf_counter() - started
 
     def step(self) -> float | None:
         """Train on the next batch and return its loss."""
         started, tally = time.perf_counter(), self._tally
-        x, y = next(self.phase.batches)
-        loss, correct = self.train_step(x, y)
+        with self.isolated_rng():
+            x, y = next(self.phase.batches)
+            with self._located(x):
+                loss, correct = self.train_step(x, y)
+                if loss is not None and not math.isfinite(loss):
+                    raise NotFinite(f"the training loss ({loss})")
         tally.steps += 1
         tally.seen += len(y)
         tally.correct += correct
@@ -193,12 +204,17 @@ class Trainer:
     def end_epoch(self) -> dict[str, Any] | None:
         """Finish an epoch after its last step; return its row of metrics, or None if the phase is not counted."""
         started, tally = time.perf_counter(), self._tally
-        further = self.conclude()
+        with self.isolated_rng(), self._located():
+            further = self.conclude()
+            for name, value in further.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise NotFinite(f"{name} ({value})")
+        self.expect_finite()
         row = None
         if self.phase.counted:
             row = {
                 "epoch": self.phase_epoch + 1,
-                "train_loss": tally.loss / tally.measured if tally.measured else math.nan,
+                "train_loss": tally.loss / tally.measured if tally.measured else None,
                 "train_accuracy": 100 * tally.correct / tally.seen,
                 **further,
                 "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
@@ -209,15 +225,70 @@ class Trainer:
         self._tally = Tally()
         return row
 
+    def expect_finite(self) -> None:
+        """Check the weights, alphas and statistics of the network.
+
+        Raises:
+            InputError: a number is not finite; the message names it, the epoch and likely settings.
+        """
+        with self._located():
+            for name, value in self._numbers():
+                if name not in self._unbounded and not value.isfinite().all():
+                    raise NotFinite(f"{name} of the network")
+
+    def _numbers(self) -> Iterator[tuple[str, Tensor]]:
+        state = self.net.state_dict().items()
+        return ((name, value) for name, value in state if isinstance(value, Tensor) and value.is_floating_point())
+
+    @cached_property
+    def _unbounded(self) -> frozenset[str]:
+        """The buffers that are not finite from the beginning, such as a mask of -inf."""
+        return frozenset(name for name, value in self.net.named_buffers() if not value.isfinite().all())
+
+    def suspects(self) -> tuple[str, ...]:
+        """Return the settings that may have made the numbers of the run diverge."""
+        return self.divergence
+
+    @contextmanager
+    def _located(self, x: Tensor | None = None) -> Iterator[None]:
+        """Extend errors about numbers that are not finite by the place in the run and likely causes.
+
+        Args:
+            x: the batch of a training step.
+        """
+        try:
+            yield
+        except NotFinite as error:
+            after = f"step {self.steps_done + 1}" if x is not None else f"after step {self.steps_done}"
+            place = f"in epoch {self.phase_epoch + 1}, {after} of {len(self.phase.batches)} ({self.phase.description})"
+            if x is not None and not x.isfinite().all():
+                cause = f"images of dataset {self.data.name!r} hold pixels that are not finite"
+            else:
+                cause = likely_causes(self.config, error.settings or self.suspects())
+            raise InputError(f"{error} {place}; {cause}") from None
+        except ValueError as error:
+            explained = None if x is None else too_small_a_batch(error, x)
+            if explained is None:
+                raise
+            raise explained from error
+
     @contextmanager
     def isolated_rng(self) -> Iterator[None]:
-        """Use the run's states of PyTorch's generators inside the block, and restore the caller's afterwards."""
+        """Use the run's states of PyTorch's generators inside the block, and restore the caller's afterwards.
+
+        Runs in other threads wait meanwhile. Every epoch and step is such a block; they may be nested in another.
+        """
+        if self._running:
+            yield
+            return
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda):
-            torch.manual_seed(self.config.seed)
-            torch.set_rng_state(self._random["cpu"])
+        with exclusive(), torch.random.fork_rng(cuda):
             if cuda and "cuda" in self._random:
                 torch.cuda.set_rng_state(self._random["cuda"], self.device)
+            elif cuda:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(self.config.seed)
+            torch.set_rng_state(self._random["cpu"])
             self._running = True
             try:
                 yield
@@ -270,6 +341,7 @@ class Trainer:
     def _load(self, state: Mapping[str, Any]) -> None:
         expect_form({"epoch": state["epoch"], "tally": state["tally"]}, {"epoch": 0, "tally": asdict(Tally())}, "state")
         expect_form(state["net"], self.net.state_dict(), "net")
+        _ = self._unbounded  # of the network as built
         self.epoch, self._tally = state["epoch"], Tally(**state["tally"])
         tally = self._tally
         if not 0 <= self.epoch <= sum(phase.epochs for phase in self.phases):
@@ -293,12 +365,17 @@ class Trainer:
             begun += phase.epochs
         if not isinstance(rows, list) or len(rows) != expected:
             raise InputError(f"metrics: expected {expected} rows")
-        names = ("train_loss", "train_accuracy", "learning_rate", "seconds", *self.metric_names)
+        names = ("train_accuracy", "learning_rate", "seconds", *self.metric_names)
         for number, row in enumerate(rows, start=1):
-            plain = isinstance(row, dict) and all(type(v) in _PLAIN for v in (*row, *row.values()))
-            if not plain or row.get("epoch") != number or not all(type(row.get(name)) is float for name in names):
+            plain = isinstance(row, dict) and all(map(_is_plain, (*row, *row.values())))
+            measured = plain and all(type(row.get(name)) is float for name in names)
+            if not measured or row.get("epoch") != number or "train_loss" not in row:
                 raise InputError(f"metrics: row {number} is damaged")
         return rows
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN and (type(value) is not float or math.isfinite(value))
 
 
 def expect_run(state: Mapping[str, Any], kind: str, config: RunConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bionas_fast.errors import InputError
+from bionas_fast.errors import NotFinite
 
 Amp = Literal["off", "bf16", "fp16"]
 #: Loss scale below which the scale is not the cause of an overflow in float16.
@@ -45,18 +45,21 @@ class Precision:
     def overflowed(self, what: str) -> None:
         """Halve the loss scale after non-finite gradients.
 
+        Args:
+            what: the gradients, as a noun phrase.
+
         Raises:
-            InputError: the loss is not scaled, or the scale is too small to be the cause.
+            NotFinite: the loss is not scaled, or the scale is too small to be the cause.
         """
         if self.amp != "fp16":
-            raise InputError(f"{what}; a lower learning rate may help")
+            raise NotFinite(what)
         self.scaler.update(self.scaler.get_scale() / 2)
         self.expect_scale(what)
 
     def expect_scale(self, what: str) -> None:
-        """Raise InputError if the loss scale has fallen below any useful value."""
+        """Raise NotFinite if the loss scale has fallen below any useful value."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
-            raise InputError(f"{what}, however losses are scaled; a lower learning rate or bf16 may help")
+            raise NotFinite(f"{what}, however losses are scaled,", ("amp", "learning_rate"))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the loss scale as plain values; empty unless ``fp16``."""

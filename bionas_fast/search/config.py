@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, model_validator
 from typing_extensions import Self
 
-from bionas_fast.config import Cells, Channels, DescentConfig, Epochs, Option, SkipRules
+from bionas_fast.config import Cells, Channels, Coefficient, DescentConfig, Epochs, Option, Rate, SkipRules
 from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
 
@@ -47,16 +47,15 @@ class SearchConfig(DescentConfig):
     )
     amp: Annotated[Amp, Option()] = Field("off", description="Mixed precision: bf16 or fp16.")
 
-    learning_rate_min: float = Field(0.001, ge=0, description="Final learning rate of the cosine schedule.")
+    learning_rate_min: Coefficient = Field(0.001, description="Final learning rate of the cosine schedule.")
     nesterov: bool = Field(False, description="Nesterov's momentum.")
-    alpha_learning_rate: float = Field(3e-4, gt=0, description="Learning rate of alpha (Adam).")
+    alpha_learning_rate: Rate = Field(3e-4, description="Learning rate of alpha (Adam).")
     alpha_betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's decay rates for alpha.")
-    alpha_weight_decay: float = Field(1e-3, ge=0, description="L2 penalty of alpha.")
+    alpha_weight_decay: Coefficient = Field(1e-3, description="L2 penalty of alpha.")
 
     warmup_epochs: int = Field(0, ge=0, description="Initial epochs that train only the weights (PC-DARTS: 15 of 50).")
-    beta_decay: float = Field(
+    beta_decay: Coefficient = Field(
         0.0,
-        ge=0,
         description="λ at the end of λ · mean logsumexp(alpha), which grows from 0 "
         "(β-DARTS, Ye et al. 2022: 25 after 50 epochs).",
     )
@@ -87,15 +86,13 @@ class SearchConfig(DescentConfig):
     )
 
     population: int = Field(50, ge=4, le=10_000, description="Number of architectures evaluated per generation.")
-    generations: int = Field(4, ge=1, description="Generations per epoch.")
-    eg_sigma: float = Field(0.5, gt=0, description="Initial step size of the CMA-ES, in units of alpha.")
-    fitness_cross_entropy: float = Field(1.0, ge=0, description="Coefficient of the cross-entropy in eq. 22.")
-    fitness_similarity: float = Field(
-        0.4, ge=0, description="Coefficient of the similarity with the current architecture in eq. 22."
+    generations: int = Field(4, ge=1, le=10_000, description="Generations per epoch.")
+    eg_sigma: Rate = Field(0.5, description="Initial step size of the CMA-ES, in units of alpha.")
+    fitness_cross_entropy: Coefficient = Field(1.0, description="Coefficient of the cross-entropy in eq. 22.")
+    fitness_similarity: Coefficient = Field(
+        0.4, description="Coefficient of the similarity with the current architecture in eq. 22."
     )
-    eg_step: float = Field(
-        0.1, gt=0, description="Step size of eg-published: multiple of the best individual added to alpha."
-    )
+    eg_step: Rate = Field(0.1, description="Step size of eg-published: multiple of the best individual added to alpha.")
     tournament: int = Field(
         10, ge=1, description="Individuals per tournament for a parent (Real et al. 2019: 25 of 100)."
     )

@@ -34,6 +34,7 @@ class Darts(SearchMethod):
         "alpha_betas",
         "alpha_weight_decay",
     )
+    divergence = ("alpha_learning_rate", "alpha_weight_decay", "beta_decay")
 
     def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
         super().__init__(net, config, *rest)
@@ -59,7 +60,7 @@ class Darts(SearchMethod):
             grads = self.gradients(distributed.shard(x, y), distributed.shard(*next(valid)))
         distributed.average(grads)
         if not all(g is None or torch.isfinite(g).all() for g in grads):
-            self.precision.overflowed(f"the architecture's gradient is not finite in epoch {self.epoch + 1}")
+            self.precision.overflowed("the architecture's gradient")
             return
         for alpha, grad, decay in zip(alphas, grads, self._beta_decay(alphas), strict=True):
             alpha.grad = _sum(grad, decay)

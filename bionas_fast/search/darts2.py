@@ -46,7 +46,8 @@ class SecondOrderDarts(Darts):
                     w.sub_(rate * (grad if moment is None else momentum * moment + grad))
             both = self.precision.gradients(self._loss(*valid), [*alphas, *weights])
             first, vector = both[: len(alphas)], _averaged(both[len(alphas) :], weights)
-            radius = RADIUS / torch.linalg.vector_norm(torch.stack([v.norm() for v in vector]))
+            norm = torch.linalg.vector_norm(torch.stack([v.norm() for v in vector]))
+            radius = RADIUS / norm.clamp_min(1e-30)  # without a gradient there is no implicit term
             sides = []
             for sign in (1, -1):
                 with torch.no_grad():

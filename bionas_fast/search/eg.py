@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from bionas_fast.data import BatchStream
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, NotFinite
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.fitness import cross_entropies, logits_of, similarity
 from bionas_fast.search.method import MIXING, SearchMethod
@@ -35,6 +35,7 @@ class PersistentEvolution(SearchMethod):
         "fitness_cross_entropy",
         "fitness_similarity",
     )
+    divergence = ("eg_sigma",)
 
     def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
         super().__init__(net, config, *rest)
@@ -50,15 +51,28 @@ class PersistentEvolution(SearchMethod):
         self._set_alphas(self.distribution.mean)
 
     def fitness(self, individuals: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Compute eq. 22, cross-entropy and similarity with the current architecture; float64 [P], lower is better."""
+        """Compute eq. 22, cross-entropy and similarity with the current architecture; float64 [P], lower is better.
+
+        An individual whose fitness is not finite gets that of the worst.
+
+        Raises:
+            NotFinite: no fitness is finite.
+        """
         architecture = self.net.architecture
         like = next(architecture.parameters())
         with torch.no_grad():
             mixing = architecture.mixings(individuals.to(like), self.auxiliary_skip)
+            defined = [rows.flatten(1).isfinite().all(dim=1) for rows in mixing.values()]
+            if not torch.stack(defined).all(dim=0).any():
+                raise NotFinite("every architecture drawn by the evolution strategy", self.divergence)
             present = architecture.mixing(auxiliary_skip=self.auxiliary_skip)
             loss = cross_entropies(logits_of(self.net, x, mixing), y)
             closeness = similarity(mixing, present)
-        return (self.config.fitness_cross_entropy * loss + self.config.fitness_similarity * closeness).cpu()
+        fitness = self.config.fitness_cross_entropy * loss + self.config.fitness_similarity * closeness
+        finite = fitness.isfinite()
+        if not finite.any():
+            raise NotFinite("the fitness of every individual", ("fitness_cross_entropy", "fitness_similarity"))
+        return fitness.where(finite, fitness[finite].max()).cpu()
 
     def _set_alphas(self, mean: np.ndarray) -> None:
         parameters = self.net.alpha_parameters()

@@ -37,6 +37,7 @@ class PublishedEvolution(SearchMethod):
     """One step of the alphas per epoch, after the warm-up."""
 
     options = ("population", "eg_step", "fitness_similarity")
+    divergence = ("eg_step",)
 
     @torch.no_grad()
     def before_epoch(self, valid: BatchStream) -> None:

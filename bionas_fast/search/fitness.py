@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bionas_fast.errors import InputError
+from bionas_fast.errors import NotFinite
 from bionas_fast.runtime import distributed
 from bionas_fast.supernet import Mixing, Supernet
 
@@ -30,15 +30,16 @@ def logits_of(net: Supernet, x: Tensor, mixing: Mixing) -> Tensor:
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
-    """Compute the mean cross-entropy of each individual, float64 [P].
+    """Compute the mean cross-entropy of each individual, float64 [P]; inf where it is not finite.
 
     Raises:
-        InputError: a cross-entropy is not finite.
+        NotFinite: no cross-entropy is finite.
     """
     losses = F.cross_entropy(logits.double().transpose(1, 2), y.expand(len(logits), -1), reduction="none").mean(dim=1)
-    if not torch.isfinite(losses).all():
-        raise InputError("the supernet's validation loss is not finite; a lower learning rate may help")
-    return losses
+    finite = losses.isfinite()
+    if not finite.any():
+        raise NotFinite("the validation loss of every architecture of the population")
+    return losses.where(finite, torch.inf)
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:

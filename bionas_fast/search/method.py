@@ -33,10 +33,12 @@ class SearchMethod:
 
     Attributes:
         options: the method-specific settings that this method uses; all others must be left at their defaults.
+        divergence: the settings that make the alphas diverge when they are too large, the likeliest first.
         auxiliary_skip: the weight of the auxiliary skip connection in the current epoch.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
+    divergence: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

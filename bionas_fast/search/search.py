@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from bionas_fast import report
 from bionas_fast.data import Augment, BatchStream, load_dataset, split
-from bionas_fast.errors import InputError
+from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import GENOTYPE, REPORT, RunFolder, new_path
+from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
+from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Trainer, cosine
@@ -59,7 +60,7 @@ class SearchResult:
 def search(
     config: SearchConfig | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
@@ -79,7 +80,7 @@ def search(
     """
     if resume is None:
         config = config or SearchConfig()
-        out = new_path(f"search-{config.dataset}-{config.method}") if out is None else out
+        out = NewFolder(f"search-{config.dataset}-{config.method}") if out is None else out
     with (
         distributed.process_group(),
         open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
@@ -98,13 +99,16 @@ class Search(Trainer):
     command = "search"
     settings = SearchConfig
     metric_names = ("valid_loss", "valid_accuracy", "alpha_entropy")
+    net: Supernet
 
     def __init__(self, config: SearchConfig) -> None:
         super().__init__(config, resolve_device(config.device))
         check(config)
         space = get_space(config.space).restricted(config.rules, config.operations)
         data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        (x, y), self.validation = split(data.images, data.labels, config.train_fraction, config.seed)
+        (x, y), self.validation = split(
+            data.images, data.labels, config.train_fraction, config.seed, setting="train_fraction"
+        )
         self.data = data
         augment = Augment(config.flip, config.crop_padding, config.cutout)
 
@@ -124,20 +128,22 @@ class Search(Trainer):
         self.valid = stream(*self.validation, config.valid_batch_size or config.batch_size, config.seed + 1)
         distributed.require_divisible(self.train.batch_size, self.valid.batch_size)
         self.phases = [Phase(f"searching {config.dataset}", config.epochs, self.train)]
-        self.net: Supernet = build_supernet(
-            space,
-            channels=config.channels,
-            cells=config.cells,
-            num_classes=data.num_classes,
-            in_channels=data.in_channels,
-            engine=config.engine,
-            seed=config.seed,
-            options=SupernetOptions(
-                config.fixed,
-                config.skip_rules,
-                Mixture(config.factorised, config.edge_normalisation, config.partial_channels),
-            ),
-        ).to(self.device)
+        mixture = Mixture(config.factorised, config.edge_normalisation, config.partial_channels)
+
+        def build(channels: int, cells: int) -> Supernet:
+            return build_supernet(
+                space,
+                channels=channels,
+                cells=cells,
+                num_classes=data.num_classes,
+                in_channels=data.in_channels,
+                engine=config.engine,
+                seed=config.seed,
+                options=SupernetOptions(config.fixed, config.skip_rules, mixture),
+            )
+
+        expect_memory(build, config.channels, config.cells, self.device)
+        self.net = build(config.channels, config.cells).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
         self.precision = Precision(config.amp, self.device)
         self.optimizer = torch.optim.SGD(
@@ -207,16 +213,18 @@ class Search(Trainer):
         # A loss that is not finite is caught by the norm of its gradient, before it reaches a weight.
         norm = torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
         if not torch.isfinite(norm) and not scaler.is_enabled():
-            raise InputError(
-                f"the weights' gradient is not finite in epoch {self.epoch + 1} (loss {loss.item():.3g}); "
-                f"a learning rate below {self.config.learning_rate:g} may help"
-            )
+            raise NotFinite(f"the weights' gradient (training loss {loss.item():.3g})")
         scaler.step(self.optimizer)
         scaler.update()
-        self.precision.expect_scale(f"the weights' gradient is not finite in epoch {self.epoch + 1}")
+        self.precision.expect_scale("the weights' gradient")
         loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
         # The forward pass may overflow in float16 as well; then no step was taken, and there is no loss.
-        return loss_sum / distributed.world_size() if math.isfinite(loss_sum) else None, int(hits)
+        overflow = scaler.is_enabled() and not math.isfinite(loss_sum)
+        return None if overflow else loss_sum / distributed.world_size(), int(hits)
+
+    def suspects(self) -> tuple[str, ...]:
+        finite = all(alpha.isfinite().all() for alpha in self.net.alpha_parameters())
+        return self.divergence if finite else (*self.method.divergence, *self.divergence)
 
     def conclude(self) -> dict[str, Any]:
         distributed.require_equal(self.net.alpha_parameters(), "the architecture parameters")

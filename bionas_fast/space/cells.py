@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import Linear
@@ -195,7 +196,7 @@ class CellNetwork(nn.Module):
         Raises:
             InputError: the images have another shape.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        if not isinstance(x, Proxy) and (x.dim() != 4 or x.shape[1] != self.in_channels):
             raise InputError(f"x: expected images [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
         out = self.stem(x)
         return out if isinstance(out, list) else [out] * len(self.skeleton.input_names)

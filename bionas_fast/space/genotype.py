@@ -6,6 +6,7 @@ cell, 0 and 1 are the outputs of the two preceding cells, 2 is the cell's first 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -16,8 +17,10 @@ from bionas_fast import rules
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.space.candidates import Candidate
 from bionas_fast.space.edges import Cell, Edge
-from bionas_fast.space.formats import darts, nb201
 from bionas_fast.space.formats import json as json_format
+from bionas_fast.space.formats import nb201
+from bionas_fast.space.formats import text as text_format
+from bionas_fast.space.formats.source import LARGEST_TEXT, refuse
 from bionas_fast.space.skeleton import SKELETONS, Skeleton
 
 #: The layers outside the searched edges, whose rules are part of the genotype.
@@ -149,17 +152,22 @@ class Genotype:
     def from_darts(cls, text: str) -> Genotype:
         """Read the text form of DARTS, ``Genotype(normal=[('sep_conv_3x3', 0), …], normal_concat=…, …)``.
 
+        The call may stand in a log or a Python file; ``Structure(…)`` of NAS-Bench-201's code is also read.
+
         Rules are read from the suffixes of the paper's code (``_u``, ``_br``, ``_fr``, ``_fa``; ``skip_connect_u``,
         ``_b``, ``_f``); an operation without a suffix is trained by ``bp``. The text is parsed, never evaluated.
 
         Raises:
-            InputError: not such a text; the message names the place.
+            InputError: not such a text, or several genotypes; the message names the line and the column.
         """
-        return cls(**darts.read(text), fixed=None)
+        cells = text_format.read_calls(text)
+        if not cells:
+            raise refuse(text)
+        return cls(**cells, fixed=None)
 
     @classmethod
     def from_nb201(cls, text: str) -> Genotype:
-        """Read a NAS-Bench-201 string, ``|nor_conv_3x3@usf~0|+|none~0|skip_connect~1|+|…|``.
+        """Read a NAS-Bench-201 string, ``|nor_conv_3x3@usf~0|+|none~0|skip_connect~1|+|…|``, from any text.
 
         An operation without a rule is trained by ``bp``.
 
@@ -177,23 +185,37 @@ class Genotype:
         return nb201.write(self.cells)
 
     @classmethod
+    def from_text(cls, text: str) -> Genotype:
+        """Read a genotype in any form: JSON, the text of DARTS, or a NAS-Bench-201 string.
+
+        The latter two may stand in other text, such as a log or a Python file.
+
+        Raises:
+            InputError: none of these forms, or several genotypes; the message names the line and the column.
+        """
+        cells, fixed = text_format.read(text)
+        return cls(**cells, fixed=fixed)
+
+    @classmethod
     def load(cls, path: str | Path) -> Genotype:
-        """Read a genotype from a file: JSON, the text of DARTS, or a NAS-Bench-201 string.
+        """Read a genotype from a file; see :meth:`from_text`.
 
         Raises:
             InputError: no such file, or not a genotype. The message names the file.
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            with path.open("rb") as file:
+                data = file.read(4 * LARGEST_TEXT + 1)
+            if len(data) > 4 * LARGEST_TEXT:
+                raise InputError(f"genotype {path}: expected at most {4 * LARGEST_TEXT} bytes")
+            encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            text = data.decode(encoding)
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: not text, or not a path
             raise InputError(f"cannot read genotype {path}: {error}") from None
         try:
-            match text.lstrip()[:1]:
-                case "G":
-                    return cls.from_darts(text)
-                case "|":
-                    return cls.from_nb201(text)
-            return cls.from_json(text)
+            return cls.from_text(text.replace("\r\n", "\n"))
         except InputError as error:
             raise error.at(str(path)) from None

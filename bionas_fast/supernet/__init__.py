@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from bionas_fast.errors import unknown
 from bionas_fast.nn import connect_direct_feedback, name_layers
+from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Space, get_space
 from bionas_fast.space.cells import NetworkShape
 from bionas_fast.space.genotype import fixed_rules
@@ -55,7 +54,8 @@ def build_supernet(
         cells: L, with reductions at ⌊L/3⌋ and ⌊2L/3⌋; for ``nb201``, the number of cells in each of three stages,
             between which residual blocks halve the size.
         engine: ``"stacked"``, all candidates batched, or ``"modular"``, one module per candidate: the same function.
-        seed: the seed of all weights, alphas and random feedback. PyTorch's generator is not used.
+        seed: the seed of all weights, alphas and random feedback; both engines draw the same. PyTorch's generator
+            is not used.
         options: the rules of the fixed layers, and how candidates are mixed.
 
     Returns:
@@ -69,8 +69,7 @@ def build_supernet(
     options = options or SupernetOptions()
     space = get_space(space)
     shape = NetworkShape(channels, cells, num_classes, in_channels, fixed_rules(options.fixed), affine=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         net = ENGINES[engine](space, shape, options.mixture, options.skip_rules)
     connect_direct_feedback(net, num_classes)
     name_layers(net)

@@ -9,8 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bionas_fast import native
+from bionas_fast import native, torch_private
+from bionas_fast.errors import InputError
 from bionas_fast.nn import connect_direct_feedback
+from bionas_fast.runtime.isolation import preserved_generator
 from bionas_fast.space import Space
 from bionas_fast.space.cells import CellShape
 from bionas_fast.supernet.architecture import Mixing
@@ -84,6 +86,11 @@ class StackedCell(SearchCell):
 
     def _first_states(self, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
         """Preprocess the inputs of the cell into its first states, by index."""
+        if not torch.compiler.is_compiling() and torch_private.in_functional_transform():
+            raise InputError(
+                "the stacked engine does not run inside transforms of torch.func (vmap, grad, jacrev, ...): use "
+                "engine='modular', or to_modular() of this supernet"
+            )
         images = self.preprocess([x.contiguous(memory_format=torch.channels_last) for x in inputs])
         return {state: image.permute(0, 2, 3, 1) for state, image in enumerate(images)}
 
@@ -173,7 +180,7 @@ class StackedSupernet(Supernet):
 
     def to_modular(self) -> ModularSupernet:
         """Build the equivalent supernet with one module per candidate."""
-        with torch.random.fork_rng(devices=[]):
+        with preserved_generator():
             net = ModularSupernet(self.space, self.shape, self.architecture.mixture, self.skip_rules)
         connect_direct_feedback(net, self.num_classes)
         net.to(next(self.stem.parameters())).train(self.training)

@@ -10,17 +10,19 @@ from pydantic import Field
 from torch import Tensor
 
 from bionas_fast import rules
-from bionas_fast.config import Cells, Channels, Epochs, RunRecord, SkipRules
+from bionas_fast.config import Cells, Channels, Coefficient, Epochs, RunRecord, SkipRules
 from bionas_fast.data import Dataset
 from bionas_fast.errors import InputError
 from bionas_fast.models import GenotypeNetwork, build_network
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import GENOTYPE, RunFolder
+from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
+from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import Stem
 from bionas_fast.train.config import SupervisedConfig
@@ -39,8 +41,8 @@ class TrainConfig(SupervisedConfig):
     cells: Cells = 3
     stem: Stem = Field("cifar", description="Layers before the first cell: cifar, or imagenet for large images.")
     skip_rules: SkipRules = True
-    auxiliary_weight: float = Field(
-        0.0, ge=0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
+    auxiliary_weight: Coefficient = Field(
+        0.0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="Final drop-path probability.")
     drop_path_schedule: Literal["linear", "constant"] = Field(
@@ -52,7 +54,7 @@ def train(
     genotype: Genotype | None = None,
     config: TrainConfig | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult[GenotypeNetwork]:
@@ -108,6 +110,7 @@ class Training(SupervisedTraining):
 
     kind = "train"
     settings = TrainConfig
+    divergence = (*SupervisedTraining.divergence, "auxiliary_weight")
     config: TrainConfig
     net: GenotypeNetwork
 
@@ -115,7 +118,12 @@ class Training(SupervisedTraining):
         self.genotype = genotype = _trained(genotype, config)
 
         def build(data: Dataset) -> GenotypeNetwork:
-            return _build(genotype, config, data.in_channels, data.num_classes)
+            def sized(channels: int, cells: int) -> GenotypeNetwork:
+                settings = config.with_settings(channels=channels, cells=cells)
+                return _build(genotype, settings, data.in_channels, data.num_classes)
+
+            expect_memory(sized, config.channels, config.cells, resolve_device(config.device))
+            return sized(config.channels, config.cells)
 
         super().__init__(config, build, f"training {genotype.hash}")
 

@@ -12,6 +12,7 @@ from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runtime.isolation import exclusive, ordinary_modes
 
 
 def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False) -> nn.Module:
@@ -33,13 +34,13 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False
     if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
         raise InputError(f"{record.path}: network: in_channels and num_classes are missing")
     import_plugins(plugins)
-    with plugins_explained(folder.path, given=plugins):
-        network = get_kind(record.kind).load_network(folder, record)
-    checkpoint = folder.read_checkpoint(best=best)
-    state = get_kind(record.kind).network_state(checkpoint)
-    try:
-        expect_form(state, network.state_dict(), "net")
-    except InputError as error:
-        raise InputError(f"{folder.path}: the checkpoint does not fit the run: {error}") from None
-    network.load_state_dict(state)
+    with ordinary_modes(), exclusive():
+        with plugins_explained(folder.path, given=plugins):
+            network = get_kind(record.kind).load_network(folder, record)
+        state = get_kind(record.kind).network_state(folder.read_checkpoint(best=best))
+        try:
+            expect_form(state, network.state_dict(), "net")
+        except InputError as error:
+            raise InputError(f"{folder.path}: the checkpoint does not fit the run: {error}") from None
+        network.load_state_dict(state)
     return network.eval()

@@ -13,13 +13,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.config import Option, RunConfig, RunRecord
+from bionas_fast.config import Option, Rate, RunConfig, RunRecord
 from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
+from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
@@ -38,7 +39,7 @@ _CHUNK = 250
 class SoftHebbConfig(RunConfig):
     """The settings of a run. All defaults except the architecture and the scale are the published ones."""
 
-    epochs: Annotated[int, Option()] = Field(50, ge=1, description="Epochs of the head.")
+    epochs: Annotated[int, Option()] = Field(50, ge=1, le=1_000_000, description="Epochs of the head.")
     architecture: Literal["cifar10", "mnist", "fashion-mnist"] = Field(
         "mnist", description="Architecture, named after its dataset."
     )
@@ -46,12 +47,14 @@ class SoftHebbConfig(RunConfig):
         "softhebb",
         description="Learning rule of the filters; random leaves them at their initial values, as a baseline.",
     )
-    feature_epochs: int = Field(1, ge=1, description="Epochs of the filters; with layerwise, of each block.")
-    feature_batch_size: int = Field(10, ge=1, description="Images per batch for the filters.")
+    feature_epochs: int = Field(
+        1, ge=1, le=1_000_000, description="Epochs of the filters; with layerwise, of each block."
+    )
+    feature_batch_size: int = Field(10, ge=1, le=1_000_000, description="Images per batch for the filters.")
     layerwise: bool = Field(
         False, description="Train one block after the other instead of all blocks with every batch."
     )
-    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the head (Adam).")
+    learning_rate: Rate = Field(1e-3, description="Learning rate of the head (Adam).")
     halve_at: tuple[Fraction, ...] = Field(
         (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9),
         description="Halve the learning rate after each of these fractions of the epochs.",
@@ -73,7 +76,7 @@ class SoftHebbConfig(RunConfig):
 def train_softhebb(
     config: SoftHebbConfig | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult[SoftHebbNetwork]:
@@ -160,6 +163,8 @@ class SoftHebbTraining(Trainer):
         loss = F.cross_entropy(logits, y)
         self.optimizer.zero_grad()
         loss.backward()
+        if not torch.isfinite(loss):
+            raise NotFinite(f"the loss of the head ({loss.item():.3g})")
         self.optimizer.step()
         return loss.item(), int((logits.argmax(dim=1) == y).sum())
 
@@ -176,6 +181,8 @@ class SoftHebbTraining(Trainer):
             chunks = features.split(_CHUNK) if stored else self._features(data.images)
             squares = sum(float(chunk.square().sum(dtype=torch.float64)) for chunk in chunks)
             scale = self.net.scale
+            if not math.isfinite(squares):
+                raise NotFinite("the mean square of the filters' features", ("rule", "feature_epochs"))
             scale.size.fill_(math.sqrt(squares / (len(data.images) * shape.numel())) or 1.0)
         self.reader = self.net.head if stored else self.net
         self.tests = tests

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset, split
 from bionas_fast.data.mixing import Mixing
-from bionas_fast.errors import InputError
+from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
@@ -119,11 +119,11 @@ class SupervisedTraining(Trainer):
 
     def _step(self, loss: float) -> None:
         scaler = self.precision.scaler
-        what = f"the loss is {loss:.3g} and its gradient not finite in epoch {self.epoch + 1}"
+        what = f"the gradient of the training loss ({loss:.3g})"
         scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
         if not torch.isfinite(norm) and not scaler.is_enabled():
-            raise InputError(f"{what} (loss {loss:.3g}); a learning rate below {self.config.learning_rate:g} may help")
+            raise NotFinite(what)
         scaler.step(self.optimizer)
         scaler.update()
         self.precision.expect_scale(what)

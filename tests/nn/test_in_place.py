@@ -16,6 +16,7 @@ from bionas_fast.nn import (
     Conv1d,
     Conv2d,
     Conv3d,
+    ConvTranspose2d,
     HebbianConv2d,
     HebbianLinear,
     Linear,
@@ -38,6 +39,7 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "conv2d": (lambda **k: Conv2d(4, 4, 3, padding=1, **k), (2, 4, 3, 3)),
     "conv2d-unbatched": (lambda **k: Conv2d(4, 4, 3, padding=1, **k), (4, 3, 3)),
     "conv2d-few-channels": (lambda **k: Conv2d(3, 2, 2, **k), (2, 3, 3, 3)),
+    "transposed": (lambda **k: ConvTranspose2d(4, 4, 3, stride=2, output_padding=1, **k), (2, 4, 3, 3)),
     "conv3d-depthwise": (lambda **k: Conv3d(4, 4, 3, padding=1, groups=4, **k), (2, 4, 3, 3, 3)),
 }
 PLASTIC: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

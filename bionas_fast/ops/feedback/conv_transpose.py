@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bionas_fast import backends, native, torch_private
+from bionas_fast import backends, native
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.kernels.feedback.reference import Grads
@@ -51,12 +51,10 @@ class TransposeArguments(NamedTuple):
 
 def run(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: TransposeArguments) -> Tensor:
     """Run the op ``feedback_conv_transpose``."""
-    if backends.traced():
-        if not torch.is_grad_enabled():
-            return _forward(input, weight, bias, arguments)
-        return torch.ops.bionas_fast.feedback_conv_transpose(input, weight, bias, *arguments.flat())
-    if torch_private.in_transform():
+    if transforms.active():
         return transforms.feedback_layer(input, weight, bias, arguments)
+    if backends.traced():
+        return torch.ops.bionas_fast.feedback_conv_transpose(input, weight, bias, *arguments.flat())
     return _Eager.apply(input, weight, bias, arguments)
 
 

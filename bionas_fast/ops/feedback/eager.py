@@ -6,7 +6,6 @@ implementations, or torch's own convolution runs and B is attached to its node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,29 +46,29 @@ class _EagerLinear(torch.autograd.Function):
         return *gradients(ctx, grad, torch_library.linear_backward), None
 
 
-def _is_transformed() -> bool:
-    """Whether :mod:`.transforms` runs: a compiler has transforms of its own."""
-    return not torch.compiler.is_compiling() and torch_private.in_transform()
+def _infers() -> bool:
+    """Whether a graph for inference is made, which needs no B; a trace must be the same with and without gradients."""
+    return not torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
 def feedback_conv(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: ConvArguments) -> Tensor:
     """Run the op ``feedback_conv``."""
-    if _is_transformed():
+    if transforms.active():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
-        if not torch.is_grad_enabled():
-            return torch_library.conv(input, weight, bias, arguments)  # a graph for inference needs no B
+        if _infers():
+            return arguments.plain(input, weight, bias)
         return torch.ops.bionas_fast.feedback_conv(input, weight, bias, *arguments.flat())
     return _EagerConv.apply(input, weight, bias, arguments)
 
 
 def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: LinearArguments) -> Tensor:
     """Run the op ``feedback_linear``."""
-    if _is_transformed():
+    if transforms.active():
         return transforms.feedback_layer(input, weight, bias, arguments)
     if backends.traced():
-        if not torch.is_grad_enabled():
-            return torch_library.linear(input, weight, bias, arguments)  # a graph for inference needs no B
+        if _infers():
+            return arguments.plain(input, weight, bias)
         return torch.ops.bionas_fast.feedback_linear(input, weight, bias, *arguments.flat())
     return _EagerLinear.apply(input, weight, bias, arguments)
 
@@ -81,20 +80,6 @@ def feedback_segments(
     if backends.traced():
         return torch.ops.bionas_fast.feedback_segments(weight, stored, stream, *segments, backend)
     return torch_library.segments(weight, stored, stream, segments, backend)
-
-
-def direct_conv(input: Tensor, feedback: Tensor, output_size: list[int], per_dimension: Sequence[Any]) -> Tensor:
-    """Run the op ``direct_conv``."""
-    if _is_transformed():
-        return transforms.direct_conv(input, feedback, output_size, per_dimension)
-    return torch.ops.bionas_fast.direct_conv(input, feedback, output_size, *per_dimension)
-
-
-def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
-    """Run the op ``direct_linear``."""
-    if _is_transformed():
-        return transforms.direct_linear(input, feedback)
-    return torch.ops.bionas_fast.direct_linear(input, feedback)
 
 
 def can_swap() -> bool:
@@ -111,14 +96,13 @@ def swap(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments
     if mode == "drawn_sign" and stream is not None:
         feedback = feedback.at(stream.clone())
     version = torch_private.version
-    read = () if mode == "stored" else (weight,)
-    if stored is not None:
-        read = (*read, stored)
-    versions = [version(tensor) for tensor in read]
+    reads_weight = mode != "stored"
+    of_weight, of_stored = version(weight), None if stored is None else version(stored)
     needed, dtype = input.requires_grad, output.dtype
 
     def make(_: None) -> Tensor:
-        if [version(tensor) for tensor in read] != versions:
+        changed = reads_weight and version(weight) != of_weight
+        if changed or (stored is not None and version(stored) != of_stored):
             raise RuntimeError("the weight or its feedback was changed in place between forward and backward pass")
         b = weight.detach()
         if needed:

@@ -5,81 +5,78 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from bionas_fast.errors import InputError, shown
-from bionas_fast.space.candidates import Candidate
+from bionas_fast.errors import InputError, shown, unknown
+from bionas_fast.space.candidates import Candidate, get_operation, operation_names
 from bionas_fast.space.edges import Cell, Edge
 from bionas_fast.space.formats.located import located
+from bionas_fast.space.formats.source import Call
 from bionas_fast.space.skeleton import DARTS
 
+#: The fields of the published named tuple, in its order.
+_FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 _SUFFIXES = {"_u": "usf", "_br": "brsf", "_fr": "frsf", "_fa": "fa"}
 _SKIP_SUFFIXES = {"_u": "usf", "_b": "brsf", "_f": "frsf"}
 
 
 def parse_published_name(name: str) -> Candidate:
-    """Parse a candidate's name as used by the published code, such as ``sep_conv_3x3_br``."""
-    suffixes = _SKIP_SUFFIXES if name.startswith("skip_connect") else _SUFFIXES
-    for suffix, rule in suffixes.items():
-        if name.endswith(suffix):
-            return Candidate(name.removesuffix(suffix), rule)
-    return Candidate(name) if name in ("none", "max_pool_3x3", "avg_pool_3x3") else Candidate(name, "bp")
+    """Parse a candidate's name as used by the published code, such as ``sep_conv_3x3_br``, or by this package."""
+    if "@" in name:
+        return Candidate.parse(name)
+    if name not in operation_names():
+        suffixes = _SKIP_SUFFIXES if name.startswith("skip_connect") else _SUFFIXES
+        for suffix, rule in suffixes.items():
+            if name.endswith(suffix):
+                return Candidate(name.removesuffix(suffix), rule)
+    return Candidate(name, "bp" if get_operation(name).takes_rule else None)
 
 
-def read(text: str) -> dict[str, Cell]:
+def read(call: Call) -> dict[str, Cell]:
     """Parse the two cells; see :meth:`Genotype.from_darts`."""
-    try:
-        tree = ast.parse(text.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        where = f"line {error.lineno}, column {error.offset}: " if isinstance(error, SyntaxError) else ""
-        raise InputError(f"genotype: {where}not the text of a Genotype(...)") from None
-    value = getattr(tree.body[0], "value", None) if len(tree.body) == 1 else None
-    if not (
-        isinstance(value, ast.Call)
-        and isinstance(value.func, ast.Name)
-        and value.func.id == "Genotype"
-        and not value.args
-    ):
-        raise InputError("genotype: expected one Genotype(normal=…, normal_concat=…, reduce=…, reduce_concat=…)")
-    fields = {keyword.arg: keyword.value for keyword in value.keywords}
+    fields = _fields(call)
     cells = {}
     for kind in DARTS.kinds:
         if kind not in fields:
-            raise InputError(f"genotype: {kind!r} is missing")
-        pairs = _literal(fields[kind], kind)
-        if not isinstance(pairs, (list, tuple)) or not pairs or len(pairs) % 2:
-            raise InputError(f"{kind}: expected a list with two edges per node")
-        edges = []
-        for i, pair in enumerate(pairs):
-            where = f"{kind}[{i}]"
-            match pair:
-                case (str(name), int(source)) if _is_state(source):
-                    edges.append(Edge(located(where, parse_published_name, name), source))
-                case _:
-                    raise InputError(f"{where}: expected ('operation', source), got {shown(pair, 60)}")
+            raise InputError(f"{call.place()}: {kind!r} is missing")
+        edges = _edges(call, fields[kind], kind)
         nodes = tuple(zip(edges[::2], edges[1::2], strict=True))
-        concat = (
-            _literal(fields[f"{kind}_concat"], f"{kind}_concat")
-            if f"{kind}_concat" in fields
-            else range(2, 2 + len(nodes))
-        )
-        if not isinstance(concat, (list, tuple, range)) or not all(map(_is_state, concat)):
-            raise InputError(f"{kind}_concat: expected states, such as range(2, 6)")
+        name = f"{kind}_concat"
+        concat = call.value(fields[name], name) if name in fields else DARTS.output(len(nodes))
+        if isinstance(concat, str | int) or not all(map(_is_state, concat)):
+            raise InputError(f"{call.place(fields[name])}: {name}: expected states, such as range(2, 6)")
         try:
             cells[kind] = Cell(nodes, tuple(concat))
         except InputError as error:
-            raise InputError(f"{kind}: {error}") from None
+            raise error.at(f"{call.place(fields[kind])}: {kind}") from None
     return cells
+
+
+def _fields(call: Call) -> dict[str, ast.expr]:
+    tree = call.parse()
+    if len(tree.args) > len(_FIELDS) or any(isinstance(argument, ast.Starred) for argument in tree.args):
+        raise InputError(f"{call.place()}: expected Genotype(normal=…, normal_concat=…, reduce=…, reduce_concat=…)")
+    fields = dict(zip(_FIELDS, tree.args, strict=False))
+    for keyword in tree.keywords:
+        if keyword.arg not in _FIELDS:
+            raise unknown("entry", keyword.arg or "**", _FIELDS, call.place(keyword))
+        fields[keyword.arg] = keyword.value
+    return fields
+
+
+def _edges(call: Call, node: ast.expr, kind: str) -> list[Edge]:
+    pairs: Any = call.value(node, kind)
+    if not isinstance(pairs, list) or not pairs or len(pairs) % 2:
+        raise InputError(f"{call.place(node)}: {kind}: expected a list with two edges per node")
+    places = node.elts if isinstance(node, ast.List | ast.Tuple) else [node] * len(pairs)
+    edges = []
+    for i, (pair, place) in enumerate(zip(pairs, places, strict=True)):
+        where = f"{call.place(place)}: {kind}[{i}]"
+        match pair:
+            case [str(name), int(source)] if _is_state(source):
+                edges.append(Edge(located(where, parse_published_name, name), source))
+            case _:
+                raise InputError(f"{where}: expected ('operation', source), got {shown(pair, 60)}")
+    return edges
 
 
 def _is_state(value: object) -> bool:
     return type(value) is int and 0 <= value < 1000
-
-
-def _literal(node: ast.AST, where: str) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
-        bounds = [_literal(arg, where) for arg in node.args]
-        if 1 <= len(bounds) <= 2 and all(type(b) is int and 0 <= b < 100 for b in bounds):
-            return range(*bounds)
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise InputError(f"{where}: expected plain values") from None

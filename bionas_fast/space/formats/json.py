@@ -9,6 +9,7 @@ from typing import Any
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.space.edges import Cell, Edge
 from bionas_fast.space.formats.located import located
+from bionas_fast.space.formats.source import FORMS, expect_size
 from bionas_fast.space.skeleton import DARTS, SKELETONS, Skeleton
 
 FORMAT_VERSION = 1
@@ -39,10 +40,12 @@ def _write_cell(cell: Cell) -> str:
 
 def read(text: str) -> tuple[dict[str, Cell], dict[str, str]]:
     """Parse cells and fixed rules; see :meth:`Genotype.from_json`."""
+    expect_size(text)
     try:
-        data = json.loads(text, object_pairs_hook=_no_repeats)
+        data = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
-        raise InputError(f"genotype: line {error.lineno}, column {error.colno}: {error.msg}") from None
+        place = f"genotype: line {error.lineno}, column {error.colno}"
+        raise InputError(f"{place}: {error.msg}; expected {FORMS}") from None
     except RecursionError:
         raise InputError("genotype: nested too deeply") from None
     except InputError:

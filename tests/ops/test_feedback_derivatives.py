@@ -9,18 +9,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.constant_feedback import through
 from helpers.feedback_cases import (
-    CASES,
-    MODES,
-    check,
     every_case,
     every_mode,
     feedback_of,
-    one_of_each,
     saved_tensors_as_they_are,
 )
 from helpers.tolerances import assert_close
