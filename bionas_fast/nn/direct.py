@@ -261,7 +261,8 @@ class _Layout(NamedTuple):
         number = shape[1] if len(shape) == 2 else "N"
         return (
             f"num_classes: direct feedback was made for {classes} classes, the model returned logits of shape {shape}; "
-            f"call connect_direct_feedback(model, num_classes={number}) to draw it again, or name other logits by logits="
+            f"call connect_direct_feedback(model, num_classes={number}) to draw it again, or name other logits by "
+            "logits="
         )
 
 

@@ -142,9 +142,10 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def effective_weight(self) -> Tensor:
         """Return W of the next forward pass; under a parametrisation, without advancing a power iteration."""
-        if not hasattr(self, "parametrizations"):
+        parametrizations = self._modules.get("parametrizations")
+        if parametrizations is None:
             return self.weight
-        training = [module for module in self.parametrizations.modules() if module.training]
+        training = [module for module in parametrizations.modules() if module.training]
         for module in training:
             module.training = False
         try:
