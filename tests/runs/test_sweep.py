@@ -51,13 +51,13 @@ def accepted(kind: str, name: str) -> list[Any]:
         base["method"] = (*using, "darts")[0]
         if name not in ("population", "generations") and "population" not in get_method(base["method"]).options:
             base = {key: value for key, value in base.items() if key not in ("population", "generations")}
-    configs = []
+    configs, refused = [], []
     for value in sweep.values(get_kind(kind).settings, name):
         try:
             configs.append(get_kind(kind).settings(**{**base, name: value}))
         except InputError as error:
-            assert "\n" not in str(error)
-            assert name in str(error)
+            refused.append(str(error))
+    assert all(name in message and "\n" not in message for message in refused)
     return configs
 
 
@@ -66,6 +66,7 @@ def test_a_value_gives_a_result_or_an_input_error(kind, name, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     configs = accepted(kind, name)
     assert configs
+    refused = []
     for number, config in enumerate({repr(config): config for config in configs}.values()):
         if name in LONG and getattr(config, name) > 10:
             continue
@@ -80,7 +81,8 @@ def test_a_value_gives_a_result_or_an_input_error(kind, name, tmp_path, monkeypa
         except Enough:
             pass
         except InputError as error:
-            assert "\n" not in str(error)
+            refused.append(str(error))
+    assert not any("\n" in message for message in refused)
 
 
 @pytest.mark.parametrize("name", ["channels", "cells", "epochs", "population", "generations", "batch_size"])
@@ -98,7 +100,10 @@ def test_a_network_larger_than_the_memory_is_refused_before_it_is_built(tmp_path
 
 
 #: Texts that only the command line parses, none of which is a value of a setting that runs for long.
-TEXTS = ("-1", "1e300", "nan", ".inf", "[.nan]", "{a: 1}", "!!python/object:os.system x", "&a [*a]", "[[[[", "'", "\x00")
+TEXTS = (
+    *("-1", "1e300", "nan", ".inf", "[.nan]", "{a: 1}"),
+    *("!!python/object:os.system x", "&a [*a]", "[[[[", "'", "\x00"),
+)
 
 
 @pytest.mark.parametrize(("kind", "name"), SETTINGS, ids="-".join)
@@ -114,7 +119,7 @@ def test_the_command_line_refuses_in_one_line(kind, name, tmp_path, monkeypatch,
         else:
             continue  # a text is a value of this setting
         with pytest.raises(SystemExit) as stop:
-            main([*begin, f"--dataset={killing.DATASET}", "--set", f"{name}={text}", "--set", "nothing=1"])
+            main([*begin, f"--dataset={killing.DATASET}", "--set", f"{name}={text}"])
         assert stop.value.code == 2
         assert capsys.readouterr().err.strip().count("\n") == 0
 
@@ -123,7 +128,7 @@ def test_the_command_line_refuses_in_one_line(kind, name, tmp_path, monkeypatch,
 def test_a_batch_of_one_that_cannot_be_normalised_names_the_batch_size(kind, tmp_path):
     settings = {**BASE[kind], "dataset": killing.DATASET, "batch_size": 1, "cells": 6, "epochs": 1}
     if kind == "train":
-        with pytest.raises(InputError, match="^batch_size: "):
+        with pytest.raises(InputError, match=r"^batch_size: "):
             bf.train(GENOTYPE, bf.TrainConfig(**settings, auxiliary_weight=0.4))
     else:
         settings = {k: v for k, v in settings.items() if k not in ("population", "generations")}
