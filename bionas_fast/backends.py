@@ -114,6 +114,11 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch_private.has_dispatch_modes() or torch.jit.is_tracing()
 
 
+def recorded() -> bool:
+    """Whether a graph for other programs is recorded, by ``torch.export`` or ``torch.jit.trace``."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def explain(op: str, device: str) -> Choice:
     """Explain the automatic choice of backend for ``op`` on this device type."""
     implemented = _implementations[op]

@@ -38,34 +38,36 @@ def declare(ops: Callable[[], dict[Any, Formula]]) -> None:
     after_import(_TORCH, register)
 
 
-def convolution(input: Any, weight: Any, out: Any) -> int:
-    """Count the operations of a convolution as FlopCounterMode does."""
+def convolution(input: Any, weight: Any, out: Any, transposed: bool = False) -> int:
+    """Count the operations of a convolution as FlopCounterMode does, from tensors or their shapes."""
     formula = _registry()[torch.ops.aten.convolution]
-    return formula(input, weight, None, [], [], [], False, out_val=out)
+    return formula(input, weight, None, [], [], [], transposed, out_val=out)
 
 
-def convolution_backward(grad: Any, input: Any, weight: Any, mask: Sequence[bool]) -> int:
+def convolution_backward(grad: Any, input: Any, weight: Any, mask: Sequence[bool], transposed: bool = False) -> int:
     """Count the operations of a convolution's backward pass as FlopCounterMode does."""
     formula = _registry()[torch.ops.aten.convolution_backward]
     out = (input, weight, None)
-    return formula(grad, input, weight, None, [], [], [], False, [], 1, list(mask), out_val=out)
+    return formula(grad, input, weight, None, [], [], [], transposed, [], 1, list(mask), out_val=out)
 
 
 def _registry() -> dict[Any, Formula]:
     return sys.modules[_TORCH].flop_registry
 
 
-def declare_traced(name: str, layer: str) -> None:
+def declare_traced(name: str, layer: str, transposed: bool = False) -> None:
     """Register an op with fvcore's counters of multiplications and of activations.
 
     Args:
-        name: the qualified name of the op. Its first arguments are an input and a weight, [outputs, inputs, ...].
+        name: the qualified name of the op. Its first arguments are an input and a weight.
         layer: the name of the corresponding layer in fvcore's tables, ``conv`` or ``linear``; empty to ignore the op.
+        transposed: whether the weight is [inputs, outputs, ...], with a product for each position of the input.
     """
 
     def multiplications(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-        _, *per_output = inputs[1].type().sizes()
-        return Counter({layer: prod(outputs[0].type().sizes()) * prod(per_output)})
+        positions = inputs[0] if transposed else outputs[0]
+        _, *others = inputs[1].type().sizes()
+        return Counter({layer: prod(positions.type().sizes()) * prod(others)})
 
     def activations(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
         return Counter({layer: prod(outputs[0].type().sizes())})

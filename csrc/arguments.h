@@ -33,6 +33,23 @@ inline void check(const char* name, const Tensor& tensor, ScalarType dtype = Sca
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype));
 }
 
+// Activations [N, H, W, C] or several of them, [K, N, H, W, C]: not empty, and C a multiple of 16.
+inline void check_maps(const char* name, const Tensor& maps, int64_t dims = 4) {
+  check(name, maps);
+  STD_TORCH_CHECK(maps.dim() == dims, name, ": expected ", dims, " dimensions, got ", maps.dim());
+  for (int64_t i = dims - 4; i < dims; i++)
+    STD_TORCH_CHECK(maps.size(i) > 0, name, ": expected at least one image, position and channel");
+  STD_TORCH_CHECK(maps.size(dims - 1) % 16 == 0, name, ": expected a multiple of 16 channels");
+}
+
+// A row of C numbers for each of some things: [rows, C].
+inline void check_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t channels,
+                       ScalarType dtype = ScalarType::Float) {
+  check(name, tensor, dtype);
+  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == channels, name, ": expected [", rows,
+                  ", ", channels, "]");
+}
+
 inline const float* pointer(const char* name, const std::optional<Tensor>& tensor,
                             Device device = Device(DeviceType::CPU)) {
   if (!tensor.has_value()) return nullptr;
@@ -43,7 +60,8 @@ inline const float* pointer(const char* name, const std::optional<Tensor>& tenso
 // An uninitialised float tensor on the CPU, from the pool if it is large.
 inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
   std::size_t bytes = sizeof(float);
-  for (int64_t size : sizes) bytes *= std::size_t(size);
+  for (int64_t size : sizes)
+    STD_TORCH_CHECK(!__builtin_mul_overflow(bytes, std::size_t(size), &bytes), "the result is too large");
   if (bytes < pooled_from) return torch::stable::new_empty(like, sizes);
   std::vector<int64_t> strides(sizes.size(), 1);
   for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
@@ -51,12 +69,16 @@ inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
       take(bytes), sizes, strides, Device(DeviceType::CPU), ScalarType::Float, &give);
 }
 
-// The maps of several stacks [K_i, N, H, W, C], in order.
-inline std::vector<const float*> each_map(const char* name, const Tensors& stacks, int64_t size) {
+// The maps of several stacks [K_i, N, H, W, C], in order; there is at least one stack.
+inline std::vector<const float*> each_map(const char* name, const Tensors& stacks) {
+  STD_TORCH_CHECK(!stacks.empty(), name, ": expected stacks [K, N, H, W, C]");
   std::vector<const float*> maps;
+  int64_t size = 0;
   for (const Tensor& stack : stacks) {
-    check(name, stack);
-    STD_TORCH_CHECK(stack.numel() == stack.size(0) * size, name, ": expected maps of the same shape");
+    check_maps(name, stack, 5);
+    for (int i = 1; i < 5; i++)
+      STD_TORCH_CHECK(stack.size(i) == stacks[0].size(i), name, ": expected maps of the same shape");
+    size = stack.size(1) * stack.size(2) * stack.size(3) * stack.size(4);
     for (int64_t k = 0; k < stack.size(0); k++) maps.push_back(stack.const_data_ptr<float>() + k * size);
   }
   return maps;
@@ -87,10 +109,7 @@ struct Prologue {
     grads = maps_of("grads", incoming, size);
     check("z", prologue[0]);
     STD_TORCH_CHECK(int64_t(prologue[0].numel()) == branches * size, "z: expected a map for each branch");
-    for (int i = 1; i < 4; i++) {
-      check("a, b, d", prologue[i]);
-      STD_TORCH_CHECK(int64_t(prologue[i].numel()) == branches * channels, "a, b, d: expected a row for each branch");
-    }
+    for (int i = 1; i < 4; i++) check_rows("a, b, d", prologue[i], branches, channels);
     z = prologue[0].const_data_ptr<float>();
     a = prologue[1].const_data_ptr<float>();
     b = prologue[2].const_data_ptr<float>();
@@ -105,10 +124,7 @@ struct Prologue {
 struct Moments {
   Moments(const Tensors& moments, int64_t rows, int64_t channels) {
     STD_TORCH_CHECK(moments.size() == 2, "moments: expected mean and variance");
-    for (const Tensor& tensor : moments) {
-      check("mean, var", tensor, ScalarType::Double);
-      STD_TORCH_CHECK(int64_t(tensor.numel()) == rows * channels, "mean, var: expected a row for each normalisation");
-    }
+    for (const Tensor& tensor : moments) check_rows("mean, var", tensor, rows, channels, ScalarType::Double);
     mean = moments[0].const_data_ptr<double>();
     var = moments[1].const_data_ptr<double>();
   }
@@ -129,7 +145,8 @@ class Weights {
     check("pointwise", pointwise);
     STD_TORCH_CHECK(pointwise.dim() == 3 && pointwise.size(0) == int64_t(kernels.size()),
                     "pointwise: expected a matrix for each branch");
-    STD_TORCH_CHECK(pointwise.size(2) == own_ && own_ <= c_, "pointwise: expected square matrices");
+    STD_TORCH_CHECK(pointwise.size(2) == own_ && own_ > 0 && own_ <= c_,
+                    "pointwise: expected square matrices with at most as many channels as x");
     depthwise_ = depthwise.const_data_ptr<float>();
     pointwise_ = pointwise.const_data_ptr<float>();
     int64_t taps = 0;

@@ -13,8 +13,7 @@ bionas::FactorizedReduce make_reductions(
     const Tensors& weights) {  // [R, ⌈c/2⌉, c] and [R, ⌊c/2⌋, c]
   STD_TORCH_CHECK(weights.size() == 2, "weights: expected first and second ones");
   const Tensor &first = weights[0], &second = weights[1];
-  check("x", x);
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(3) % 16 == 0, "x: expected [N, H, W, C] with a multiple of 16 channels");
+  check_maps("x", x);
   bionas::FactorizedReduce s{};
   s.n = x.size(0);
   s.h = x.size(1);
@@ -29,7 +28,8 @@ bionas::FactorizedReduce make_reductions(
   }
   s.count = first.size(0);
   s.own = first.size(2);
-  STD_TORCH_CHECK(first.size(1) == s.own - s.own / 2 && second.size(0) == s.count && second.size(1) == s.own / 2 &&
+  check_range("reductions", s.count, 1, max_branches);
+  STD_TORCH_CHECK(s.own > 0 && first.size(1) == s.own - s.own / 2 && second.size(0) == s.count && second.size(1) == s.own / 2 &&
                       second.size(2) == s.own && s.own <= s.c,
                   "first, second: expected the two halves of square matrices with at most as many channels as x");
   s.first = first.const_data_ptr<float>();

@@ -70,11 +70,15 @@ Tensor feedback_segments(
   check("segments", segments, ScalarType::Long);
   check("magnitudes", magnitudes, ScalarType::Double);
   const int64_t count = segments.numel() / 2;
+  STD_TORCH_CHECK(int64_t(segments.numel()) == 2 * count, "segments: expected a length and a mode of each");
   STD_TORCH_CHECK(int64_t(magnitudes.numel()) == 2 * count, "magnitudes: expected as many as segments");
   const int64_t* segment = segments.const_data_ptr<int64_t>();
   const double* magnitude = magnitudes.const_data_ptr<double>();
   const float* read = pointer("stored", stored);
-  if (stream.has_value()) check("stream", *stream, ScalarType::Long);
+  if (stream.has_value()) {
+    check("stream", *stream, ScalarType::Long);
+    STD_TORCH_CHECK(int64_t(stream->numel()) == 2 * count, "stream: expected a seed and a draw of each segment");
+  }
   const int64_t* words = stream.has_value() ? stream->const_data_ptr<int64_t>() : nullptr;
   Tensor output = new_map(weight, {int64_t(weight.numel())});
   const float* w = weight.const_data_ptr<float>();
@@ -88,6 +92,7 @@ Tensor feedback_segments(
     STD_TORCH_CHECK(code >= 0 && code <= int64_t(Mode::custom) && Mode(code) != Mode::direct, "segments: got mode ", code);
     const Mode mode = Mode(code);
     STD_TORCH_CHECK(words || mode != Mode::drawn_sign, "stream: needed by a mode");
+    check_range("segments", length, 0, int64_t(weight.numel()) - next.weight);
     starts.push_back(next);
     next.weight += length;
     if (mode == Mode::stored || mode == Mode::stored_sign) next.stored += length;
@@ -125,9 +130,15 @@ Tensor feedback_segments(
 Tensor uniform(
     std::vector<int64_t> shape,
     const Tensor& stream) {  // int64 [2]
+  const bionas::Stream words = read_stream(stream);
+  int64_t elements = 1;
+  for (int64_t size : shape) {
+    check_range("shape", size, 0, max_elements);
+    STD_TORCH_CHECK(size == 0 || elements < max_elements / size, "shape: expected less than 2**32 elements");
+    elements *= size;
+  }
   Tensor output = torch::stable::new_empty(stream, shape, ScalarType::Float);
-  STD_TORCH_CHECK(output.numel() < max_elements, "shape: expected less than 2**32 elements");
-  bionas::uniform(output.mutable_data_ptr<float>(), output.numel(), read_stream(stream));
+  bionas::uniform(output.mutable_data_ptr<float>(), output.numel(), words);
   return output;
 }
 

@@ -10,6 +10,9 @@
 
 namespace bionas::arguments {
 
+// As in records.h: also a tensor without elements may have many channels.
+constexpr int64_t max_channels = 1 << 24;
+
 // The arguments without the results.
 inline HebbianActivity read_activity(
     const Tensor& u,                     // [N, K, P]
@@ -20,6 +23,8 @@ inline HebbianActivity read_activity(
     double temperature, int64_t groups) {
   check("u", u, ScalarType::Float, u.device());
   STD_TORCH_CHECK(u.dim() == 3 && groups > 0 && u.size(1) % groups == 0, "u: expected [N, K, P], K divided by groups");
+  check_range("groups", groups, 1, std::max<int64_t>(1, u.size(1)));
+  check_range("channels", u.size(1), 0, max_channels);
   HebbianActivity a{u.size(0), u.size(1), u.size(2), groups};
   a.activity = read<Activity>("activity", activity, Activity_words);
   a.decay = read<Decay>("decay", decay, Decay_words);
@@ -51,8 +56,11 @@ inline HebbianMove read_move(
   check("delta", delta, ScalarType::Float, weight.device());
   check("total", total, ScalarType::Double, weight.device());
   check("rate", rate, ScalarType::Float, weight.device());
+  STD_TORCH_CHECK(weight.dim() > 0, "weight: expected [K, ...]");
   const int64_t k = weight.size(0);
-  STD_TORCH_CHECK(groups > 0 && k % groups == 0, "groups: expected a divisor of ", k);
+  check_range("filters", k, 0, max_channels);
+  check_range("groups", groups, 1, std::max<int64_t>(1, k));
+  STD_TORCH_CHECK(k % groups == 0, "groups: expected a divisor of ", k);
   STD_TORCH_CHECK(delta.numel() == weight.numel(), "delta: expected the shape of weight");
   STD_TORCH_CHECK(int64_t(rate.numel()) == k, "rate: expected one a filter");
   STD_TORCH_CHECK(!total.numel() || int64_t(total.numel()) == k, "total: expected one a filter, or none");

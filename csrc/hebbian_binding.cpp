@@ -27,11 +27,14 @@ void hebbian_move(
 Tensor weight_gradient(const Tensor& gradient, const Tensor& x, std::vector<int64_t> padding) {
   check("gradient", gradient);
   check("x", x);
-  STD_TORCH_CHECK(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0, "padding: expected two numbers");
+  STD_TORCH_CHECK(padding.size() == 2, "padding: expected two numbers");
   STD_TORCH_CHECK(gradient.dim() == 4 && x.dim() == 4 && gradient.size(0) == x.size(0), "x: expected [N, C, H, W]");
+  check_each("padding", padding, 0, 2 + std::max(gradient.size(2), gradient.size(3)));
   for (int64_t i : {0, 1})
     STD_TORCH_CHECK(x.size(2 + i) + 2 * padding[i] == gradient.size(2 + i) + 2, "gradient: expected that of a 3x3 kernel");
   const int64_t k = gradient.size(1), c = x.size(1);
+  STD_TORCH_CHECK(gradient.numel() > 0 && x.numel() > 0, "gradient, x: expected at least one image and channel");
+  STD_TORCH_CHECK(k <= max_channels / c, "gradient, x: expected less than 2**24 pairs of channels");
   Tensor output = new_map(x, {k, c, 3, 3});
   bionas::weight_gradient(
       {x.size(0), k, c, gradient.size(2), gradient.size(3), x.size(2), x.size(3), padding[0], padding[1],

@@ -15,18 +15,14 @@ class Sum {
   Sum(const Tensors& stacks,  // [K_i, N, H, W, C]; terms index the maps of all stacks in order
       const Ints& terms)      // the numbers of TermsRecord
       : record_(terms) {
-    STD_TORCH_CHECK(!stacks.empty() && stacks[0].dim() == 5, "maps: expected stacks [K, N, H, W, C]");
+    const std::vector<const float*> maps = each_map("maps", stacks);
     like_ = stacks[0];
     sum_.c = like_.size(4);
     sum_.p = like_.size(1) * like_.size(2) * like_.size(3);
     sum_.edges = int(record_.count);
     sum_.terms = int(record_.edges.size());
-    STD_TORCH_CHECK(sum_.c % 16 == 0, "maps: expected a multiple of 16 channels");
-    const std::vector<const float*> maps = each_map("maps", stacks, size());
-    for (int64_t i : record_.index) {
-      STD_TORCH_CHECK(i >= 0 && i < int64_t(maps.size()), "index: out of range");
-      terms_.push_back(maps[i]);
-    }
+    check_each("index", record_.index, 0, int64_t(maps.size()) - 1);
+    for (int64_t i : record_.index) terms_.push_back(maps[i]);
     sum_.map = terms_.data();
     sum_.edge = record_.edges.data();
   }
@@ -35,22 +31,30 @@ class Sum {
 
   // out[e] = Σ_{t of e} weight[t] · map[t] + offset[e] + into[e]
   Tensors forward(const float* weight, const float* offset, const OptionalTensors& into) const {
-    STD_TORCH_CHECK(int64_t(into.size()) == sum_.edges, "into: expected one for each sum");
+    const std::vector<const float*> base = bases(into);
     Tensors result;
     std::vector<float*> out;
     for (int e = 0; e < sum_.edges; e++) {
       result.push_back(new_map(like_, {like_.size(1), like_.size(2), like_.size(3), like_.size(4)}));
       out.push_back(result[e].mutable_data_ptr<float>());
     }
-    const std::vector<const float*> base = maps_of("into", into, size());
     bionas::mixed_sum_forward(sum_, weight, offset, base.data(), out.data());
     return result;
   }
 
-  // Σ grad of every edge and Σ grad · map of every term, [E, C] and [T, C].
-  void backward(const Tensors& grads, double* grad_sum, double* product_sum) const {
+  std::vector<const float*> bases(const OptionalTensors& into) const {
+    STD_TORCH_CHECK(int64_t(into.size()) == sum_.edges, "into: expected one for each sum");
+    return maps_of("into", into, size());
+  }
+
+  std::vector<const float*> gradients(const Tensors& grads) const {
     STD_TORCH_CHECK(int64_t(grads.size()) == sum_.edges, "grads: expected one for each sum");
-    bionas::mixed_sum_backward(sum_, maps_of("grads", grads, size()).data(), grad_sum, product_sum);
+    return maps_of("grads", grads, size());
+  }
+
+  // Σ grad of every edge and Σ grad · map of every term, [E, C] and [T, C].
+  void backward(const std::vector<const float*>& grads, double* grad_sum, double* product_sum) const {
+    bionas::mixed_sum_backward(sum_, grads.data(), grad_sum, product_sum);
   }
 
   int64_t terms() const { return sum_.terms; }
@@ -75,18 +79,17 @@ Tensors mixed_sum(
     const Tensor& offset,  // [E, C]
     OptionalTensors into) {
   const Sum sum(maps, terms);
-  check("weight", weight);
-  check("offset", offset);
-  STD_TORCH_CHECK(int64_t(weight.numel()) == sum.terms() * sum.channels(), "weight: expected a row for each term");
-  STD_TORCH_CHECK(int64_t(offset.numel()) == sum.edges() * sum.channels(), "offset: expected a row for each sum");
+  check_rows("weight", weight, sum.terms(), sum.channels());
+  check_rows("offset", offset, sum.edges(), sum.channels());
   return sum.forward(weight.const_data_ptr<float>(), offset.const_data_ptr<float>(), into);
 }
 
 std::tuple<Tensor, Tensor> mixed_sum_backward(Tensors grads, Tensors maps, Ints terms) {
   const Sum sum(maps, terms);
+  const std::vector<const float*> incoming = sum.gradients(grads);
   Tensor grad_sum = torch::stable::new_empty(maps[0], {sum.edges(), sum.channels()}, ScalarType::Double);
   Tensor product_sum = torch::stable::new_empty(maps[0], {sum.terms(), sum.channels()}, ScalarType::Double);
-  sum.backward(grads, grad_sum.mutable_data_ptr<double>(), product_sum.mutable_data_ptr<double>());
+  sum.backward(incoming, grad_sum.mutable_data_ptr<double>(), product_sum.mutable_data_ptr<double>());
   return {grad_sum, product_sum};
 }
 
@@ -94,7 +97,7 @@ std::tuple<Tensor, Tensor> mixed_sum_backward(Tensors grads, Tensors maps, Ints 
 class Normalisation {
  public:
   Normalisation(const Tensors& moments, int64_t channels)
-      : rows(moments.empty() ? 0 : moments[0].size(0)), c_(channels), moments_(moments, rows, channels) {}
+      : rows(count(moments)), c_(channels), moments_(moments, rows, channels) {}
   double mean(int64_t map, int64_t j) const { return map < rows ? moments_.mean[map * c_ + j] : 0; }
   double rstd(int64_t map, int64_t j) const {
     return map < rows ? 1 / std::sqrt(moments_.var[map * c_ + j] + bionas::variance_epsilon) : 1;
@@ -103,6 +106,10 @@ class Normalisation {
   const int64_t rows;
 
  private:
+  static int64_t count(const Tensors& moments) {
+    return !moments.empty() && moments[0].dim() == 2 ? moments[0].size(0) : 0;
+  }
+
   int64_t c_;
   Moments moments_;
 };
@@ -124,16 +131,14 @@ std::tuple<Tensors, Tensor, Tensor> normalised_sum(
   const double* factor = factors_of(factors, sum);
   STD_TORCH_CHECK(sums.size() == 2, "sums: expected total and squares");
   const Tensor &total = sums[0], &squares = sums[1];
-  for (const Tensor& each : sums) {
-    check("total, squares", each, ScalarType::Double);
-    STD_TORCH_CHECK(int64_t(each.numel()) == total.size(0) * c,
-                    "total, squares: expected a row for each normalised map");
-  }
-  Tensor mean = torch::stable::new_empty(total, {total.size(0), c});
-  Tensor var = torch::stable::new_empty(total, {total.size(0), c});
+  const int64_t rows = total.dim() == 2 ? total.size(0) : 0;
+  for (const Tensor& each : sums) check_rows("total, squares", each, rows, c, ScalarType::Double);
+  sum.bases(into);  // before the arithmetic
+  Tensor mean = torch::stable::new_empty(total, {rows, c});
+  Tensor var = torch::stable::new_empty(total, {rows, c});
   double *to_mean = mean.mutable_data_ptr<double>(), *to_var = var.mutable_data_ptr<double>();
   if (!moments.empty()) {
-    const Moments given(moments, total.size(0), c);
+    const Moments given(moments, rows, c);
     std::copy_n(given.mean, mean.numel(), to_mean);
     std::copy_n(given.var, var.numel(), to_var);
   } else {
@@ -163,8 +168,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_sum_backward(
   const int64_t c = sum.channels(), terms = sum.terms();
   const double* factor = factors_of(factors, sum);
   const Normalisation normal(moments, c);
+  const std::vector<const float*> incoming = sum.gradients(grads);
   std::vector<double> grad_sum(sum.edges() * c), products(terms * c);
-  sum.backward(grads, grad_sum.data(), products.data());
+  sum.backward(incoming, grad_sum.data(), products.data());
   Tensor grad_factors = torch::stable::new_empty(factors, {terms});
   Tensor a = torch::stable::new_empty(maps[0], {terms, c});
   Tensor b = torch::stable::new_empty(maps[0], {normal.rows, c});

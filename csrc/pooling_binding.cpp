@@ -8,9 +8,8 @@ namespace {
 using namespace bionas::arguments;
 
 bionas::Pooling make_pooling(const Tensor& x, int64_t stride) {
-  check("x", x);
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(3) % 16 == 0, "x: expected [N, H, W, C] with a multiple of 16 channels");
-  STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: expected 1 or 2");
+  check_maps("x", x);
+  check_range("stride", stride, 1, 2);
   bionas::Pooling p{};
   p.n = x.size(0);
   p.h = x.size(1);

@@ -10,6 +10,17 @@ namespace bionas::arguments {
 
 using Ints = std::vector<int64_t>;
 
+// Far above what any search has. Beyond, a result would take memory out of proportion to the arguments.
+constexpr int64_t max_branches = 4096, max_edges = 4096, max_terms = 1 << 16, max_dilation = 64;
+
+inline void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  STD_TORCH_CHECK(value >= low && value <= high, name, ": expected ", low, " to ", high, ", got ", value);
+}
+
+inline void check_each(const char* name, const Ints& values, int64_t low, int64_t high) {
+  for (int64_t value : values) check_range(name, value, low, high);
+}
+
 inline Ints part(const Ints& numbers, std::size_t begin, std::size_t count) {
   return Ints(numbers.begin() + begin, numbers.begin() + begin + count);
 }
@@ -20,12 +31,13 @@ struct StageRecord {
   explicit StageRecord(const Ints& numbers) {
     STD_TORCH_CHECK(numbers.size() % 2 == 1, "stage: expected a stride and as many kernels as dilations");
     const std::size_t count = numbers.size() / 2;
+    check_range("branches", int64_t(count), 0, max_branches);
     stride = numbers[0];
     kernels = part(numbers, 1, count);
     dilations = part(numbers, 1 + count, count);
-    STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: expected 1 or 2");
-    for (int64_t k : kernels) STD_TORCH_CHECK(k == 3 || k == 5, "kernels: expected 3 or 5");
-    for (int64_t d : dilations) STD_TORCH_CHECK(d > 0, "dilations: expected numbers above 0");
+    check_range("stride", stride, 1, 2);
+    for (int64_t k : kernels) STD_TORCH_CHECK(k == 3 || k == 5, "kernels: expected 3 or 5, got ", k);
+    check_each("dilations", dilations, 1, max_dilation);
   }
 
   int64_t stride = 1;
@@ -41,10 +53,11 @@ struct PlanRecord {
     const std::size_t branches = numbers.size() / 3 - 1;
     count = numbers[0];
     twice = numbers[1];
+    check_range("edges", count, 1, max_edges);
     edges = part(numbers, 2, branches);
     first = StageRecord(part(numbers, 2 + branches, 1 + 2 * branches));
-    STD_TORCH_CHECK(twice >= 0 && twice <= int64_t(branches), "twice: expected no more second stages than branches");
-    for (int64_t e : edges) STD_TORCH_CHECK(e >= 0 && e < count, "edges: out of range");
+    check_range("twice", twice, 0, int64_t(branches));
+    check_each("edges", edges, 0, count - 1);
     second.kernels = part(first.kernels, 0, twice);
     second.dilations = Ints(twice, 1);
   }
@@ -59,10 +72,12 @@ struct TermsRecord {
   explicit TermsRecord(const Ints& numbers) {
     STD_TORCH_CHECK(numbers.size() % 2 == 1, "terms: expected a map and an edge of each");
     const std::size_t terms = numbers.size() / 2;
+    check_range("terms", int64_t(terms), 0, max_terms);
     count = numbers[0];
+    check_range("sums", count, 1, max_edges);
     index = part(numbers, 1, terms);
     edges = part(numbers, 1 + terms, terms);
-    for (int64_t e : edges) STD_TORCH_CHECK(e >= 0 && e < count, "edges: out of range");
+    check_each("edges", edges, 0, count - 1);
   }
 
   int64_t count;

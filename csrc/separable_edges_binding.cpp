@@ -15,9 +15,8 @@ class Edges {
       const Ints& numbers,    // the numbers of PlanRecord
       const Tensor& mixing)   // float64 [K]
       : plan(numbers), first_(plan.first.kernels.size()), second_(plan.twice) {
-    check("x", x);
+    check_maps("x", x);
     check("mixing", mixing, ScalarType::Double);
-    STD_TORCH_CHECK(x.dim() == 4 && x.size(3) % 16 == 0, "x: expected [N, H, W, C] with a multiple of 16 channels");
     STD_TORCH_CHECK(first_.size() == std::size_t(mixing.numel()), "mixing: expected a weight for each branch");
     for (std::size_t k = 0; k < first_.size(); k++) {
       first_[k].kernel = int(plan.first.kernels[k]);
@@ -101,6 +100,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> separable_edges(
     OptionalTensors into) {  // one per edge
   Edges all(x, weights, plan, mixing);
   bionas::SeparableEdges& e = all.arguments;
+  const std::vector<const float*> base = all.maps("into", into);
   const std::vector<int64_t> rows{all.rows(), e.c};
   Tensor mean = torch::stable::new_empty(x, rows, ScalarType::Double);
   Tensor var = torch::stable::new_empty(x, rows, ScalarType::Double);
@@ -110,7 +110,6 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> separable_edges(
     std::copy_n(given.var, var.numel(), var.mutable_data_ptr<double>());
   }
   all.set_moments(Moments({mean, var}, all.rows(), e.c), moments.empty());
-  const std::vector<const float*> base = all.maps("into", into);
   Tensors out;
   std::vector<float*> to;
   for (int64_t i = 0; i < e.edges; i++) {
@@ -135,6 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
   all.set_moments(Moments({saved[2], saved[3]}, all.rows(), e.c), training);
   check("z", z);
   STD_TORCH_CHECK(int64_t(z.numel()) == e.branches * e.map(), "z: expected a map for each branch");
+  const std::vector<const float*> incoming = all.maps("grads", OptionalTensors(grads.begin(), grads.end()));
   const bool down = !feedback.empty();
   if (down) all.set_feedback(feedback);
   WeightGrads first(all.own(0), all.plan.first.kernels, e.c), second(all.own(1), all.plan.second.kernels, e.c);
@@ -147,7 +147,6 @@ std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
   }
   Tensor grad_mixing = torch::stable::new_empty(x, {e.branches}, ScalarType::Double);
   Tensor grad_x = down ? new_map(x, {e.n, e.h, e.w, e.c}) : torch::stable::new_empty(x, {0});
-  const std::vector<const float*> incoming = all.maps("grads", OptionalTensors(grads.begin(), grads.end()));
   bionas::separable_edges_backward(
       e, {z.const_data_ptr<float>(), incoming.data(), grad_mixing.mutable_data_ptr<double>(),
           down ? grad_x.mutable_data_ptr<float>() : nullptr});

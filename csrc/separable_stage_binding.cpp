@@ -15,9 +15,7 @@ class StageArguments {
       const Tensors& weights,    // depthwise [Σ c · k²] and pointwise [K, c, c]
       const Ints& stage,         // the numbers of StageRecord
       const Tensors& affine)     // scale and shift, [K, C] each, or none
-      : record(stage), own_(take("weights", weights, x.size(x.dim() - 1))) {
-    check("x", x);
-    STD_TORCH_CHECK(x.dim() == 4 || x.dim() == 5, "x: expected 4 or 5 dimensions");
+      : record(stage), own_(take("weights", weights, channels(x))) {
     STD_TORCH_CHECK(record.stride == 1 || x.dim() == 4, "stride: expected 1, or 2 for a shared input");
     const int64_t first = x.dim() - 4;
     STD_TORCH_CHECK(first == 0 || x.size(0) == int64_t(record.kernels.size()), "x: expected an input for each branch");
@@ -25,7 +23,6 @@ class StageArguments {
     s.h = x.size(first + 1);
     s.w = x.size(first + 2);
     s.c = x.size(first + 3);
-    STD_TORCH_CHECK(s.c % 16 == 0, "x: expected a multiple of 16 channels");
     s.stride = int(record.stride);
     s.ho = (s.h + s.stride - 1) / s.stride;
     s.wo = (s.w + s.stride - 1) / s.stride;
@@ -33,10 +30,7 @@ class StageArguments {
     s.x = x.const_data_ptr<float>();
     s.shared = first == 0;
     STD_TORCH_CHECK(affine.empty() || affine.size() == 2, "affine: expected scale and shift, or none");
-    for (const Tensor& rows : affine) {
-      check("affine", rows);
-      STD_TORCH_CHECK(int64_t(rows.numel()) == s.branches * s.c, "affine: expected a row for each branch");
-    }
+    for (const Tensor& rows : affine) check_rows("affine", rows, s.branches, s.c);
     s.scale = affine.empty() ? nullptr : affine[0].const_data_ptr<float>();
     s.shift = affine.empty() ? nullptr : affine[1].const_data_ptr<float>();
     branches.resize(s.branches);
@@ -54,6 +48,10 @@ class StageArguments {
   Weights take(const char* name, const Tensors& weights, int64_t channels) const {
     STD_TORCH_CHECK(weights.size() == 2, name, ": expected depthwise and pointwise ones");
     return Weights(weights[0], weights[1], record.kernels, channels);
+  }
+  static int64_t channels(const Tensor& x) {
+    check_maps("x", x, x.dim() == 5 ? 5 : 4);
+    return x.size(x.dim() - 1);
   }
   const Weights& own() const { return own_; }
   int64_t map() const { return s.n * s.ho * s.wo * s.c; }

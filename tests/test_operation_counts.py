@@ -69,6 +69,17 @@ def test_fake_tensors_and_exported_graphs(plain, shape):
         assert operations(layer, torch.randn(shape), backward=False) == expected
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_transposed_convolutions(rule):
+    for dims, options in ((1, {"output_padding": 1}), (2, {"groups": 2})):
+        plain = getattr(nn, f"ConvTranspose{dims}d")(4, 6, 3, stride=2, **options)
+        layer = getattr(bf.nn, f"ConvTranspose{dims}d")(4, 6, 3, stride=2, **options, rule=rule)
+        x = torch.randn(2, 4, *[5] * dims, requires_grad=True)
+        for backward in (True, False):
+            assert operations(layer, x, backward) == operations(plain, x, backward) > 0
+        assert FlopCountAnalysis(layer, x).total() == FlopCountAnalysis(plain, x).total() > 0
+
+
 def test_a_compiled_model():
     plain, x = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(54, 3)), torch.randn(2, 4, 5, 5)
     model = torch.compile(bf.convert(plain, "brsf"), backend="aot_eager")

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bionas_fast.data import memory
 from bionas_fast.errors import InputError
+
+#: Bytes of a batch from which on the free memory is looked up.
+LARGE_BATCH = 2**27
 
 Batch = tuple[Tensor, Tensor]
 Statistics = Sequence[float] | Tensor
@@ -188,7 +192,8 @@ class BatchStream:
         device: device of the batches.
 
     Raises:
-        InputError: no images, different numbers of images and labels, or a batch size below 1.
+        InputError: no images, different numbers of images and labels, an image with NaN or infinity, a batch size
+            below 1, or a batch that does not fit into memory.
     """
 
     def __init__(
@@ -204,8 +209,9 @@ class BatchStream:
         device: torch.device | str = "cpu",
     ) -> None:
         _check(images, labels, batch_size)
-        self.images, self.labels = images.to(device), labels.to(device)
         self.batch_size = min(batch_size, len(labels))
+        _require_memory(images, self.batch_size, device)
+        self.images, self.labels = images.to(device), labels.to(device)
         self.augment = augment
         self.mean, self.std = (_per_channel(values, self.images.device) for values in (mean, std))
         self._generator = torch.Generator().manual_seed(seed)
@@ -216,7 +222,7 @@ class BatchStream:
         """Replace the images, [N, C, H, W]; order and labels stay the same.
 
         Raises:
-            InputError: their number differs from that of the labels.
+            InputError: their number differs from that of the labels, or one holds NaN or infinity.
         """
         _check(images, self.labels)
         device = self.labels.device
@@ -306,7 +312,8 @@ def evaluation_batches(
     require.
 
     Raises:
-        InputError: no images, different numbers of images and labels, or a batch size below 1.
+        InputError: no images, different numbers of images and labels, an image with NaN or infinity, or a batch size
+            below 1.
     """
     _check(images, labels, batch_size)
     return (
@@ -317,6 +324,13 @@ def evaluation_batches(
 
 def _per_channel(values: Statistics, device: torch.device) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+def _require_memory(images: Tensor, batch_size: int, device: torch.device | str) -> None:
+    """Check that a batch, float32, and its normalised copy fit into memory, where that is in doubt."""
+    size = 2 * 4 * batch_size * images[0].numel()
+    if size > LARGE_BATCH and torch.device(device).type == "cpu":
+        memory.require(size, f"batches of {batch_size} images of {'×'.join(map(str, images.shape[1:]))}")
 
 
 def _check(images: Tensor, labels: Tensor, batch_size: int = 1) -> None:

@@ -15,6 +15,9 @@ from bionas_fast.errors import InputError
 #: A summary lists this many class names.
 LISTED = 10
 
+#: Pixels counted at a time.
+HISTOGRAM = 2**24
+
 #: A channel with a smaller standard deviation is constant; values of [0, 1] have a rounding of 6e-8 in float32.
 CONSTANT = 1e-7
 
@@ -144,7 +147,7 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if images.dtype == torch.uint8:
         # From the histogram: exact, and without a float copy of the dataset.
         level = torch.arange(256, dtype=torch.float64) / 255
-        channels = [torch.bincount(channel.flatten(), minlength=256).double() for channel in images.unbind(1)]
+        channels = [_histogram(channel).double() for channel in images.unbind(1)]
         means = [float(count @ level / count.sum()) for count in channels]
         variances = [
             float(count @ (level - m).square() / count.sum()) for count, m in zip(channels, means, strict=True)
@@ -154,6 +157,15 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         means, variances = pixels.mean(1).tolist(), pixels.var(1, correction=0).tolist()
     # A channel that is constant in float32 is only shifted: its standard deviation is 0 or the rounding of its mean.
     return tuple(means), tuple(v**0.5 if v > CONSTANT**2 else 1.0 for v in variances)
+
+
+def _histogram(values: Tensor) -> Tensor:
+    """Count the values of uint8 [N, H, W], a few images at a time: bincount makes int64 of what it counts."""
+    rows = max(1, HISTOGRAM // values[0].numel())
+    return sum(
+        (torch.bincount(some.flatten(), minlength=256) for some in values.split(rows)),
+        start=torch.zeros(256, dtype=torch.int64),
+    )
 
 
 def _check_images(images: Tensor, what: str) -> None:

@@ -182,7 +182,8 @@ def _check_labels(name: str, keys: Sequence[str], parts: Sequence[Batch]) -> Non
     if torch.equal(found, torch.arange(count)):
         return
     if int(found[-1]) - low == count - 1:
-        labels, advice = f"{low} to {int(found[-1])}", f"subtract {low} from all labels"
+        labels = f"{low} to {int(found[-1])}"
+        advice = f"subtract {low} from all labels" if low > 0 else f"add {-low} to all labels"
     else:
         labels = f"{_listed(found.tolist())} ({count} classes)"
         advice = f"renumber all labels: numpy.searchsorted(numpy.unique({keys[1]}), labels)"

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bionas_fast.errors import InputError
 from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
@@ -101,7 +102,8 @@ class GenotypeNetwork(CellNetwork):
             drop_path: drop-path probability in training; by default that of the constructor.
         """
         inputs = self._begin(x)
-        probability = self.drop_path if drop_path is None else _checked(drop_path)
+        symbolic = isinstance(drop_path, Proxy)
+        probability = self.drop_path if drop_path is None or symbolic else _checked(drop_path)
         if not self.training:
             probability = 0.0
         auxiliary = None

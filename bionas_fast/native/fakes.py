@@ -26,8 +26,16 @@ def register() -> None:
             torch.library.register_fake(f"bionas_fast_native::{function.__name__}")(function)
 
 
+def _expect(condition: bool, message: str) -> None:
+    """Raise what the compiled operators raise if an argument does not fit."""
+    if not condition:
+        raise RuntimeError(message)
+
+
 def _strided(shape: Sequence[int], stride: int) -> tuple[int, int, int, int]:
     """Return the output shape [N, ⌈H/stride⌉, ⌈W/stride⌉, C] for an input [N, H, W, C]."""
+    _expect(stride in (1, 2), f"stride: expected 1 to 2, got {stride}")
+    _expect(len(shape) == 4, f"x: expected [N, H, W, C], got {list(shape)}")
     images, height, width, channels = shape
     return images, -(-height // stride), -(-width // stride), channels
 
@@ -84,7 +92,8 @@ def separable_edges(
     edges, twice = plan[:2]
     branches = len(plan) // 3 - 1
     size = _strided(x.shape, plan[2 + branches])
-    out = [x.new_empty(size) for _ in range(edges)]
+    _expect(len(into) == edges, "into: expected one for each edge")
+    out = [x.new_empty(size) for _ in into]
     return out, x.new_empty(branches, *size), *_sums(x, twice + branches)
 
 
@@ -113,7 +122,8 @@ def feedback_segments(
 
 @fake
 def mixed_sum(maps: list[Tensor], terms: list[int], weight: Tensor, offset: Tensor, into: list[Tensor]) -> list[Tensor]:
-    return [maps[0].new_empty(maps[0].shape[1:]) for _ in range(terms[0])]
+    _expect(len(into) == terms[0], "into: expected one for each sum")
+    return [maps[0].new_empty(maps[0].shape[1:]) for _ in into]
 
 
 @fake
@@ -130,7 +140,8 @@ def normalised_sum(
     moments: list[Tensor],
     into: list[Tensor],
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    out = [maps[0].new_empty(maps[0].shape[1:]) for _ in range(terms[0])]
+    _expect(len(into) == terms[0], "into: expected one for each sum")
+    out = [maps[0].new_empty(maps[0].shape[1:]) for _ in into]
     return out, torch.empty_like(sums[0]), torch.empty_like(sums[1])
 
 

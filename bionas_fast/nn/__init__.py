@@ -1,7 +1,9 @@
 """Drop-in layers with learning rules, and the conversion of torch.nn models."""
 
 from bionas_fast.nn import averaging
+from bionas_fast.nn.attention import MultiheadAttention
 from bionas_fast.nn.batch_norm import synchronise_statistics
+from bionas_fast.nn.checkpoints import torch_state_dict
 from bionas_fast.nn.convert import convert
 from bionas_fast.nn.feedback import FeedbackLayer, connect_direct_feedback
 from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity, name_layers
@@ -17,6 +19,8 @@ from bionas_fast.nn.lazy import (
 )
 from bionas_fast.nn.predictive import PredictiveConv2d
 from bionas_fast.nn.redraw import next_draw, redraw_every_step
+from bionas_fast.nn.shares import count_weights, rule_shares
+from bionas_fast.nn.to_torch import to_torch
 from bionas_fast.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, TransposedLinear
 from bionas_fast.nn.true_gradients import ErrorPath, true_gradients
 
@@ -39,15 +43,20 @@ __all__ = [
     "LazyConvTranspose3d",
     "LazyLinear",
     "Linear",
+    "MultiheadAttention",
     "PredictiveConv2d",
     "TransposedLinear",
     "Triangle",
     "connect_direct_feedback",
     "convert",
+    "count_weights",
     "frozen_plasticity",
     "name_layers",
     "next_draw",
     "redraw_every_step",
+    "rule_shares",
     "synchronise_statistics",
+    "to_torch",
+    "torch_state_dict",
     "true_gradients",
 ]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn import functional as F
 
 from bionas_fast.errors import InputError
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.batch_norm import Synchroniser
+from bionas_fast.nn import repeats
+from bionas_fast.nn.leaf import leaf
+from bionas_fast.nn.to_torch import become
 
 
 class Synchronised(nn.Module):
@@ -20,6 +26,44 @@ class Synchronised(nn.Module):
     """
 
     synchroniser: Synchroniser | None = None
+
+
+class _Statistics(NamedTuple):
+    """The state that a pass through a batch normalisation reads."""
+
+    training: bool
+    mean: Tensor | None
+    var: Tensor | None
+
+    @classmethod
+    def of(cls, layer: nn.BatchNorm2d) -> _Statistics:
+        return cls(layer.training, layer.running_mean, layer.running_var)
+
+    def copy(self) -> _Statistics:
+        """Return a copy that later passes do not change."""
+        mean, var = (None if own is None else own.clone() for own in (self.mean, self.var))
+        return _Statistics(self.training, mean, var)
+
+    def normalise(self, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        """Repeat a pass: normalise as it did; no statistics change."""
+        of_batch = self.training or self.mean is None
+        # The statistics are passed in training, too: checkpointing expects a repeat to save the same tensors.
+        return F.batch_norm(x, self.mean, self.var, layer.weight, layer.bias, of_batch, 0.0, layer.eps)
+
+
+def normalise(layer: nn.BatchNorm2d | None, x: Tensor) -> Tensor:
+    """Run a batch normalisation that is part of another layer; a repeat by gradient checkpointing moves no statistics.
+
+    Args:
+        layer: None for the identity.
+    """
+    if layer is None:
+        return x
+    now = repeats.current()
+    if now is None:
+        return layer(x)
+    seen = now.once(layer, partial(_Statistics.of, layer), _Statistics.copy)
+    return seen.normalise(layer, x) if now.repeated else layer(x)
 
 
 class SyncedBatchNorm2d(Synchronised, nn.BatchNorm2d):
@@ -38,16 +82,27 @@ class SyncedBatchNorm2d(Synchronised, nn.BatchNorm2d):
         synced.synchroniser = synchroniser
         return synced.train(layer.training)
 
+    def to_torch(self) -> nn.Module:
+        """Become ``nn.BatchNorm2d``; return it."""
+        self.__dict__.pop("synchroniser", None)
+        return become(self, nn.BatchNorm2d)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [N, C, H, W]; the shape must be the same in every process."""
-        if not self.training or self.synchroniser is None:
-            return super().forward(x)
+        if isinstance(x, Proxy):
+            return leaf(self, x)
+        now = repeats.current()
+        seen = _Statistics.of(self) if now is None else now.once(self, partial(_Statistics.of, self), _Statistics.copy)
+        moves = now is None or not now.repeated
+        if not seen.training or self.synchroniser is None:
+            return super().forward(x) if moves else seen.normalise(self, x)
         wide = x.double()
         sums = _Total.apply(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]), self.synchroniser)
         count = batch_norm.all_positions(x.numel() // x.shape[1], self.synchroniser)
         mean = sums[0] / count
         var = (sums[1] / count - mean.square()).clamp(min=0)
-        self._update(mean.detach(), var.detach() * count / max(count - 1, 1))
+        if moves:
+            self._update(mean.detach(), var.detach() * count / max(count - 1, 1))
         scale = (var + self.eps).rsqrt()
         shift = -mean * scale
         if self.affine:

@@ -6,18 +6,20 @@ import ctypes
 import hashlib
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bionas_fast import rules, torch_private
+from bionas_fast import backends, rules, torch_private
 from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
-from bionas_fast.nn.direct import DirectFeedback
+from bionas_fast.nn import repeats
+from bionas_fast.nn.direct import OUTSIDE, DirectFeedback, DirectPass, Logits, active_pass, connection, detach
 from bionas_fast.nn.redraw import Redrawing
+from bionas_fast.nn.to_torch import become, plain_class
 from bionas_fast.nn.true_gradients import ErrorPath
 from bionas_fast.ops import feedback as ops
 from bionas_fast.rules import FeedbackState, Law
@@ -30,10 +32,36 @@ if TYPE_CHECKING:
 _MAX_SEED = 2**64
 #: The buffers of a rule; a checkpoint of torch.nn's layer lacks them.
 FEEDBACK_BUFFERS = ("feedback", "feedback_stream")
+#: The other attributes that a rule gives to a layer.
+_OF_A_RULE = ("rule", "feedback_init", "law", "direct", "_true_in", "_seed", "_deferred")
 _NOT_CONNECTED = (
     "a layer with rule {!r} needs the error at the logits of its model: "
     "call bionas_fast.nn.connect_direct_feedback(model, num_classes=...) once"
 )
+
+
+class _Path(NamedTuple):
+    """The path of the error that the first pass of a checkpoint fixes, for its repeats.
+
+    Attributes:
+        feedback: the construction of B; its stream is a copy.
+        in_graph: whether the first pass left a graph, whose nodes advance the stream; a re-entrant one leaves none.
+        direct: the pass of the model that the layer ran in, under direct feedback.
+        true_gradient: whether the path is the true gradient's.
+    """
+
+    feedback: Feedback
+    in_graph: bool
+    direct: DirectPass | None
+    true_gradient: bool
+
+    def copy(self) -> _Path:
+        """Return a copy that later passes do not change."""
+        stream, direct = self.feedback.stream, self.direct
+        feedback = self.feedback if stream is None else self.feedback._replace(stream=stream.clone())
+        return self._replace(
+            feedback=feedback, in_graph=torch.is_grad_enabled(), direct=None if direct is None else direct.copy()
+        )
 
 
 class FeedbackLayer(Redrawing, ErrorPath):
@@ -86,9 +114,11 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if seed is not None and not 0 <= seed < _MAX_SEED:
             raise InputError(f"seed: expected 0 <= seed < 2**64, got {seed}")
         rules.get_law(feedback_init, (1, 1))
+        if known.mode != "weight" and self.weight is not None and self.weight.is_complex():
+            raise InputError(f"rule {known.name!r}: expected a layer of real numbers, got {self.weight.dtype}")
         self.rule = known.name
         self.feedback_init = feedback_init
-        self.direct: DirectFeedback | None = None
+        self.direct: tuple[DirectFeedback, ...] | None = self.__dict__.get("direct")
         self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
         weight = self.effective_weight()
@@ -123,11 +153,12 @@ class FeedbackLayer(Redrawing, ErrorPath):
             for module in training:
                 module.training = True
 
-    def _new_stream(self) -> Tensor:
-        return torch.tensor([self._seed, 0], dtype=torch.int64, device=self.effective_weight().device)
+    def _new_stream(self, device: torch.device | None = None) -> Tensor:
+        device = self.effective_weight().device if device is None else device
+        return torch.tensor([self._seed, 0], dtype=torch.int64, device=device)
 
-    def _draw(self, shape: tuple[int, ...]) -> None:
-        numbers = reference.uniform(shape, self._new_stream())
+    def _draw(self, shape: tuple[int, ...], device: torch.device | None = None) -> None:
+        numbers = reference.uniform(shape, self._new_stream(device))
         if rules.get(self.rule).stores == "direct":
             numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound
         elif rules.get(self.rule).stores == "magnitude":
@@ -141,17 +172,24 @@ class FeedbackLayer(Redrawing, ErrorPath):
         shape = self.effective_weight().shape
         return (num_classes, shape[1] * getattr(self, "groups", 1), *shape[2:])
 
-    def connect(self, direct: DirectFeedback, num_classes: int | None) -> None:
-        """Receive the error through ``direct``, and draw B if it is missing. See ``connect_direct_feedback``."""
+    def connect(self, direct: DirectFeedback, num_classes: int | None, former: DirectFeedback | None = None) -> None:
+        """Receive the error through ``direct``, and draw B for that many classes. See ``connect_direct_feedback``.
+
+        Args:
+            former: the connection of the same model that this one replaces.
+        """
         lazy = is_lazy(self.effective_weight())
-        if self.feedback is None and not (lazy and self._deferred["num_classes"]):
-            if num_classes is None:
-                raise InputError(f"rule {self.rule!r} needs num_classes, the number of logits")
-            if lazy:
-                self._deferred["num_classes"] = num_classes
-            else:
-                self._draw(self._direct_shape(num_classes))
-        self.direct = direct
+        known = self._deferred["num_classes"] if lazy else self._classes()
+        if num_classes is None and known is None:
+            raise InputError(f"rule {self.rule!r} needs num_classes, the number of logits")
+        if lazy:
+            self._deferred["num_classes"] = num_classes or known
+        elif num_classes not in (None, known):
+            self._draw(self._direct_shape(num_classes))
+        self.direct = (*(other for other in self.direct or () if other is not former), direct)
+
+    def _classes(self) -> int | None:
+        return None if self.feedback is None else len(self.feedback)
 
     def _initial_law(self) -> Law:
         return rules.get_law(self.feedback_init, tuple(self.effective_weight().shape))
@@ -175,7 +213,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if rules.get(self.rule).mode == "direct" and not self.true_gradient:
             return self._direct_feedback().clone()
         weight = self.effective_weight()
-        return ops.feedback_weight(weight, self._feedback(weight)).clone()
+        return ops.feedback_weight(weight, self._describe(weight, self.true_gradient)).clone()
 
     def feedback_angle(self) -> float:
         """Compute the angle between B and W in degrees: 0 for back-propagation, about 90 for independent B and W.
@@ -203,16 +241,58 @@ class FeedbackLayer(Redrawing, ErrorPath):
         return b.double().flatten(), w.double().flatten()
 
     def _feedback(self, weight: Tensor) -> Feedback:
-        """Describe the construction of B for this forward pass, from the ``weight`` it uses."""
+        """Describe the construction of B for this forward pass, from the ``weight`` it uses; call once a pass."""
+        if self._stateless():
+            return self._describe(weight, False)
+        now = repeats.current()
+        if now is None:
+            return self._describe(weight, self.true_gradient)
+        return self._path(now, weight).feedback
+
+    def _stateless(self) -> bool:
+        """Whether this pass reads nothing that another one changes, and repeats none that did."""
+        if self.feedback_stream is not None or self.direct is not None or self.true_gradient:
+            return False
+        return torch.compiler.is_compiling() or not torch_private.in_backward_pass()
+
+    def _path(self, now: repeats.Pass, weight: Tensor) -> _Path:
+        """Return the path of the error of a pass inside checkpoints: that of the first pass if this is a repeat."""
+        path: _Path | None = now.recall(self)
+        direct = None if self.direct is None else active_pass(self.direct)
+        if path is None:
+            true = self.true_gradient and not now.repeated
+            path = _Path(self._describe(weight, true), torch.is_grad_enabled(), direct, true)
+        elif not path.in_graph:
+            path = path._replace(feedback=self._redrawn(path.feedback, weight))
+        if direct is not None and direct.repeated:
+            path = path._replace(direct=direct)
+        if path.direct is direct is not None and not torch.is_grad_enabled():
+            direct.defer()
+        now.keep(self, path.copy())
+        return path
+
+    def _redrawn(self, feedback: Feedback, weight: Tensor) -> Feedback:
+        """Attach this layer's stream, which the backward pass advances, to the feedback of an earlier draw."""
+        stream, drawn = self.feedback_stream, feedback.stream
+        if stream is None or drawn is None:
+            return feedback
+        if feedback.mode == "drawn_sign" and not torch.equal(stream, drawn):
+            b = ops.feedback_weight(weight, feedback)
+            return Feedback("stored", b, stream, advance=feedback.advance)
+        return feedback._replace(stream=stream)
+
+    def _describe(self, weight: Tensor, true_gradient: bool) -> Feedback:
         rule = rules.get(self.rule)
-        if self.true_gradient or rule.mode in ("weight", "direct"):
+        if true_gradient or rule.mode in ("weight", "direct"):
             return ops.BACKPROPAGATION
-        if not self.training and torch.jit.is_tracing():
+        if not self.training and backends.recorded():
             return ops.BACKPROPAGATION  # a graph for inference, of torch's own ops only
         law = self.law
         advance = rule.redraws and self.training and self.redraws_every_pass
         if rule.mode != "custom":
-            return Feedback(rule.mode, self.feedback, self.feedback_stream, law.bound, law.scale, advance)
+            buffers = self._buffers  # attributes of a module are looked up more slowly
+            stored, stream = buffers["feedback"], buffers["feedback_stream"]
+            return Feedback(rule.mode, stored, stream, law.bound, law.scale, advance)
         with torch.no_grad():
             state = FeedbackState(law, self.feedback, partial(self._uniform, weight))
             b = rules.feedback_of(rule, weight.detach(), state)
@@ -228,28 +308,49 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def _is_direct(self, input: Tensor) -> bool:
         """Whether the error reaches ``input`` from the logits at this forward pass."""
-        if self.true_gradient or rules.get(self.rule).mode != "direct":
+        if rules.get(self.rule).mode != "direct":
+            return False
+        if not self.training and (backends.recorded() or not self._has_logits()):
             return False
         # Inside a transform, an input need not show that an outer one differentiates it.
-        return torch.is_grad_enabled() and (input.requires_grad or torch_private.in_transform())
+        if not torch.is_grad_enabled() or not (input.requires_grad or torch_private.in_transform()):
+            return False
+        now = repeats.current()
+        path = None if now is None else now.peek(self)
+        return not (self.true_gradient if path is None else path.true_gradient)
+
+    def _has_logits(self) -> bool:
+        """Whether the pass is one of the connected model; in evaluation, part of a model may run without it."""
+        return self.direct is None or active_pass(self.direct) is not None or torch_private.in_backward_pass()
 
     def _direct_feedback(self) -> Tensor:
         if self.feedback is None:
             raise InputError(_NOT_CONNECTED.format(self.rule))
         return self.feedback
 
-    def _collect(self, token: Tensor) -> None:
+    def _collect(self, output: Tensor, token: Tensor) -> Tensor:
+        """Send the error at the logits to ``token``, and return ``output``; call once a pass."""
         if self.direct is None:
             raise InputError(_NOT_CONNECTED.format(self.rule))
-        self.direct.collect(token)
+        now = repeats.current()
+        path = None if now is None else self._path(now, token)
+        direct = active_pass(self.direct) if path is None else path.direct
+        if direct is None:
+            if now is None and not torch.compiler.is_compiling() and torch_private.in_backward_pass():
+                return output  # a repeat by an unknown kind of checkpoint; only the first token counts
+            raise InputError(OUTSIDE)
+        if now is None or not now.repeated or direct.repeated:
+            direct.collect(token)
+            return output
+        # A repeat whose first pass left no graph has no logits to be added to: its error arrived before.
+        return output if path is None or path.in_graph else direct.deliver(output, token)
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
         """Run the layer as a convolution, with layer-wise or direct feedback."""
         if not self._is_direct(input):
             return ops.feedback_conv(input, weight, bias, self._feedback(weight), **geometry)
         output = ops.feedback_conv(input.detach(), weight, bias, **geometry)
-        self._collect(ops.direct_conv(input, self._direct_feedback(), output.shape[2:], **geometry))
-        return output
+        return self._collect(output, ops.direct_conv(input, self._direct_feedback(), output.shape[2:], **geometry))
 
     def _project(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Run the layer as a linear map, with layer-wise or direct feedback."""
@@ -258,28 +359,26 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if input.dim() < 2:
             raise ShapeError(f"input: rule {self.rule!r} needs a batch, [N, ..., in_features]; got {list(input.shape)}")
         output = ops.feedback_linear(input.detach(), weight, bias)
-        self._collect(ops.direct_linear(input, self._direct_feedback()))
-        return output
+        return self._collect(output, ops.direct_linear(input, self._direct_feedback()))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Feedback made on the meta device has no values to move: they follow from the seed.
         on_meta = self._feedback_is_on_meta()
         super()._apply(fn, recurse)
-        if on_meta:
-            self._materialise_feedback()
+        if on_meta and not self._feedback_is_on_meta():
+            self._materialise_feedback(next(self.buffers(recurse=False)).device)
         return self
 
     def _feedback_is_on_meta(self) -> bool:
-        return any(self._buffers[name] is not None and self._buffers[name].is_meta for name in FEEDBACK_BUFFERS)
+        buffers = (self._buffers[name] for name in FEEDBACK_BUFFERS)
+        return any(buffer is not None and buffer.is_meta for buffer in buffers)
 
     @torch.no_grad()
-    def _materialise_feedback(self) -> None:
-        if self.effective_weight().is_meta:
-            return
+    def _materialise_feedback(self, device: torch.device) -> None:
         if self.feedback_stream is not None:
-            self.feedback_stream = self._new_stream()
+            self.feedback_stream = self._new_stream(device)
         if self.feedback is not None:
-            self._draw(tuple(self.feedback.shape))
+            self._draw(tuple(self.feedback.shape), device)
 
     def _load_from_state_dict(
         self,
@@ -296,8 +395,25 @@ class FeedbackLayer(Redrawing, ErrorPath):
             absent = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *lists)
         missing[:] = [name for name in missing if name not in absent]
-        if absent and self._feedback_is_on_meta():
-            self._materialise_feedback()
+        if absent and self._feedback_is_on_meta() and not (weight := self.effective_weight()).is_meta:
+            self._materialise_feedback(weight.device)
+
+    def _plain_class(self) -> type[nn.Module] | None:
+        return plain_class(self)
+
+    def to_torch(self) -> nn.Module:
+        """Become the layer of torch.nn that this one extends, with the same parameters; return it."""
+        kind = self._plain_class()
+        if kind is None:
+            raise InputError("expected a layer that torch.nn has")
+        if is_lazy(self.effective_weight()):
+            raise InputError("expected a layer of known shape; run the model once before")
+        for name in FEEDBACK_BUFFERS:
+            self._buffers.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
+        for name in _OF_A_RULE:
+            self.__dict__.pop(name, None)
+        return become(self, kind)
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise InputError(
@@ -306,29 +422,44 @@ class FeedbackLayer(Redrawing, ErrorPath):
         )
 
 
-def connect_direct_feedback(model: nn.Module, num_classes: int | None = None) -> nn.Module:
+def connect_direct_feedback(
+    model: nn.Module, num_classes: int | None = None, *, logits: Logits | None = None, class_dim: int | None = None
+) -> nn.Module:
     """Connect the layers of ``model`` that learn by direct feedback, if any, to the error at its logits.
 
-    ``convert`` and the network builders call this; a model built otherwise needs one call.
+    ``convert`` and the network builders call this; a model built otherwise needs one call. Another call replaces the
+    first, as after the head has been replaced: B of another number of classes is drawn again.
+
+    The logits are [N, classes] or dense, [N, classes, *positions] or [N, *positions, classes]. The error of a sample is
+    then the sum over its positions, and every layer receives it at all of its own positions. A linear layer whose rows
+    are the positions, [N · positions, features], receives the error of each.
 
     Args:
-        model: a model that returns logits [N, classes], or a tuple that starts with them.
+        model: a model that returns logits, a tuple that starts with them, or a mapping or dataclass with an entry
+            ``logits``.
         num_classes: the number of logits; required if layers were created without it.
+        logits: where the logits are otherwise: the name or index of an entry of the output; a function of the output
+            that returns one of its tensors; or the path of the module that returns them, required if the model computes
+            its loss itself.
+        class_dim: the dimension of the classes in dense logits; required for [N, classes, classes].
 
     Returns:
         ``model``.
 
     Raises:
-        InputError: a layer does not know the number of classes and ``num_classes`` is not given.
+        InputError: a layer does not know the number of classes and ``num_classes`` is not given. In a forward pass: the
+            output has no such logits, or they have another number of classes.
     """
-    direct = DirectFeedback()
     layers = [m for m in model.modules() if isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct"]
     if not layers:
         return model
+    former = connection(model)
+    if former is not None:
+        detach(former, model)
+    direct = DirectFeedback(logits, class_dim)
     for layer in layers:
-        layer.connect(direct, num_classes)
-    model.register_forward_pre_hook(direct.start, with_kwargs=True)
-    model.register_forward_hook(direct.finish)
+        layer.connect(direct, num_classes, former)
+    direct.attach(model)
     return model
 
 

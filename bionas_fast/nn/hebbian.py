@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
-from bionas_fast.errors import InputError, unknown
+from bionas_fast import backends
+from bionas_fast.errors import InputError, ShapeError, unknown
+from bionas_fast.nn import repeats, switches
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.padding import pad
+from bionas_fast.nn.to_torch import become, plain_class
 from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.ops import hebbian as ops
 
@@ -36,6 +41,9 @@ _ARGUMENTS = """
         rate: η; or with ``adaptive`` η of :func:`bionas_fast.functional.adaptive_rate`.
         adaptive: whether every neuron has a separate rate, which decreases as the norm of its weights approaches 1.
         temperature: the temperature of the soft competition.
+        k: the number of channels of a group that win at every position under ``hard_wta``.
+        similarity: by which channels compete under ``hard_wta``, ``soft_wta`` and ``softhebb``: ``"output"``, or
+            ``"raised_cosine"`` (see :func:`bionas_fast.functional.raised_cosine`), which does not favour long filters.
         normalisation: of H: ``none``, ``clamp`` to ±1, ``unit`` L2 norm of every neuron; or ``max``: of the update.
         every: H is updated at every n-th batch in training mode.
         norm: the norm of every neuron's initial weights; None for the initialisation of torch.nn.
@@ -44,6 +52,9 @@ _ARGUMENTS = """
         InputError: an unknown rule, mode or normalisation; groups that do not divide the channels; a number out of
             range. In a forward pass: H would no longer be finite; the message names layer and step, and H is
             unchanged.
+
+    As in torch.nn, ``reset_parameters`` starts anew: it redraws H as the constructor does, and W, the bias, α and
+    ``steps``. In mode ``"hebbian"``, ``weight`` is H, so that initialisation functions for ``model.apply`` reach it.
 
     Attributes:
         name: the name of the layer in messages; :func:`name_layers` sets it to the module path in a model.
@@ -64,6 +75,8 @@ class _Settings:
     normalisation: str
     every: int
     norm: float | None
+    k: int
+    similarity: str
 
     def __post_init__(self) -> None:
         for kind, word, known in (
@@ -78,17 +91,19 @@ class _Settings:
                 raise InputError(f"{name}: expected a finite number of at least 0, got {number}")
         if self.every < 1:
             raise InputError(f"every: expected at least 1, got {self.every}")
+        ops.check_similarity(self.rule, self.similarity)
 
 
 class _Plastic(nn.Module):
     """Mixin of the plastic weights and their updates, for both layers."""
 
-    weight: Any
     bias: Any
     plasticity: Tensor
     steps: Tensor
+    _frozen_in: tuple[int, ...] = ()
 
     def _set_up(self, settings: _Settings) -> None:
+        ops.check_winners(settings.rule, settings.k, len(self.weight) // getattr(self, "groups", 1))
         self.rule = settings.rule
         self.mode = settings.mode
         self.rate = settings.rate
@@ -96,32 +111,77 @@ class _Plastic(nn.Module):
         self.temperature = settings.temperature
         self.normalisation = settings.normalisation
         self.every = settings.every
-        self._frozen = False
+        self.k = settings.k
+        self.similarity = settings.similarity
+        self.norm = settings.norm
         self.name = type(self).__name__
-        initial = self.weight.detach().clone()
-        if settings.norm is not None:
-            initial = settings.norm * F.normalize(initial.flatten(1), dim=1).view_as(initial)
+        weight = self.weight.detach().clone()
         if settings.mode == "mixed":
-            self.plastic_scale = nn.Parameter(torch.full_like(initial, 0.01))
-            initial = torch.zeros_like(initial)
+            self.plastic_scale = nn.Parameter(torch.empty_like(weight))
         else:
-            self.register_parameter("weight", None)
-        self.register_buffer("plasticity", initial)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+            del self._parameters["weight"]
+        self.register_buffer("plasticity", weight)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=weight.device))
+        self._reset_plasticity()
         self.register_load_state_dict_pre_hook(_refuse_another_shape)
 
+    def to_torch(self) -> nn.Module:
+        """Become the layer of torch.nn whose weight is that of this layer's next pass; return it."""
+        with torch.no_grad():
+            weight = nn.Parameter(self.effective_weight().clone())
+        self._parameters.pop("plastic_scale", None)
+        for name in ("plasticity", "steps"):
+            del self._buffers[name]
+        for name in (*(field.name for field in fields(_Settings)), "name", "_frozen_in"):
+            self.__dict__.pop(name, None)
+        self.weight = weight
+        kind = plain_class(self)
+        assert kind is not None
+        return become(self, kind)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and name not in self._parameters and "plasticity" in self._buffers:
+            return self.plasticity
+        return super().__getattr__(name)
+
+    def reset_parameters(self) -> None:
+        """Redraw all weights as the constructor does, and count the steps from 0."""
+        super().reset_parameters()  # type: ignore[misc]  # torch.nn's, of the class beside this mixin
+        if "plasticity" in self._buffers:
+            self._reset_plasticity()
+
+    @torch.no_grad()
+    def _reset_plasticity(self) -> None:
+        """Set H, from initial values that it holds in mode ``hebbian``."""
+        self.steps.zero_()
+        if self.mode == "mixed":
+            self.plastic_scale.fill_(0.01)
+            self.plasticity.zero_()
+        elif self.norm is not None:
+            unit = F.normalize(self.plasticity.flatten(1), dim=1).view_as(self.plasticity)
+            self.plasticity.copy_(self.norm * unit)
+
     def effective_weight(self) -> Tensor:
-        """Compute the weights of a forward pass: H, or W + α ⊙ H."""
-        # A copy: autograd saves it, and the update changes H in place.
-        plasticity = self.plasticity.clone() if torch.is_grad_enabled() else self.plasticity
-        if self.mode == "hebbian":
-            return plasticity
-        return self.weight + self.plastic_scale * plasticity
+        """Compute the weights of the next forward pass: H, or W + α ⊙ H."""
+        # A copy: autograd saves it, and the update changes H in place. Graphs for inference have no update.
+        copied = torch.is_grad_enabled() and (self.training or not backends.recorded())
+        return self._weight_of(ops.snapshot(self.plasticity) if copied else self.plasticity)
+
+    def _weight_of(self, plasticity: Tensor) -> Tensor:
+        return plasticity if self.mode == "hebbian" else self.weight + self.plastic_scale * plasticity
+
+    def _pass(self) -> tuple[Tensor, bool]:
+        """Return the weights of this forward pass, and whether it moves H: a repeat by checkpointing does not."""
+        now = repeats.current()
+        if now is None:
+            return self.effective_weight(), True
+        seen = now.once(self, self.plasticity.clone, lambda plasticity: plasticity)
+        return self._weight_of(seen), not now.repeated
 
     @torch.no_grad()
     def _learn(self, x: Tensor, u: Tensor, **geometry: Unpack[Geometry]) -> None:
         """Update H once with the input and the output, without bias, of a pass."""
-        if not self.training or self._frozen:
+        if not self.training or switches.is_on(self, "_frozen_in"):
             return
         refuse_transforms(self.name)
         self.steps += 1
@@ -137,6 +197,8 @@ class _Plastic(nn.Module):
             rate=rate,
             temperature=self.temperature,
             normalisation=self.normalisation,
+            k=self.k,
+            similarity=self.similarity,
             **geometry,
         )
         if not torch.isfinite(moved).all():
@@ -175,6 +237,8 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
         groups: int = 1,
         bias: bool = False,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
         rule: str = "softhebb",
         mode: str = "hebbian",
@@ -184,23 +248,30 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
         normalisation: str = "none",
         every: int = 1,
         norm: float | None = None,
-        **kwargs: Any,
+        k: int = 1,
+        similarity: str = "output",
     ) -> None:
+        settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if groups < 1 or channels % groups:
                 raise InputError(f"groups: {groups} does not divide {name}={channels}")
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **kwargs
-        )
-        self._set_up(_Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm))
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
+        self._set_up(settings)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute [N, K, H', W'] from [N, C, H, W]."""
+        """Compute [N, K, H', W'] from [N, C, H, W]; the batch dimension is optional."""
+        if isinstance(x, Proxy):
+            return leaf(self, x)
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise InputError(f"x: expected [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
+            raise ShapeError(f"x: expected [N, {self.in_channels}, H, W] or one image, got shape {list(x.shape)}")
+        weight, moves = self._pass()
         x, padding = pad(self, x)
-        u = F.conv2d(x, self.effective_weight(), None, self.stride, padding, self.dilation, self.groups)
-        self._learn(x, u, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
+        u = F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
+        if moves:
+            self._learn(x, u, stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
         return u if self.bias is None else u + self.bias.view(-1, 1, 1)
 
 
@@ -215,6 +286,8 @@ class HebbianLinear(_Plastic, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
         rule: str = "softhebb",
         mode: str = "hebbian",
@@ -224,17 +297,23 @@ class HebbianLinear(_Plastic, nn.Linear):
         normalisation: str = "none",
         every: int = 1,
         norm: float | None = None,
-        **kwargs: Any,
+        k: int = 1,
+        similarity: str = "output",
     ) -> None:
-        super().__init__(in_features, out_features, bias, **kwargs)
-        self._set_up(_Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm))
+        settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._set_up(settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [..., K] from [..., D]."""
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         if x.shape[-1:] != (self.in_features,):
-            raise InputError(f"x: expected [..., {self.in_features}], got shape {list(x.shape)}")
-        u = F.linear(x, self.effective_weight())
-        self._learn(x.flatten(0, -2), u.flatten(0, -2))
+            raise ShapeError(f"x: expected [..., {self.in_features}], got shape {list(x.shape)}")
+        weight, moves = self._pass()
+        u = F.linear(x, weight)
+        if moves:
+            self._learn(x.reshape(-1, x.shape[-1]), u.reshape(-1, u.shape[-1]))
         return u if self.bias is None else u + self.bias
 
 
@@ -261,13 +340,9 @@ def name_layers(model: nn.Module) -> None:
 
 @contextmanager
 def frozen_plasticity(model: nn.Module) -> Iterator[None]:
-    """Disable Hebbian updates in ``model`` inside the block, in every mode; for architecture steps."""
-    layers = [module for module in model.modules() if isinstance(module, _Plastic)]
-    before = [layer._frozen for layer in layers]
-    for layer in layers:
-        layer._frozen = True
-    try:
+    """Disable Hebbian updates in ``model`` inside the block, in every mode; for architecture steps.
+
+    Passes that other threads run at the same time are not affected.
+    """
+    with switches.switched_on([m for m in model.modules() if isinstance(m, _Plastic)], "_frozen_in"):
         yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer._frozen = value

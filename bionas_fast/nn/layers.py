@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast import rules
 from bionas_fast.errors import ShapeError
 from bionas_fast.kernels.window import Window
 from bionas_fast.nn.feedback import FeedbackLayer
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.padding import pad
 from bionas_fast.ops import feedback as ops
 from bionas_fast.ops.geometry import Geometry
@@ -141,6 +143,8 @@ class _Conv(Initialised):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute [N, C_out, *positions] from [N, C_in, *positions]; the batch dimension is optional."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         # Read once: a parametrisation computes it, and may advance a power iteration.
         return self._forward(input, self.weight)
 
@@ -204,4 +208,6 @@ class Linear(Initialised, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute [..., out_features] from [..., in_features]."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         return self._project(input, self.weight, self.bias)

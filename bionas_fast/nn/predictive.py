@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.nn import repeats
+from bionas_fast.nn.batch_norm import normalise
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.nn.true_gradients import ErrorPath
 
@@ -22,6 +26,19 @@ _EPS = 1e-5  # added to the root mean square of the error
 
 Kernels = tuple[Tensor, Tensor]  # the weights of W ⋆ and of Wᵀ ⋆
 Pair = tuple[int, int]
+
+
+class _Seen(NamedTuple):
+    """The state that a forward pass reads besides its parameters."""
+
+    direction: Tensor | None
+    training: bool
+    true_gradient: bool
+    guarded: bool
+
+    def copy(self) -> _Seen:
+        """Return a copy that later passes do not change."""
+        return self._replace(direction=None if self.direction is None else self.direction.clone())
 
 
 class PredictiveConv2d(ErrorPath):
@@ -170,23 +187,29 @@ class PredictiveConv2d(ErrorPath):
             generator = torch.Generator().manual_seed(0)  # later weights do not depend on it
             self.direction.copy_(torch.randn(self.direction.shape, generator=generator))
             for _ in range(_WARM_UP):
-                self._sigma_squared(self.weight, training=True)
+                self._turn()
         if self._guarded and not self.weight.is_meta:
             self._refuse_at(self.stability_bound())
 
     def forward(self, input: Tensor) -> Tensor:
-        """Compute [N, C_out, H', W'] from [N, C_in, H, W].
+        """Compute [N, C_out, H', W'] from [N, C_in, H, W]; the batch dimension is optional.
 
         Raises:
             InputError: a wrong number of dimensions or channels, an image smaller than the kernel; see the class.
         """
+        if isinstance(input, Proxy):
+            return leaf(self, input)
+        if input.dim() == 3:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         self._check(input)
         if self.training and self.direction is not None:
             refuse_transforms(type(self).__name__)
-        x = input if self.input_norm is None else self.input_norm(input)
-        local = self.credit == "local" and not self.true_gradient
+        now = repeats.current()
+        seen = self._see() if now is None else now.once(self, self._see, _Seen.copy)
+        x = normalise(self.input_norm, input)
+        local = self.credit == "local" and not seen.true_gradient
         kernels = self._kernels(detached=local)
-        step = self._step(kernels, self.training)
+        step = self._step(kernels, seen.direction, seen.guarded)
         r = r0 = self._start(x, kernels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not local):
             for _ in range(self.steps - 1):
@@ -198,7 +221,7 @@ class PredictiveConv2d(ErrorPath):
         if local:
             e = self._error(x.detach(), r.detach(), kernels)
             r = _LocalCredit.apply(r, e, self._geometry, self.weight, self.feedback)
-        output = r if self.output_norm is None else self.output_norm(r)
+        output = normalise(self.output_norm, r)
         return output if self.bypass is None else output + self.bypass(input)
 
     @torch.no_grad()
@@ -210,12 +233,14 @@ class PredictiveConv2d(ErrorPath):
         Raises:
             InputError: the input is invalid, see :meth:`forward`.
         """
+        if input.dim() == 3:
+            return self.energy(input.unsqueeze(0))
         self._check(input)
         x, norm = input, self.input_norm
         kernels = self._kernels(detached=True)
         if norm is not None:
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        step = self._step(kernels, training=False)
+        step = self._step(kernels, self.direction, guarded=False)
         r = r0 = self._start(x, kernels)
         energies = []
         for number in range(self.steps + 1):
@@ -241,6 +266,10 @@ class PredictiveConv2d(ErrorPath):
             raise InputError("stability_bound: there is none for untied weights")
         curvature = _norm_squared(self.weight, self._dense_stride, self.groups) + self.decay
         return 2 / curvature if curvature else math.inf
+
+    def to_torch(self) -> nn.Module:
+        """Raise an InputError: torch.nn has no such layer."""
+        raise InputError("expected a layer that torch.nn has, got one of predictive coding")
 
     def extra_repr(self) -> str:
         return (
@@ -271,29 +300,41 @@ class PredictiveConv2d(ErrorPath):
             step = step * torch.sigmoid(self.gate(torch.cat([r, drive], 1)))
         return r + step * (drive - self.decay * (r - r0))
 
-    def _step(self, kernels: Kernels, training: bool) -> Tensor | float:
-        """Compute β, a number or [C_out, 1, 1]."""
+    def _see(self) -> _Seen:
+        """Read the state of this pass, after a power iteration in training."""
+        guarded = self._guarded and self.training and not torch.compiler.is_compiling()
+        if self.training and self.direction is not None and (guarded or not isinstance(self.step_size, float)):
+            self._turn()
+        return _Seen(self.direction, self.training, self.true_gradient, guarded)
+
+    def _step(self, kernels: Kernels, direction: Tensor | None, guarded: bool) -> Tensor | float:
+        """Compute β, a number or [C_out, 1, 1]; with ``guarded``, refuse a number that is too large."""
         if isinstance(self.step_size, float):
-            if self._guarded and training and not torch.compiler.is_compiling():
-                self._refuse_at(2 / (self._sigma_squared(kernels[0], training).item() + self.decay))
+            if guarded:
+                self._refuse_at(2 / (self._sigma_squared(kernels[0], direction).item() + self.decay))
             return self.step_size
         assert self.b0 is not None
         step = F.relu(self.b0 + 1).view(-1, 1, 1)
-        return step if self.direction is None else step / self._sigma_squared(kernels[0], training)
+        return step if direction is None else step / self._sigma_squared(kernels[0], direction)
 
-    def _sigma_squared(self, weight: Tensor, training: bool) -> Tensor:
-        """Compute ‖W ⋆ v‖² ≤ σ²max for the saved v of norm 1, after a power iteration if ``training``."""
+    def _unbounded(self) -> tuple[Any, ...]:
+        """Return the geometry of the convolution of images that are padded until no kernel leaves them."""
+        return self._dense_stride, (self.kernel_size[0] - 1, self.kernel_size[1] - 1), (1, 1), self.groups
+
+    @torch.no_grad()
+    def _turn(self) -> None:
+        """Run one power iteration."""
         assert self.direction is not None
-        padding = (self.kernel_size[0] - 1, self.kernel_size[1] - 1)
-        geometry = (self._dense_stride, padding, (1, 1), self.groups)
-        if training:
-            with torch.no_grad():
-                v = F.conv2d(self.direction, weight, None, *geometry)
-                v = _transposed(v, weight, self.direction.shape[2:], *geometry)
-                # Zero weights determine no direction.
-                self.direction.copy_(torch.where(v.any(), v / v.norm(), self.direction))
+        v = F.conv2d(self.direction, self.weight, None, *self._unbounded())
+        v = _transposed(v, self.weight, self.direction.shape[2:], *self._unbounded())
+        # Zero weights determine no direction.
+        self.direction.copy_(torch.where(v.any(), v / v.norm(), self.direction))
+
+    def _sigma_squared(self, weight: Tensor, direction: Tensor | None) -> Tensor:
+        """Compute ‖W ⋆ v‖² ≤ σ²max for the direction v, of norm 1."""
+        assert direction is not None
         # A copy: the backward pass may run after the next forward pass has changed the buffer.
-        output = F.conv2d(self.direction.clone(), weight, None, *geometry)
+        output = F.conv2d(direction.clone(), weight, None, *self._unbounded())
         return output.square().sum().clamp_min(torch.finfo(weight.dtype).eps)
 
     def _refuse_at(self, bound: float) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bionas_fast import rules
 from bionas_fast.errors import ShapeError
 from bionas_fast.nn.layers import FEEDBACK_ARGUMENTS, Initialised, check_rule
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.ops import feedback as ops
 from bionas_fast.ops.geometry import Geometry
 from bionas_fast.rules import Law
@@ -65,6 +67,8 @@ class _ConvTranspose(Initialised):
             input: the input.
             output_size: the size of the output, where the stride leaves several; as in torch.nn.
         """
+        if isinstance(input, Proxy):
+            return leaf(self, input, output_size)
         weight = self.weight
         dims = weight.dim() - 2
         if input.dim() == dims + 1:
@@ -87,8 +91,8 @@ class _ConvTranspose(Initialised):
             feedback = self._feedback(weight)
             return ops.feedback_conv_transpose(input, weight, self.bias, feedback, output_padding=extra, **geometry)
         output = ops.feedback_conv_transpose(input.detach(), weight, self.bias, output_padding=extra, **geometry)
-        self._collect(ops.direct_conv_transpose(input, self._direct_feedback(), output.shape[2:], **geometry))
-        return output
+        token = ops.direct_conv_transpose(input, self._direct_feedback(), output.shape[2:], **geometry)
+        return self._collect(output, token)
 
 
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
@@ -133,6 +137,11 @@ class TransposedLinear(Initialised):
         self.bias = nn.Parameter(torch.empty(out_features, **place))
         self._set_up(rule, feedback_init, num_classes, seed, generator)
 
+    def _plain_class(self) -> type[nn.Module]:
+        from transformers.pytorch_utils import Conv1D
+
+        return Conv1D
+
     def _initial_law(self) -> Law:
         return rules.get_law(self.feedback_init, tuple(self.effective_weight().t().shape))
 
@@ -144,6 +153,8 @@ class TransposedLinear(Initialised):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute [..., out_features] from [..., in_features]."""
+        if isinstance(input, Proxy):
+            return leaf(self, input)
         weight = self.weight
         if self._is_direct(input):
             return self._project(input, weight.t(), self.bias)

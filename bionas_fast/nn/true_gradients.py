@@ -7,29 +7,26 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from bionas_fast.nn import switches
+
 
 class ErrorPath(nn.Module):
-    """Mixin of modules whose error may differ from the true gradient.
+    """Mixin of modules whose error may differ from the true gradient."""
 
-    Attributes:
-        true_gradient: whether forward passes use the true gradient instead; set by :func:`true_gradients` only.
-    """
+    _true_in: tuple[int, ...] = ()
 
-    true_gradient: bool = False
+    @property
+    def true_gradient(self) -> bool:
+        """Whether forward passes of this thread use the true gradient instead; see :func:`true_gradients`."""
+        return switches.is_on(self, "_true_in")
 
 
 @contextmanager
 def true_gradients(model: nn.Module) -> Iterator[None]:
     """Use the true gradient in forward passes of ``model`` inside the block: B = W in every layer.
 
-    For attacks and analysis. Several passes may be in flight; the error path is fixed by the forward pass.
+    For attacks and analysis. Several passes may be in flight; the error path is fixed by the forward pass. Passes that
+    other threads run at the same time are not affected.
     """
-    modules = [module for module in model.modules() if isinstance(module, ErrorPath)]
-    before = [module.true_gradient for module in modules]
-    for module in modules:
-        module.true_gradient = True
-    try:
+    with switches.switched_on([m for m in model.modules() if isinstance(m, ErrorPath)], "_true_in"):
         yield
-    finally:
-        for module, value in zip(modules, before, strict=True):
-            module.true_gradient = value

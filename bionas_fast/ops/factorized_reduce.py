@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.fx import Proxy
 from torch.nn import functional as F
+
+from bionas_fast import backends, torch_private
 
 
 def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,7 +23,15 @@ def rectified_grids(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors [N, C, ⌈H/2⌉, ⌈W/2⌉]; for odd sizes the second is zero-padded.
     """
+    if isinstance(x, Proxy) or backends.recorded() or _is_transformed():
+        shifted = F.pad(x, (0, 1, 0, 1))  # of the padding, even sizes read nothing
+        return F.relu(x[:, :, ::2, ::2]), F.relu(shifted[:, :, 1::2, 1::2])
     return _RectifiedGrids.apply(x)
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func is active; a compiler has transforms of its own."""
+    return not torch.compiler.is_compiling() and torch_private.in_transform()
 
 
 class _RectifiedGrids(torch.autograd.Function):
@@ -37,7 +47,6 @@ class _RectifiedGrids(torch.autograd.Function):
         return first, second
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         height, width = ctx.shape[-2:]
         first, second = (

@@ -27,11 +27,17 @@ _library.define(
     "hebbian_update(Tensor(a!) weight, Tensor x, Tensor u, Tensor? y, Tensor rate, str rule, float temperature, "
     "str normalisation, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str backend) -> Tensor"
 )
+_library.define("snapshot(Tensor weight) -> Tensor")
+
+#: The similarities of a patch and a filter that channels can compete by.
+SIMILARITIES = ("output", "raised_cosine")
 
 
 class UpdateOptions(Geometry, total=False):
     """Further keyword arguments of :func:`hebbian_update`, in addition to those of :class:`Geometry`."""
 
+    k: int
+    similarity: str
     normalisation: str
     backend: str | None
 
@@ -164,7 +170,25 @@ operation_counts.declare(lambda: {torch.ops.bionas_fast.hebbian_update: _count})
 operation_counts.declare_traced("bionas_fast::hebbian_update", "")
 
 
-def hebbian_activity(u: Tensor, rule: str = "softhebb", *, temperature: float = 1.0, groups: int = 1) -> Tensor:
+@torch.library.impl(_library, "snapshot", "CompositeExplicitAutograd")
+def _snapshot(weight: Tensor) -> Tensor:
+    return weight.clone()
+
+
+@torch.library.register_fake("bionas_fast::snapshot", lib=_library)
+def _snapshot_fake(weight: Tensor) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def snapshot(weight: Tensor) -> Tensor:
+    """Copy plastic weights for the backward pass of a forward pass that then changes them."""
+    # A compiler may copy once more in the backward pass instead of saving a copy: it recomputes what is cheap.
+    return torch.ops.bionas_fast.snapshot(weight) if torch.compiler.is_compiling() else weight.clone()
+
+
+def hebbian_activity(
+    u: Tensor, rule: str = "softhebb", *, temperature: float = 1.0, groups: int = 1, k: int = 1
+) -> Tensor:
     """Compute the postsynaptic activity y of a layer's output under a rule.
 
     Args:
@@ -173,16 +197,19 @@ def hebbian_activity(u: Tensor, rule: str = "softhebb", *, temperature: float = 
             ``bionas_fast.kernels.hebbian.reference`` for their formulas.
         temperature: t in softmax(t·u).
         groups: the number of groups; channels compete within their group.
+        k: the number of channels of a group that win at every position, for ``hard_wta`` only.
 
     Returns:
         y, shaped like u.
 
     Raises:
-        InputError: an unknown rule; groups that do not divide K.
+        InputError: an unknown rule; groups that do not divide K; ``k`` with another rule, or not from 1 to the
+            channels of a group.
     """
     _check_rule(rule)
     _check_groups("u", groups, u.shape[1])
-    return reference.activity(u, rule, temperature, groups)
+    check_winners(rule, k, u.shape[1] // groups)
+    return reference.activity(u, rule, temperature, groups, k)
 
 
 @torch.no_grad()
@@ -212,20 +239,30 @@ def hebbian_update(
         rate: η, or η_k as a tensor [K].
         temperature: t in softmax(t·u).
         options: ``stride``, ``padding``, ``dilation`` and ``groups`` of the convolution, by default 1, 0, 1 and 1;
-            ``backend``, an explicit choice of implementation; and ``normalisation``: ``none``, the default; ``clamp`` W
-            to ±1; ``unit`` L2 norm of every filter; ``max``: divide Δ by its largest magnitude (SoftHebb).
+            ``backend``, an explicit choice of implementation; ``normalisation``: ``none``, the default; ``clamp`` W to
+            ±1; ``unit`` L2 norm of every filter; ``max``: divide Δ by its largest magnitude (SoftHebb); ``k``, as
+            in :func:`hebbian_activity`; and ``similarity``, by which channels compete under ``hard_wta``, ``soft_wta``
+            and ``softhebb``: ``output``, the default, is u; ``raised_cosine`` is that of :func:`raised_cosine`.
 
     Returns:
         Δ, shaped like ``weight``.
 
     Raises:
-        InputError: mismatched shapes (the message names the argument); an unknown rule or normalisation.
+        InputError: mismatched shapes (the message names the argument); an unknown rule, normalisation or similarity;
+            ``k`` or ``similarity`` for a rule that has no use for them, or together with y.
     """
     _check_rule(rule)
     normalisation = options.pop("normalisation", "none")
     backend = options.pop("backend", None)
+    k, similarity = options.pop("k", 1), options.pop("similarity", "output")
+    check_similarity(rule, similarity)
+    if y is not None and (k != 1 or similarity != "output"):
+        raise InputError("y: expected none together with k or similarity, which determine it")
     if normalisation not in NORMALISATIONS:
         raise unknown("normalisation", normalisation, NORMALISATIONS)
+    for name, tensor in (("weight", weight), ("x", x), ("u", u)):
+        if tensor.is_complex():
+            raise InputError(f"{name}: expected real numbers, got {tensor.dtype}")
     dims = weight.dim() - 2
     if dims not in (0, 1, 2, 3):
         raise InputError(f"weight: expected [K, D] or [K, C/groups, *kernel], got {list(weight.shape)}")
@@ -245,6 +282,10 @@ def hebbian_update(
         flat_x, flat_u = x, u
     if y is not None and y.shape != u.shape:
         raise InputError(f"y: expected the shape of u, {list(u.shape)}, got {list(y.shape)}")
+    check_winners(rule, k, weight.shape[0] // shape.groups)
+    if k > 1 or similarity != "output":
+        ranked = flat_u if similarity == "output" else _raised_cosine(flat_x, view, flat_u, shape)
+        flat_y = reference.activity(ranked, rule, temperature, shape.groups, k)
     if isinstance(rate, Tensor):
         rates = rate.to(weight.device, weight.dtype)
     else:
@@ -283,17 +324,36 @@ def raised_cosine(x: Tensor, weight: Tensor, u: Tensor, **geometry: Unpack[Geome
         x, weight, u: input, weights and output of a convolution, as in :func:`hebbian_update`.
         geometry: stride, padding, dilation and groups of the convolution.
     """
-    dims = weight.dim() - 2
-    shape = window(dims, **geometry)
+    shape = window(weight.dim() - 2, **geometry)
     _check_convolution(weight, x, u, shape)
+    return _raised_cosine(x, weight, u, shape)
+
+
+def _raised_cosine(x: Tensor, weight: Tensor, u: Tensor, shape: Window) -> Tensor:
     norm = reference.patch_norm(x, weight.shape[2:], shape).repeat_interleave(u.shape[1] // shape.groups, dim=1)
-    own = torch.linalg.vector_norm(weight.flatten(1), dim=1).view(-1, *[1] * dims)
+    own = torch.linalg.vector_norm(weight.flatten(1), dim=1).view(-1, *[1] * (weight.dim() - 2))
     return ((u / (norm * own).clamp_min(reference.NORM_EPSILON) + 1) / 2).square()
 
 
 def _check_rule(rule: str) -> None:
     if rule not in RULES:
         raise unknown("rule", rule, RULES)
+
+
+def check_winners(rule: str, k: int, channels: int) -> None:
+    """Raise an InputError unless k of so many channels of a group can win under the rule."""
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= max(channels, 1):
+        raise InputError(f"k: expected 1 to {channels}, the channels of a group, got {k!r}")
+    if k > 1 and rule != "hard_wta":
+        raise InputError(f"k: expected 1 for rule {rule!r}, got {k}; only hard_wta has several winners")
+
+
+def check_similarity(rule: str, similarity: str) -> None:
+    """Raise an InputError unless channels can compete by this similarity under the rule."""
+    if similarity not in SIMILARITIES:
+        raise unknown("similarity", similarity, SIMILARITIES)
+    if similarity != "output" and records.RULES[rule].activity not in records.COMPETITIONS:
+        raise InputError(f"similarity: expected 'output' for rule {rule!r}, whose channels do not compete")
 
 
 def _check_groups(name: str, groups: int, channels: int) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError
@@ -144,6 +145,8 @@ class Candidate:
 def _check_output(candidate: str, stride: int, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
     """Check the shape of the output, which a sum of candidates would broadcast silently. A forward hook."""
     (x,) = inputs
+    if isinstance(x, Proxy):
+        return  # a symbolic trace knows no shapes
     height, width = x.shape[-2:]
     expected = (*x.shape[:2], -(-height // stride), -(-width // stride))
     got = output.shape if isinstance(output, Tensor) else None

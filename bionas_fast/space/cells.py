@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bionas_fast.errors import InputError
 from bionas_fast.nn import Linear
@@ -151,7 +152,7 @@ class CellNetwork(nn.Module):
         Raises:
             InputError: the images have another shape.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        if not isinstance(x, Proxy) and (x.dim() != 4 or x.shape[1] != self.in_channels):
             raise InputError(f"x: expected images [N, {self.in_channels}, H, W], got shape {list(x.shape)}")
         return [self.stem(x)] * len(self.skeleton.input_names)
 

@@ -11,9 +11,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast.nn import Conv2d, FeedbackLayer, HebbianConv2d, PredictiveConv2d
+from bionas_fast.nn.leaf import leaf
 from bionas_fast.ops.factorized_reduce import rectified_grids
 from bionas_fast.rules import Law
 from bionas_fast.space.candidates import register_operation
@@ -111,7 +113,13 @@ class Skip(FeedbackLayer):
     def _initial_law(self) -> Law:
         return Law(bound=2.0, scale=1.0)
 
+    def to_torch(self) -> nn.Module:
+        """Return the identity."""
+        return nn.Identity().train(self.training)
+
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return leaf(self, x)
         return self._convolve(x, self.weight, None, groups=self.groups)
 
     def extra_repr(self) -> str:

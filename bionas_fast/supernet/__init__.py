@@ -54,7 +54,8 @@ def build_supernet(
         cells: L, with reductions at ⌊L/3⌋ and ⌊2L/3⌋; for ``nb201``, the number of cells in each of three stages,
             between which residual blocks halve the size.
         engine: ``"stacked"``, all candidates batched, or ``"modular"``, one module per candidate: the same function.
-        seed: the seed of all weights, alphas and random feedback. PyTorch's generator is not used.
+        seed: the seed of all weights, alphas and random feedback; both engines draw the same. PyTorch's generator
+            is not used.
         options: the rules of the fixed layers, and how candidates are mixed.
 
     Returns:

@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bionas_fast import native
+from bionas_fast import native, torch_private
+from bionas_fast.errors import InputError
 from bionas_fast.nn import connect_direct_feedback
 from bionas_fast.runtime.isolation import preserved_generator
 from bionas_fast.space import Space
@@ -85,6 +86,11 @@ class StackedCell(SearchCell):
 
     def _first_states(self, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
         """Preprocess the inputs of the cell into its first states, by index."""
+        if not torch.compiler.is_compiling() and torch_private.in_functional_transform():
+            raise InputError(
+                "the stacked engine does not run inside transforms of torch.func (vmap, grad, jacrev, ...): use "
+                "engine='modular', or to_modular() of this supernet"
+            )
         images = self.preprocess([x.contiguous(memory_format=torch.channels_last) for x in inputs])
         return {state: image.permute(0, 2, 3, 1) for state, image in enumerate(images)}
 

@@ -7,11 +7,14 @@ not support run as modules. Activations are [N, H, W, C].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bionas_fast.nn import repeats
 from bionas_fast.nn.batch_norm import Synchronised
 from bionas_fast.ops.mixed_edges.autograd import mixed_edges
 from bionas_fast.ops.mixed_edges.candidate_maps import candidate_maps
@@ -91,6 +94,18 @@ class EdgesFeedback:
         return b, factors.to(own.dtype) @ own.view(factors.shape[1], -1)
 
 
+class _Seen(NamedTuple):
+    """The state that a pass reads besides its parameters."""
+
+    statistics: Statistics
+    feedback: EdgesFeedback
+
+    def copy(self) -> _Seen:
+        """Return a copy that later passes do not change; a repeat updates the copy of the statistics."""
+        own = self.statistics
+        return self._replace(statistics=replace(own, mean=own.mean.clone(), var=own.var.clone()))
+
+
 class StackedEdges(Synchronised):
     """All edges from one state of a cell, built from their mixed ops."""
 
@@ -147,6 +162,8 @@ class StackedEdges(Synchronised):
         Returns:
             One tensor per edge; the entry of ``into`` if no candidate contributes.
         """
+        now = repeats.current()
+        seen = self._see(weights) if now is None else now.once(self, partial(self._see, weights), _Seen.copy)
         total = list(into)
         image = x.permute(0, 3, 1, 2).contiguous() if self.others else x
         for (e, k), module in zip(self.other_columns, self.others, strict=True):
@@ -159,10 +176,10 @@ class StackedEdges(Synchronised):
             total,
             self.bank.weight,
             self.plan,
-            self._statistics(),
-            self._feedback(weights),
+            seen.statistics,
+            seen.feedback,
         )
-        if self.training:
+        if self.training and (now is None or not now.repeated):
             self.normalisations.batches.add_(1)
         return sums
 
@@ -196,6 +213,10 @@ class StackedEdges(Synchronised):
     def _statistics(self) -> Statistics:
         running = self.normalisations
         return Statistics(running.mean, running.var, self.training, self.synchroniser)
+
+    def _see(self, weights: Tensor) -> _Seen:
+        """Read the state of the pass that is about to begin."""
+        return _Seen(self._statistics(), self._feedback(weights))
 
     def _feedback(self, weights: Tensor) -> EdgesFeedback:
         """Record the feedback of the pass that is about to begin."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bionas_fast import rules
+from bionas_fast import backends, rules
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import ErrorPath, FeedbackLayer
 from bionas_fast.nn.redraw import Redrawing
@@ -68,6 +68,7 @@ class BankFeedback:
         stream: seeds and draws of this pass, independent of other passes.
         segments: the construction of each layer's B; None for B = W.
         advance: the advance of the streams; None if the draws do not change.
+        backend: the backend that computes B; an autograd thread does not know the choice of the forward pass.
         custom: the layers that ``segments`` does not cover.
     """
 
@@ -76,6 +77,7 @@ class BankFeedback:
     stream: Tensor | None = None
     segments: FeedbackSegments | None = None
     advance: Advance | None = None
+    backend: str | None = None
     custom: tuple[CustomLayer, ...] = ()
 
     def make(self) -> Tensor:
@@ -83,7 +85,7 @@ class BankFeedback:
         weight = self.weight.detach()
         if self.segments is None:
             return weight
-        b = feedback_segments(weight, self.stored, self.stream, self.segments)
+        b = feedback_segments(weight, self.stored, self.stream, self.segments, self.backend)
         for layer in self.custom:
             layer.fill(b, weight, self.stream)
         if self.advance is not None:
@@ -178,7 +180,8 @@ class WeightBank(Redrawing, ErrorPath):
         advance = None
         if self.training and self.redraws_every_pass and self.stream is not None:
             advance = Advance(self.stream, self._advance)
-        return BankFeedback(self.weight, self.stored, stream, self.segments, advance, self._custom_layers())
+        backend = backends.choose("feedback_segments", self.weight.device.type)
+        return BankFeedback(self.weight, self.stored, stream, self.segments, advance, backend, self._custom_layers())
 
     def next_draw(self) -> None:
         if self.stream is not None:

@@ -10,6 +10,9 @@ ACTIVITIES = ("linear", "normalised", "hard", "soft", "competing")
 DECAYS = ("none", "square", "activity", "output", "lower")
 NORMALISATIONS = ("none", "clamp", "unit", "max")
 
+#: The activities by which channels compete.
+COMPETITIONS = ("hard", "soft", "competing")
+
 
 class HebbianRule(NamedTuple):
     """The activity y computed from u, and the decay that is subtracted from the outer product.

@@ -14,7 +14,7 @@ plain      u                                           0                        
 hebb       u_p/‖u_p‖, of patches x_p/‖x_p‖             0                             BioNAS, section 3.1
 oja        u                                           Σ y_k² W_k                    Oja 1982
 instar     u                                           Σ y_k W_k                     Grossberg 1976
-hard_wta   1 at the largest u, else 0                  Σ y_k W_k                     Rumelhart, Zipser 1985
+hard_wta   1 at the largest u (or the k largest), or 0 Σ y_k W_k                     Rumelhart, Zipser 1985
 soft_wta   softmax(t·u)                                Σ y_k W_k                     Nowlan 1990; Lagani et al. 2022
 softhebb   softmax(t·u), negative but at the largest   Σ y_k u_k W_k                 Journé et al., ICLR 2023
 hpca       u                                           Σ_{j≤k} Σ_p y_pk y_pj W_j     Sanger 1989; Lagani et al. 2022
@@ -36,13 +36,14 @@ NORM_EPSILON = 1e-12  # lower bound of the norms of patches and outputs
 MAX_EPSILON = 1e-30
 
 
-def activity(u: Tensor, rule: str, temperature: float, groups: int) -> Tensor:
+def activity(u: Tensor, rule: str, temperature: float, groups: int, winners: int = 1) -> Tensor:
     """Compute the activity y under a rule.
 
     Args:
-        u: [N, K, *positions].
+        u: [N, K, *positions]; another similarity of patches and filters may replace it in a competition.
         temperature: t, the factor of u in a softmax.
         groups: the number of groups within which channels compete; divides K.
+        winners: the number of channels of a group that win at every position.
 
     Returns:
         y, shaped like u.
@@ -54,7 +55,8 @@ def activity(u: Tensor, rule: str, temperature: float, groups: int) -> Tensor:
     if kind == "normalised":
         y = F.normalize(grouped, dim=2, eps=NORM_EPSILON)
     else:
-        winner = torch.zeros_like(grouped).scatter_(2, grouped.argmax(dim=2, keepdim=True), 1.0)
+        best = grouped.topk(winners, dim=2).indices if winners > 1 else grouped.argmax(dim=2, keepdim=True)
+        winner = torch.zeros_like(grouped).scatter_(2, best, 1.0)
         y = winner
         if kind != "hard":
             y = torch.softmax(temperature * grouped, dim=2)

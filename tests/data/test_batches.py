@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from bionas_fast.data import Augment, BatchStream, evaluation_batches, normalise, split
+from bionas_fast.data import Augment, BatchStream, evaluation_batches, memory, normalise, split
 from bionas_fast.errors import InputError
 
 
@@ -273,3 +273,29 @@ def test_no_augmentation_changes_nothing():
 def test_augment_is_checked(sizes):
     with pytest.raises(InputError, match="number of pixels"):
         Augment(**sizes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_images_that_are_not_finite_are_named(value):
+    images, labels = numbered(10)
+    images[[4, 6], 0, 1, 1] = value
+    message = "images: 2 of 10 images, the first at index 4, hold NaN or infinity"
+    with pytest.raises(InputError, match=message):
+        BatchStream(images, labels, 3, seed=0)
+    with pytest.raises(InputError, match=message):
+        next(evaluation_batches(images, labels, 3))
+    stream = BatchStream(*numbered(10), 3, seed=0)
+    with pytest.raises(InputError, match=message):
+        stream.show(images)
+
+
+def test_split_names_its_setting():
+    with pytest.raises(InputError, match=r"portion = 0.01 of 10 images leaves one part"):
+        split(*numbered(10), 0.01, seed=0, setting="portion")
+
+
+def test_batches_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 10**9)
+    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(64, 3, 2000, 2000)
+    with pytest.raises(InputError, match=r"batches of 64 images of 3×2000×2000 need 6.1 GB of memory, but 1.0 GB are"):
+        BatchStream(images, torch.arange(64), 64, seed=0)

@@ -18,6 +18,7 @@ import torch
 import torchvision
 
 from bionas_fast.data import Dataset, dataset_names, load_dataset, register_dataset
+from bionas_fast.data import dataset as dataset_module
 from bionas_fast.data import registry as datasets_module
 from bionas_fast.data.files import read_idx
 from bionas_fast.errors import InputError
@@ -359,3 +360,34 @@ def test_own_dataset_is_checked(change, message):
     parts |= {f"test_{name}": tensor for name, tensor in parts.items()} | change
     with pytest.raises(InputError, match=message):
         Dataset.from_tensors("own", (parts["images"], parts["labels"]), (parts["test_images"], parts["test_labels"]))
+
+
+@pytest.mark.parametrize(
+    "statistics", [{"mean": (torch.nan,)}, {"std": (torch.inf,)}, {"std": (0.0,)}, {"std": (-1.0,)}]
+)
+def test_statistics_that_would_give_nan(statistics):
+    batch = torch.zeros(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(InputError, match="must be finite, and std greater than 0"):
+        Dataset("own", *batch, *batch, 1, **({"mean": (0.0,), "std": (1.0,)} | statistics))
+
+
+def test_constant_channel_is_only_shifted():
+    """Its standard deviation is the rounding of its mean, at most."""
+    images = torch.full((1000, 1, 3, 3), 0.1)
+    batch = images, torch.arange(1000) % 2
+    assert Dataset.from_tensors("own", batch, batch).std == (1.0,)
+
+
+def test_line_about_a_dataset(caplog):
+    with caplog.at_level("INFO", "bionas_fast.data"):
+        load_dataset("digits")
+    assert caplog.messages == ["dataset 'digits': 1438 training and 359 test images, 10 classes, 1×8×8"]
+
+
+def test_statistics_do_not_depend_on_the_number_of_images_counted_at_a_time(monkeypatch):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 3, 7, 5), dtype=np.uint8))
+    batch = images, torch.arange(50) % 2
+    monkeypatch.setattr(dataset_module, "HISTOGRAM", 100)
+    data = Dataset.from_tensors("own", batch, batch)
+    assert data.mean == pytest.approx((images.numpy() / 255).mean((0, 2, 3)), rel=1e-12)
+    assert data.std == pytest.approx((images.numpy() / 255).std((0, 2, 3)), rel=1e-12)

@@ -262,7 +262,7 @@ X, Y = picture(10, 5, 5), np.arange(10) % 2
         ({"x": X, "y": Y * 0}, "only one class"),
         ({"x": X[:3], "y": np.array([0, 0, 1])}, "no training image of class 1 of 0 to 1; one image in five"),
         ({"x": X, "y": Y.astype(np.uint64) + np.uint64(2**63)}, "y holds 9223372036854775809, which is not a label"),
-        ({"x": X, "y": Y - 1}, "the labels 0 to 1, each at least once, not -1 to 0; subtract -1 from"),
+        ({"x": X, "y": Y - 1}, "the labels 0 to 1, each at least once, not -1 to 0; add 1 to"),
         ({"x": X, "y": Y + 1}, "the labels 0 to 1, each at least once, not 1 to 2; subtract 1 from"),
         ({"x": X, "y": Y * 2**62}, rf"not 0, {2**62} \(2 classes\); renumber"),
         ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1}, "test_labels must be 0 to 1, not 1 to 2"),
@@ -358,3 +358,78 @@ def test_searched_and_trained(tmp_path, monkeypatch):
     data = bf.load_dataset(bf.TrainConfig(**small).dataset)
     accuracy = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)["accuracy"]
     assert accuracy == 100
+
+
+@pytest.mark.parametrize(
+    ("values", "found", "advice"),
+    [
+        ([1, 2, 3], "1 to 3", "subtract 1 from all labels"),
+        ([5, 6, 7], "5 to 7", "subtract 5 from all labels"),
+        ([0, 2, 5], r"0, 2, 5 \(3 classes\)", r"renumber .*searchsorted\(numpy.unique\(y\), labels\)"),
+        ([-1, 1, 2], r"-1, 1, 2 \(3 classes\)", "renumber"),
+        (range(0, 60, 2), r"0, 2, 4, 6, 8, 10, 12, 14, 16, 18, … \(30 classes\)", "renumber"),
+    ],
+    ids=str,
+)
+def test_labels_from_1_or_with_gaps(tmp_path, values, found, advice):
+    """Refused with what to do: renumbered in silence, training and test could differ. The advice works."""
+    labels = np.repeat(np.array(values), 10)
+    images, path = picture(len(labels), 4, 4), tmp_path / "own.npz"
+    np.savez(path, x=images, y=labels)
+    expected = rf"y must hold the labels 0 to {len(values) - 1}, each at least once, not {found}; {advice}"
+    with pytest.raises(InputError, match=expected):
+        bf.load_dataset(f"npz:{path}")
+    np.savez(path, x=images, y=np.searchsorted(np.unique(labels), labels))
+    assert bf.load_dataset(f"npz:{path}").num_classes == len(values)
+
+
+def test_labels_with_a_test_set(tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, x_train=X, y_train=Y + 1, x_test=X, y_test=Y)
+    with pytest.raises(
+        InputError, match=r"y_train must hold the labels 0 to 1, .*, not 1 to 2; subtract 1 from all labels"
+    ):
+        bf.load_dataset(f"npz:{path}")
+
+
+def test_too_few_images_to_split(tmp_path):
+    np.savez(tmp_path / "own.npz", x=X[:2], y=Y[:2])
+    with pytest.raises(
+        InputError, match="2 images are too few to hold out one in five for testing; add images, or sep"
+    ):
+        bf.load_dataset(f"npz:{tmp_path}/own.npz")
+    fill(tmp_path / "photos", {"a": 1, "b": 1})
+    with pytest.raises(InputError, match="2 images are too few to hold out one in five"):
+        bf.load_dataset(f"folder:{tmp_path}/photos")
+
+
+def test_too_few_images_to_search(tmp_path):
+    np.savez(tmp_path / "own.npz", x_train=X[:2], y_train=Y[:2], x_test=X[:2], y_test=Y[:2])
+    config = bf.SearchConfig(dataset=f"npz:{tmp_path}/own.npz", train_fraction=0.8)
+    with pytest.raises(InputError, match=r"train_fraction = 0.8 of 2 images leaves one part of the split empty"):
+        bf.search(config, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, 1.5, -0.5, 255])
+@pytest.mark.parametrize("part", ["x_train", "x_test"])
+def test_values_out_of_range_are_counted(tmp_path, dtype, value, part):
+    arrays = {"x_train": np.full((10, 4, 4), 0.5), "x_test": np.full((10, 4, 4), 0.5)}
+    arrays[part][[3, 8], 1, 2] = value
+    with np.errstate(over="ignore"):
+        arrays = {key: array.astype(dtype) for key, array in arrays.items()}
+    np.savez(tmp_path / "own.npz", y_train=Y, y_test=Y, **arrays)
+    with pytest.raises(InputError, match=rf"own.npz: {part}.*2 of 10 images, the first at index 3, hold ") as error:
+        bf.load_dataset(f"npz:{tmp_path}/own.npz")
+    wild = not np.isfinite(value) or value == 1e300
+    assert ("hold NaN or infinity" in str(error.value)) == wild
+    assert ("divide them by 255" in str(error.value)) == (value in (1.5, 255))
+
+
+def test_unused_arrays_are_named(tmp_path, caplog):
+    np.savez(tmp_path / "own.npz", x=X, y=Y, z=Y, names=Y)
+    bf.load_dataset(f"npz:{tmp_path}/own.npz")
+    assert caplog.messages == [
+        f"dataset 'npz:{tmp_path}/own.npz': 8 training and 2 test images, 2 classes, 1×5×5, "
+        "one image in five of each class held out for testing; not used: array z, array names"
+    ]

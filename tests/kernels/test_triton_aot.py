@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from itertools import product
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def test_everything_was_compiled(builds: list[dict]):
 
 
 def test_no_kernel_spills(builds: list[dict]):
-    assert [b for b in builds if b["STACK"] or b["LOCAL"]] == []
+    # The assembler of Triton 3.6 puts up to 16 bytes on the stack of some kernels rather than pass 64 or 128 registers.
+    stack = 16 if metadata.version("triton").startswith("3.6.") else 0
+    assert [b for b in builds if b["STACK"] > stack or b["LOCAL"]] == []
 
 
 def test_shared_memory_fits(builds: list[dict]):

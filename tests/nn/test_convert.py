@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from bionas_fast import BionasWarning, InputError, convert
-from bionas_fast.nn import Conv1d, Conv2d, Conv3d, FeedbackLayer, Linear
+from bionas_fast import nn as bf_nn
+from bionas_fast.nn import Conv2d, FeedbackLayer, Linear
 from helpers.tolerances import assert_close
 
 RULES = ("bp", "fa", "usf", "brsf", "frsf", "dfa")
@@ -52,8 +53,12 @@ def test_every_layer_gets_the_rule_and_keeps_its_output(rule):
 
 
 def test_every_kind_of_layer_is_converted():
-    model = nn.ModuleList([nn.Conv1d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.Linear(2, 3)])
-    assert [type(layer) for layer in convert(model, "fa")] == [Conv1d, Conv2d, Conv3d, Linear]
+    convolutions = [kind(2, 3, 3) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)]
+    transposed = [kind(2, 3, 3) for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)]
+    lazy = [nn.LazyConv1d(3, 3), nn.LazyConvTranspose2d(3, 3), nn.LazyLinear(3)]
+    model = nn.ModuleList([*convolutions, *transposed, *lazy, nn.Linear(2, 3), nn.MultiheadAttention(4, 2)])
+    for layer, plain in zip(convert(model, "fa"), model, strict=True):
+        assert type(layer) is getattr(bf_nn, type(plain).__name__) and layer.rule == "fa"
 
 
 def test_the_model_itself_may_be_a_layer():
@@ -226,7 +231,7 @@ def test_subclasses_are_left_alone_with_a_warning():
             return 2 * super().forward(input)
 
     model = nn.Sequential(nn.Linear(3, 3), Scaled(3, 2))
-    with pytest.warns(BionasWarning, match=r"subclasses with a forward of their own as they are: 1$"):
+    with pytest.warns(BionasWarning, match=r"^convert: 1 \(Scaled, a subclass of Linear\) cannot"):
         converted = convert(model, "usf")
     assert type(converted[1]) is Scaled and rules_of(converted) == {"0": "usf"}
 

@@ -268,9 +268,9 @@ def test_inputs_may_be_nested(nest):
 
 def test_an_output_that_holds_no_logits_is_refused():
     model = connect_direct_feedback(nn.Sequential(Linear(3, 2, rule="dfa"), nn.Identity()), 2)
-    model[1].forward = lambda y: {"logits": y}
-    with pytest.raises(InputError, match="returns logits or a tuple of them; got <class 'dict'>"):
-        model(torch.ones(1, 3))
+    model[1].forward = lambda y: {"scores": y}
+    with pytest.raises(InputError, match="logits: expected .*, got dict with scores; name them: .*logits="):
+        model(torch.ones(1, 3, requires_grad=True))
 
 
 def test_an_unconnected_layer_says_how_to_connect_it():
@@ -289,7 +289,9 @@ def test_the_number_of_classes_must_be_known_and_right():
     with pytest.raises(InputError, match="num_classes: expected at least 1, got 0"):
         Linear(3, 2, rule="dfa", num_classes=0)
     model, (x, _) = connect_direct_feedback(Network(num_classes=4)).double(), batch()
-    with pytest.raises(InputError, match=r"logits of shape \[3, 4\]; the model returned \[3, 5\].*num_classes"):
+    with pytest.raises(
+        InputError, match=r"num_classes: .* 4 classes, .* logits of shape \[3, 5\]; call .*num_classes=5\)"
+    ):
         model(x)
 
 

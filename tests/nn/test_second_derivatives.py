@@ -79,7 +79,9 @@ def feedback_of(layer: nn.Module, w: Tensor) -> Tensor:
         return layer.law.scale * w.sign()
     if layer.rule == "brsf":
         return (layer.law.bound * reference.uniform(w.shape, layer.feedback_stream)).to(w.dtype) * w.sign()
-    return {"bp": lambda: w, "fa": lambda: layer.feedback, "frsf": lambda: layer.feedback.abs() * w.sign()}[layer.rule]()
+    return {"bp": lambda: w, "fa": lambda: layer.feedback, "frsf": lambda: layer.feedback.abs() * w.sign()}[
+        layer.rule
+    ]()
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)

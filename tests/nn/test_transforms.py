@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
+import bionas_fast as bf
 from bionas_fast import InputError, rules
 from bionas_fast.nn import (
     Conv1d,
@@ -25,6 +26,7 @@ from bionas_fast.nn import (
     connect_direct_feedback,
     frozen_plasticity,
 )
+from helpers.registries import restored
 from helpers.tolerances import assert_close
 
 Weights = dict[str, Tensor]
@@ -289,3 +291,53 @@ def test_plastic_layers_that_learn_say_what_to_do(make, shape):
             call()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+# Whole networks and compilers
+
+
+def test_supernets():
+    torch.manual_seed(0)
+    options = {"space": "bionas", "channels": 2, "cells": 1, "num_classes": CLASSES, "in_channels": 3, "seed": 0}
+    modular = bf.build_supernet(**options, engine="modular").double().eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    down = vmap(grad(loss_of(modular), 1), (None, 0))(parameters_of(modular), x)
+    assert_close(down, *torch.autograd.grad(modular(leaf).square().sum(), leaf))
+    stacked = bf.build_supernet(**options, engine="stacked").double().eval()
+    with pytest.raises(InputError, match=r"torch\.func.*engine='modular'"):
+        grad(loss_of(stacked), 1)(parameters_of(stacked), x[0])
+
+
+@pytest.mark.parametrize("rule", ["bp", "frsf", "brsf"])
+def test_compilers_leave_transforms_to_pytorch(rule):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, x = network(*LAYERS["conv1d-same"], rule).eval(), torch.randn(2, 3, 6, dtype=torch.float64)
+    run = vmap(grad(loss_of(model), 1), (None, 0))
+    wanted = run(parameters_of(model), x)
+    assert_close(torch.compile(run, backend="aot_eager")(parameters_of(model), x), wanted)
+
+
+# Rules of a user's own
+
+
+class Noisy(rules.Rule):
+    """The weights, each scaled by random numbers that are new in every step."""
+
+    name = "noisy_under_transforms"
+    redraws = True
+
+    def feedback(self, weight, state):
+        return weight * (0.5 + state.uniform())
+
+
+@pytest.mark.parametrize("make", [LAYERS["linear"], LAYERS["conv2d-stride-groups"]], ids=["linear", "conv"])
+def test_a_user_defined_rule(make):
+    layer, shape = make
+    with restored():
+        rules.register(Noisy)
+        test_gradients_of_every_sample(layer, shape, Noisy.name)
+        test_gradients_outside_of_vmap(layer, shape, Noisy.name)
+        test_ensembles(layer, shape, Noisy.name, 0)
+        test_second_derivatives(layer, shape, Noisy.name)

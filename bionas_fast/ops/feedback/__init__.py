@@ -1,4 +1,6 @@
-"""feedback_conv, feedback_conv_transpose, feedback_linear and their direct variants: layers that propagate the error through B instead of W.
+"""feedback_conv, feedback_conv_transpose, feedback_linear and their direct variants.
+
+These layers propagate the error through B instead of W.
 
 The functions here validate and choose a backend. :mod:`.eager` bypasses the dispatcher where possible,
 :mod:`.torch_library` registers and implements the ops.
@@ -18,7 +20,7 @@ from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
-from bionas_fast.ops.feedback import conv_transpose, counts, eager
+from bionas_fast.ops.feedback import conv_transpose, counts, direct, eager
 from bionas_fast.ops.feedback.conv_transpose import TransposeArguments
 from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments
 from bionas_fast.ops.geometry import Geometry, PerDimension, per_dimension, window
@@ -52,7 +54,8 @@ def feedback_conv(
         [N, C_out, *positions]. Under autocast, in its dtype.
 
     Raises:
-        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads; complex
+            numbers with feedback other than W.
     """
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
@@ -75,7 +78,8 @@ def feedback_conv(
         return _position_by_position(input, weight, bias, feedback, shape.stride, backend)
     input, weight, bias = _autocast(input, weight, bias)
     chosen = backends.choose("feedback_conv", input.device.type, backend)
-    if feedback.mode == "weight" and not feedback.advance and not _has_few_channels(input, weight):
+    propagates = feedback.mode == "weight" and not feedback.advance
+    if propagates and (not _has_few_channels(input, weight) or backends.recorded()):
         return reference.conv(input, weight, bias, shape)
     arguments = ConvArguments(feedback, shape, chosen)
     if can_swap(input, weight, groups, chosen):
@@ -110,7 +114,8 @@ def feedback_conv_transpose(
         [N, C_out, *positions]. Under autocast, in its dtype.
 
     Raises:
-        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads; complex
+            numbers with feedback other than W.
     """
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
@@ -159,6 +164,7 @@ def with_feedback(output: Tensor, input: Tensor, weight: Tensor, arguments: Conv
             output.register_hook(partial(_laid_out, layout=reference.layout(input)))
         feedback = arguments.feedback
         if feedback.mode != "weight" or feedback.advance:
+            _check_real("weight", weight)
             eager.swap(output, input, weight, arguments)
     return output
 
@@ -176,6 +182,8 @@ def _is_linear(input: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution is a linear map of the channels, which are contiguous in memory."""
     if window.groups > 1 or any(window.padding) or weight.shape[2:].numel() != 1:
         return False
+    if torch.compiler.is_exporting():
+        return False  # the layout would become a condition of the graph
     return input.movedim(1, -1).is_contiguous()
 
 
@@ -212,7 +220,8 @@ def feedback_linear(
         [..., out_features]. Under autocast, in its dtype.
 
     Raises:
-        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads.
+        InputError: mismatched shapes (the message names the argument); a mode without the tensor it reads; complex
+            numbers with feedback other than W.
     """
     if weight.dim() != 2:
         raise ShapeError(f"weight: expected [out_features, in_features], got {list(weight.shape)}")
@@ -245,10 +254,11 @@ def direct_conv(
         Zeros [N, classes]. Added to the logits, they change no value and receive the gradient e of the logits, from
         which ∂input = convᵀ(E; B) with E = e at every position.
     """
+    _check_real("input", input)
     *per_dimension, _ = window(feedback.dim() - 2, **geometry)
     if torch.jit.is_tracing():
         output_size = [int(size) for size in output_size]  # sizes of a traced tensor are tensors
-    return eager.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
+    return direct.direct_conv(input, feedback.to(input.dtype), list(output_size), per_dimension)
 
 
 def direct_conv_transpose(
@@ -262,6 +272,7 @@ def direct_conv_transpose(
         output_size: the output size of the layer.
         geometry: stride, padding and dilation; B covers all channels, regardless of groups.
     """
+    _check_real("input", input)
     shape = window(feedback.dim() - 2, **geometry)
     matrix = reference.direct_conv_transpose_weight(feedback, input.shape[2:], output_size, shape)
     return direct_linear(input.flatten(1), matrix)
@@ -274,11 +285,16 @@ def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
         input: [N, ..., in_features].
         feedback: B, [classes, in_features].
     """
-    return eager.direct_linear(input, feedback.to(input.dtype))
+    _check_real("input", input)
+    return direct.direct_linear(input, feedback.to(input.dtype))
 
 
 def feedback_segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    segments: FeedbackSegments,
+    backend: str | None = None,
 ) -> Tensor:
     """Compute B of every segment, flat; zeros where the mode is ``custom``.
 
@@ -287,8 +303,9 @@ def feedback_segments(
         stored: the stored draws of the segments whose mode is ``stored`` or ``stored_sign``, concatenated; more may
             follow. None if there are none.
         stream: int64 [segments, 2]; None if no segment reads it.
+        backend: an explicit choice of implementation.
     """
-    chosen = backends.choose("feedback_segments", weight.device.type)
+    chosen = backends.choose("feedback_segments", weight.device.type, backend)
     return eager.feedback_segments(weight, stored, stream, segments, chosen)
 
 
@@ -303,10 +320,20 @@ def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
         raise ShapeError(f"bias: expected [{weight.shape[0]}], got {list(bias.shape)}")
 
 
+def _check_real(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex():
+        raise InputError(
+            f"{name}: expected real numbers, got {tensor.dtype}; feedback weights are defined for real layers, use "
+            "rule 'bp' for complex ones"
+        )
+
+
 def _check_feedback(feedback: Feedback, weight: Tensor) -> None:
     mode = feedback.mode
     if mode not in MODES or mode == "direct":
         raise unknown("mode", mode, MODES[:-1], "feedback")
+    if mode != "weight":
+        _check_real("weight", weight)
     if mode.startswith("stored"):
         if feedback.stored is None:
             raise InputError(f"feedback: mode {mode!r} needs a stored tensor")

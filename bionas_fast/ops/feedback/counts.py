@@ -19,6 +19,14 @@ def _conv_backward(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any, out_
     return operation_counts.convolution_backward(grad, input, weight, rest[-1])
 
 
+def _transpose(input: Tensor, weight: Tensor, *_: Any, out_val: Tensor) -> int:
+    return operation_counts.convolution(input, weight, out_val, transposed=True)
+
+
+def _transpose_backward(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any, out_val: Any) -> int:
+    return operation_counts.convolution_backward(grad, input, weight, rest[-1], transposed=True)
+
+
 def _linear(input: Tensor, weight: Tensor, *_: Any, out_val: Tensor) -> int:
     return 2 * prod(input.shape[:-1]) * prod(weight.shape)
 
@@ -44,6 +52,8 @@ def _formulas() -> dict[Any, operation_counts.Formula]:
     return {
         ops.feedback_conv: _conv,
         ops.feedback_conv_backward: _conv_backward,
+        ops.feedback_conv_transpose: _transpose,
+        ops.feedback_conv_transpose_backward: _transpose_backward,
         ops.feedback_linear: _linear,
         ops.feedback_linear_backward: _linear_backward,
         ops.direct_conv_backward: _direct_conv_backward,
@@ -53,6 +63,7 @@ def _formulas() -> dict[Any, operation_counts.Formula]:
 
 operation_counts.declare(_formulas)
 operation_counts.declare_traced("bionas_fast::feedback_conv", "conv")
+operation_counts.declare_traced("bionas_fast::feedback_conv_transpose", "conv", transposed=True)
 operation_counts.declare_traced("bionas_fast::feedback_linear", "linear")
 operation_counts.declare_traced("bionas_fast::direct_conv", "")
 operation_counts.declare_traced("bionas_fast::direct_linear", "")

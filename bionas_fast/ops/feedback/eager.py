@@ -6,7 +6,6 @@ implementations, or torch's own convolution runs and B is attached to its node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,20 +82,6 @@ def feedback_segments(
     return torch_library.segments(weight, stored, stream, segments, backend)
 
 
-def direct_conv(input: Tensor, feedback: Tensor, output_size: list[int], per_dimension: Sequence[Any]) -> Tensor:
-    """Run the op ``direct_conv``."""
-    if transforms.active():
-        return transforms.direct_conv(input, feedback, output_size, per_dimension)
-    return torch.ops.bionas_fast.direct_conv(input, feedback, output_size, *per_dimension)
-
-
-def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
-    """Run the op ``direct_linear``."""
-    if transforms.active():
-        return transforms.direct_linear(input, feedback)
-    return torch.ops.bionas_fast.direct_linear(input, feedback)
-
-
 def can_swap() -> bool:
     """Whether :func:`swap` is possible: no tracer, transform or saved-tensor hooks are active."""
     if backends.traced() or torch_private.has_saved_tensor_hooks() or torch_private.in_transform():
@@ -111,14 +96,13 @@ def swap(output: Tensor, input: Tensor, weight: Tensor, arguments: ConvArguments
     if mode == "drawn_sign" and stream is not None:
         feedback = feedback.at(stream.clone())
     version = torch_private.version
-    read = () if mode == "stored" else (weight,)
-    if stored is not None:
-        read = (*read, stored)
-    versions = [version(tensor) for tensor in read]
+    reads_weight = mode != "stored"
+    of_weight, of_stored = version(weight), None if stored is None else version(stored)
     needed, dtype = input.requires_grad, output.dtype
 
     def make(_: None) -> Tensor:
-        if [version(tensor) for tensor in read] != versions:
+        changed = reads_weight and version(weight) != of_weight
+        if changed or (stored is not None and version(stored) != of_stored):
             raise RuntimeError("the weight or its feedback was changed in place between forward and backward pass")
         b = weight.detach()
         if needed:

@@ -24,8 +24,6 @@ from bionas_fast.kernels.window import Window
 
 for _op in ("feedback_conv", "feedback_linear", "feedback_segments"):
     backends.declare(_op, native=native.obstacle, triton=backends.triton_obstacle)
-for _op in ("direct_conv", "direct_linear"):
-    backends.declare(_op)
 
 # In the order of the fields of Feedback and Window.
 _FEEDBACK = "str mode, Tensor? stored, Tensor? stream, float bound, float scale, bool advance"
@@ -46,15 +44,10 @@ _library.define(
     "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, int[] lengths, str[] modes, float[] bounds, "
     "float[] scales, str backend) -> Tensor"
 )
-_library.define(f"direct_conv(Tensor input, Tensor feedback, SymInt[] output_size, {_PER_DIMENSION}) -> Tensor")
-_library.define(
-    f"direct_conv_backward(Tensor error, Tensor feedback, SymInt[] input_shape, SymInt[] output_size, {_PER_DIMENSION})"
-    " -> Tensor"
-)
-_library.define("direct_linear(Tensor input, Tensor feedback) -> Tensor")
-_library.define("direct_linear_backward(Tensor error, Tensor feedback, SymInt[] input_shape) -> Tensor")
 
 _kernel = "CompositeExplicitAutograd"
+# Up to this number of weights, calling a compiled kernel takes longer than a few of PyTorch's operations.
+_FEW = 4096
 _CODES = {mode: code for code, mode in enumerate(SEGMENT_MODES)}
 
 
@@ -147,8 +140,9 @@ def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
     # The modes ``weight`` and ``stored`` use an existing tensor.
     if backend == "native" and weight.dtype == torch.float32 and feedback.mode in COMPUTED:
         mode, stored, stream, bound, scale, _ = feedback
-        stored = None if stored is None else stored.to(weight.dtype)
-        return torch.ops.bionas_fast_native.feedback_weight.default(weight, mode, stored, stream, bound, scale)
+        if mode == "drawn_sign" or weight.numel() > _FEW:
+            stored = None if stored is None else stored.to(weight.dtype)
+            return torch.ops.bionas_fast_native.feedback_weight.default(weight, mode, stored, stream, bound, scale)
     return reference.feedback_weight(weight, feedback)
 
 
@@ -231,23 +225,24 @@ def save(ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], arguments: Arg
     Args:
         tensors: input, weight and bias.
     """
+    input: Tensor | None
+    weight: Tensor | None
     input, weight, bias = tensors
     mode, stored, stream, bound, scale, advance = arguments.feedback
-    error, own, *_ = ctx.needs_input_grad
+    needed = ctx.needs_input_grad
+    error, own = needed[0], needed[1]
     # The draw of this pass: other passes may advance the stream before its backward pass.
     snapshot = stream.clone() if stream is not None and mode == "drawn_sign" else None
     # Like torch.nn.Linear, save only what is read: other tensors may change before the backward pass.
-    every = weight.dim() > 2
-    ctx.save_for_backward(
-        input if own or every else None,
-        weight if (error and mode != "stored") or every else None,
-        stored if error else None,
-        snapshot,
-    )
-    ctx.shapes = input.shape, weight.shape
+    if weight.dim() == 2 and (mode == "stored" or not (error and own)):
+        ctx.shapes = input.shape, weight.shape
+        input, weight = input if own else None, weight if error and mode != "stored" else None
+    ctx.save_for_backward(input, weight, stored if error else None, snapshot)
     ctx.stream = stream if advance else None
     ctx.has_bias = bias is not None
-    ctx.arguments = arguments.having(Feedback(mode, None, None, bound, scale))
+    if stored is not None or stream is not None:
+        arguments = arguments.having(Feedback(mode, None, None, bound, scale))
+    ctx.arguments = arguments
 
 
 def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
@@ -256,27 +251,28 @@ def gradients(ctx: Any, grad: Tensor, backward: Callable[..., Grads]) -> Grads:
     Under ``create_graph`` plain PyTorch runs instead, whose gradients can be differentiated.
     """
     input, weight, stored, snapshot = ctx.saved_tensors
-    if input is None:
-        input = _shaped(grad, ctx.shapes[0])
-    if weight is None:
-        weight = _shaped(grad, ctx.shapes[1])
-    mode, _, _, bound, scale, _ = ctx.arguments.feedback
-    feedback = Feedback(mode, stored, snapshot, bound, scale)
-    mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
+    needed, arguments = ctx.needs_input_grad, ctx.arguments
+    mask = [needed[0], needed[1], ctx.has_bias and needed[2]]
+    if input is None or weight is None:
+        # Of these only the shape is read.
+        input = grad.new_empty(()).expand(ctx.shapes[0]) if input is None else input
+        weight = grad.new_empty(()).expand(ctx.shapes[1]) if weight is None else weight
+    if stored is not None or snapshot is not None:
+        mode, _, _, bound, scale, _ = arguments.feedback
+        arguments = arguments.having(Feedback(mode, stored, snapshot, bound, scale))
     if torch.is_grad_enabled():
-        b = constant_b(weight, feedback) if mask[0] else weight.detach()
-        grads = ctx.arguments.plain_backward(grad, input, b, mask)
+        b = constant_b(weight, arguments.feedback) if mask[0] else weight.detach()
+        grads = arguments.plain_backward(grad, input, b, mask)
     else:
-        grads = backward(grad, input, weight, ctx.arguments.having(feedback), mask)
+        grads = backward(grad, input, weight, arguments, mask)
     if ctx.stream is not None:
         ctx.stream[1].add_(1)
-    input_grad, weight_grad, bias_grad = (g if wanted else None for g, wanted in zip(grads, mask, strict=True))
-    return input_grad, weight_grad, bias_grad
-
-
-def _shaped(grad: Tensor, shape: torch.Size) -> Tensor:
-    """Return a tensor of which only shape and dtype are read."""
-    return grad.new_empty(()).expand(shape)
+    input_grad, weight_grad, bias_grad = grads
+    return (
+        input_grad if mask[0] else None,
+        weight_grad if mask[1] else None,
+        bias_grad if mask[2] else None,
+    )
 
 
 def register(
@@ -356,60 +352,3 @@ def _linear_backward_fake(grad: Tensor, input: Tensor, weight: Tensor, *flat: An
 @torch.library.register_fake("bionas_fast::feedback_segments", lib=_library)
 def _segments_fake(weight: Tensor, *flat: Any) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
-
-
-@torch.library.impl(_library, "direct_conv", _kernel)
-@torch.library.impl(_library, "direct_linear", _kernel)
-@torch.library.register_fake("bionas_fast::direct_conv", lib=_library)
-@torch.library.register_fake("bionas_fast::direct_linear", lib=_library)
-def _direct(input: Tensor, feedback: Tensor, *geometry: Any) -> Tensor:
-    return input.new_zeros(input.shape[0], feedback.shape[0])
-
-
-@torch.library.impl(_library, "direct_conv_backward", _kernel)
-def direct_conv_backward(
-    error: Tensor, feedback: Tensor, input_shape: Sequence[int], output_size: list[int], *per_dimension: list[int]
-) -> Tensor:
-    """Compute δ_in of direct feedback through a convolution."""
-    stride, padding, dilation = per_dimension
-    return reference.direct_conv_backward(error, feedback, input_shape, output_size, Window(stride, padding, dilation))
-
-
-@torch.library.impl(_library, "direct_linear_backward", _kernel)
-def direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: Sequence[int]) -> Tensor:
-    """Compute δ_in of direct feedback through a linear layer."""
-    return reference.direct_linear_backward(error, feedback, input_shape)
-
-
-@torch.library.register_fake("bionas_fast::direct_conv_backward", lib=_library)
-@torch.library.register_fake("bionas_fast::direct_linear_backward", lib=_library)
-def _direct_backward_fake(error: Tensor, feedback: Tensor, input_shape: Sequence[int], *geometry: Any) -> Tensor:
-    return error.new_empty(tuple(input_shape))
-
-
-def _direct_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, feedback, *ctx.geometry = inputs
-    ctx.save_for_backward(feedback)
-    ctx.input_shape = input.shape
-
-
-def _direct_backward(
-    op: Callable[..., Tensor], plain: Callable[..., Tensor]
-) -> Callable[..., tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        (feedback,) = ctx.saved_tensors
-        # Under create_graph plain PyTorch runs, which can be differentiated.
-        run = plain if torch.is_grad_enabled() else op
-        down = run(error, feedback, ctx.input_shape, *ctx.geometry) if ctx.needs_input_grad[0] else None
-        return down, None, *[None] * len(ctx.geometry)
-
-    return backward
-
-
-for _name, _plain in (("direct_conv", direct_conv_backward), ("direct_linear", direct_linear_backward)):
-    torch.library.register_autograd(
-        f"bionas_fast::{_name}",
-        _direct_backward(getattr(torch.ops.bionas_fast, f"{_name}_backward"), _plain),
-        setup_context=_direct_setup_context,
-        lib=_library,
-    )

@@ -7,16 +7,13 @@ B = W). A tangent passes through B as well: the forward mode is the transpose of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bionas_fast import torch_private
-from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
-from bionas_fast.kernels.window import Window
 from bionas_fast.ops.feedback.torch_library import Arguments, constant_b
 
 _library = torch.library.Library("bionas_fast", "FRAGMENT")
@@ -47,7 +44,7 @@ torch.library.register_vmap("bionas_fast::advance_stream", _advance_batch, lib=_
 
 def active() -> bool:
     """Whether the functions of this module run: a compiler has transforms of its own."""
-    return not torch.compiler.is_compiling() and torch_private.in_transform()
+    return torch_private.in_transform() and not torch.compiler.is_compiling()
 
 
 def feedback_layer(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
@@ -111,44 +108,3 @@ def _feedback(arguments: Arguments, weight: Tensor, stored: Tensor | None, draw:
 def _without_view(tensor: Tensor) -> Tensor:
     """Return a tensor of the same memory that is no view and counts its changes by itself."""
     return torch.ops.aten._unsafe_view.default(tensor, tensor.shape)
-
-
-def direct_conv(input: Tensor, feedback: Tensor, output_size: Sequence[int], per_dimension: Sequence[Any]) -> Tensor:
-    """Run ``direct_conv``."""
-    return _Direct.apply(input, feedback, (list(output_size), *per_dimension))
-
-
-def direct_linear(input: Tensor, feedback: Tensor) -> Tensor:
-    """Run ``direct_linear``."""
-    return _Direct.apply(input, feedback, ())
-
-
-class _Direct(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(input: Tensor, feedback: Tensor, geometry: tuple[Any, ...]) -> Tensor:
-        return input.new_zeros(input.shape[0], feedback.shape[0])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, feedback, ctx.geometry = inputs
-        ctx.save_for_backward(feedback)
-        ctx.save_for_forward(feedback)
-        ctx.input_shape = input.shape
-
-    @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        (feedback,) = ctx.saved_tensors
-        if not ctx.geometry:
-            return reference.direct_linear_backward(error, feedback, ctx.input_shape), None, None
-        size, *per_dimension = ctx.geometry
-        down = reference.direct_conv_backward(error, feedback, ctx.input_shape, size, Window(*per_dimension))
-        return down, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, input: Tensor, *_: None) -> Tensor:
-        (feedback,) = ctx.saved_tensors
-        if not ctx.geometry:
-            return input.reshape(len(input), -1, input.shape[-1]).sum(1) @ feedback.t()
-        return reference.conv(input, feedback, None, Window(*ctx.geometry[1:])).flatten(2).sum(2)
