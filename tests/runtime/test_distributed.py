@@ -222,7 +222,7 @@ def test_losses_that_no_scale_helps_end_the_search(tmp_path):
     config = distributed_worker.BASE.with_settings(cells=1, epochs=30, amp="fp16")
     broken = Search(config)
     broken.net.classifier.weight.data.fill_(float("inf"))
-    with pytest.raises(InputError, match=r"is not finite in epoch \d+, however losses are scaled"):
+    with pytest.raises(InputError, match=r"however losses are scaled, is not finite in epoch \d+"):
         execute(broken, None, Progress())
 
 
