@@ -84,7 +84,11 @@ class DirectFeedback:
         logits = _find(output, self.logits)
         if not self.module:
             _refuse_loss(output)
-        return _replaced(output, logits, current.finish(logits))
+        finished = current.finish(logits)
+        result = _replaced(output, logits, finished)
+        if finished is not logits and result is not finished and not _holds(result, finished):
+            raise InputError("logits: expected a function that returns a tensor of the output, got another tensor")
+        return result
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model, called after an exception as well: end the pass."""
@@ -302,6 +306,15 @@ def _refuse_loss(output: Any) -> None:
             "module that returns the logits, as connect_direct_feedback(model, num_classes, logits='classifier'), or "
             "pass no labels"
         )
+
+
+def _holds(output: Any, tensor: Tensor) -> bool:
+    """Whether an output contains a tensor."""
+    if isinstance(output, (tuple, list)):
+        return any(_holds(entry, tensor) for entry in output)
+    if isinstance(output, Mapping):
+        return any(_holds(entry, tensor) for entry in output.values())
+    return output is tensor or any(value is tensor for value in getattr(output, "__dict__", {}).values())
 
 
 def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:

@@ -182,8 +182,6 @@ class Twice(nn.Sequential):
 def test_a_model_that_calls_itself():
     model, x = build(linears, Twice), batch(linears)
     plain = build(linears)
-    one, other = (once(plain, v) for v in (x, -x))
-    del one, other
     x = x.requires_grad_()
     y = plain(x) + plain(-x)
     expected = torch.autograd.grad(y.square().sum(), [x, *plain.parameters()])
@@ -335,9 +333,9 @@ def test_another_loss_brings_no_error_from_the_logits(reentrant):
 
     class Two(Segmented):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            x = checkpoint(self.segment, x, use_reentrant=self.reentrant) if self.last else self.segment(x)
+            x = features = checkpoint(self.segment, x, use_reentrant=self.reentrant) if self.last else self.segment(x)
             for layer in self[4:]:
-                features, x = x, layer(x)
+                x = layer(x)
             return x, features
 
         def segment(self, x: Tensor) -> Tensor:
