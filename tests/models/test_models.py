@@ -172,7 +172,7 @@ def test_training_refuses_bad_settings(tmp_path):
 
 
 def test_direct_feedback_is_shared_by_the_layers_that_meet_at_a_state():
-    """B is uniform in ±bound / n, n the layers with dfa on the edges from a state; redrawn with another head as well."""
+    """B is uniform in ±bound / n, n the layers with dfa on the edges from a state; also redrawn for another head."""
     genotype = GENOTYPE.with_rule("dfa")
     net = bf.build_network(genotype, channels=8, cells=3, num_classes=50)
     for classes in (50, 60):
