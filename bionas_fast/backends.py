@@ -21,14 +21,21 @@ from bionas_fast.errors import InputError, unknown
 BACKENDS = ("reference", "native", "triton")
 
 
-class _Chosen(threading.local):
-    """The choice of :func:`use_backend` in this thread; of a ContextVar, torch 2.11 traces no read."""
+class _Chosen:
+    """The choice of :func:`use_backend`; None for the fastest."""
 
     def __init__(self) -> None:
         self.backend: str | None = None
 
 
-_chosen = _Chosen()
+class _OfThread(threading.local):
+    """The choice of this thread. Compilers trace changes of ``chosen``, but none of the object itself."""
+
+    def __init__(self) -> None:
+        self.chosen = _Chosen()  # not a ContextVar, which torch 2.11 does not trace
+
+
+_thread = _OfThread()
 
 #: Function that returns the reason why a backend cannot run on a device type; empty if it can.
 Obstacle = Callable[[str], str]
@@ -71,11 +78,12 @@ def use_backend(name: str) -> Iterator[None]:
     """
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
-    before, _chosen.backend = _chosen.backend, name
+    chosen = _thread.chosen
+    before, chosen.backend = chosen.backend, name
     try:
         yield
     finally:
-        _chosen.backend = before
+        chosen.backend = before
 
 
 def choose(op: str, device: str, backend: str | None = None) -> str:
@@ -87,7 +95,7 @@ def choose(op: str, device: str, backend: str | None = None) -> str:
     Raises:
         InputError: the explicit choice is unknown or not possible.
     """
-    wanted = backend if backend is not None else _chosen.backend
+    wanted = backend if backend is not None else _thread.chosen.backend
     if wanted is None or wanted == "reference":
         return _fastest(op, device) if wanted is None else "reference"
     if wanted not in BACKENDS:

@@ -97,8 +97,9 @@ def graph_task() -> int:
 def checkpoints() -> Iterator[tuple[Any, bool]]:
     """Find the gradient checkpoints that the caller runs in, innermost first, and whether each repeats its pass.
 
-    An object represents a checkpoint that is the same in its first pass and in all repeats, and dies with its graph: the context of an autograd function, whose ``forward`` runs the pass and whose ``backward`` repeats it
-    (torch's re-entrant variant, and those of other libraries); or torch's record of a non-re-entrant checkpoint.
+    An object represents a checkpoint that is the same in its first pass and in all repeats, and dies with its graph:
+    the context of an autograd function, whose ``forward`` runs the pass and whose ``backward`` repeats it (torch's
+    re-entrant variant, and those of other libraries); or torch's record of a non-re-entrant checkpoint.
     Fallback: a variant whose names have changed is not found; its repeats move state again.
     """
     module = sys.modules.get("torch.utils.checkpoint")

@@ -33,13 +33,15 @@ inline void check(const char* name, const Tensor& tensor, ScalarType dtype = Sca
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype));
 }
 
-// Activations [N, H, W, C] or several of them, [K, N, H, W, C]: not empty, and C a multiple of 16.
-inline void check_maps(const char* name, const Tensor& maps, int64_t dims = 4) {
+// Activations [N, H, W, C] or several of them, [K, N, H, W, C], C a multiple of 16; unless a kernel can work on nothing,
+// not empty.
+inline void check_maps(const char* name, const Tensor& maps, int64_t dims = 4, bool may_be_empty = false) {
   check(name, maps);
   STD_TORCH_CHECK(maps.dim() == dims, name, ": expected ", dims, " dimensions, got ", maps.dim());
-  for (int64_t i = dims - 4; i < dims; i++)
-    STD_TORCH_CHECK(maps.size(i) > 0, name, ": expected at least one image, position and channel");
+  for (int64_t i = dims - 4; i < dims - 1; i++)
+    STD_TORCH_CHECK(may_be_empty || maps.size(i) > 0, name, ": expected at least one image and position");
   STD_TORCH_CHECK(maps.size(dims - 1) % 16 == 0, name, ": expected a multiple of 16 channels");
+  check_range("channels", maps.size(dims - 1), 16, max_channels);
 }
 
 // A row of C numbers for each of some things: [rows, C].

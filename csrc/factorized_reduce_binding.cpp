@@ -13,7 +13,7 @@ bionas::FactorizedReduce make_reductions(
     const Tensors& weights) {  // [R, ⌈c/2⌉, c] and [R, ⌊c/2⌋, c]
   STD_TORCH_CHECK(weights.size() == 2, "weights: expected first and second ones");
   const Tensor &first = weights[0], &second = weights[1];
-  check_maps("x", x);
+  check_maps("x", x, 4, true);
   bionas::FactorizedReduce s{};
   s.n = x.size(0);
   s.h = x.size(1);

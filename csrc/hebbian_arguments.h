@@ -10,9 +10,6 @@
 
 namespace bionas::arguments {
 
-// As in records.h: also a tensor without elements may have many channels.
-constexpr int64_t max_channels = 1 << 24;
-
 // The arguments without the results.
 inline HebbianActivity read_activity(
     const Tensor& u,                     // [N, K, P]

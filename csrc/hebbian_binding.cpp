@@ -33,8 +33,8 @@ Tensor weight_gradient(const Tensor& gradient, const Tensor& x, std::vector<int6
   for (int64_t i : {0, 1})
     STD_TORCH_CHECK(x.size(2 + i) + 2 * padding[i] == gradient.size(2 + i) + 2, "gradient: expected that of a 3x3 kernel");
   const int64_t k = gradient.size(1), c = x.size(1);
-  STD_TORCH_CHECK(gradient.numel() > 0 && x.numel() > 0, "gradient, x: expected at least one image and channel");
-  STD_TORCH_CHECK(k <= max_channels / c, "gradient, x: expected less than 2**24 pairs of channels");
+  STD_TORCH_CHECK(c <= max_channels && k <= max_channels / std::max<int64_t>(1, c),
+                  "gradient, x: expected at most 2**24 pairs of channels");
   Tensor output = new_map(x, {k, c, 3, 3});
   bionas::weight_gradient(
       {x.size(0), k, c, gradient.size(2), gradient.size(3), x.size(2), x.size(3), padding[0], padding[1],

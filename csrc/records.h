@@ -12,6 +12,7 @@ using Ints = std::vector<int64_t>;
 
 // Far above what any search has. Beyond, a result would take memory out of proportion to the arguments.
 constexpr int64_t max_branches = 4096, max_edges = 4096, max_terms = 1 << 16, max_dilation = 64;
+constexpr int64_t max_channels = 1 << 24;  // a tensor without elements may have many
 
 inline void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
   STD_TORCH_CHECK(value >= low && value <= high, name, ": expected ", low, " to ", high, ", got ", value);

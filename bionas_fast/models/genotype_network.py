@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional as F
 
+from bionas_fast import rules
 from bionas_fast.errors import InputError
-from bionas_fast.nn import Linear, connect_direct_feedback, name_layers
+from bionas_fast.nn import FeedbackLayer, Linear, connect_direct_feedback, name_layers
 from bionas_fast.nn.leaf import leaf
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.isolation import seeded
@@ -33,6 +34,20 @@ class GenotypeCell(PreprocessedCell):
             edge.candidate.build(shape.channels, self.stride(edge.source), searching=False) for edge in cell.edges
         )
         self.out_channels = shape.channels * len(cell.concat)
+        self._share_direct_feedback()
+
+    def _share_direct_feedback(self) -> None:
+        """Count the layers with direct feedback on the edges from each state: without a scale, their errors add up."""
+        by_source: dict[int, list[FeedbackLayer]] = {}
+        sources = [source for node in self.sources for source in node]
+        for source, edge in zip(sources, self.edges, strict=True):
+            layers = (layer for layer in edge.modules() if isinstance(layer, FeedbackLayer))
+            by_source.setdefault(source, []).extend(
+                layer for layer in layers if rules.get(layer.rule).stores == "direct"
+            )
+        for meeting in by_source.values():
+            for layer in meeting:
+                layer.meeting = len(meeting)
 
     def forward(self, inputs: Sequence[Tensor], drop_path: float) -> Tensor:
         """Compute the output of the cell, [N, out_channels, H', W'], from those of the preceding cells.

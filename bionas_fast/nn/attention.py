@@ -89,8 +89,9 @@ class MultiheadAttention(ErrorPath, nn.MultiheadAttention):
             seed = seed_from(random_state(generator, self.projections()[0][0].device))
         arguments: dict[str, Any] = {"feedback_init": feedback_init, "num_classes": num_classes}
         self.set_rule(rule, seed=seed, **arguments)
-        self.out_proj.__class__ = Linear
-        self.out_proj.set_rule(rule, seed=seed_from(f"{seed} out_proj".encode()), **arguments)
+        out: Any = self.out_proj
+        out.__class__ = Linear
+        out.set_rule(rule, seed=seed_from(f"{seed} out_proj".encode()), **arguments)
 
     def set_rule(
         self,

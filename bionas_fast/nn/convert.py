@@ -194,8 +194,8 @@ def _refuse_computed_weights(layers: Mapping[str, nn.Module]) -> None:
     computed = [name for name, layer in layers.items() if not any(own in layer._parameters for own in names)]
     if computed:
         raise InputError(
-            f"copy_weights: expected True for layers whose weight is computed from other tensors ({', '.join(computed)})"
-            ", got False"
+            "copy_weights: expected True for layers whose weight is computed from other tensors "
+            f"({', '.join(computed)}), got False"
         )
 
 

@@ -14,7 +14,6 @@ import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -38,21 +37,16 @@ class _Running:
 
     def __init__(self) -> None:
         self.passes: tuple[DirectPass, ...] = ()
-        self.thread = threading.get_ident()
 
 
-# A context variable, as compilers trace it. Its value is created in each thread, by an eager pass or here.
-_running: ContextVar[_Running] = ContextVar("bionas_fast_running")
-_running.set(_Running())
+class _OfThread(threading.local):
+    """The running passes of this thread. Compilers trace changes of ``running``, but none of the object itself."""
+
+    def __init__(self) -> None:
+        self.running = _Running()  # not a ContextVar, which torch 2.11 does not trace
 
 
-def _of_this_thread() -> _Running:
-    running = _running.get(None)
-    # A thread may start with a copy of another one's context.
-    if running is None or not (torch.compiler.is_compiling() or running.thread == threading.get_ident()):
-        running = _Running()
-        _running.set(running)
-    return running
+_thread = _OfThread()
 
 
 class DirectFeedback:
@@ -79,8 +73,8 @@ class DirectFeedback:
 
     def start(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the model: start a pass with no tokens."""
-        running, now = _of_this_thread(), repeats.current()
-        running.passes = (*running.passes, DirectPass(self, now is not None and now.repeated))
+        now = repeats.current()
+        _thread.running.passes = (*_thread.running.passes, DirectPass(self, now is not None and now.repeated))
 
     def finish(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the module that returns the logits: add the tokens to them."""
@@ -90,15 +84,18 @@ class DirectFeedback:
         logits = _find(output, self.logits)
         if not self.module:
             _refuse_loss(output)
-        return _replaced(output, logits, current.finish(logits))
+        finished = current.finish(logits)
+        result = _replaced(output, logits, finished)
+        if finished is not logits and result is not finished and not _holds(result, finished):
+            raise InputError("logits: expected a function that returns a tensor of the output, got another tensor")
+        return result
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model, called after an exception as well: end the pass."""
-        running = _of_this_thread()
-        passes = running.passes
+        passes = _thread.running.passes
         own = [i for i, current in enumerate(passes) if current.owner is self]
         if own:
-            running.passes = passes[: own[-1]]
+            _thread.running.passes = passes[: own[-1]]
 
 
 def connection(model: nn.Module) -> DirectFeedback | None:
@@ -199,7 +196,7 @@ class _Delivery(torch.autograd.Function):
 
 def active_pass(connections: Sequence[DirectFeedback]) -> DirectPass | None:
     """Return the pass that this thread runs of a connected model: the latest connection, the innermost pass."""
-    passes = _of_this_thread().passes
+    passes = _thread.running.passes
     for direct in reversed(connections):
         for current in reversed(passes):
             if current.owner is direct:
@@ -261,7 +258,8 @@ class _Layout(NamedTuple):
         number = shape[1] if len(shape) == 2 else "N"
         return (
             f"num_classes: direct feedback was made for {classes} classes, the model returned logits of shape {shape}; "
-            f"call connect_direct_feedback(model, num_classes={number}) to draw it again, or name other logits by logits="
+            f"call connect_direct_feedback(model, num_classes={number}) to draw it again, or name other logits by "
+            "logits="
         )
 
 
@@ -308,6 +306,15 @@ def _refuse_loss(output: Any) -> None:
             "module that returns the logits, as connect_direct_feedback(model, num_classes, logits='classifier'), or "
             "pass no labels"
         )
+
+
+def _holds(output: Any, tensor: Tensor) -> bool:
+    """Whether an output contains a tensor."""
+    if isinstance(output, (tuple, list)):
+        return any(_holds(entry, tensor) for entry in output)
+    if isinstance(output, Mapping):
+        return any(_holds(entry, tensor) for entry in output.values())
+    return output is tensor or any(value is tensor for value in getattr(output, "__dict__", {}).values())
 
 
 def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:

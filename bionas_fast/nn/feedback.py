@@ -33,7 +33,7 @@ _MAX_SEED = 2**64
 #: The buffers of a rule; a checkpoint of torch.nn's layer lacks them.
 FEEDBACK_BUFFERS = ("feedback", "feedback_stream")
 #: The other attributes that a rule gives to a layer.
-_OF_A_RULE = ("rule", "feedback_init", "law", "direct", "_true_in", "_seed", "_deferred")
+_OF_A_RULE = ("rule", "feedback_init", "law", "direct", "meeting", "_true_in", "_seed", "_deferred")
 _NOT_CONNECTED = (
     "a layer with rule {!r} needs the error at the logits of its model: "
     "call bionas_fast.nn.connect_direct_feedback(model, num_classes=...) once"
@@ -69,6 +69,8 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     Attributes:
         law: the distribution of W's initial values.
+        meeting: the number of layers with direct feedback whose errors are added at one state of a network; B is drawn
+            that many times smaller.
 
     Buffers, all in ``state_dict``:
         feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
@@ -81,6 +83,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     weight: Tensor
     law: Law
+    meeting: int = 1
     feedback: Tensor | None
     feedback_stream: Tensor | None
 
@@ -142,9 +145,10 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def effective_weight(self) -> Tensor:
         """Return W of the next forward pass; under a parametrisation, without advancing a power iteration."""
-        if not hasattr(self, "parametrizations"):
+        parametrizations = self._modules.get("parametrizations")
+        if parametrizations is None:
             return self.weight
-        training = [module for module in self.parametrizations.modules() if module.training]
+        training = [module for module in parametrizations.modules() if module.training]
         for module in training:
             module.training = False
         try:
@@ -160,7 +164,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
     def _draw(self, shape: tuple[int, ...], device: torch.device | None = None) -> None:
         numbers = reference.uniform(shape, self._new_stream(device))
         if rules.get(self.rule).stores == "direct":
-            numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound
+            numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound / self.meeting
         elif rules.get(self.rule).stores == "magnitude":
             numbers = numbers * self.law.bound
         else:

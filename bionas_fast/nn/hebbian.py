@@ -97,6 +97,7 @@ class _Settings:
 class _Plastic(nn.Module):
     """Mixin of the plastic weights and their updates, for both layers."""
 
+    weight: Any  # torch.nn's parameter, or in mode ``hebbian`` H
     bias: Any
     plasticity: Tensor
     steps: Tensor

@@ -102,7 +102,7 @@ def current() -> Pass | None:
         return None
     if torch.is_grad_enabled() and not torch_private.in_backward_pass() and not torch_private.has_saved_tensor_hooks():
         return None
-    first = []
+    first: list[_Record] = []
     for checkpoint, repeated in torch_private.checkpoints():
         record = _Record.of(checkpoint)
         if repeated:

@@ -54,8 +54,8 @@ def count_weights(model: nn.Module) -> dict[str, int]:
             if known is None or _precedence(group) > _precedence(known[1]):
                 groups[id(weight)] = weight, group
     counts: dict[str, int] = {}
-    for weight, group in groups.values():
-        counts[group] = counts.get(group, 0) + weight.numel()
+    for tied, group in groups.values():
+        counts[group] = counts.get(group, 0) + tied.numel()
     for module in model.modules():
         if isinstance(module, (HebbianConv2d, HebbianLinear)):
             counts["hebbian"] = counts.get("hebbian", 0) + module.plasticity.numel()
@@ -71,18 +71,14 @@ def _precedence(group: str) -> int:
 
 def layers_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[nn.Parameter]]]:
     """Iterate over (name, module, own parameters); those of a parametrisation belong to the parametrised module."""
-    parts = {
-        id(part)
-        for module in model.modules()
-        if parametrize.is_parametrized(module)
-        for part in module.parametrizations.modules()  # type: ignore[union-attr, operator]
-    }
+    holders = [module._modules["parametrizations"] for module in model.modules() if parametrize.is_parametrized(module)]
+    parts = {id(part) for holder in holders if holder is not None for part in holder.modules()}
     for name, module in model.named_modules():
         if id(module) in parts:
             continue
         weights = list(module.parameters(recurse=False))
         if parametrize.is_parametrized(module):
-            weights += module.parametrizations.parameters()  # type: ignore[union-attr, operator]
+            weights += module.parametrizations.parameters()
         weights = [weight for weight in weights if not is_lazy(weight)]
         if weights:
             yield name, module, weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from bionas_fast.config import Cells, Channels, Coefficient, DescentConfig, Epochs, Option, Rate, SkipRules
@@ -12,6 +12,7 @@ from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e6)]
 
 
 class SearchConfig(DescentConfig):
@@ -78,7 +79,7 @@ class SearchConfig(DescentConfig):
         "softmax",
         description="Mix all candidates by their softmax, or sample one per edge (gdas; Dong and Yang 2019).",
     )
-    gdas_temperature: tuple[PositiveFloat, PositiveFloat] = Field(
+    gdas_temperature: tuple[Temperature, Temperature] = Field(
         (10.0, 0.1), description="Temperature of the Gumbel-softmax in the first and in the last epoch."
     )
     factorised: bool = Field(
@@ -87,7 +88,7 @@ class SearchConfig(DescentConfig):
 
     population: int = Field(50, ge=4, le=10_000, description="Number of architectures evaluated per generation.")
     generations: int = Field(4, ge=1, le=10_000, description="Generations per epoch.")
-    eg_sigma: Rate = Field(0.5, description="Initial step size of the CMA-ES, in units of alpha.")
+    eg_sigma: Rate = Field(0.5, ge=1e-6, description="Initial step size of the CMA-ES, in units of alpha.")
     fitness_cross_entropy: Coefficient = Field(1.0, description="Coefficient of the cross-entropy in eq. 22.")
     fitness_similarity: Coefficient = Field(
         0.4, description="Coefficient of the similarity with the current architecture in eq. 22."

@@ -25,7 +25,8 @@ from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
-from bionas_fast.runs.trainer import Phase, Trainer, cosine
+from bionas_fast.runs.schedule import cosine
+from bionas_fast.runs.trainer import Phase, Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.runtime.machine import machine

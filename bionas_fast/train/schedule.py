@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bionas_fast.runs.trainer import cosine
+from bionas_fast.runs.schedule import cosine
 from bionas_fast.train.config import SupervisedConfig
 
 

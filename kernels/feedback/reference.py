@@ -196,7 +196,7 @@ def direct_conv_transpose_weight(
     kernels = feedback.reshape(classes * channels, 1, *feedback.shape[2:])
     spread = torch.convolution(plane, kernels, None, stride, padding, dilation, False, [0] * len(stride), 1)
     # An output padding beyond the stride reaches no input.
-    inside = spread[(..., *(slice(size) for size in input_size))]
+    inside = spread[(slice(None), slice(None), *(slice(size) for size in input_size))]
     return inside.reshape(classes, -1)
 
 

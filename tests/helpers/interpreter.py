@@ -41,7 +41,7 @@ def run_interpreted(file: str) -> None:
     print(result.stdout[-4000:], result.stderr[-4000:])
     summary = result.stdout.strip().splitlines()[-1]
     assert result.returncode == 0, summary
-    assert re.match(r"\d+ passed in", summary), summary
+    assert re.match(r"\d+ passed(, \d+ warnings)? in", summary), summary
 
 
 def by_name(name: str, cases: dict) -> pytest.MarkDecorator:

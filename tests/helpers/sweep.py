@@ -13,7 +13,9 @@ ANYTHING: tuple[Any, ...] = (
     *(-1, 0, 1, 2**31, 2**62, 2**64, 10**400),
     *(-1.0, 0.0, 0.5, 5e-324, 1e300, math.nan, math.inf, -math.inf),
     *(True, False, None, "", "nan", "inf", "1e300", "x", "\x00", "é" * 5000, "../" * 2000),
-    *([], [None], [1, 2, 3], [math.nan, 1], [math.inf, math.inf], ["x" * 5000], {}, {"x": 1}, {"stem": "x"}, b"x", object),
+    *([], [None], [1, 2, 3], [math.nan, 1], [math.inf, math.inf], ["x" * 5000]),
+    *([0.5, 0.5], [0.0, 0.0], [5e-324, 5e-324], [1e300, 1e300], [math.nextafter(1, 0)] * 2),
+    *({}, {"x": 1}, {"stem": "x"}, b"x", object),
 )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_operators_pass_opcheck():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"x": torch.zeros(2, 5, 6, 10)}, "x: expected .* a multiple of 16 channels"),
+        ({"x": torch.zeros(2, 5, 6, 10)}, "x: expected a multiple of 16 channels"),
         ({"x": torch.zeros(2, 5, 96)}, "x: expected"),
         ({"x": torch.zeros(2, 5, 6, 16).double()}, "x: expected Float"),
         ({"x": torch.zeros(2, 5, 16, 6).transpose(2, 3)}, "x: expected a contiguous"),
@@ -155,7 +155,7 @@ def test_bad_arguments_are_refused(changed, message):
         ({"grads": [torch.zeros(2, 3, 3, 16)] * 2}, "grads: expected one for each"),
         ({"prologue": [torch.zeros(3, 2, 3, 3, 16)]}, "prologue: expected z, a, b, d"),
         ({"prologue": {0: torch.zeros(2, 2, 3, 3, 16)}}, "z: expected"),
-        ({"prologue": {2: torch.zeros(2, 16)}}, "a, b, d: expected a row"),
+        ({"prologue": {2: torch.zeros(2, 16)}}, r"a, b, d: expected \["),
         ({"prologue": {3: torch.zeros(3, 16).double()}}, "a, b, d: expected Float"),
         ({"grads": {1: torch.zeros(2, 3, 2, 16)}}, "grads: expected"),
         ({"feedback": [torch.zeros(3, 4, 8), torch.zeros(3, 4, 8)]}, "feedback: expected"),

@@ -124,8 +124,8 @@ def test_operators_pass_opcheck():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"terms": Terms((5, 0, 0), (0, 0, 1), COUNT)}, "index: out of range"),
-        ({"terms": Terms((0, 4, 2), (0, 0, 3), COUNT)}, "edges: out of range"),
+        ({"terms": Terms((5, 0, 0), (0, 0, 1), COUNT)}, "index: expected 0 to 4, got 5"),
+        ({"terms": Terms((0, 4, 2), (0, 0, 3), COUNT)}, "edges: expected 0 to 2, got 3"),
         ({"terms": Terms((0, 4, 2), (0, 0), COUNT)}, "terms: expected a map and an edge of each"),
         ({"factors": torch.ones(2, dtype=torch.float64)}, "factors: expected one for each term"),
         ({"into": []}, "into: expected one for each sum"),

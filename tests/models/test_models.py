@@ -171,5 +171,27 @@ def test_training_refuses_bad_settings(tmp_path):
     (tmp_path / "x").write_text("x")
     with pytest.raises(InputError, match="not empty"):
         bf.train(GENOTYPE, SMALL, out=tmp_path)
-    with pytest.raises(InputError, match="the loss is"):
-        bf.train(GENOTYPE, SMALL.with_settings(learning_rate=1e30, gradient_clip=1e30, epochs=3))
+    with pytest.raises(InputError, match=r"gradient of the training loss .* not finite .* learning_rate = 1000000"):
+        bf.train(GENOTYPE, SMALL.with_settings(learning_rate=1e6, gradient_clip=1e6, epochs=3))
+
+
+def test_direct_feedback_is_shared_by_the_layers_that_meet_at_a_state():
+    """B is uniform in ±bound / n, n the layers with dfa on the edges from a state; also redrawn for another head."""
+    genotype = GENOTYPE.with_rule("dfa")
+    net = bf.build_network(genotype, channels=8, cells=3, num_classes=50)
+    for classes in (50, 60):
+        if classes == 60:
+            net.classifier = nn.Linear(net.classifier.in_features, 60)
+            bf.nn.connect_direct_feedback(net, 60)
+        for cell in net.cells:
+            edges = [edge for node in genotype.cells[cell.kind].nodes for edge in node]
+            for source in {edge.source for edge in edges}:
+                modules = [m for edge, m in zip(edges, cell.edges, strict=True) if edge.source == source]
+                layers = [m for module in modules for m in module.modules() if getattr(m, "rule", None) == "dfa"]
+                for layer in layers:
+                    shape = layer.feedback.shape
+                    assert shape[0] == classes
+                    bound = rules.get_law(layer.feedback_init, tuple(shape)).bound / len(layers)
+                    assert 0.95 * bound < layer.feedback.abs().max() <= bound * (1 + 1e-6)
+    plain = bf.nn.Linear(4, 3, rule="dfa", num_classes=50)
+    assert plain.feedback.abs().max() > 0.9 * rules.get_law("default", (50, 4)).bound

@@ -54,7 +54,8 @@ class Checkout:
         (self.package / "__init__.py").touch()
         shutil.copytree(ROOT / "bionas_fast" / "native", self.package / "native")
         (self.csrc / "cpu").mkdir(parents=True)
-        shutil.copy(ROOT / "csrc" / "library.cpp", self.csrc)
+        for name in ("library.cpp", "error_code.h"):
+            shutil.copy(ROOT / "csrc" / name, self.csrc)
         for name in ("dispatch", "*pool"):
             for file in (ROOT / "csrc" / "cpu").glob(f"{name}.*"):
                 shutil.copy(file, self.csrc / "cpu")

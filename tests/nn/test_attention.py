@@ -91,7 +91,9 @@ def test_outputs_are_torchs(build, batched):
 
 
 @pytest.mark.parametrize("itself", [True, False], ids=["self", "cross"])
-@pytest.mark.parametrize("build", [BUILDS["plain"], BUILDS["both"], BUILDS["other-features"]], ids=["plain", "both", "kv"])
+@pytest.mark.parametrize(
+    "build", [BUILDS["plain"], BUILDS["both"], BUILDS["other-features"]], ids=["plain", "both", "kv"]
+)
 def test_back_propagation_has_torchs_gradients(build, itself):
     if itself and "kdim" in build:
         build = {name: value for name, value in build.items() if name not in ("kdim", "vdim")}
@@ -127,13 +129,13 @@ class _Through(torch.autograd.Function):
 @pytest.mark.parametrize("build", [BUILDS["plain"], BUILDS["other-features"]], ids=["packed", "separate"])
 def test_errors_pass_through_the_feedback_of_each_projection(build, rule):
     ours, plain = made(build, rule)
-    query, key, value = given = inputs(build)
+    given = inputs(build)
     b = [layer.feedback_weight() for layer in (ours.q_proj, ours.k_proj, ours.v_proj, ours.out_proj)]
     for _ in range(2):
         output, _, down, learned = run(ours, given)
         weights = [w.detach().clone().requires_grad_() for w, _ in ours.projections()]
         biases = [bias.detach() for _, bias in ours.projections()]
-        query, key, value = leaves = [t.detach().clone().requires_grad_() for t in given]
+        leaves = [t.detach().clone().requires_grad_() for t in given]
         q, k, v = (
             (_Through.apply(x, w, feedback) + bias).unflatten(-1, (HEADS, -1)).movedim(0, 2)
             for x, w, feedback, bias in zip(leaves, weights, b, biases, strict=False)
@@ -170,10 +172,12 @@ def test_checkpoints_copies_and_constructor(rule):
     torch.manual_seed(3)
     fresh = MultiheadAttention(E, HEADS, rule=rule)
     torch.manual_seed(3)
-    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), nn.MultiheadAttention(E, HEADS).parameters(), strict=True))  # fmt: skip
+    plain = nn.MultiheadAttention(E, HEADS)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), plain.parameters(), strict=True))
     empty = MultiheadAttention(E, HEADS, rule=rule, device="meta", seed=4).to_empty(device="cpu")
     empty.load_state_dict(fresh.state_dict() if rule != "brsf" else nn.MultiheadAttention(E, HEADS).state_dict())
-    assert all(layer.feedback_weight().isfinite().all() for layer in empty.modules() if isinstance(layer, FeedbackLayer))
+    layers = [layer for layer in empty.modules() if isinstance(layer, FeedbackLayer)]
+    assert all(layer.feedback_weight().isfinite().all() for layer in layers)
     assert list(inspect.signature(MultiheadAttention).parameters)[-5:-2] == ["rule", "feedback_init", "num_classes"]
 
 

@@ -187,7 +187,7 @@ def test_an_exception_in_a_segment(reentrant):
 @VARIANTS
 @pytest.mark.parametrize("name", ["fa", "brsf", "dfa", "predictive"])
 def test_the_path_of_the_error_is_that_of_the_first_pass(name, reentrant):
-    """The true gradient of a pass stays the true gradient if the backward pass runs outside the block, and vice versa."""
+    """The true gradient of a pass stays it if the backward pass runs outside the block, and vice versa."""
     torch.manual_seed(0)
     if name == "predictive":
         net: nn.Module = PredictiveConv2d(3, 3, 3, 1, 1, credit="local").double()

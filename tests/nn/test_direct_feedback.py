@@ -269,7 +269,7 @@ def test_inputs_may_be_nested(nest):
 def test_an_output_that_holds_no_logits_is_refused():
     model = connect_direct_feedback(nn.Sequential(Linear(3, 2, rule="dfa"), nn.Identity()), 2)
     model[1].forward = lambda y: {"scores": y}
-    with pytest.raises(InputError, match="logits: expected .*, got dict with scores; name them: .*logits="):
+    with pytest.raises(InputError, match=r"logits: expected .*, got dict with scores; name them: .*logits="):
         model(torch.ones(1, 3, requires_grad=True))
 
 

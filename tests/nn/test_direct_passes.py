@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from itertools import pairwise
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ CLASSES = 3
 
 def linears() -> list[nn.Module]:
     sizes = (6, 8, 8, 8)
-    layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (Linear(a, b, rule="dfa"), nn.Tanh())]
+    layers = [m for a, b in pairwise(sizes) for m in (Linear(a, b, rule="dfa"), nn.Tanh())]
     return [*layers, Linear(8, CLASSES, rule="dfa")]
 
 
@@ -181,8 +182,6 @@ class Twice(nn.Sequential):
 def test_a_model_that_calls_itself():
     model, x = build(linears, Twice), batch(linears)
     plain = build(linears)
-    one, other = (once(plain, v) for v in (x, -x))
-    del one, other
     x = x.requires_grad_()
     y = plain(x) + plain(-x)
     expected = torch.autograd.grad(y.square().sum(), [x, *plain.parameters()])
@@ -334,9 +333,9 @@ def test_another_loss_brings_no_error_from_the_logits(reentrant):
 
     class Two(Segmented):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            x = checkpoint(self.segment, x, use_reentrant=self.reentrant) if self.last else self.segment(x)
+            x = features = checkpoint(self.segment, x, use_reentrant=self.reentrant) if self.last else self.segment(x)
             for layer in self[4:]:
-                features, x = x if layer is not self[4] else x, layer(x)
+                x = layer(x)
             return x, features
 
         def segment(self, x: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ KINDS = {
     ),
 }
 one_of_each = pytest.mark.parametrize(
-    "kind", [KINDS[name] for name in ("linear", "conv1d", "conv2d", "conv3d", "transpose1d", "transpose2d", "transpose3d")],
+    "kind",
+    [KINDS[name] for name in ("linear", "conv1d", "conv2d", "conv3d", "transpose1d", "transpose2d", "transpose3d")],
     ids=lambda kind: kind.name,
 )  # fmt: skip
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -167,7 +168,7 @@ def test_signatures_show_torchs_parameters_and_the_rule(kind):
 @every_rule
 @one_of_each
 def test_skip_init(kind, rule):
-    ours, theirs = make(kind, rule)
+    _, theirs = make(kind, rule)
     skipped = skip_init(kind.ours, *kind.sizes, **kind.arguments, rule=rule, dtype=torch.float64, seed=3)
     skipped.load_state_dict(theirs.state_dict(), strict=True)
     assert not any(tensor.is_meta for tensor in (*skipped.parameters(), *skipped.buffers()))

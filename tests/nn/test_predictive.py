@@ -423,7 +423,7 @@ def test_bad_arguments(sizes, arguments, message):
         make(sizes, **arguments)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 5), (1, 3, 5, 5), (1, 2, 2, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 5), (5, 5), (1, 3, 5, 5), (1, 2, 2, 5)], ids=str)
 def test_bad_input(shape):
     layer = make((2, 3, 3))
     for call in (layer, layer.energy):

@@ -116,9 +116,7 @@ def test_the_command_line_says_so_in_a_line(tmp_path, monkeypatch, capsys):
 def test_pixels_are_not_blamed_on_the_learning_rate():
     trainer = make("train")
     trainer.phases[0].batches.images[3, 0, 2, 2] = math.nan
-    with pytest.raises(
-        InputError, match=r"not finite in epoch 1, step \d of 8 .*dataset 'specks' hold pixels"
-    ) as raised:
+    with pytest.raises(InputError, match=r"epoch 1, step \d of 8 .*dataset 'specks' hold pixels") as raised:
         advance(trainer)
     assert "learning_rate" not in str(raised.value)
 

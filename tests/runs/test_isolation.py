@@ -141,7 +141,7 @@ def test_modes_of_the_caller_do_not_matter(kind, mode, plainly, tmp_path):
 
 #: Three processes with two threads each, that all begin a search without a folder at one time of a stopped clock.
 TOGETHER = """
-import datetime, multiprocessing, sys, threading
+import datetime, multiprocessing, os, sys, threading
 import bionas_fast as bf
 from bionas_fast.runs import folder
 from helpers.searches import TINY
@@ -161,7 +161,8 @@ registry._registry._items[killing.DATASET] = killing.specks
 
 def work(barrier):
     def search():
-        print(bf.search(bf.SearchConfig(**{**SETTINGS["search"], "epochs": 1})).run_dir, flush=True)
+        found = bf.search(bf.SearchConfig(**{**SETTINGS["search"], "epochs": 1})).run_dir
+        os.write(1, f"{found}\\n".encode())  # at once: the lines of several threads and processes
     threads = [threading.Thread(target=search) for _ in range(2)]
     barrier.wait()
     for thread in threads:
