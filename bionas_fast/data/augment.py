@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.runtime.isolation import seeded
 
 #: Sets of random image operations by torchvision: RandAugment (Cubuk et al. 2020), TrivialAugment (Müller and Hutter
 #: 2021), and AutoAugment (Cubuk et al. 2019) with the policy found on a dataset.
@@ -120,8 +121,7 @@ class Augment:
     def _apply_policy(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Apply the policy to each image by itself; torchvision draws from PyTorch's generator."""
         seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return torch.stack([self._policy(image) for image in images.cpu()]).to(images.device)
 
     def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import convert, name_layers
+from bionas_fast.runtime.isolation import seeded
 
 #: Residual blocks per stage of the networks for small images, by depth 6n + 2.
 _BLOCKS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
@@ -89,8 +89,7 @@ def build_resnet(
     for argument, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
         if value < 1:
             raise InputError(f"{argument}: expected at least 1, got {value}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if name in _BLOCKS:
             network: nn.Module = SmallResNet(_BLOCKS[name], num_classes, in_channels)
         else:
