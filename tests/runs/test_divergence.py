@@ -103,6 +103,16 @@ def test_every_method_ends_when_its_weights_diverge(method, tmp_path):
         start("search", out=tmp_path, **settings)
 
 
+def test_the_step_size_of_eg_is_named_itself():
+    """The largest one still ends in a result; a larger one is refused by its name, not blamed on the learning rate."""
+    with pytest.raises(InputError, match=r"eg_sigma: .*got 1e\+300"):
+        bf.SearchConfig(method="eg", eg_sigma=1e300)
+    trainer = make("search", method="eg", eg_sigma=1e6, population=4, generations=1)
+    advance(trainer)
+    assert all(math.isfinite(row["valid_loss"]) for row in trainer.metrics)
+    assert trainer.genotype.rules
+
+
 def test_the_command_line_says_so_in_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--set=weight_decay=1e6", "--set=learning_rate=1", "--set=batch_size=8"]
