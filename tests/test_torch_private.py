@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from bionas_fast import torch_private
 from bionas_fast.functional import hebbian_update
@@ -20,6 +21,8 @@ NAMES = {
     "_version": Tensor,
     "_are_functorch_transforms_active": torch._C,
     "_current_level": torch.autograd.forward_ad,
+    "_CheckpointFrame": torch.utils.checkpoint,
+    "queue_callback": torch.autograd.Variable._execution_engine,
 }
 
 
@@ -64,6 +67,40 @@ def test_a_transform_is_seen():
     with torch.autograd.forward_ad.dual_level():
         run(torch.ones(1))
     assert seen == [(False, False), (True, True), (False, True)]
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+def test_checkpoints_are_found_innermost_first(reentrant):
+    seen = []
+
+    def inner(x: Tensor) -> Tensor:
+        seen.append([*torch_private.checkpoints()])
+        return x.exp()
+
+    def outer(x: Tensor) -> Tensor:
+        return checkpoint(inner, x.exp(), use_reentrant=reentrant)
+
+    y = checkpoint(outer, torch.ones(1, requires_grad=True), use_reentrant=reentrant)
+    assert not [*torch_private.checkpoints()]
+    y.backward()
+    first, *repeats = seen
+    assert [repeated for _, repeated in first] == [False, False] and repeats
+    begun = {id(checkpoint) for checkpoint, _ in first}
+    for found in repeats:
+        own = next(i for i, (_, repeated) in enumerate(found) if repeated)
+        assert id(found[own][0]) in begun, "an object that began earlier"
+        begun |= {id(checkpoint) for checkpoint, _ in found[:own]}
+    # The outer one is repeated as a whole, and begins the inner one again, or only up to what the inner one needs.
+    assert [repeated for _, repeated in repeats[0]][:2] == ([False, True] if reentrant else [True])
+
+
+def test_a_function_is_called_at_the_end_of_the_backward_pass():
+    seen, x = [], torch.ones(1, requires_grad=True)
+    x.register_hook(lambda grad: seen.append("leaf"))
+    y = x * 2
+    y.register_hook(lambda grad: torch_private.after_backward(lambda: seen.append("end")))
+    y.backward()
+    assert seen == ["leaf", "end"]
 
 
 def test_a_saved_weight_can_be_replaced():
@@ -114,7 +151,11 @@ def results() -> tuple[list[Tensor], str]:
     return made, type(y.grad_fn).__name__
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "_current_graph_task_id"])
+#: Names without which convolutions run as before.
+OTHERS = {"_current_graph_task_id", "_CheckpointFrame", "queue_callback"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OTHERS])
 def test_without_the_name_results_are_the_same(name, monkeypatch):
     expected, node = results()
     assert node == "ConvolutionBackward0"
@@ -128,6 +169,14 @@ def test_without_the_name_results_are_the_same(name, monkeypatch):
 def test_without_the_name_every_place_may_be_a_backward_pass(monkeypatch):
     forget("_current_graph_task_id", monkeypatch)
     assert torch_private.in_backward_pass()
+
+
+def test_without_the_name_re_entrant_checkpoints_are_found(monkeypatch):
+    forget("_CheckpointFrame", monkeypatch)
+    seen = []
+    x = torch.ones(1, requires_grad=True)
+    checkpoint(lambda v: [seen.extend(torch_private.checkpoints()), v * 2][1], x, use_reentrant=True).backward()
+    assert [repeated for _, repeated in seen] == [False, True]
 
 
 def test_without_the_mark_the_compilers_own_function_sets_it(monkeypatch):

@@ -97,7 +97,7 @@ class _Settings:
 class _Plastic(nn.Module):
     """Mixin of the plastic weights and their updates, for both layers."""
 
-    weight: Any  # torch.nn's parameter, or in mode ``hebbian`` H
+    weight: Any
     bias: Any
     plasticity: Tensor
     steps: Tensor
@@ -140,10 +140,17 @@ class _Plastic(nn.Module):
         assert kind is not None
         return become(self, kind)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight" and name not in self._parameters and "plasticity" in self._buffers:
-            return self.plasticity
-        return super().__getattr__(name)
+    if not TYPE_CHECKING:  # an attribute in torch.nn's classes
+
+        @property
+        def weight(self) -> Any:
+            """torch.nn's parameter; in mode ``hebbian``, which has none, H."""
+            own = self._parameters.get("weight")
+            if own is None:
+                own = self._buffers.get("plasticity")
+            if own is None:
+                raise AttributeError("weight")
+            return own
 
     def reset_parameters(self) -> None:
         """Redraw all weights as the constructor does, and count the steps from 0."""
