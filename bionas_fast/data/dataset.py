@@ -24,7 +24,7 @@ CONSTANT = 1e-7
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of a dataset, in words for its summary.
+    """Origin of a dataset, in words for its summary.
 
     Attributes:
         classes: names of the classes, in the order of their labels.
