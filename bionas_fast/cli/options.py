@@ -15,7 +15,7 @@ import yaml
 from bionas_fast import presets, rules
 from bionas_fast.config import Option, RunConfig, RunRecord, marker
 from bionas_fast.data import dataset_names
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, shown
 from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
@@ -113,7 +113,14 @@ class Given:
     options: Mapping[str, Any]
 
     def with_options(self, **options: Any) -> Given:
-        """Return a copy with further options."""
+        """Return a copy with further options.
+
+        Raises:
+            InputError: a setting was given with another value.
+        """
+        for name, value in options.items():
+            if self.options.get(name, value) != value:
+                raise InputError(f"{name}: given twice, as {shown(value)} and {shown(self.options[name])}")
         return replace(self, options={**self.options, **options})
 
     def settings(self, kind: str) -> dict[str, Any]:

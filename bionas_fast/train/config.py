@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 from typing_extensions import Self
 
 from bionas_fast.config import DescentConfig, Option
 from bionas_fast.data.augment import Policy
 from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
+from bionas_fast.train.optimiser import build_optimizer
 
 #: A number of epochs.
 EpochNumber = Annotated[int, Field(ge=1)]
@@ -91,4 +93,5 @@ class SupervisedConfig(DescentConfig):
             raise InputError("schedule_epochs: multistep needs the epochs after which the learning rate falls")
         if self.schedule_epochs and self.schedule not in ("step", "multistep"):
             raise InputError(f"schedule_epochs: not used by the schedule {self.schedule}")
+        build_optimizer(nn.Linear(1, 1), self)  # what it refuses is known before any data is loaded
         return self

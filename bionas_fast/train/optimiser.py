@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from bionas_fast.errors import InputError, unknown
-from bionas_fast.train.config import SupervisedConfig
+
+if TYPE_CHECKING:
+    from bionas_fast.train.config import SupervisedConfig
 
 #: Short names of optimisers.
 _SHORT = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -54,7 +56,7 @@ def _kind(name: str) -> type[torch.optim.Optimizer]:
     }
     known: dict[str, Any] = {**_SHORT, **classes}
     if name not in known:
-        raise unknown("optimiser", name, known)
+        raise unknown("optimiser", name, known, "optimizer")
     kind = known[name]
     # These need a closure, or gradients of another kind.
     if kind in (torch.optim.LBFGS, torch.optim.SparseAdam):

@@ -99,7 +99,7 @@ def test_settings_from_preset_file_and_words(tmp_path):
     done = run(
         "search",
         "--preset",
-        "digits",
+        "cpu-digits",
         "--config",
         tmp_path / "mine.yaml",
         "--channels",
@@ -122,7 +122,7 @@ def test_settings_from_preset_file_and_words(tmp_path):
     [
         (["search", "--dataset", "digts"], "'digits'"),
         (["search", "--dataset", "fashion-mnist", "--data-dir", "/nowhere"], "/nowhere"),
-        (["search", "--preset", "digit"], "'digits'"),
+        (["search", "--preset", "cpu-digit"], "'cpu-digits'"),
         (["search", "--rules", "ufs"], "'usf'"),
         (["search", "--epochs", "few"], "--epochs"),
         (["search", "--config", "/nowhere.yaml"], "/nowhere.yaml"),

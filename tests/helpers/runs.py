@@ -16,9 +16,11 @@ from bionas_fast.config import changeable
 from bionas_fast.data import registry
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.kinds import get_kind
 from bionas_fast.runs.trainer import Trainer
 from bionas_fast.search import Search, SearchConfig
 from bionas_fast.train.genotype import Training
+from bionas_fast.train.resnet import ResNetConfig, ResNetTraining
 from bionas_fast.train.softhebb import SoftHebbTraining
 from helpers import killing
 from helpers.genotypes import GENOTYPE
@@ -50,6 +52,7 @@ SETTINGS = {
         "ema_decay": 0.5,
         "valid_fraction": 0.25,
     },
+    "resnet": {"epochs": 2, "batch_size": 8, "rule": "brsf"},
     "softhebb": {"feature_batch_size": 8, "layerwise": True, "epochs": 3, "batch_size": 8},
 }
 SETTINGS = {kind: {"dataset": killing.DATASET, "checkpoint_every": 0.0, **own} for kind, own in SETTINGS.items()}
@@ -109,7 +112,18 @@ def make(kind: str, **settings: Any) -> Trainer:
         return Search(SearchConfig(**own))
     if kind == "train":
         return Training(GENOTYPE, bf.TrainConfig(**own))
+    if kind == "resnet":
+        return ResNetTraining(ResNetConfig(**own))
     return SoftHebbTraining(bf.SoftHebbConfig(**own))
+
+
+def start(kind: str, config: Any, **how: Any) -> Any:
+    """Begin a run of this kind by the function of the library, or resume one; then ``config`` is None."""
+    if kind == "search":
+        return bf.search(config, **how)
+    if kind == "train":
+        return bf.train(config and GENOTYPE, config, **how)
+    return get_kind(kind).start(config, **how)
 
 
 def advance(trainer: Trainer, steps: int | None = None) -> None:

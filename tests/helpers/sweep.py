@@ -20,8 +20,9 @@ ANYTHING: tuple[Any, ...] = (
 
 
 def values(config: type[Config], name: str) -> Iterator[Any]:
-    """Yield values for a setting: the edges of its range, the numbers next to them, and values of every type."""
+    """Yield values for a setting: its default, the edges of its range and beyond, and values of every type."""
     field = config.model_fields[name]
+    yield field.get_default(call_default_factory=True)
     for mark in field.metadata:
         for edge in ("ge", "gt", "le", "lt"):
             limit = getattr(mark, edge, None)

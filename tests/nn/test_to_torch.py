@@ -188,7 +188,7 @@ def test_pruned_layers():
     ids=["small", "paper", "nb201"],
 )
 def test_a_genotype_network(genotype, size):
-    network = bf.build_network(genotype, channels=3, cells=3, drop_path=0.3, auxiliary=True)
+    network = bf.build_network(genotype, channels=3, cells=3, auxiliary=True)
     network(torch.randn(4, 3, *size))  # gives the statistics values
     plain = bf.to_torch(network.eval())
     assert modules_of_this_package(plain) == []

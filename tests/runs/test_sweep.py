@@ -14,6 +14,7 @@ from bionas_fast.runs.progress import Progress
 from bionas_fast.search.methods import get_method, method_names
 from helpers import killing, sweep
 from helpers.genotypes import GENOTYPE
+from helpers.runs import start
 
 BASE: dict[str, dict[str, Any]] = {
     "search": {
@@ -27,7 +28,15 @@ BASE: dict[str, dict[str, Any]] = {
         "batch_size": 8,
     },
     "train": {"epochs": 1, "channels": 2, "cells": 1, "batch_size": 8},
+    "resnet": {"epochs": 1, "batch_size": 8},
     "softhebb": {"epochs": 1, "batch_size": 8, "feature_batch_size": 8},
+}
+#: Words of the command line that begin a run of each kind.
+BEGIN = {
+    "search": ["search"],
+    "train": ["train", "genotype.json"],
+    "resnet": ["train", "resnet20"],
+    "softhebb": ["train", "softhebb"],
 }
 #: Settings whose largest values are legitimate and take minutes; their ranges are tested without a run.
 LONG = ("population", "generations", "channels", "cells")
@@ -72,12 +81,7 @@ def test_a_value_gives_a_result_or_an_input_error(kind, name, tmp_path, monkeypa
             continue
         how: dict[str, Any] = {"out": tmp_path / str(number), "progress": OneStep()}
         try:
-            if kind == "search":
-                bf.search(config, **how)
-            elif kind == "train":
-                bf.train(GENOTYPE, config, **how)
-            else:
-                bf.train_softhebb(config, **how)
+            start(kind, config, **how)
         except Enough:
             pass
         except InputError as error:
@@ -110,7 +114,7 @@ TEXTS = (
 def test_the_command_line_refuses_in_one_line(kind, name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "genotype.json").write_text(GENOTYPE.to_json())
-    begin = {"search": ["search"], "train": ["train", "genotype.json"], "softhebb": ["train", "softhebb"]}[kind]
+    begin = BEGIN[kind]
     for text in TEXTS:
         try:
             get_kind(kind).settings(**{name: text})
