@@ -1,26 +1,26 @@
-"""Repetition of runs over seeds: one resumable run a seed, and the statistics of their results."""
+"""Statistics of results over seeds: means, deviations, paired differences, and their tables."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
 from bionas_fast.runs.files import write_atomic
-from bionas_fast.runs.summary import RunSummary
-
-#: Begins a run of a seed in a new folder, or resumes the one in it: ``start(seed, folder, resume)``.
-Start = Callable[[int, Path, bool], object]
 
 #: The confidence of all intervals.
 CONFIDENCE = 0.95
+#: The files of a table in a folder.
+TABLE_MARKDOWN, TABLE_CSV = "table.md", "table.csv"
+#: The meaning of the numbers of a table.
+LEGEND = "± 95 % confidence interval of the mean over seeds (Student's t); differences are paired by seed."
+#: Cell of a table without a value.
+NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Series:
 
     @property
     def deviation(self) -> float:
-        """The sample standard deviation; NaN for a single seed."""
+        """The sample standard deviation; NaN for fewer than two seeds."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
 
     def minus(self, other: Series) -> Interval:
@@ -98,11 +98,15 @@ class SeedTable:
 
     Attributes:
         metric: the quantity, with its unit.
-        series: the variants.
+        series: the variants; some may have no results yet.
+        failures: for each run that ended with an error: the run, and the error.
+        folder: the folder of the runs, or None if there is none.
     """
 
     metric: str
     series: tuple[Series, ...]
+    failures: tuple[str, ...] = ()
+    folder: Path | None = None
 
     def rows(self) -> list[dict[str, str]]:
         """Return the rows of the table as text: name, seeds, mean ± interval, deviation, difference to the first."""
@@ -112,60 +116,50 @@ class SeedTable:
             row = {
                 "variant": series.name,
                 "seeds": str(len(series.values)),
-                self.metric: str(series.interval),
-                "deviation": "–" if math.isnan(series.deviation) else f"{series.deviation:.2f}",
+                self.metric: str(series.interval) if series.values else NOTHING,
+                "deviation": NOTHING if math.isnan(series.deviation) else f"{series.deviation:.2f}",
             }
             if len(self.series) > 1:
-                row[f"minus {first.name}"] = "–" if series is first else _signed(series.minus(first))
+                paired = series is not first and not series.values.keys().isdisjoint(first.values)
+                row[f"minus {first.name}"] = _signed(series.minus(first)) if paired else NOTHING
             rows.append(row)
         return rows
 
     def to_markdown(self) -> str:
-        """Write the table in Markdown."""
-        rows = self.rows()
-        lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        """Write the table in Markdown, followed by its legend and the failures."""
+        failures = "".join(f"- failed: {failure}\n" for failure in self.failures)
+        return f"{markdown(self.rows())}\n{LEGEND}\n" + (f"\n{failures}" if failures else "")
 
     def to_csv(self) -> str:
         """Write the result of every seed of every variant, one per line."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("variant", "seed", self.metric))
-        for series in self.series:
-            writer.writerows((series.name, seed, repr(value)) for seed, value in series.values.items())
-        return text.getvalue()
+        results = [(series.name, *result) for series in self.series for result in series.values.items()]
+        return comma_separated(("variant", "seed", self.metric), results)
 
     def write(self, folder: Path) -> None:
-        """Write ``table.md`` and ``table.csv`` into a folder, atomically."""
-        write_atomic(folder / "table.md", self.to_markdown())
-        write_atomic(folder / "table.csv", self.to_csv())
+        """Write ``table.md`` and ``table.csv`` into a folder, atomically.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
+        write_atomic(folder / TABLE_MARKDOWN, self.to_markdown())
+        write_atomic(folder / TABLE_CSV, self.to_csv())
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Write rows with the same columns as a table in Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def comma_separated(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Write rows as comma-separated values; numbers with all their digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _signed(interval: Interval) -> str:
     text = str(interval)
     return text if text.startswith("-") else f"+{text}"
-
-
-def run_seeds(name: str, folder: Path, seeds: Sequence[int], start: Start) -> Series:
-    """Run a variant once per seed, in ``folder/seed-N``; complete runs are read, stopped ones resumed.
-
-    Args:
-        name: name of the variant.
-        folder: the folder of its runs.
-        seeds: the seeds.
-        start: begins or resumes the run of a seed.
-
-    Raises:
-        InputError: a run that is in use or damaged, or has no accuracy.
-    """
-    values = {}
-    for seed in seeds:
-        path = folder / f"seed-{seed}"
-        begun = os.path.isfile(path / CONFIG)
-        if not begun or RunSummary.read(path).state != "complete":
-            start(seed, path, begun)
-        accuracy = RunSummary.read(path).accuracy
-        if accuracy is None:
-            raise InputError(f"{path}: the run has no accuracy")
-        values[seed] = accuracy
-    return Series(name, values)
