@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
@@ -95,6 +95,15 @@ Sets = Annotated[
 ]
 Plugins = option("plugins", {"": RunConfig})
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; must be new or empty.  [runs/…]")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Run N seeds, from --seed on, each in a folder of its own, and print their mean and spread; the same "
+        "command again continues.",
+    ),
+]
 Resume = Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")]
 
 
@@ -170,6 +179,36 @@ def takes_settings(command: str) -> Callable[[Command], Command]:
         run.__doc__ = function.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def takes_record(name: str, record: type) -> Callable[[Command], Command]:
+    """Replace a command's parameter by the fields of a dataclass, one option each; the command receives the dataclass.
+
+    Use as a decorator.
+
+    Args:
+        name: the name of the parameter.
+        record: the dataclass; its fields are annotated like the parameters of a command, and have defaults.
+    """
+    kinds = get_type_hints(record, include_extras=True)
+
+    def decorate(function: Command) -> Command:
+        def run(*arguments: Any, **options: Any) -> None:
+            own = {field.name: options.pop(field.name) for field in fields(record)}
+            function(*arguments, **{name: record(**own)}, **options)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        added = [
+            inspect.Parameter(field.name, keyword, default=field.default, annotation=kinds[field.name])
+            for field in fields(record)
+        ]
+        given, *others = inspect.signature(function, eval_str=True).parameters.values()
+        kept = [parameter.replace(kind=keyword) for parameter in others if parameter.name != name]
+        run.__doc__ = function.__doc__
+        run.__signature__ = inspect.Signature([given, *kept, *added])  # type: ignore[attr-defined]
         return run
 
     return decorate
