@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ def _continued(path: Path, variant: Variant, seed: int) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted in {variant.name}, seed {seed}; to continue, give the same command with --out {path}"
+            f"interrupted in {variant.name}, seed {seed}; to continue, give the same command with --out {shlex.quote(str(path))}"
         ) from None
 
 
