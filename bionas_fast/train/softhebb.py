@@ -24,7 +24,7 @@ from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
-from bionas_fast.runs.trainer import Phase, Trainer
+from bionas_fast.runs.trainer import Phase, Step, Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.train.result import TrainResult
@@ -154,19 +154,17 @@ class SoftHebbTraining(Trainer):
         for module in self.group if self.phase is self.filters else [self.net.head]:
             module.train()
 
-    def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
+    def train_step(self, x: Tensor, y: Tensor) -> Step:
         if self.phase is self.filters:
             self._filter_step(x)
-            return None, 0
+            return Step(None, None)
         assert self.reader is not None
         logits = self.reader(x)
         loss = F.cross_entropy(logits, y)
         self.optimizer.zero_grad()
         loss.backward()
-        if not torch.isfinite(loss):
-            raise NotFinite(f"the loss of the head ({loss.item():.3g})")
         self.optimizer.step()
-        return loss.item(), int((logits.argmax(dim=1) == y).sum())
+        return Step(loss.detach(), (logits.argmax(dim=1) == y).sum())
 
     @torch.no_grad()
     def _begin_head(self) -> None:
