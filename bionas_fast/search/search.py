@@ -138,7 +138,7 @@ class Search(Trainer):
                 in_channels=data.in_channels,
                 engine=config.engine,
                 seed=config.seed,
-                options=SupernetOptions(config.fixed, config.skip_rules, mixture),
+                options=SupernetOptions(config.fixed, config.skip_rules, config.initialisation, mixture),
             )
 
         expect_memory(build, config.channels, config.cells, self.device)
