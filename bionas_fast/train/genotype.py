@@ -131,7 +131,7 @@ class Training(SupervisedTraining):
             expect_memory(sized, config.channels, config.cells, resolve_device(config.device))
             return sized(config.channels, config.cells)
 
-        super().__init__(config, build, f"training {genotype.hash}")
+        super().__init__(config, build, genotype.hash)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         config = self.config
@@ -146,6 +146,7 @@ class Training(SupervisedTraining):
 
     def write_beginning(self, folder: RunFolder) -> None:
         super().write_beginning(folder)
+        assert self.genotype is not None
         folder.write(GENOTYPE, self.genotype.to_json())
 
     @classmethod

@@ -15,33 +15,31 @@ from bionas_fast.data.mixing import Mixing
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
-from bionas_fast.runs.folder import RunFolder
-from bionas_fast.runs.trainer import Phase, Step, Trainer
+from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.train.config import SupervisedConfig
+from bionas_fast.train.network import NetworkTraining
 from bionas_fast.train.optimiser import build_optimizer
-from bionas_fast.train.result import TrainResult
 from bionas_fast.train.schedule import learning_rate
 
 
-class SupervisedTraining(Trainer):
+class SupervisedTraining(NetworkTraining):
     """The training of a network on labelled images; a subclass says which network and how it is called.
 
     Args:
         config: the settings.
         build: builds the network for a dataset, on the CPU.
-        description: the text of progress displays.
+        name: the name of the network in displays and reports.
     """
 
-    command = "train"
-    trains_network = True
     metric_names: tuple[str, ...] = ("test_loss", "test_accuracy")
     config: SupervisedConfig
 
-    def __init__(self, config: SupervisedConfig, build: Callable[[Dataset], nn.Module], description: str) -> None:
+    def __init__(self, config: SupervisedConfig, build: Callable[[Dataset], nn.Module], name: str) -> None:
         super().__init__(config, resolve_device(config.device))
+        self.name = name
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
         training, self.held_out = (data.images, data.labels), None
         if config.valid_fraction:
@@ -59,7 +57,7 @@ class SupervisedTraining(Trainer):
             device=self.device,
         )
         distributed.require_divisible(batches.batch_size)
-        self.phases = [Phase(description, config.epochs, batches)]
+        self.phases = [Phase(f"training {name}", config.epochs, batches)]
         self.optimizer = build_optimizer(self.net, config)
         self.precision = Precision(config.amp, self.device)
         self.overflows = self.precision.scaler.is_enabled()
@@ -156,12 +154,3 @@ class SupervisedTraining(Trainer):
             return super().network_state(checkpoint)
         prefix = "module."
         return {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
-
-    def write_beginning(self, folder: RunFolder) -> None:
-        shape = {"in_channels": self.data.in_channels, "num_classes": self.data.num_classes}
-        self.write_config(folder, network=shape)
-
-    def result(self, folder: RunFolder | None) -> TrainResult[Any]:
-        """Return the result of the finished training."""
-        run_dir = None if folder is None else folder.path
-        return TrainResult(self.trained.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
