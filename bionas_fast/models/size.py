@@ -42,7 +42,7 @@ class NetworkSize:
         return {
             "parameters": f"{self.parameters:,}{head}",
             "multiply-adds": f"{self.operations / 1e6:,.1f} M per image",
-            "weights by rule": ", ".join(f"{rule} {share:.1%}" for rule, share in self.shares.items()),
+            "weights by rule": ", ".join(f"{rule} {100 * share:.1f} %" for rule, share in self.shares.items()),
         }
 
 
