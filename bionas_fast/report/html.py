@@ -1,4 +1,4 @@
-"""The report of a search: a self-contained HTML page."""
+"""The reports of a search and of a training: self-contained HTML pages."""
 
 from __future__ import annotations
 
@@ -65,11 +65,7 @@ def _content(
 ) -> Iterable[str]:
     yield f"<h1>Architecture and learning rules <code>{genotype.hash}</code></h1>"
     yield headline(summary)
-
-    yield "<h2>The cells</h2>"
-    yield "<p>An edge applies an operation and propagates errors by its learning rule; a node sums its edges.</p>"
-    yield inline_figure(genotype_figure(genotype), "cells", "The cells as graphs")
-    yield f"<details><summary>As JSON</summary><pre>{escape(genotype.to_json())}</pre></details>"
+    yield from _cells(genotype)
 
     yield "<h2>Learning rules over depth</h2>"
     if alphas:
@@ -86,6 +82,58 @@ def _content(
             charts.operations_figure(alphas, space), "operations", "Weight of every operation over epochs"
         )
 
+    yield from _training(metrics)
+    yield settings_and_machine(config, machine)
+    run = _words(path, config)
+    yield "<h2>Next steps</h2>"
+    yield f"<p>Show the cells in a terminal:</p><pre>bionas-fast show {run}</pre>"
+    yield f"<p>Train the genotype network:</p><pre>bionas-fast train {run}</pre>"
+
+
+def write_training_report(
+    path: str | Path,
+    *,
+    name: str,
+    genotype: Genotype | None,
+    config: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    machine: Mapping[str, str],
+    summary: Mapping[str, str],
+) -> None:
+    """Write the report of a training: one HTML file, without scripts or external resources, replaced atomically.
+
+    Args:
+        path: the file, inside the folder of the run; its command at the end names that folder.
+        name: the name of the network.
+        genotype: its genotype, if it has one.
+        config, metrics, machine: as of :func:`write_report`.
+        summary: the headline figures, by name.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    content = (
+        f"<h1>Training <code>{escape(name)}</code></h1>",
+        headline(summary),
+        *(() if genotype is None else _cells(genotype)),
+        *_training(metrics),
+        settings_and_machine(config, machine),
+        "<h2>Next steps</h2>",
+        "<p>Accuracy by class, confusion matrix and calibration:</p>",
+        f"<pre>bionas-fast evaluate {_words(path, config)}</pre>",
+    )
+    write_atomic(path, html_page(f"Training {name}", content))
+
+
+def _cells(genotype: Genotype) -> Iterable[str]:
+    yield "<h2>The cells</h2>"
+    yield "<p>An edge applies an operation and propagates errors by its learning rule; a node sums its edges.</p>"
+    yield inline_figure(genotype_figure(genotype), "cells", "The cells as graphs")
+    yield f"<details><summary>As JSON</summary><pre>{escape(genotype.to_json())}</pre></details>"
+
+
+def _training(metrics: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     curves = charts.curves_figure(metrics)
     if curves is not None:
         yield "<h2>Training</h2>"
@@ -93,8 +141,7 @@ def _content(
     if metrics:
         yield f"<details><summary>Metrics of all epochs</summary>{table_of_rows(metrics)}</details>"
 
-    yield settings_and_machine(config, machine)
-    run = escape(shlex.join([str(path.parent), *plugin_options(config.get("plugins", ()))]))
-    yield "<h2>Next steps</h2>"
-    yield f"<p>Show the cells in a terminal:</p><pre>bionas-fast show {run}</pre>"
-    yield f"<p>Train the genotype network:</p><pre>bionas-fast train {run}</pre>"
+
+def _words(path: Path, config: Mapping[str, Any]) -> str:
+    """Return the words of a command that name the run, escaped."""
+    return escape(shlex.join([str(path.parent), *plugin_options(config.get("plugins", ()))]))

@@ -36,7 +36,7 @@ summary { cursor: pointer; color: var(--muted) }
 table { border-collapse: collapse; width: 100%%; font-size: .88rem }
 th, td { text-align: left; vertical-align: top; padding: .3rem 1rem .3rem 0;
   border-bottom: 1px solid var(--faint); overflow-wrap: anywhere }
-th { font-weight: 400; color: var(--muted) }
+th { font-weight: 400; color: var(--muted); white-space: nowrap }
 .facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0 }
 .facts div { background: var(--surface); border-radius: .5rem; padding: .7rem 1rem; min-width: 8.5rem }
 .facts b { display: block; font-size: 1.35rem; font-weight: 600; overflow-wrap: anywhere }

@@ -145,9 +145,8 @@ def _continued(path: Path, variant: Variant, seed: int) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted in {variant.name}, seed {seed}; to continue, give the same command with --out {shlex.quote(str(path))}"
-        ) from None
+        again = f"give the same command with --out {shlex.quote(str(path))}"
+        raise Interrupted(f"interrupted in {variant.name}, seed {seed}; to continue, {again}") from None
 
 
 def _make(out: str | Path | NewFolder) -> Any:

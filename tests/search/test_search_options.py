@@ -8,8 +8,8 @@ import torch
 from bionas_fast.errors import InputError
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import RunFolder
-from bionas_fast.runs.summary import RunSummary
 from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.summary import RunSummary
 from bionas_fast.search import Search, SearchConfig, search
 from bionas_fast.search.skip_limit import SkipLimit
 from bionas_fast.space import get_space, random_genotype

@@ -11,6 +11,7 @@ from torch import nn
 
 import bionas_fast as bf
 from bionas_fast import InputError
+from bionas_fast.models import NetworkOptions
 from bionas_fast.space import Genotype, published
 from helpers.genotypes import GENOTYPE, random_genotype
 
@@ -25,7 +26,12 @@ def weighted(network: nn.Module) -> dict[str, nn.Module]:
 @pytest.mark.parametrize("rule", ["bp", "usf", "brsf", "frsf"])
 @pytest.mark.parametrize(
     ("genotype", "options"),
-    [(GENOTYPE, {"auxiliary": True}), (GENOTYPE, {"stem": "imagenet"}), (NB201, {}), (random_genotype(1), {})],
+    [
+        (GENOTYPE, {"auxiliary": True}),
+        (GENOTYPE, {"options": NetworkOptions("imagenet")}),
+        (NB201, {}),
+        (random_genotype(1), {}),
+    ],
     ids=["auxiliary", "imagenet", "nb201", "random"],
 )
 def test_a_rule_everywhere_is_that_of_every_layer(rule, genotype, options):
