@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bionas_fast import report, rules
+from bionas_fast.config import RunConfig
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder
@@ -19,12 +20,8 @@ from bionas_fast.runs.seeds import SeedTable
 from bionas_fast.runs.trainer import Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.space import Genotype
-from bionas_fast.train.config import SupervisedConfig
 from bionas_fast.train.genotype import TrainConfig, Training, train, trained_genotype
-from bionas_fast.train.softhebb import SoftHebbConfig
 
-#: The settings of a training.
-Settings = SupervisedConfig | SoftHebbConfig
 #: The variant that stands for the genotype as it is, and the word for it and every single rule.
 AS_FOUND, ALL = "genotype", "all"
 #: What follows a rule that also applies outside the searched edges, and the word before the seed of a shuffle.
@@ -34,7 +31,7 @@ _METRIC = "test accuracy %"
 
 def compare_rules(
     genotype: Genotype | None = None,
-    config: Settings | None = None,
+    config: RunConfig | None = None,
     *,
     variants: Iterable[str] = (ALL,),
     seeds: int = 1,
@@ -77,7 +74,7 @@ def compare_rules(
 
 def repeat_training(
     genotype: Genotype | None = None,
-    config: Settings | None = None,
+    config: RunConfig | None = None,
     *,
     seeds: int,
     out: str | Path | NewFolder | None = None,
@@ -113,7 +110,7 @@ def _repeated(
     return table
 
 
-def _expanded(variants: Iterable[str], genotype: Genotype | None, config: Settings) -> list[str]:
+def _expanded(variants: Iterable[str], genotype: Genotype | None, config: RunConfig) -> list[str]:
     """Return the words of the variants, those that ``all`` stands for among them."""
     every = (*([AS_FOUND] if genotype is not None else []), *_rules_of(config))
     words = [word for given in variants for word in (every if given == ALL else (given,))]
@@ -125,7 +122,7 @@ def _expanded(variants: Iterable[str], genotype: Genotype | None, config: Settin
     return words
 
 
-def _variant(word: str, genotype: Genotype | None, config: Settings) -> Variant:
+def _variant(word: str, genotype: Genotype | None, config: RunConfig) -> Variant:
     if genotype is not None:
         assigned = _assigned(word, trained_genotype(genotype, _train_config(config)))
         return _training(word, assigned, config)
@@ -147,13 +144,13 @@ def _assigned(word: str, genotype: Genotype) -> Genotype:
     raise unknown("variant", word, known)
 
 
-def _rules_of(config: Settings) -> tuple[str, ...]:
+def _rules_of(config: RunConfig) -> tuple[str, ...]:
     """Return the rules that the network of a configuration can learn by."""
     field = type(config).model_fields.get("rule")
     return (get_args(field.annotation) if field else ()) or rules.names()
 
 
-def _training(name: str, genotype: Genotype | None, config: Settings) -> Variant:
+def _training(name: str, genotype: Genotype | None, config: RunConfig) -> Variant:
     if genotype is None:
         trainer = _trainer_of(config)
         return Variant(name, trainer, config, trainer.start)
@@ -161,7 +158,7 @@ def _training(name: str, genotype: Genotype | None, config: Settings) -> Variant
     return Variant(name, Training, config, partial(train, genotype), files=files)
 
 
-def _trainer_of(config: Settings) -> type[Trainer]:
+def _trainer_of(config: RunConfig) -> type[Trainer]:
     trainers: Sequence[Any] = [get_kind(kind) for kind in kind_names()]
     found = next((trainer for trainer in trainers if trainer.settings is type(config)), None)
     if found is None or not found.sources:
@@ -169,13 +166,13 @@ def _trainer_of(config: Settings) -> type[Trainer]:
     return found
 
 
-def _train_config(config: Settings) -> TrainConfig:
+def _train_config(config: RunConfig) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise InputError(f"config: expected TrainConfig for a genotype, got {type(config).__name__}")
     return config
 
 
-def _network_name(genotype: Genotype | None, config: Settings) -> str:
+def _network_name(genotype: Genotype | None, config: RunConfig) -> str:
     if genotype is not None:
         return genotype.hash
     return f"{getattr(config, 'architecture', 'network')}-{getattr(config, 'rule', '')}"

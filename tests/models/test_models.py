@@ -119,6 +119,7 @@ def test_training_reaches_95_percent_on_digits(tmp_path):
         "metrics.jsonl",
         "checkpoint.pt",
         "genotype.json",
+        "report.html",
     }
     loaded = bf.load(result.run_dir)
     assert not loaded.training
@@ -171,7 +172,7 @@ def test_training_refuses_bad_settings(tmp_path):
     (tmp_path / "x").write_text("x")
     with pytest.raises(InputError, match="not empty"):
         bf.train(GENOTYPE, SMALL, out=tmp_path)
-    with pytest.raises(InputError, match=r"gradient of the training loss .* not finite .* learning_rate = 1000000"):
+    with pytest.raises(InputError, match=r"the training loss or its gradient .* not finite .* learning_rate = 1000000"):
         bf.train(GENOTYPE, SMALL.with_settings(learning_rate=1e6, gradient_clip=1e6, epochs=3))
 
 
