@@ -19,7 +19,7 @@ from bionas_fast.report.colors import INK, MUTED, SURFACE, rule_color
 from bionas_fast.report.page import headline, html_page, inline_figure, settings_and_machine, table_of_rows
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import METRICS, REPORT, RunFolder
-from bionas_fast.runs.seeds import LEGEND, SeedTable, Series
+from bionas_fast.runs.seeds import SeedTable, Series
 from bionas_fast.runs.summary import accuracy_of
 
 #: The largest number of panels in a row.
@@ -66,11 +66,15 @@ def _content(
     yield f"<h1>{escape(title)} <code>{escape(str(record.settings.get('dataset')))}</code></h1>"
     yield headline({"seeds": ", ".join(map(str, seeds)), "variants": len(table.series), "failed": len(table.failures)})
     yield table_of_rows(rows)
-    yield f"<p>{escape(LEGEND)}</p>"
+    yield f"<p>{escape(table.legend)}</p>"
     yield from (f"<p>{escape(remark)}</p>" for remark in (*remarks, *table.failures))
     if seeds:
         yield "<h2>Results of the seeds</h2>"
         yield inline_figure(results_figure(table), "results", f"{table.metric} of every seed, with means and intervals")
+    shares = {round(series.share, 1) for series in table.series if series.shares and series.values}
+    if len(shares) > 1:
+        yield "<h2>Results by share of back-propagation</h2>"
+        yield inline_figure(shares_figure(table), "shares", f"{table.metric} over the share of back-propagation")
     curves = {name: [_accuracies(run) for run in own] for name, own in runs.items()}
     if any(curve for own in curves.values() for curve in own):
         yield "<h2>Accuracy over epochs</h2>"
@@ -122,6 +126,23 @@ def _draw(ax: Axes, position: int, series: Series) -> None:
     color, interval = _color(series.name), series.interval
     ax.plot(list(series.values.values()), [position] * len(series.values), "o", color=color, ms=4, alpha=0.5)
     ax.errorbar(interval.mean, position, xerr=interval.half_width, fmt="|", color=color, ms=12, capsize=3)
+
+
+def shares_figure(table: SeedTable) -> Figure:
+    """Draw the mean of every variant and its interval over the share of the weights that learn by back-propagation."""
+    figure, axes = panel_grid(1, 1, 2.6)
+    style_axes(axes[0], f"{table.metric}, over the share of back-propagation in %")
+    for series in table.series:
+        if series.values and series.shares:
+            color, interval = _color(series.name), series.interval
+            axes[0].errorbar(
+                series.share, interval.mean, yerr=interval.half_width, fmt="o", color=color, ms=5, capsize=3
+            )
+            axes[0].annotate(
+                series.name, (series.share, interval.mean), (5, 4), textcoords="offset points", size=8, color=MUTED
+            )
+    axes[0].margins(x=0.12, y=0.12)
+    return figure
 
 
 def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
