@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -12,6 +13,7 @@ from urllib.parse import quote
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from bionas_fast import rules
 from bionas_fast.report.charts import panel_grid, style_axes
@@ -19,11 +21,13 @@ from bionas_fast.report.colors import INK, MUTED, SURFACE, rule_color
 from bionas_fast.report.page import headline, html_page, inline_figure, settings_and_machine, table_of_rows
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import METRICS, REPORT, RunFolder
-from bionas_fast.runs.seeds import SeedTable, Series
+from bionas_fast.runs.seeds import Interval, SeedTable, Series
 from bionas_fast.runs.summary import accuracy_of
 
 #: The largest number of panels in a row.
 _COLUMNS = 4
+#: Inches between variants that share a position.
+_DODGE = 0.16
 
 
 def write_comparison(
@@ -130,19 +134,41 @@ def _draw(ax: Axes, position: int, series: Series) -> None:
 
 def shares_figure(table: SeedTable) -> Figure:
     """Draw the mean of every variant and its interval over the share of the weights that learn by back-propagation."""
-    figure, axes = panel_grid(1, 1, 2.6)
-    style_axes(axes[0], f"{table.metric}, over the share of back-propagation in %")
+    groups: dict[float, list[Series]] = {}
     for series in table.series:
         if series.values and series.shares:
-            color, interval = _color(series.name), series.interval
-            axes[0].errorbar(
-                series.share, interval.mean, yerr=interval.half_width, fmt="o", color=color, ms=5, capsize=3
+            groups.setdefault(round(series.share, 1), []).append(series)
+    figure, (ax,) = panel_grid(1, 1, 2.6)
+    style_axes(ax, f"{table.metric}, over the share of back-propagation in %")
+    for share, own in groups.items():
+        for number, series in enumerate(own):
+            # Variants with the same share stand next to each other, centred on it.
+            inches = (number - (len(own) - 1) / 2) * _DODGE
+            place = ax.transData + ScaledTranslation(inches, 0, figure.dpi_scale_trans)
+            interval, color = series.interval, _color(series.name)
+            bar = {"fmt": "o", "color": color, "ms": 4, "capsize": 2, "transform": place}
+            ax.errorbar(share, interval.mean, yerr=interval.half_width, **bar)
+            ax.text(
+                share,
+                0.02,
+                f"{series.name} ",
+                transform=ax.get_xaxis_transform() + ScaledTranslation(inches, 0, figure.dpi_scale_trans),
+                rotation=90,
+                size=8,
+                color=MUTED,
+                ha="center",
+                va="bottom",
             )
-            axes[0].annotate(
-                series.name, (series.share, interval.mean), (5, 4), textcoords="offset points", size=8, color=MUTED
-            )
-    axes[0].margins(x=0.12, y=0.12)
+    ends = [end for own in groups.values() for series in own for end in _ends(series.interval)]
+    height = max(ends) - min(ends) or 1.0
+    # The names stand below the intervals.
+    ax.set(xlim=(-8, 108), ylim=(min(ends) - 0.6 * height, max(ends) + 0.08 * height))
     return figure
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    half = 0.0 if math.isnan(interval.half_width) else interval.half_width
+    return interval.mean - half, interval.mean + half
 
 
 def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
@@ -153,7 +179,10 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         style_axes(ax, name)
         for curve in own:
             ax.plot(range(1, len(curve) + 1), curve, color=_color(name), lw=1.3, marker="o" if len(curve) < 2 else None)
-        ax.set_ylim(min(values), max(values) + 1)
+        ax.set_ylim(min(values) - 1, max(values) + 1)
+        if max(map(len, own)) < 2:
+            ax.set(xlim=(0.5, 1.5), xticks=(1,))
+            continue
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure
 
