@@ -14,6 +14,7 @@ from bionas_fast.train import (
     ResNetConfig,
     SoftHebbConfig,
     TrainConfig,
+    compare_genotypes,
     compare_rules,
     load,
     repeat_training,

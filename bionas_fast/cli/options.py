@@ -19,6 +19,7 @@ from bionas_fast.errors import InputError, shown
 from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.summary import find_runs
 from bionas_fast.search import method_names
 from bionas_fast.space import operation_names, space_names
 
@@ -100,11 +101,16 @@ Seeds = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Run N seeds, from --seed on, each in a folder of its own, and print their mean and spread; the same "
-        "command again continues.",
+        help="Run N seeds, from --seed on, each in a folder of its own, and print their mean and spread. To continue, "
+        "give the command again, with the same --out or with --resume.",
     ),
 ]
-Resume = Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN", help="Resume the run in this folder; with several seeds or variants, all that are not complete."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -221,11 +227,27 @@ def with_plugins(command: Command) -> Command:
     def run(**arguments: Any) -> None:
         given = arguments["plugins"] or []
         import_plugins(given)
-        places = (arguments.get(name) for name in ("source", "config", "resume"))
+        named = (arguments.get(name) for name in ("source", "config", "resume"))
+        places = (*named, *(arguments.get("sources") or ()))
         with plugins_explained(*places, given=given):
             command(**arguments)
 
     return run
+
+
+def repeated_folder(folder: Path | None, resume: Path | None) -> Path | None:
+    """Return the folder of runs repeated over seeds, from ``--out`` or ``--resume``; the latter must hold runs.
+
+    Raises:
+        InputError: there are no runs to resume; or both were given.
+    """
+    if resume is None:
+        return folder
+    if folder is not None:
+        raise InputError("--out and --resume: give one of them")
+    if not find_runs(resume):
+        raise InputError(f"{resume}: no runs to resume; begin them with --out")
+    return resume
 
 
 def _split(name: str, value: Any, configs: Configs) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from bionas_fast.cli.output import err, out
 from bionas_fast.errors import InputError
@@ -29,7 +29,8 @@ def list_runs(
     if as_json:
         print(json.dumps([_row(summary, folder) for summary in summaries], indent=2))
     else:
-        table = Table("run", "kind", "data", "seed", "epochs", "state", "accuracy %", box=None, header_style="bold")
+        run = Column("run", overflow="fold")  # the words of further commands, never cut
+        table = Table(run, "kind", "data", "seed", "epochs", "state", "accuracy %", box=None, header_style="bold")
         for summary in summaries:
             table.add_row(*(_text(value) for value in _row(summary, folder).values()))
         out.print(table)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bionas_fast as bf
 from bionas_fast import report
-from bionas_fast.cli.options import Given, Out, Resume, Seeds, takes_settings, with_plugins
+from bionas_fast.cli.options import Given, Out, Resume, Seeds, repeated_folder, takes_settings, with_plugins
 from bionas_fast.cli.output import Bars, err, interruptible, out, print_lines, print_table
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import plugin_options
@@ -20,10 +20,9 @@ def search(given: Given, seeds: Seeds = None, folder: Out = None, resume: Resume
     if seeds is None:
         _search(given, folder, resume)
         return
-    if resume is not None:
-        raise InputError("--seeds continues when given again with the same --out: omit --resume")
+    config, folder = bf.SearchConfig(**given.settings("search")), repeated_folder(folder, resume)
     with interruptible():
-        table = bf.repeat_search(bf.SearchConfig(**given.settings("search")), seeds=seeds, out=folder, progress=Bars())
+        table = bf.repeat_search(config, seeds=seeds, out=folder, progress=Bars())
     print_table(table.rows())
     out.print()
     print_lines({**table.summary(), "folder": str(table.folder)})

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import bionas_fast as bf
-from bionas_fast.cli.options import Given, Out, Resume, Seeds, takes_record, takes_settings, with_plugins
+from bionas_fast.cli.options import (
+    Given,
+    Out,
+    Resume,
+    Seeds,
+    repeated_folder,
+    takes_record,
+    takes_settings,
+    with_plugins,
+)
 from bionas_fast.cli.output import Bars, interruptible, out, print_lines, print_table, print_trained
 from bionas_fast.cli.show import read_genotype
+from bionas_fast.cli.sources import Source, configuration
+from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
 from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.runs.seeds import LEGEND, SeedTable
+from bionas_fast.runs.seeds import SeedTable
 from bionas_fast.runs.trainer import Trainer
 
 #: The names of networks other than genotypes, from the kinds of run.
 _NETWORKS: Mapping[str, type[Trainer]] = {
     word: trainer for trainer in map(get_kind, kind_names()) for word in trainer.sources
 }
-#: The settings of a run that are the defaults of training its genotype, and those that must be the same in both.
-_DEFAULTS = ("dataset", "data_dir")
-_AGREED = ("skip_rules", "initialisation")
-Source = Annotated[
-    str | None,
+Sources = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="|".join(("RUN", "GENOTYPE", *_NETWORKS)), help="Run folder of a search, genotype file, or network."
+        metavar="|".join(("[NAME=]RUN", "[NAME=]GENOTYPE", *_NETWORKS)),
+        help="Run folder of a search, also of one with several seeds; genotype file; or network. Several genotypes are "
+        "compared.",
     ),
 ]
 
@@ -73,6 +84,13 @@ class Assignment:
         """Whether there is any."""
         return self != Assignment()
 
+    @property
+    def variant(self) -> str:
+        """The name of the assignment among the variants of a comparison."""
+        if self.shuffle_rules is not None:
+            return f"shuffle:{self.shuffle_rules}"
+        return f"{self.rule or 'genotype'}{':everywhere' if self.everywhere else ''}"
+
     def of(self, genotype: bf.Genotype) -> bf.Genotype:
         """Assign the rules to a genotype."""
         if self.shuffle_rules is not None:
@@ -109,12 +127,10 @@ class Repetition:
         """Whether there is any."""
         return self != Repetition()
 
-    def run(self, genotype: bf.Genotype | None, config: Any, folder: Path | None) -> SeedTable:
-        """Run the trainings, or those that are not complete."""
-        if self.compare is None:
-            return bf.repeat_training(genotype, config, seeds=self.seeds or 1, out=folder, progress=Bars())
-        variants = [word.strip() for word in self.compare.split(",")]
-        return bf.compare_rules(genotype, config, variants=variants, seeds=self.seeds or 1, out=folder, progress=Bars())
+    @property
+    def variants(self) -> list[str] | None:
+        """The variants to compare, if any."""
+        return None if self.compare is None else [word.strip() for word in self.compare.split(",")]
 
 
 @with_plugins
@@ -125,59 +141,88 @@ def train(
     given: Given,
     assignment: Assignment,
     repetition: Repetition,
-    source: Source = None,
+    sources: Sources = None,
     folder: Out = None,
     resume: Resume = None,
 ) -> None:
     """Train the genotype of a search, or another network, from scratch and test it.
 
+    Several genotypes, those of a search with several seeds, --seeds and --compare are trained one after the other, each
+    in a run folder of its own, and compared.
+
     The dataset and its folder default to those of the search; skip_rules and initialisation are those of the search.
     """
-    if source is None and resume is None:
-        words = " or ".join(("a genotype", *_NETWORKS))
-        raise InputError(f"nothing to train: give a run folder, {words}, or resume a run with --resume RUN")
-    if repetition.given and resume is not None:
-        raise InputError("--seeds and --compare continue when given again with the same --out: omit --resume")
+    words = sources or []
+    if not words and resume is None:
+        known = " or ".join(("a genotype", *_NETWORKS))
+        raise InputError(f"nothing to train: give a run folder, {known}, or resume a run with --resume RUN")
     if repetition.compare is not None and assignment.given:
         raise InputError("--compare names the rules of all variants: omit --rule, --everywhere and --shuffle-rules")
-    network = _network(source, resume)
+    network = _network(words, resume)
     if network is not None:
-        named = {} if source is None else network.settings_of_source(source)
+        named = network.settings_of_source(words[0]) if words else {}
         given = given.with_options(**named, **assignment.settings(network.kind))
-    if repetition.given:
-        genotype, config = _training(network, given, str(source), assignment)
-        with interruptible():
-            _print_repeated(repetition.run(genotype, config, folder))
-    elif network is None:
-        _train_genotype(given, source, assignment, folder, resume)
+        if repetition.given:
+            _repeat_network(network, given, repetition, repeated_folder(folder, resume))
+        else:
+            _train_network(network, given, folder, resume)
+        return
+    read = [Source.read(word) for word in words]
+    if repetition.given or any(not isinstance(source.found, bf.Genotype) for source in read) or len(read) > 1:
+        _repeat_genotypes(read, given, assignment, repetition, repeated_folder(folder, resume))
     else:
-        _train_network(network, given, folder, resume)
+        _train_genotype(read, given, assignment, folder, resume)
 
 
-def _network(source: str | None, resume: Path | None) -> type[Trainer] | None:
+def _network(words: Sequence[str], resume: Path | None) -> type[Trainer] | None:
     """Return the kind of run that trains the named network; None for genotypes."""
-    if resume is None:
-        return _NETWORKS.get(str(source))
+    named = next((word for word in words if word in _NETWORKS), None)
+    if named is not None and len(words) > 1:
+        raise InputError(f"{named}: expected nothing else to train, got {', '.join(words)}")
+    if resume is None or not os.path.isfile(resume / CONFIG):
+        return None if named is None else _NETWORKS[named]
     kind = RunFolder.open(resume).read().kind
     network = next((trainer for trainer in _NETWORKS.values() if trainer.kind == kind), None)
-    if network is not None and source not in (None, *network.sources):
-        raise InputError(f"{resume} trains {network.kind}, not {source}")
+    if network is not None and words and words[0] not in network.sources:
+        raise InputError(f"{resume} trains {network.kind}, not {words[0]}")
     return network
 
 
-def _training(
-    network: type[Trainer] | None, given: Given, source: str, assignment: Assignment
-) -> tuple[bf.Genotype | None, Any]:
-    """Return the genotype to train, if any, and the configuration."""
-    if network is not None:
-        return None, network.settings(**given.settings(network.kind))
-    return _genotype(given, source, assignment)
+def _repeat_network(network: type[Trainer], given: Given, repetition: Repetition, folder: Path | None) -> None:
+    config: Any = network.settings(**given.settings(network.kind))
+    _print_repeated(partial(_repetition(repetition), None, config), folder)
 
 
-def _print_repeated(table: SeedTable) -> None:
+def _repeat_genotypes(
+    read: Sequence[Source], given: Given, assignment: Assignment, repetition: Repetition, folder: Path | None
+) -> None:
+    config = configuration(read, given)
+    if len(read) == 1 and isinstance(read[0].found, bf.Genotype):
+        _print_repeated(partial(_repetition(repetition), assignment.of(read[0].found), config), folder)
+        return
+    genotypes = {source.name: source.found for source in read}
+    if len(genotypes) < len(read):
+        raise InputError(f"expected different names, got {', '.join(s.name for s in read)}; give NAME=GENOTYPE")
+    variants = repetition.variants or [assignment.variant]
+    compare = partial(bf.compare_genotypes, genotypes, config, variants=variants, seeds=repetition.seeds)
+    _print_repeated(compare, folder)
+
+
+def _repetition(repetition: Repetition) -> Callable[..., SeedTable]:
+    """Return the function that repeats the training of a network, under one assignment of rules or several."""
+    seeds, variants = repetition.seeds or 1, repetition.variants
+    if variants is None:
+        return partial(bf.repeat_training, seeds=seeds)
+    return partial(bf.compare_rules, seeds=seeds, variants=variants)
+
+
+def _print_repeated(repeat: Callable[..., SeedTable], folder: Path | None) -> None:
+    """Run the trainings that are not complete, and print the table of all."""
+    with interruptible():
+        table = repeat(out=folder, progress=Bars())
     print_table(table.rows())
     out.print()
-    out.print(LEGEND, markup=False, highlight=False, soft_wrap=True)
+    out.print(table.legend, markup=False, highlight=False, soft_wrap=True)
     print_lines({"folder": str(table.folder)})
     if table.failures:
         raise InputError("; ".join(table.failures))
@@ -196,37 +241,22 @@ def _train_network(trainer: type[Trainer], given: Given, folder: Path | None, re
 
 
 def _train_genotype(
-    given: Given, source: str | None, assignment: Assignment, folder: Path | None, resume: Path | None
+    read: Sequence[Source], given: Given, assignment: Assignment, folder: Path | None, resume: Path | None
 ) -> None:
-    genotype: bf.Genotype | None
+    found = next((source.found for source in read if isinstance(source.found, bf.Genotype)), None)
     place: Path | NewFolder | None = folder
     if resume is None:
-        genotype, config = _genotype(given, str(source), assignment)
-        place = folder or NewFolder(f"train-{config.dataset}-{genotype.hash}")
+        assert found is not None
+        config = configuration(read, given)
+        genotype: bf.Genotype | None = assignment.of(found)
+        place = folder or NewFolder(f"train-{config.dataset}-{assignment.of(found).hash}")
     else:
-        genotype = None if source is None else assignment.of(read_genotype(source))
-        if source is None and assignment.shuffle_rules is not None:
+        if found is None and assignment.shuffle_rules is not None:
             raise InputError("--shuffle-rules: the rules of the resumed run are shuffled already; omit it")
-        if source is None and assignment.given:
-            genotype = assignment.of(read_genotype(resume))
+        if found is None and assignment.given:
+            found = read_genotype(resume)
+        genotype = None if found is None else assignment.of(found)
         config = given.resumed("train", resume)
     with interruptible():
         result = bf.train(genotype, config, out=place, resume=resume, progress=Bars())
     print_trained(result, {"genotype": result.network.genotype.hash})
-
-
-def _genotype(given: Given, source: str, assignment: Assignment) -> tuple[bf.Genotype, bf.TrainConfig]:
-    """Read a genotype and the configuration of its training, by default on the dataset of its search.
-
-    Raises:
-        InputError: a setting contradicts the search where both must agree.
-    """
-    genotype = read_genotype(source)
-    searched = RunFolder.open(source).read().settings if os.path.isdir(source) else {}
-    inherited = {name: searched[name] for name in (*_DEFAULTS, *_AGREED) if searched.get(name) is not None}
-    config = bf.TrainConfig(**{**inherited, **given.settings("train")})
-    for name in _AGREED:
-        value = getattr(config, name)
-        if value != inherited.get(name, value):
-            raise InputError(f"{name}: expected {inherited[name]} as in the run {source}, got {value}")
-    return assignment.of(genotype), config

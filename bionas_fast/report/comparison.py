@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -12,6 +13,7 @@ from urllib.parse import quote
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from bionas_fast import rules
 from bionas_fast.report.charts import panel_grid, style_axes
@@ -19,11 +21,13 @@ from bionas_fast.report.colors import INK, MUTED, SURFACE, rule_color
 from bionas_fast.report.page import headline, html_page, inline_figure, settings_and_machine, table_of_rows
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import METRICS, REPORT, RunFolder
-from bionas_fast.runs.seeds import LEGEND, SeedTable, Series
+from bionas_fast.runs.seeds import Interval, SeedTable, Series
 from bionas_fast.runs.summary import accuracy_of
 
 #: The largest number of panels in a row.
 _COLUMNS = 4
+#: Inches between variants that share a position.
+_DODGE = 0.16
 
 
 def write_comparison(
@@ -66,11 +70,15 @@ def _content(
     yield f"<h1>{escape(title)} <code>{escape(str(record.settings.get('dataset')))}</code></h1>"
     yield headline({"seeds": ", ".join(map(str, seeds)), "variants": len(table.series), "failed": len(table.failures)})
     yield table_of_rows(rows)
-    yield f"<p>{escape(LEGEND)}</p>"
+    yield f"<p>{escape(table.legend)}</p>"
     yield from (f"<p>{escape(remark)}</p>" for remark in (*remarks, *table.failures))
     if seeds:
         yield "<h2>Results of the seeds</h2>"
         yield inline_figure(results_figure(table), "results", f"{table.metric} of every seed, with means and intervals")
+    shares = {round(series.share, 1) for series in table.series if series.shares and series.values}
+    if len(shares) > 1:
+        yield "<h2>Results by share of back-propagation</h2>"
+        yield inline_figure(shares_figure(table), "shares", f"{table.metric} over the share of back-propagation")
     curves = {name: [_accuracies(run) for run in own] for name, own in runs.items()}
     if any(curve for own in curves.values() for curve in own):
         yield "<h2>Accuracy over epochs</h2>"
@@ -124,6 +132,45 @@ def _draw(ax: Axes, position: int, series: Series) -> None:
     ax.errorbar(interval.mean, position, xerr=interval.half_width, fmt="|", color=color, ms=12, capsize=3)
 
 
+def shares_figure(table: SeedTable) -> Figure:
+    """Draw the mean of every variant and its interval over the share of the weights that learn by back-propagation."""
+    groups: dict[float, list[Series]] = {}
+    for series in table.series:
+        if series.values and series.shares:
+            groups.setdefault(round(series.share, 1), []).append(series)
+    figure, (ax,) = panel_grid(1, 1, 2.6)
+    style_axes(ax, f"{table.metric}, over the share of back-propagation in %")
+    for share, own in groups.items():
+        for number, series in enumerate(own):
+            # Variants with the same share stand next to each other, centred on it.
+            inches = (number - (len(own) - 1) / 2) * _DODGE
+            place = ax.transData + ScaledTranslation(inches, 0, figure.dpi_scale_trans)
+            interval, color = series.interval, _color(series.name)
+            bar = {"fmt": "o", "color": color, "ms": 4, "capsize": 2, "transform": place}
+            ax.errorbar(share, interval.mean, yerr=interval.half_width, **bar)
+            ax.text(
+                share,
+                0.02,
+                f"{series.name} ",
+                transform=ax.get_xaxis_transform() + ScaledTranslation(inches, 0, figure.dpi_scale_trans),
+                rotation=90,
+                size=8,
+                color=MUTED,
+                ha="center",
+                va="bottom",
+            )
+    ends = [end for own in groups.values() for series in own for end in _ends(series.interval)]
+    height = max(ends) - min(ends) or 1.0
+    # The names stand below the intervals.
+    ax.set(xlim=(-8, 108), ylim=(min(ends) - 0.6 * height, max(ends) + 0.08 * height))
+    return figure
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    half = 0.0 if math.isnan(interval.half_width) else interval.half_width
+    return interval.mean - half, interval.mean + half
+
+
 def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """Draw one panel per variant: the accuracy over epochs, one line per seed."""
     figure, axes = panel_grid(len(curves), min(len(curves), _COLUMNS), 1.7)
@@ -132,7 +179,10 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         style_axes(ax, name)
         for curve in own:
             ax.plot(range(1, len(curve) + 1), curve, color=_color(name), lw=1.3, marker="o" if len(curve) < 2 else None)
-        ax.set_ylim(min(values), max(values) + 1)
+        ax.set_ylim(min(values) - 1, max(values) + 1)
+        if max(map(len, own)) < 2:
+            ax.set(xlim=(0.5, 1.5), xticks=(1,))
+            continue
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure
 

@@ -27,8 +27,8 @@ h1 { font-size: 1.7rem; margin: 0 }
 h1 code { font-weight: 400; color: var(--muted); margin-left: .6rem }
 h2 { font-size: 1.15rem; margin: 3rem 0 .3rem }
 p { margin: .3rem 0 1rem; color: var(--muted); max-width: 60rem }
-svg { display: block; width: 100%%; height: auto }
-svg + svg { margin-top: 1.2rem }
+svg { display: block; width: 100%%; min-width: 38rem; height: auto }
+.scroll + .scroll { margin-top: 1.2rem }
 code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .88em }
 pre { background: var(--surface); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; user-select: all }
 details { margin: 1rem 0 }
@@ -77,7 +77,8 @@ def inline_figure(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", svg)
     for variable, color in _LIGHT.items():
         svg = svg.replace(color, f"var(--{variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    return f'<div class="scroll">{svg}</div>'
 
 
 def settings_and_machine(config: Mapping[str, Any], machine: Mapping[str, Any]) -> str:

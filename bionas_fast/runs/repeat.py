@@ -22,92 +22,114 @@ from bionas_fast.runtime import distributed
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A run to be repeated over seeds.
+class Result:
+    """The result of a complete run.
 
     Attributes:
-        name: its name in tables.
+        accuracy: its accuracy in percent.
+        share: the share of the weights that learn by back-propagation, in percent; None for a run without a network.
+    """
+
+    accuracy: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that is to be complete in a folder: begun, resumed, or there already.
+
+    Attributes:
         trainer: its kind of run.
-        config: its settings; the seed is replaced.
-        start: begins or resumes a run: ``start(config, out=…, resume=…, progress=…)``.
-        folder: folder of its runs within that of all variants.
+        config: its settings.
+        start: begins or resumes it: ``start(config, out=…, resume=…, progress=…)``.
         files: the files besides the settings that define the run, such as its genotype, and their content.
     """
 
-    name: str
     trainer: type[Trainer]
     config: RunConfig
     start: Callable[..., object]
-    folder: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
 
-    def path(self, out: Path, seed: int) -> Path:
-        """Return the folder of the run of a seed."""
-        return out / self.folder / f"seed-{seed}"
-
-    def run(self, out: Path, seed: int, progress: Progress) -> float:
-        """Run the variant with a seed to its end, unless that has been done; return its accuracy in percent.
+    def complete(self, path: Path, progress: Progress) -> Result:
+        """Run to the end, unless that has been done, and return the result.
 
         Raises:
             InputError: the folder holds another run, or one that is in use or damaged; the run cannot continue.
             Interrupted: the run was interrupted, and is saved.
         """
-        path, config = self.path(out, seed), self.config.with_settings(seed=seed)
-        accuracy = self._accuracy(path, config)
-        if accuracy is None:
+        result = self._result(path)
+        if result is None:
             begun = distributed.broadcast(os.path.isfile(path / CONFIG))
-            self.start(config, **{"resume" if begun else "out": path}, progress=progress)
-            accuracy = self._accuracy(path, config)
-        if accuracy is None:
+            self.start(self.config, **{"resume" if begun else "out": path}, progress=progress)
+            result = self._result(path)
+        if result is None:
             raise InputError(f"{path}: the run has no accuracy")
-        return accuracy
+        return result
 
-    def _accuracy(self, path: Path, config: RunConfig) -> float | None:
-        """Read the accuracy of a complete run with these settings; None for another state of the run."""
+    def _result(self, path: Path) -> Result | None:
+        """Read the result of the complete run in a folder; None for another state of the run."""
 
-        def read() -> float | None:
-            return self._read(path, config) if distributed.is_main() else None
+        def read() -> Result | None:
+            return self._read(path) if distributed.is_main() else None
 
         return distributed.broadcast(distributed.run_on_all_ranks(read))
 
-    def _read(self, path: Path, config: RunConfig) -> float | None:
+    def _read(self, path: Path) -> Result | None:
         if not os.path.isfile(path / CONFIG) or not os.path.isfile(path / CHECKPOINT):
             return None
         folder = RunFolder.open(path)
         state = folder.read_checkpoint()
         try:
-            expect_run(state, self.trainer.kind, config)
+            expect_run(state, self.trainer.kind, self.config)
         except InputError as error:
             raise error.at(str(path)) from None
         for name, content in self.files.items():
             if folder.file(name).read_text(encoding="utf-8", errors="replace") != content:
-                raise InputError(f"{path}: its {name} is not that of {self.name}; choose another folder")
+                raise InputError(f"{path}: its {name} is not the one of this comparison; choose another folder")
         try:
             row = self.trainer.final_row(state)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise InputError(f"{path / CHECKPOINT}: not the state of a run: {error!r:.200}") from None
         # The report is written after the last checkpoint.
         reported = self.trainer.write_report is Trainer.write_report or os.path.isfile(path / REPORT)
-        return accuracy_of(row) if row is not None and reported else None
+        accuracy = accuracy_of(row) if row is not None and reported else None
+        return None if accuracy is None else Result(accuracy, self.trainer.share_of_bp(folder, folder.read()))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run that is repeated over seeds.
+
+    Attributes:
+        name: its name in tables.
+        runs: the run of each seed.
+        folder: folder of its runs within that of all variants.
+    """
+
+    name: str
+    runs: Mapping[int, PlannedRun]
+    folder: str = ""
+
+    def path(self, out: Path, seed: int) -> Path:
+        """Return the folder of the run of a seed."""
+        return out / self.folder / f"seed-{seed}"
 
 
 def repeat(
     variants: Sequence[Variant],
-    seeds: Sequence[int],
     out: str | Path | NewFolder,
     *,
     metric: str,
     progress: Progress | None = None,
     write: Callable[[SeedTable, Path], object] = SeedTable.write,
 ) -> SeedTable:
-    """Run every variant once per seed, in ``out/FOLDER/seed-N``; complete runs are read, stopped ones resumed.
+    """Complete the runs of all variants, in ``out/FOLDER/seed-N``; complete runs are read, stopped ones resumed.
 
-    All variants run with a seed before the next seed begins. The table is written after every run. A run whose numbers
-    are no longer finite is recorded as a failure of the table, and the others go on.
+    All variants run with a seed before the next seed begins, in ascending order. The table is written after every run.
+    A run whose numbers are no longer finite is recorded as a failure of the table, and the others go on.
 
     Args:
-        variants: the runs; the table compares each with the first one.
-        seeds: the seeds.
+        variants: the runs; the table compares each variant with the first one.
         out: the folder: new, empty, or that of an earlier call.
         metric: the accuracy in the table, with its unit.
         progress: receives the progress of each run and its result.
@@ -121,22 +143,31 @@ def repeat(
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved; the same call continues them.
     """
     progress = progress or Progress()
-    values: dict[str, dict[int, float]] = {variant.name: {} for variant in variants}
-    failures: list[str] = []
     with distributed.process_group():
         path = distributed.broadcast(distributed.run_on_all_ranks(lambda: _make(out)))
-        for seed in seeds:
-            for variant in variants:
+        results: list[dict[int, Result]] = [{} for _ in variants]
+        failures: list[dict[int, str]] = [{} for _ in variants]
+        for seed in sorted({seed for variant in variants for seed in variant.runs}):
+            for number, variant in enumerate(variants):
+                if seed not in variant.runs:
+                    continue
                 with _continued(path, variant, seed):
                     try:
-                        values[variant.name][seed] = accuracy = variant.run(path, seed, progress)
-                        progress.result(variant.name, seed, accuracy)
+                        result = variant.runs[seed].complete(variant.path(path, seed), progress)
+                        results[number][seed] = result
+                        progress.result(variant.name, seed, result.accuracy)
                     except Diverged as error:
-                        failures.append(f"{variant.name}, seed {seed}: {error}")
-                table = SeedTable(metric, tuple(Series(*own) for own in values.items()), tuple(failures), path)
+                        failures[number][seed] = str(error)
+                series = (_series(*own) for own in zip(variants, results, failures, strict=True))
+                table = SeedTable(metric, tuple(series), path)
                 if distributed.is_main():
                     write(table, path)
     return table
+
+
+def _series(variant: Variant, results: Mapping[int, Result], failures: Mapping[int, str]) -> Series:
+    shares = {seed: result.share for seed, result in results.items() if result.share is not None}
+    return Series(variant.name, {seed: result.accuracy for seed, result in results.items()}, shares, dict(failures))
 
 
 @contextmanager

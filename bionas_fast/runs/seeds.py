@@ -7,11 +7,12 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bionas_fast.errors import InputError
 from bionas_fast.runs.files import write_atomic
+from bionas_fast.runs.student import student_quantile
 
 #: The confidence of all intervals.
 CONFIDENCE = 0.95
@@ -19,6 +20,9 @@ CONFIDENCE = 0.95
 TABLE_MARKDOWN, TABLE_CSV = "table.md", "table.csv"
 #: The meaning of the numbers of a table.
 LEGEND = "± 95 % confidence interval of the mean over seeds (Student's t); differences are paired by seed."
+#: The column of the shares of back-propagation, and its meaning.
+SHARE = "bp %"
+SHARE_LEGEND = f"{SHARE}: share of the weights that learn by back-propagation."
 #: Cell of a table without a value.
 NOTHING = "–"
 
@@ -49,10 +53,8 @@ class Interval:
         count, mean = len(values), statistics.fmean(values)
         if count == 1:
             return cls(mean, math.nan, 1)
-        from scipy.stats import t  # slow to import
-
-        quantile = float(t.ppf((1 + CONFIDENCE) / 2, count - 1))
-        return cls(mean, quantile * statistics.stdev(values) / math.sqrt(count), count)
+        half_width = student_quantile(CONFIDENCE, count - 1) * statistics.stdev(values) / math.sqrt(count)
+        return cls(mean, half_width, count)
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if math.isnan(self.half_width) else f"{self.mean:.2f} ± {self.half_width:.2f}"
@@ -65,10 +67,15 @@ class Series:
     Attributes:
         name: name of the variant.
         values: the result of each seed.
+        shares: the share of the weights that learn by back-propagation, in percent, of the network of each seed; empty
+            for runs without one.
+        failures: for each seed whose run ended with an error: the error.
     """
 
     name: str
     values: Mapping[int, float]
+    shares: Mapping[int, float] = field(default_factory=dict)
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def interval(self) -> Interval:
@@ -79,6 +86,11 @@ class Series:
     def deviation(self) -> float:
         """The sample standard deviation; NaN for fewer than two seeds."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
+
+    @property
+    def share(self) -> float:
+        """The mean share of the weights that learn by back-propagation, in percent; NaN if it is unknown."""
+        return statistics.fmean(self.shares.values()) if self.shares else math.nan
 
     def minus(self, other: Series) -> Interval:
         """Compute the mean of the paired differences over the seeds that both have, and its interval.
@@ -99,26 +111,48 @@ class SeedTable:
     Attributes:
         metric: the quantity, with its unit.
         series: the variants; some may have no results yet.
-        failures: for each run that ended with an error: the run, and the error.
         folder: the folder of the runs, or None if there is none.
     """
 
     metric: str
     series: tuple[Series, ...]
-    failures: tuple[str, ...] = ()
     folder: Path | None = None
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """For each run that ended with an error: the run, and the error."""
+        return tuple(
+            f"{series.name}, seed {seed}: {error}" for series in self.series for seed, error in series.failures.items()
+        )
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether the share of back-propagation is known of any variant."""
+        return any(series.shares for series in self.series)
+
+    @property
+    def legend(self) -> str:
+        """The meaning of the numbers."""
+        return f"{LEGEND} {SHARE_LEGEND}" if self.has_shares else LEGEND
+
     def rows(self) -> list[dict[str, str]]:
-        """Return the rows of the table as text: name, seeds, mean ± interval, deviation, difference to the first."""
+        """Return the rows of the table as text.
+
+        The columns: name, number of seeds, mean ± interval, deviation, share of back-propagation if it is known, and
+        with several variants the difference to the first one.
+        """
         first = self.series[0]
         rows = []
         for series in self.series:
+            failed = f" ({len(series.failures)} failed)" if series.failures else ""
             row = {
                 "variant": series.name,
-                "seeds": str(len(series.values)),
+                "seeds": f"{len(series.values)}{failed}",
                 self.metric: str(series.interval) if series.values else NOTHING,
-                "deviation": NOTHING if math.isnan(series.deviation) else f"{series.deviation:.2f}",
+                "deviation": _number(series.deviation, 2),
             }
+            if self.has_shares:
+                row[SHARE] = _number(series.share, 1)
             if len(self.series) > 1:
                 paired = series is not first and not series.values.keys().isdisjoint(first.values)
                 row[f"minus {first.name}"] = _signed(series.minus(first)) if paired else NOTHING
@@ -128,12 +162,17 @@ class SeedTable:
     def to_markdown(self) -> str:
         """Write the table in Markdown, followed by its legend and the failures."""
         failures = "".join(f"- failed: {failure}\n" for failure in self.failures)
-        return f"{markdown(self.rows())}\n{LEGEND}\n" + (f"\n{failures}" if failures else "")
+        return f"{markdown(self.rows())}\n{self.legend}\n" + (f"\n{failures}" if failures else "")
 
     def to_csv(self) -> str:
-        """Write the result of every seed of every variant, one per line."""
-        results = [(series.name, *result) for series in self.series for result in series.values.items()]
-        return comma_separated(("variant", "seed", self.metric), results)
+        """Write the result of every seed of every variant, one per line; that of a failed run is empty."""
+        columns = ("variant", "seed", self.metric, *((SHARE,) if self.has_shares else ()))
+        results = [
+            (series.name, seed, series.values.get(seed, ""), series.shares.get(seed, ""))[: len(columns)]
+            for series in self.series
+            for seed in sorted({*series.values, *series.failures})
+        ]
+        return comma_separated(columns, results)
 
     def write(self, folder: Path) -> None:
         """Write ``table.md`` and ``table.csv`` into a folder, atomically.
@@ -158,6 +197,10 @@ def comma_separated(columns: Sequence[str], rows: Sequence[Sequence[object]]) ->
     writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _number(value: float, digits: int) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _signed(interval: Interval) -> str:

@@ -176,6 +176,11 @@ class Trainer:
         rows = checkpoint["metrics"]
         return rows[-1] if len(rows) >= checkpoint["config"]["epochs"] else None
 
+    @classmethod
+    def share_of_bp(cls, folder: RunFolder, record: RunRecord) -> float | None:
+        """Return the share of the weights that learn by back-propagation, in percent; None without a network."""
+        return None
+
     @property
     def phase(self) -> Phase:
         """The current phase; after the end, the last one."""

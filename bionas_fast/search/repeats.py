@@ -12,7 +12,7 @@ from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.repeat import Variant, repeat
+from bionas_fast.runs.repeat import PlannedRun, Variant, repeat
 from bionas_fast.runs.seeds import NOTHING, TABLE_CSV, TABLE_MARKDOWN, SeedTable, Series, comma_separated, markdown
 from bionas_fast.runtime import distributed
 from bionas_fast.search.config import SearchConfig
@@ -107,11 +107,11 @@ def repeat_search(
     import_plugins(config.plugins)
     if seeds < 1:
         raise InputError(f"seeds: expected at least 1, got {seeds}")
-    variant = Variant(config.method, Search, config, search)
     numbers = range(config.seed, config.seed + seeds)
+    runs = {seed: PlannedRun(Search, config.with_settings(seed=seed), search) for seed in numbers}
+    variant = Variant(config.method, runs)
     found = repeat(
         [variant],
-        numbers,
         NewFolder(f"seeds-{config.dataset}-{config.method}") if out is None else out,
         metric=_METRIC,
         progress=progress,

@@ -1,9 +1,9 @@
-"""Trainings repeated over seeds, and comparisons of a network under several assignments of learning rules."""
+"""Trainings repeated over seeds; comparisons of networks, and of one under several assignments of learning rules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -15,13 +15,14 @@ from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.repeat import Variant, repeat
+from bionas_fast.runs.repeat import PlannedRun, Variant, repeat
 from bionas_fast.runs.seeds import SeedTable
-from bionas_fast.runs.trainer import Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.space import Genotype
 from bionas_fast.train.genotype import TrainConfig, Training, train, trained_genotype
 
+#: One genotype, or one for each seed, such as those that the searches with these seeds found.
+Genotypes = Genotype | Mapping[int, Genotype]
 #: The variant that stands for the genotype as it is, and the word for it and every single rule.
 AS_FOUND, ALL = "genotype", "all"
 #: What follows a rule that also applies outside the searched edges, and the word before the seed of a shuffle.
@@ -64,12 +65,64 @@ def compare_rules(
             other runs; a run that cannot begin or continue.
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved.
     """
-    config = config or TrainConfig()
-    import_plugins(config.plugins)  # their rules can be compared, too
-    names = _expanded(variants, genotype, config)
-    made = [replace(_variant(word, genotype, config), folder=word.replace(":", "-")) for word in names]
+    config = _ready(config)
+    numbers = _numbers(config, seeds)
+    if genotype is not None:
+        words = _expanded(variants, (AS_FOUND, *rules.names()))
+        made = [_assigned_variant("", genotype, word, config, numbers) for word in words]
+    else:
+        known = _rules_of(config)
+        words = _expanded(variants, known)
+        for word in words:
+            if word not in known:
+                raise unknown("variant", word, (*known, ALL))
+        made = [
+            Variant(word, _network_runs(config.with_settings(rule=word), numbers), folder=_folder(word))
+            for word in words
+        ]
     name = f"compare-{config.dataset}-{_network_name(genotype, config)}"
-    return _repeated(made, seeds, NewFolder(name) if out is None else out, progress)
+    return _repeated(made, NewFolder(name) if out is None else out, progress)
+
+
+def compare_genotypes(
+    genotypes: Mapping[str, Genotypes],
+    config: TrainConfig | None = None,
+    *,
+    variants: Iterable[str] = (AS_FOUND,),
+    seeds: int | None = None,
+    out: str | Path | NewFolder | None = None,
+    progress: Progress | None = None,
+) -> SeedTable:
+    """Train several genotypes under the same assignments of learning rules, each with several seeds, and compare them.
+
+    Each run is in ``out/NAME-VARIANT/seed-N``; that of a genotype as it is, in ``out/NAME/seed-N``. Otherwise this is
+    :func:`compare_rules`.
+
+    Args:
+        genotypes: by name, a genotype, or one for each seed, such as those that searches with these seeds found.
+        config: the settings of every run, the first seed among them.
+        variants: the assignments, as of :func:`compare_rules`; every genotype is trained under each. The differences
+            are those of the first genotype under the first one.
+        seeds: number of seeds, from that of ``config`` on; by default one, or all from that on that have genotypes.
+        out, progress: as of :func:`compare_rules`.
+
+    Raises:
+        InputError: no genotypes, names that differ only in punctuation, no genotype for a seed; otherwise as of
+            :func:`compare_rules`.
+        Interrupted: after Ctrl-C or SIGTERM. The runs are saved.
+    """
+    settings = _ready(config)
+    if not genotypes:
+        raise InputError("genotypes: expected at least one")
+    found = _seeds_of(genotypes, settings.seed) if seeds is None else []
+    numbers = found or _numbers(settings, 1 if seeds is None else seeds)
+    words = _expanded(variants, (AS_FOUND, *rules.names()))
+    made = [_assigned_variant(*own, word, settings, numbers) for own in genotypes.items() for word in words]
+    folders = [variant.folder for variant in made]
+    for index, folder in enumerate(folders):
+        if folder in folders[:index]:
+            raise InputError(f"genotypes: two of them have the folder {folder}; choose other names")
+    return _repeated(made, NewFolder(f"compare-{settings.dataset}-genotypes") if out is None else out, progress)
 
 
 def repeat_training(
@@ -88,31 +141,54 @@ def repeat_training(
         InputError: ``out`` holds other runs; a run that cannot begin or continue.
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved.
     """
+    config = _ready(config)
+    name, numbers = _network_name(genotype, config), _numbers(config, seeds)
+    if genotype is None:
+        runs = _network_runs(config, numbers)
+    else:
+        runs = {seed: _genotype_run(genotype, config, seed) for seed in numbers}
+    out = NewFolder(f"seeds-{config.dataset}-{name}") if out is None else out
+    return _repeated([Variant(name, runs)], out, progress)
+
+
+def _ready(config: RunConfig | None) -> RunConfig:
+    """Return the settings, by default those of a genotype, after importing plugins: they may bring rules."""
     config = config or TrainConfig()
     import_plugins(config.plugins)
-    name = _network_name(genotype, config)
-    variant = _training(name, genotype, config)
-    return _repeated([variant], seeds, NewFolder(f"seeds-{config.dataset}-{name}") if out is None else out, progress)
+    return config
 
 
-def _repeated(
-    variants: Sequence[Variant], seeds: int, out: str | Path | NewFolder, progress: Progress | None
-) -> SeedTable:
+def _numbers(config: RunConfig, seeds: int) -> Sequence[int]:
     if seeds < 1:
         raise InputError(f"seeds: expected at least 1, got {seeds}")
-    first = variants[0].config
-    numbers = range(first.seed, first.seed + seeds)
-    table = repeat(variants, numbers, out, metric=_METRIC, progress=progress)
+    return range(config.seed, config.seed + seeds)
+
+
+def _seeds_of(genotypes: Mapping[str, Genotypes], least: int) -> list[int]:
+    """Return the seeds that have genotypes, from ``least`` on; none if each genotype is the same for all seeds."""
+    seeds = {
+        name: sorted(seed for seed in found if seed >= least)
+        for name, found in genotypes.items()
+        if not isinstance(found, Genotype)
+    }
+    for name, own in seeds.items():
+        first = next(iter(seeds))
+        if own != seeds[first]:
+            raise InputError(f"seeds: {first} has {seeds[first]}, {name} has {own}; say how many to train")
+    return next(iter(seeds.values()), [])
+
+
+def _repeated(variants: Sequence[Variant], out: str | Path | NewFolder, progress: Progress | None) -> SeedTable:
+    table = repeat(variants, out, metric=_METRIC, progress=progress)
     path = table.folder
     if path is not None and distributed.is_main():
-        runs = {variant.name: [variant.path(path, seed) for seed in numbers] for variant in variants}
+        runs = {variant.name: [variant.path(path, seed) for seed in variant.runs] for variant in variants}
         report.write_comparison(path / REPORT, table, runs, title="Training", rows=table.rows())
     return table
 
 
-def _expanded(variants: Iterable[str], genotype: Genotype | None, config: RunConfig) -> list[str]:
-    """Return the words of the variants, those that ``all`` stands for among them."""
-    every = (*([AS_FOUND] if genotype is not None else []), *_rules_of(config))
+def _expanded(variants: Iterable[str], every: Sequence[str]) -> list[str]:
+    """Return the words of the variants, with those that ``all`` stands for in its place."""
     words = [word for given in variants for word in (every if given == ALL else (given,))]
     if not words:
         raise InputError("variants: expected at least one")
@@ -122,13 +198,20 @@ def _expanded(variants: Iterable[str], genotype: Genotype | None, config: RunCon
     return words
 
 
-def _variant(word: str, genotype: Genotype | None, config: RunConfig) -> Variant:
-    if genotype is not None:
-        assigned = _assigned(word, trained_genotype(genotype, _train_config(config)))
-        return _training(word, assigned, config)
-    if word not in _rules_of(config):
-        raise unknown("variant", word, (*_rules_of(config), ALL))
-    return _training(word, None, config.with_settings(rule=word))
+def _assigned_variant(name: str, found: Genotypes, word: str, config: RunConfig, numbers: Sequence[int]) -> Variant:
+    """Plan the runs of a genotype, or of those of several searches, under an assignment of rules."""
+    runs = {}
+    for seed in numbers:
+        if not isinstance(found, Genotype) and seed not in found:
+            raise InputError(f"{name}: expected a genotype for seed {seed}, got those of {sorted(found)}")
+        genotype = found if isinstance(found, Genotype) else found[seed]
+        runs[seed] = _genotype_run(_assigned(word, trained_genotype(genotype, _train_config(config))), config, seed)
+    shown = name if name and word == AS_FOUND else f"{name} {word}".strip()
+    return Variant(shown, runs, folder=_folder(shown))
+
+
+def _folder(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name)
 
 
 def _assigned(word: str, genotype: Genotype) -> Genotype:
@@ -150,20 +233,18 @@ def _rules_of(config: RunConfig) -> tuple[str, ...]:
     return (get_args(field.annotation) if field else ()) or rules.names()
 
 
-def _training(name: str, genotype: Genotype | None, config: RunConfig) -> Variant:
-    if genotype is None:
-        trainer = _trainer_of(config)
-        return Variant(name, trainer, config, trainer.start)
+def _genotype_run(genotype: Genotype, config: RunConfig, seed: int) -> PlannedRun:
     files = {GENOTYPE: trained_genotype(genotype, _train_config(config)).to_json()}
-    return Variant(name, Training, config, partial(train, genotype), files=files)
+    return PlannedRun(Training, config.with_settings(seed=seed), partial(train, genotype), files)
 
 
-def _trainer_of(config: RunConfig) -> type[Trainer]:
+def _network_runs(config: RunConfig, numbers: Sequence[int]) -> dict[int, PlannedRun]:
+    """Plan the runs of a network that is not of a genotype."""
     trainers: Sequence[Any] = [get_kind(kind) for kind in kind_names()]
     found = next((trainer for trainer in trainers if trainer.settings is type(config)), None)
     if found is None or not found.sources:
         raise InputError(f"genotype: expected one, with the settings {type(config).__name__}")
-    return found
+    return {seed: PlannedRun(found, config.with_settings(seed=seed), found.start) for seed in numbers}
 
 
 def _train_config(config: RunConfig) -> TrainConfig:
