@@ -201,7 +201,8 @@ def _attack_batch(
             perturb = own.family.build(crafted_on, own.amount, eps or 0.0, seed, config)
             if config.targeted:
                 _aim(perturb, target.classes, y, seed)
-            with contextlib.redirect_stdout(io.StringIO()):
+            # torchattacks prints, and divides by 0 in one-pixel attacks.
+            with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore"):
                 adversarial = perturb(x, y).detach()
         if not adversarial.isfinite().all():
             raise NotFinite(f"a pixel of the images made by {own.name}")

@@ -177,9 +177,9 @@ class Blindness:
 
 
 def show_eps(eps: float) -> str:
-    """Format ε as a number of 255ths, if it is one."""
-    steps = eps * 255
-    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 else f"{eps:g}"
+    """Format ε, as a number of 255ths if it is one and no short decimal."""
+    steps, decimal = eps * 255, f"{eps:g}"
+    return f"{round(steps)}/255" if len(decimal) > 5 and abs(steps - round(steps)) < 1e-6 else decimal
 
 
 def unpack(bits: Sequence[int]) -> Tensor:
