@@ -151,7 +151,7 @@ def shares_figure(table: SeedTable) -> Figure:
             ax.text(
                 share,
                 0.02,
-                f"{series.name} ",
+                series.name,
                 transform=ax.get_xaxis_transform() + ScaledTranslation(inches, 0, figure.dpi_scale_trans),
                 rotation=90,
                 size=8,
