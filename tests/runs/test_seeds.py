@@ -76,6 +76,22 @@ def test_tables():
     ]  # fmt: skip
 
 
+def test_differences_within_genotypes():
+    """What a rule costs the cells of two searches: by hand."""
+    table = SeedTable(
+        "accuracy %",
+        (
+            Series("a bp", {0: 90.0, 1: 92.0}),
+            Series("a usf", {0: 80.0, 1: 84.0}, baseline="a bp"),
+            Series("b bp", {0: 88.0, 1: 89.0}),
+            Series("b usf", {0: 87.0, 1: 88.0}, baseline="b bp"),
+        ),
+    )
+    first, within = zip(*(list(row.values())[-2:] for row in table.rows()), strict=True)
+    assert [text.partition(" ")[0] for text in first] == ["–", "-9.00", "-2.50", "-3.50"]
+    assert within == ("–", "-9.00 ± 12.71", "–", "-1.00 ± 0.00")
+
+
 def test_failed_runs():
     """Nothing is compared with them, and nothing is invented."""
     table = SeedTable(

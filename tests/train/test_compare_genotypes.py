@@ -36,11 +36,11 @@ def test_the_cells_of_searches_under_one_rule(tmp_path):
             folder = tmp_path / "all" / f"{name}-usf" / f"seed-{seed}"
             found = SEARCHES[name][seed] if name in SEARCHES else GENOTYPE
             assert bf.load(folder).genotype == found.with_rule("usf")
-            config = SMALL.with_settings(seed=seed)
-            alone = bf.train(found.with_rule("usf"), config, out=tmp_path / f"{name}-{seed}")
-            expect_same(folder, tmp_path / f"{name}-{seed}")
-            assert series.values[seed] == alone.test_accuracy
-            assert series.shares[seed] == pytest.approx(100 * alone.size.shares["bp"])
+    for seed, found in SEARCHES["random"].items():
+        alone = bf.train(found.with_rule("usf"), SMALL.with_settings(seed=seed), out=tmp_path / str(seed))
+        expect_same(tmp_path / "all" / "random-usf" / f"seed-{seed}", tmp_path / str(seed))
+        assert table.series[1].values[seed] == alone.test_accuracy
+        assert table.series[1].shares[seed] == pytest.approx(100 * alone.size.shares["bp"])
     with (tmp_path / "all" / "table.csv").open() as file:
         assert [(row["variant"], row["seed"]) for row in csv.DictReader(file)] == [
             (series.name, str(seed)) for series in table.series for seed in (0, 1)
@@ -49,12 +49,12 @@ def test_the_cells_of_searches_under_one_rule(tmp_path):
     assert "Results by share of back-propagation" in page
 
 
-def test_seeds(tmp_path, monkeypatch):
-    """By default all that have genotypes, from that of the settings on."""
+def test_plans(tmp_path, monkeypatch):
+    """By default all seeds that have genotypes, from that of the settings on."""
     planned = []
 
     def plan(variants, *_, **__):
-        planned[:] = [list(variant.runs) for variant in variants]
+        planned[:] = variants
         raise Interrupted("nothing is trained here")
 
     monkeypatch.setattr(import_module("bionas_fast.train.compare"), "repeat", plan)
@@ -62,7 +62,7 @@ def test_seeds(tmp_path, monkeypatch):
     def seeds(genotypes, first=0, **how):
         with pytest.raises(Interrupted):
             bf.compare_genotypes(genotypes, SMALL.with_settings(seed=first), out=tmp_path, **how)
-        return planned
+        return [list(variant.runs) for variant in planned]
 
     assert seeds(SEARCHES) == [[0, 1], [0, 1]]
     assert seeds(SEARCHES, first=1) == [[1], [1]]
@@ -70,6 +70,17 @@ def test_seeds(tmp_path, monkeypatch):
     assert seeds({"one": GENOTYPE}) == [[0]]
     assert seeds({"one": GENOTYPE, **SEARCHES}, first=1) == [[1], [1], [1]]
     assert seeds({"one": GENOTYPE}, seeds=2, first=7, variants=["genotype", "bp"]) == [[7, 8], [7, 8]]
+    assert [(variant.name, variant.folder, variant.baseline) for variant in planned] == [
+        ("one", "one", ""),
+        ("one bp", "one-bp", ""),
+    ]
+    seeds(SEARCHES, variants=["bp", "usf:everywhere"])
+    assert [(variant.name, variant.folder, variant.baseline) for variant in planned] == [
+        ("darts bp", "darts-bp", ""),
+        ("darts usf:everywhere", "darts-usf-everywhere", "darts bp"),
+        ("random bp", "random-bp", ""),
+        ("random usf:everywhere", "random-usf-everywhere", "random bp"),
+    ]
 
 
 @pytest.mark.parametrize(
