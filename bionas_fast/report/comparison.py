@@ -146,12 +146,12 @@ def shares_figure(table: SeedTable) -> Figure:
             inches = (number - (len(own) - 1) / 2) * _DODGE
             place = ax.transData + ScaledTranslation(inches, 0, figure.dpi_scale_trans)
             interval, color = series.interval, _color(series.name)
-            bar = {"fmt": "o", "color": color, "ms": 4, "capsize": 2, "transform": place}
+            bar: dict[str, Any] = {"fmt": "o", "color": color, "ms": 4, "capsize": 2, "transform": place}
             ax.errorbar(share, interval.mean, yerr=interval.half_width, **bar)
             ax.text(
                 share,
                 0.02,
-                f"{series.name} ",
+                series.name,
                 transform=ax.get_xaxis_transform() + ScaledTranslation(inches, 0, figure.dpi_scale_trans),
                 rotation=90,
                 size=8,
