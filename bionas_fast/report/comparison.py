@@ -189,5 +189,5 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 def _color(variant: str) -> str:
     """Return the colour of the rule of a variant; ink for one that is not named after a rule."""
-    rule = variant.partition(":")[0]
+    rule = variant.rpartition(" ")[2].partition(":")[0]
     return rule_color(rule) if rule in rules.names() else INK

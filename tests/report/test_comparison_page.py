@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from bionas_fast.report import write_comparison
+from bionas_fast.report.colors import INK, RULE_COLORS
 from bionas_fast.report.comparison import curves_figure, results_figure, shares_figure
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.seeds import SeedTable, Series
@@ -70,6 +71,12 @@ def test_results_over_the_share_of_back_propagation():
     places = [text.get_transform().transform(text.get_position())[0] for text in ax.texts]
     assert {text.get_text() for text in ax.texts} == {"bp", "usf", "shuffle:1"}
     assert all(abs(a - b) > 5 for i, a in enumerate(places) for b in places[:i])
+
+
+def test_colours_are_those_of_the_rules():
+    names = ["usf", "usf:everywhere", "found usf", "found usf:everywhere", "genotype", "shuffle:1", "usf-cells"]
+    colors = [ax.lines[0].get_color() for ax in curves_figure({name: [[1.0, 2.0]] for name in names}).axes]
+    assert colors == [RULE_COLORS["usf"]] * 4 + [INK] * 3
 
 
 def test_curves():
