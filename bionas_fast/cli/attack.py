@@ -17,7 +17,7 @@ from bionas_fast.cli.output import Bars, err, interruptible, out, print_lines, p
 from bionas_fast.data import Dataset, load_dataset
 from bionas_fast.errors import InputError, Interrupted
 from bionas_fast.report.figure import render
-from bionas_fast.robustness import AttackConfig, Robustness, attack_names
+from bionas_fast.robustness import AttackConfig, Robustness, attack_names, expect_possible
 from bionas_fast.robustness import attack as attack_network
 from bionas_fast.robustness import table as tables
 from bionas_fast.robustness.plot import accuracy_figure
@@ -87,6 +87,7 @@ def attack(
     networks, data = _networks(named, data_dir, plugins or ())
     where = resolve_device(device)
     crafted_on = None if source is None else load(source, plugins=plugins or ()).to(where)
+    expect_possible(config, crafted_on)
     path = NewFolder("attack-" + "-".join(named)).make() if folder is None else folder
     results: dict[str, Robustness] = {}
     with interruptible():

@@ -58,6 +58,22 @@ def attack(
         NotFinite: the logits of the network are not finite.
     """
     config, progress = config or AttackConfig(), progress or Progress()
+    attacks = expect_possible(config, source)
+    with ordinary_modes():
+        images, labels, mean, std = _images(data, config.images)
+        target = Target(network, source, mean, std, images, labels, config)
+        with Record.open(out, target.fingerprint()) as record:
+            outcomes = _outcomes(target, attacks, record, progress)
+        warnings = doubts(target.victim("feedback"), target.victim("true"), target.attacked(), outcomes, config)
+    return Robustness(target.clean.cpu(), outcomes, warnings)
+
+
+def expect_possible(config: AttackConfig, source: nn.Module | None) -> list[Attack]:
+    """Return the attacks of the settings.
+
+    Raises:
+        InputError: a ``transfer`` without a source; a targeted attack that cannot aim; torchattacks is not installed.
+    """
     attacks = [parse_attack(name) for name in config.attacks]
     for own in attacks:
         if own.family.transferred and source is None:
@@ -65,13 +81,7 @@ def attack(
         if config.targeted and not own.family.targets:
             raise InputError(f"attack {own.name!r} cannot aim at a class; leave it out or do not set targeted")
     torchattacks()
-    with ordinary_modes():
-        images, labels, mean, std = _images(data, config.images)
-        target = Target(network, source, mean, std, images, labels, config)
-        with Record.open(out, target.fingerprint()) as record:
-            outcomes = tuple(_outcomes(target, attacks, record, progress))
-        warnings = doubts(target.victim("feedback"), target.victim("true"), target.attacked(), outcomes, config)
-    return Robustness(target.clean.cpu(), outcomes, warnings)
+    return attacks
 
 
 def _images(data: Dataset | Images, count: int) -> tuple[Tensor, Tensor, Sequence[float], Sequence[float]]:
@@ -151,35 +161,36 @@ class Target:
         }
 
 
-def _outcomes(target: Target, attacks: Sequence[Attack], record: Record, progress: Progress) -> Iterator[Outcome]:
-    config = target.config
-    for own in attacks:
-        for gradient in config.gradients if own.family.gradient else (None,):
-            for eps in config.eps if own.bounded else (None,):
-                yield _outcome(target, Part(own.name, gradient, eps), own, record, progress)
+def _outcomes(target: Target, attacks: Sequence[Attack], record: Record, progress: Progress) -> tuple[Outcome, ...]:
+    config, batches = target.config, target.indices.split(target.config.batch_size)
+    parts = [
+        (Part(own.name, gradient, eps), own)
+        for own in attacks
+        for gradient in (config.gradients if own.family.gradient else (None,))
+        for eps in (config.eps if own.bounded else (None,))
+    ]
+    progress.start(f"{len(parts)} attacks", 1, len(parts) * len(batches))
+    try:
+        return tuple(_outcome(target, part, own, record, progress) for part, own in parts)
+    finally:
+        progress.finish()
 
 
 def _outcome(target: Target, part: Part, own: Attack, record: Record, progress: Progress) -> Outcome:
-    config = target.config
-    batches = target.indices.split(config.batch_size)
-    progress.start(Outcome(part.attack, part.gradient, part.eps, target.clean).label, 1, len(batches))
     victim = target.victim(part.gradient or "feedback")
     crafted_on = target.victim("true", target.source) if own.family.transferred else victim
     correct, seconds = target.clean.clone(), 0.0
     distances: list[float] = []
-    try:
-        for number, indices in enumerate(batches):
-            done = record.read(part, number)
-            if done is None:
-                started = time.perf_counter()
-                left, norms = _attack_batch(target, own, part.eps, (victim, crafted_on), indices)
-                done = record.add(part, number, left, norms, time.perf_counter() - started)
-            correct[indices] = done.correct.to(correct.device)
-            distances.extend(done.distances)
-            seconds += done.seconds
-            progress.step()
-    finally:
-        progress.finish()
+    for number, indices in enumerate(target.indices.split(target.config.batch_size)):
+        done = record.read(part, number)
+        if done is None:
+            started = time.perf_counter()
+            left, norms = _attack_batch(target, own, part.eps, (victim, crafted_on), indices)
+            done = record.add(part, number, left, norms, time.perf_counter() - started)
+        correct[indices] = done.correct.to(correct.device)
+        distances.extend(done.distances)
+        seconds += done.seconds
+        progress.step()
     return Outcome(part.attack, part.gradient, part.eps, correct.cpu(), tuple(distances), seconds)
 
 
@@ -198,7 +209,7 @@ def _attack_batch(
         x, y = images[standing], labels[standing]
         seed = config.seed + int(indices[0]) + 7919 * restart
         with _seeded(seed, x.device):
-            perturb = own.family.build(crafted_on, own.amount, eps or 0.0, seed, config)
+            perturb = own.family.build(crafted_on, own.amount, eps or 0.0, seed, config.step_size)
             if config.targeted:
                 _aim(perturb, target.classes, y, seed)
             # torchattacks prints, and divides by 0 in one-pixel attacks.

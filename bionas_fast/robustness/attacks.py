@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.registry import Registry
 
-if TYPE_CHECKING:
-    from bionas_fast.robustness.config import AttackConfig
-
 #: A perturbing function: (images [N, C, H, W] in [0, 1], labels [N]) → perturbed images.
 Perturb = Callable[[Tensor, Tensor], Tensor]
-#: Builds the function: (network, amount, ε, seed, settings) → function.
-Build = Callable[[nn.Module, int, float, int, "AttackConfig"], Perturb]
+#: Builds the function: (network, amount, ε, seed, step size) → function.
+Build = Callable[[nn.Module, int, float, int, float], Perturb]
 
 
 @dataclass(frozen=True)
@@ -111,30 +108,30 @@ def torchattacks() -> Any:
     return package
 
 
-def _fgsm(net: nn.Module, _: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
+def _fgsm(net: nn.Module, _: int, eps: float, seed: int, step_size: float) -> Perturb:
     return torchattacks().FGSM(net, eps=eps)
 
 
-def _pgd(net: nn.Module, steps: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
-    return torchattacks().PGD(net, eps=eps, alpha=config.step_size, steps=steps, random_start=True)
+def _pgd(net: nn.Module, steps: int, eps: float, seed: int, step_size: float) -> Perturb:
+    return torchattacks().PGD(net, eps=eps, alpha=step_size, steps=steps, random_start=True)
 
 
-def _tpgd(net: nn.Module, steps: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
-    return torchattacks().TPGD(net, eps=eps, alpha=config.step_size, steps=steps)
+def _tpgd(net: nn.Module, steps: int, eps: float, seed: int, step_size: float) -> Perturb:
+    return torchattacks().TPGD(net, eps=eps, alpha=step_size, steps=steps)
 
 
 def _apgd(loss: str) -> Build:
-    def build(net: nn.Module, steps: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
+    def build(net: nn.Module, steps: int, eps: float, seed: int, step_size: float) -> Perturb:
         return torchattacks().APGD(net, eps=eps, steps=steps, seed=seed, loss=loss)
 
     return build
 
 
-def _square(net: nn.Module, queries: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
+def _square(net: nn.Module, queries: int, eps: float, seed: int, step_size: float) -> Perturb:
     return torchattacks().Square(net, eps=eps, n_queries=queries, seed=seed)
 
 
-def _autoattack(net: nn.Module, _: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
+def _autoattack(net: nn.Module, _: int, eps: float, seed: int, step_size: float) -> Perturb:
     package = torchattacks()
 
     def perturb(images: Tensor, labels: Tensor) -> Tensor:
@@ -145,19 +142,19 @@ def _autoattack(net: nn.Module, _: int, eps: float, seed: int, config: AttackCon
     return perturb
 
 
-def _one_pixel(net: nn.Module, pixels: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
+def _one_pixel(net: nn.Module, pixels: int, eps: float, seed: int, step_size: float) -> Perturb:
     return torchattacks().OnePixel(net, pixels=pixels, steps=10, popsize=10)
 
 
-def _cw(net: nn.Module, steps: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
+def _cw(net: nn.Module, steps: int, eps: float, seed: int, step_size: float) -> Perturb:
     return torchattacks().CW(net, steps=steps)
 
 
-def _deepfool(net: nn.Module, steps: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
+def _deepfool(net: nn.Module, steps: int, eps: float, seed: int, step_size: float) -> Perturb:
     return torchattacks().DeepFool(net, steps=steps)
 
 
-def _noise(net: nn.Module, draws: int, eps: float, seed: int, config: AttackConfig) -> Perturb:
+def _noise(net: nn.Module, draws: int, eps: float, seed: int, step_size: float) -> Perturb:
     """Build the control: every pixel changes by +ε or -ε at random; of several draws, the last that fools counts."""
 
     @torch.no_grad()

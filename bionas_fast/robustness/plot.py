@@ -36,7 +36,7 @@ def accuracy_figure(results: Mapping[str, Robustness]) -> Figure:
                 )
                 if not chosen:
                     continue
-                points = [(0.0, own.clean_accuracy), *((out.eps, out.accuracy) for out in chosen)]
+                points = [(0.0, own.clean_accuracy), *((out.eps or 0.0, out.accuracy) for out in chosen)]
                 x, y = [eps for eps, _ in points], [share.percent for _, share in points]
                 low, high = zip(*(share.interval for _, share in points), strict=True)
                 ax.plot(x, y, _STYLES[gradient], color=color, marker="o", ms=3, lw=1.4, label=name)
@@ -47,7 +47,5 @@ def accuracy_figure(results: Mapping[str, Robustness]) -> Figure:
         *(Line2D([], [], color=INK, ls=style) for style in ("-", "--")),
     ]
     names = [*results, "through feedback, or without gradient", "through the true gradient"]
-    figure.legend(
-        lines, names, loc="lower center", ncol=min(4, len(names)), frameon=False, fontsize=8, labelcolor=MUTED
-    )
+    figure.legend(lines, names, loc="lower center", ncol=4, frameon=False, fontsize=8, labelcolor=MUTED)
     return figure

@@ -14,9 +14,9 @@ from bionas_fast.runs.seeds import NOTHING, comma_separated, markdown
 
 TABLE_MARKDOWN, TABLE_CSV, TABLE_JSON = "table.md", "table.csv", "table.json"
 LEGEND = (
-    "Robust accuracy: the share of all images, in %, that are classified correctly before and after the attack, with its "
-    "95 % confidence interval (Wilson). Blindness: through feedback minus through the true gradient, ± its 95 % interval. "
-    "After a distance: the median Euclidean norm of the perturbations that succeed."
+    "Robust accuracy: the share of all images, in %, that are classified correctly before and after the attack, with "
+    "its 95 % confidence interval (Wilson); after a comma, the median Euclidean norm of successful perturbations. "
+    "Blindness: through feedback minus through the true gradient, ± its 95 % confidence interval."
 )
 
 
