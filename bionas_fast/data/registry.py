@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ from torch import Tensor
 from bionas_fast.data import memory
 from bionas_fast.data.batches import split
 from bionas_fast.data.dataset import Dataset
+from bionas_fast.data.file_dataset import FileDataset
 from bionas_fast.data.files import read_idx
 from bionas_fast.errors import InputError, printable
 from bionas_fast.registry import Registry
@@ -35,8 +38,9 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 #: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None for the default folder. The
 #: loader of a scheme takes the text after the colon as its first argument.
-Loader = Callable[..., Dataset]
+Loader = Callable[..., Dataset | FileDataset]
 L = TypeVar("L", bound=Loader)
+D = TypeVar("D", Dataset, FileDataset)
 
 #: Receives one line for each dataset loaded: a warning if something was left out, otherwise information.
 logger = logging.getLogger("bionas_fast.data")
@@ -47,7 +51,7 @@ _registry: Registry[Loader] = Registry("dataset")
 def register_dataset(name: str) -> Callable[[L], L]:
     """Register ``loader(data_dir: Path | None, *, download: bool, seed: int)`` under a name. Use as a decorator.
 
-    The loader returns a :class:`Dataset`. A name that ends in a colon is a scheme: ``folder:photos`` calls the loader
+    The loader returns a :class:`Dataset`, or a :class:`FileDataset` whose images are read in batches. A name that ends in a colon is a scheme: ``folder:photos`` calls the loader
     of ``folder:`` as ``loader("photos", data_dir, download=..., seed=...)``.
 
     Raises:
@@ -84,16 +88,57 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
         InputError: an unknown name, a missing dataset (the message lists the folders searched and a source),
             damaged files, or more than fits into memory.
     """
+    with memory.allocating(f"dataset {name!r}"):
+        found = _load(name, data_dir, download=download, seed=seed)
+        return _announced(_in_memory(found) if isinstance(found, FileDataset) else found)
+
+
+def open_dataset(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    download: bool = False,
+    seed: int = 0,
+    in_memory: bool | None = None,
+) -> Dataset | FileDataset:
+    """Load a dataset like :func:`load_dataset`, or leave it in its files if it is large.
+
+    Args:
+        in_memory: whether to read all images into memory; by default as the dataset's size suggests, so that it does
+            not depend on the machine.
+
+    Raises:
+        InputError: as of :func:`load_dataset`; ``in_memory`` is not possible for this dataset.
+    """
+    with memory.allocating(f"dataset {name!r}"):
+        found = _load(name, data_dir, download=download, seed=seed)
+        if isinstance(found, FileDataset):
+            read = not found.large if in_memory is None else in_memory
+            return _announced(_in_memory(found) if read else found)
+        if in_memory is False:
+            raise InputError(f"in_memory: dataset {name!r} is always read into memory; only images in folders need not")
+        return _announced(found)
+
+
+def _load(name: str, data_dir: str | Path | None, **further: Any) -> Dataset | FileDataset:
     plain, colon, argument = name.partition(":")
     load = _registry.get(plain + colon)
     if colon and not argument:
         raise InputError(f"dataset {name!r}: expected an argument after the colon, such as {name}PATH")
     folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
-    arguments = (argument, folder) if colon else (folder,)
-    with memory.allocating(f"dataset {name!r}"):
-        dataset = load(*arguments, download=download, seed=seed)
-    if not isinstance(dataset, Dataset):
-        raise InputError(f"dataset {name!r}: its loader returned {type(dataset).__name__}, not a Dataset")
+    found = load(*(argument, folder) if colon else (folder,), **further)
+    if not isinstance(found, (Dataset, FileDataset)):
+        raise InputError(f"dataset {name!r}: its loader returned {type(found).__name__}, not a Dataset")
+    return found
+
+
+def _in_memory(files: FileDataset) -> Dataset:
+    if files.load is None:
+        raise InputError(f"dataset {files.name!r}: its images do not fit into memory; only train and evaluate read it")
+    return files.load()
+
+
+def _announced(dataset: D) -> D:
     logger.log(logging.WARNING if dataset.source.left_out else logging.INFO, "%s", printable(dataset.summary()))
     return dataset
 
@@ -253,17 +298,28 @@ def download_dataset(torchvision_name: str, root: Path, splits: Sequence[str] = 
     """
     import torchvision
 
-    # Staged on the same file system as the root, so that complete files are moved into place.
+    source = getattr(torchvision.datasets, torchvision_name)
+    with staged(torchvision_name, root) as staging:
+        for arguments in [{"split": split} for split in splits] or [{}]:
+            source(staging, download=True, **arguments)
+
+
+@contextmanager
+def staged(what: str, root: Path) -> Iterator[Path]:
+    """Yield an empty folder whose files are moved into ``root`` at the end of the block, if it succeeds.
+
+    Raises:
+        InputError: a download in the block, or writing, failed; ``what`` names it.
+    """
+    # On the same file system as the root, so that complete files are moved into place.
     above = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), Path("/"))
     try:
         with tempfile.TemporaryDirectory(prefix=".bionas-fast-", dir=above) as staging:
-            source = getattr(torchvision.datasets, torchvision_name)
-            for arguments in [{"split": split} for split in splits] or [{}]:
-                source(staging, download=True, **arguments)
+            yield Path(staging)
             for file in [path for path in Path(staging).rglob("*") if path.is_file()]:
                 target = root / file.relative_to(staging)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
-    except (RuntimeError, OSError, HTTPException) as error:
+    except (RuntimeError, OSError, HTTPException, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{torchvision_name} could not be downloaded into {root}: {reason}") from error
+        raise InputError(f"{what} could not be downloaded into {root}: {reason}") from error
