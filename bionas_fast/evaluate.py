@@ -28,6 +28,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute accuracy in percent and mean cross-entropy in nats, in evaluation mode; the mode is restored.
 
+    With more than five classes, also the share of images whose label is among the five most probable: ``top5``.
+
     Args:
         network: maps normalised images [N, C, H, W] to logits [N, classes].
         images: [N, C, H, W], in the format of a dataset.
@@ -40,15 +42,17 @@ def evaluate(
         NotFinite: the cross-entropy is not finite; the predicted classes are then arbitrary.
     """
     device = next(network.parameters()).device
-    correct, loss = 0, 0.0
+    correct, among, loss = 0, 0, 0.0
     with _evaluating(network):
         for x, y in evaluation_batches(images, labels, batch_size, mean=mean, std=std, device=device):
             logits = (forward or network)(x)
             correct += int((logits.argmax(dim=1) == y).sum())
+            among += int((logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
     if not math.isfinite(loss):
         raise NotFinite(f"the cross-entropy of the evaluated images ({loss})")
-    return {"accuracy": 100 * correct / len(labels), "loss": loss / len(labels)}
+    found = {"accuracy": 100 * correct / len(labels), "loss": loss / len(labels)}
+    return found | {"top5": 100 * among / len(labels)} if logits.shape[1] > 5 else found
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def test_plugin_that_raises(tmp_path, monkeypatch, code, message):
 
 def test_plugin_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=rf"'mine\.py': no file {tmp_path}/mine\.py"):
+    with pytest.raises(InputError, match=rf"'mine\.py': no file '{tmp_path}/mine\.py'"):
         import_plugins(["mine.py"])
     with pytest.raises(InputError, match=r"'mine': no module of that name is installed$"):
         import_plugins(["mine"])
@@ -287,7 +287,9 @@ def test_the_guides_searches_run(run, monkeypatch):
     monkeypatch.setattr(report, "write_report", lambda *_, **__: None)  # which takes longer than such a search
     docs = Path(__file__).parents[1] / "docs"
     pages = [(docs / name).read_text() for name in ("user-operations.md", "user-data.md", "rules-and-layers.md")]
-    (added,), (arrays, stripes, _), (noisy,) = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages)
+    (added,), (arrays, stripes, _), (*_, noisy) = (
+        re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages
+    )
     for name, code in (("my_operations.py", added), ("stripes.py", stripes), ("noisy.py", noisy)):
         Path(name).write_text(code)
     exec(arrays, {})

@@ -82,17 +82,7 @@ def interruptible() -> Iterator[None]:
 
 def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
     """Print the result of a training, after the lines of ``head``."""
-    # Weights trained without gradients are buffers; count them as weights.
-    plastic = (buffer for name, buffer in result.network.named_buffers() if name.endswith("plasticity"))
-    weights = (*result.network.parameters(), *plastic)
-    print_lines(
-        {
-            **head,
-            "parameters": f"{sum(p.numel() for p in weights):,}",
-            "test accuracy": f"{result.test_accuracy:.2f} %",
-            "run folder": str(result.run_dir),
-        }
-    )
+    print_lines({**head, **result.lines(), "run folder": str(result.run_dir)})
 
 
 def print_comparison(accuracies: Mapping[str, float]) -> None:

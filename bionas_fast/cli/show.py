@@ -8,10 +8,14 @@ from typing import Annotated
 
 import typer
 
+import bionas_fast as bf
 from bionas_fast import report
 from bionas_fast.cli.options import Plugins, with_plugins
-from bionas_fast.cli.output import err, out
+from bionas_fast.cli.output import err, out, print_lines
+from bionas_fast.errors import InputError
+from bionas_fast.models import measure_size
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
+from bionas_fast.runs.kinds import get_kind
 from bionas_fast.space import Genotype, published, published_names
 
 
@@ -24,12 +28,29 @@ def show(
     save: Annotated[Path | None, typer.Option(help="Also save the drawing as .svg or .png.")] = None,
     plugins: Plugins = None,
 ) -> None:
-    """Draw a genotype."""
-    genotype = read_genotype(source)
-    if save is not None:
-        report.draw_figure(genotype, save)
-        err.print(f"wrote {save}", highlight=False, soft_wrap=True)
-    report.draw_genotype(genotype, out)
+    """Draw a genotype, and print the size of its network: that of a training, or that of the published evaluation."""
+    folder = RunFolder.open(source) if os.path.isdir(source) else None
+    record = None if folder is None else folder.read()
+    trained = folder is not None and record is not None and get_kind(record.kind).trains_network
+    genotype = None
+    if not trained or os.path.isfile(os.path.join(source, GENOTYPE)):
+        genotype = read_genotype(source)
+    elif save is not None:
+        raise InputError(f"{source} has no genotype to draw")
+    if genotype is not None:
+        if save is not None:
+            report.draw_figure(genotype, save)
+            err.print(f"wrote {save}", highlight=False, soft_wrap=True)
+        report.draw_genotype(genotype, out)
+        out.print()
+    if folder is not None and record is not None and trained:
+        network = get_kind(record.kind).load_network(folder, record)
+        image, head = (record.network["in_channels"], *record.network["image_size"]), {}
+    elif genotype is not None:
+        channels, cells = genotype.skeleton.published
+        network, image = bf.build_network(genotype, channels=channels, cells=cells), (3, 32, 32)
+        head = {"network": f"{cells} cells, {channels} channels, images of 32x32 pixels"}
+    print_lines({**head, **measure_size(network, image).lines()})
 
 
 def read_genotype(source: str | Path) -> Genotype:

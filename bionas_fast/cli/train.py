@@ -24,7 +24,7 @@ _NETWORKS: Mapping[str, type[Trainer]] = {
 }
 #: The settings of a run that are the defaults of training its genotype, and those that must be the same in both.
 _DEFAULTS = ("dataset", "data_dir")
-_AGREED = ("skip_rules",)
+_AGREED = ("skip_rules", "initialisation")
 Source = Annotated[
     str | None,
     typer.Argument(
@@ -55,7 +55,7 @@ def train(
 ) -> None:
     """Train the genotype of a search, or another network, from scratch and test it.
 
-    The dataset and its folder default to those of the search; skip_rules is that of the search.
+    The dataset and its folder default to those of the search; skip_rules and initialisation are those of the search.
     """
     if compare and (resume is not None or folder is not None):
         raise InputError("--compare trains several networks and saves none: omit --resume and --out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -19,7 +20,7 @@ from bionas_fast.runtime import distributed
 from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell, Stem
-from bionas_fast.space.operations import Skip, convolution
+from bionas_fast.space.operations import Initialisation, Skip, convolution, initialised
 
 
 class GenotypeCell(PreprocessedCell):
@@ -127,7 +128,8 @@ class GenotypeNetwork(CellNetwork):
         self.auxiliary_index = 2 * len(self.cells) // 3
         width = cast("PreprocessedCell", self.cells[self.auxiliary_index]).out_channels
         head = partial(AuxiliaryHead, width, shape.num_classes, genotype.fixed["head"])
-        self.auxiliary = head(imagenet=shape.stem == "imagenet") if auxiliary else None
+        with initialised(shape.initialisation):
+            self.auxiliary = head(imagenet=shape.stem == "imagenet") if auxiliary else None
 
     def forward(self, x: Tensor, drop_path: float | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Compute logits [N, classes] from images [N, in_channels, H, W]; in training, also those of an auxiliary head.
@@ -156,6 +158,20 @@ def _checked(drop_path: float) -> float:
     return drop_path
 
 
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options of a genotype network that few trainings change.
+
+    Attributes:
+        stem: ``cifar`` for small images; ``imagenet`` reduces the images eightfold before the first cell.
+        initialisation: ``xavier``, in every convolution (the paper), or ``published``, only in those with a rule other
+            than ``bp`` (the code published with the paper); other weights have PyTorch's law.
+    """
+
+    stem: Stem = "cifar"
+    initialisation: Initialisation = "xavier"
+
+
 def build_network(
     genotype: Genotype,
     *,
@@ -164,8 +180,8 @@ def build_network(
     num_classes: int = 10,
     in_channels: int = 3,
     auxiliary: bool = False,
-    stem: Stem = "cifar",
     seed: int = 0,
+    options: NetworkOptions | None = None,
 ) -> GenotypeNetwork:
     """Build the network of a genotype with fresh weights.
 
@@ -176,16 +192,17 @@ def build_network(
         num_classes: number of logits.
         in_channels: channels of the images.
         auxiliary: whether to add a second classifier after two thirds of the cells, used in training only.
-        stem: ``cifar`` for small images; ``imagenet`` reduces the images eightfold before the first cell.
         seed: seed of all weights and random feedback; the state of PyTorch's generator is restored.
+        options: the stem and the law of initial weights.
 
     Returns:
         A network that maps images [N, in_channels, H, W] to logits [N, num_classes].
 
     Raises:
-        InputError: a number out of range; an unknown stem, or ImageNet's for NAS-Bench-201.
+        InputError: a number out of range; an unknown stem or initialisation, or ImageNet's for NAS-Bench-201.
     """
-    shape = NetworkShape(channels, cells, num_classes, in_channels, genotype.fixed, affine=True, stem=stem)
+    options, fixed = options or NetworkOptions(), genotype.fixed
+    shape = NetworkShape(channels, cells, num_classes, in_channels, fixed, True, options.stem, options.initialisation)
     with seeded(seed):
         network = GenotypeNetwork(genotype, shape, auxiliary=auxiliary)
     connect_direct_feedback(network, num_classes)

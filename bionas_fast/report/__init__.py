@@ -1,4 +1,4 @@
-"""Reports: a genotype in the terminal and as a picture, a search as one HTML page."""
+"""Reports: a genotype in the terminal and as a picture, a search or a training as one HTML page."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -7,10 +7,14 @@ from bionas_fast.report.text import draw_genotype
 
 if TYPE_CHECKING:
     from bionas_fast.report.figure import draw_figure
-    from bionas_fast.report.html import write_report
+    from bionas_fast.report.html import write_report, write_training_report
 
 # Imported on use: matplotlib takes half a second.
-_drawing = {"draw_figure": "bionas_fast.report.figure", "write_report": "bionas_fast.report.html"}
+_drawing = {
+    "draw_figure": "bionas_fast.report.figure",
+    "write_report": "bionas_fast.report.html",
+    "write_training_report": "bionas_fast.report.html",
+}
 
 
 def __getattr__(name: str) -> Any:

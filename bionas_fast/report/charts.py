@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bionas_fast.errors import InputError
-from bionas_fast.report.colors import FAINT, INK, MUTED, NO_RULE, PAPER, SURFACE, rule_color
+from bionas_fast.report.colors import FAINT, INK, MUTED, NO_RULE, PAPER, SURFACE, TESTED, rule_color
 from bionas_fast.report.layout import cell_title
 from bionas_fast.space import Candidate, Genotype, Space
 
@@ -22,7 +22,7 @@ _WIDTH = 10.8  # inches, the width of the page
 _LEFT = 0.62
 #: Line styles of the first and the second kind of cell.
 _LINES = ("-", (0, (3, 1.5)))
-_SERIES = (("train", MUTED), ("valid", INK))
+_SERIES = (("train", MUTED), ("valid", INK), ("test", TESTED))
 
 
 def softmax(alpha: np.ndarray) -> np.ndarray:

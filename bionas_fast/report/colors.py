@@ -10,6 +10,8 @@ MUTED = "#6a7280"
 FAINT = "#d5d9df"
 SURFACE = "#eef0f3"
 PAPER = "#ffffff"
+#: Figures of test images, beside those of training and validation images.
+TESTED = "#c2410c"
 
 #: Okabe & Ito 2008: distinguishable under all common forms of colour blindness, legible on white and on black.
 RULE_COLORS = MappingProxyType(

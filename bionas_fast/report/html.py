@@ -1,4 +1,4 @@
-"""The report of a search: a self-contained HTML page."""
+"""The reports of a search and of a training: self-contained HTML pages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ summary { cursor: pointer; color: var(--muted) }
 table { border-collapse: collapse; width: 100%%; font-size: .88rem }
 th, td { text-align: left; vertical-align: top; padding: .3rem 1rem .3rem 0;
   border-bottom: 1px solid var(--faint); overflow-wrap: anywhere }
-th { font-weight: 400; color: var(--muted) }
+th { font-weight: 400; color: var(--muted); white-space: nowrap }
 .facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0 }
 .facts div { background: var(--surface); border-radius: .5rem; padding: .7rem 1rem; min-width: 8.5rem }
 .facts b { display: block; font-size: 1.35rem; font-weight: 600; overflow-wrap: anywhere }
@@ -100,19 +100,10 @@ def _page(
     machine: Mapping[str, str],
     summary: Mapping[str, Any],
 ) -> Iterable[str]:
-    light, dark = ("; ".join(f"--{name}: {color}" for name, color in c.items()) for c in (_LIGHT, _DARK))
-    yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>Search {genotype.hash}</title>"
-    yield f"<style>{_STYLE % {'light': light, 'dark': dark}}</style>\n</head>\n<body>"
+    yield from _head(f"Search {genotype.hash}")
     yield f"<h1>Architecture and learning rules <code>{genotype.hash}</code></h1>"
-    facts = (f"<div><b>{_text(value)}</b><span>{_label(name)}</span></div>" for name, value in summary.items())
-    yield f'<div class="facts">{"".join(facts)}</div>'
-
-    yield "<h2>The cells</h2>"
-    yield "<p>An edge applies an operation and propagates errors by its learning rule; a node sums its edges.</p>"
-    yield _inline(genotype_figure(genotype), "cells", "The cells as graphs")
-    yield f"<details><summary>As JSON</summary><pre>{escape(genotype.to_json())}</pre></details>"
+    yield _facts(summary)
+    yield from _cells(genotype)
 
     yield "<h2>Learning rules over depth</h2>"
     if alphas:
@@ -125,6 +116,65 @@ def _page(
         yield _inline(charts.rules_figure(alphas, space), "rules", "Weight of every rule over epochs")
         yield _inline(charts.operations_figure(alphas, space), "operations", "Weight of every operation over epochs")
 
+    yield from _training(metrics)
+    yield from _origin(config, machine)
+    run = _words(path, config)
+    yield "<h2>Next steps</h2>"
+    yield f"<p>Show the cells in a terminal:</p><pre>bionas-fast show {run}</pre>"
+    yield f"<p>Train the genotype network:</p><pre>bionas-fast train {run}</pre>"
+    yield "</body>\n</html>\n"
+
+
+def write_training_report(
+    path: str | Path,
+    *,
+    name: str,
+    genotype: Genotype | None,
+    config: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    machine: Mapping[str, str],
+    summary: Mapping[str, str],
+) -> None:
+    """Write the report of a training: one HTML file, without scripts or external resources, replaced atomically.
+
+    Args:
+        path: the file, inside the folder of the run; its command at the end names that folder.
+        name: the name of the network.
+        genotype: its genotype, if it has one.
+        config, metrics, machine: as of :func:`write_report`.
+        summary: the headline figures, by name.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    page = [*_head(f"Training {name}"), f"<h1>Training <code>{escape(name)}</code></h1>", _facts(summary)]
+    page += [*(() if genotype is None else _cells(genotype)), *_training(metrics), *_origin(config, machine)]
+    page += ["<h2>Next steps</h2>", "<p>Accuracy by class, confusion matrix and calibration:</p>"]
+    page += [f"<pre>bionas-fast evaluate {_words(Path(path), config)}</pre>", "</body>\n</html>\n"]
+    write_atomic(Path(path), "\n".join(page))
+
+
+def _head(title: str) -> Iterable[str]:
+    light, dark = ("; ".join(f"--{name}: {color}" for name, color in c.items()) for c in (_LIGHT, _DARK))
+    yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<title>{escape(title)}</title>"
+    yield f"<style>{_STYLE % {'light': light, 'dark': dark}}</style>\n</head>\n<body>"
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    facts = (f"<div><b>{_text(value)}</b><span>{_label(name)}</span></div>" for name, value in summary.items())
+    return f'<div class="facts">{"".join(facts)}</div>'
+
+
+def _cells(genotype: Genotype) -> Iterable[str]:
+    yield "<h2>The cells</h2>"
+    yield "<p>An edge applies an operation and propagates errors by its learning rule; a node sums its edges.</p>"
+    yield _inline(genotype_figure(genotype), "cells", "The cells as graphs")
+    yield f"<details><summary>As JSON</summary><pre>{escape(genotype.to_json())}</pre></details>"
+
+
+def _training(metrics: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     curves = charts.curves_figure(metrics)
     if curves is not None:
         yield "<h2>Training</h2>"
@@ -132,15 +182,17 @@ def _page(
     if metrics:
         yield f"<details><summary>Metrics of all epochs</summary>{_rows(metrics)}</details>"
 
+
+def _origin(config: Mapping[str, Any], machine: Mapping[str, str]) -> Iterable[str]:
     yield '<div class="pair">'
     yield f"<section><h2>Configuration</h2>{_pairs(_flat(config))}</section>"
     yield f"<section><h2>Machine</h2>{_pairs(machine)}</section>"
     yield "</div>"
-    run = escape(shlex.join([str(path.parent), *plugin_options(config.get("plugins", ()))]))
-    yield "<h2>Next steps</h2>"
-    yield f"<p>Show the cells in a terminal:</p><pre>bionas-fast show {run}</pre>"
-    yield f"<p>Train the genotype network:</p><pre>bionas-fast train {run}</pre>"
-    yield "</body>\n</html>\n"
+
+
+def _words(path: Path, config: Mapping[str, Any]) -> str:
+    """Return the words of a command that name the run, escaped."""
+    return escape(shlex.join([str(path.parent), *plugin_options(config.get("plugins", ()))]))
 
 
 def _inline(figure: Figure, name: str, description: str) -> str:

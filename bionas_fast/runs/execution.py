@@ -95,8 +95,9 @@ class _Saver:
             self.scalars.close()
 
     def after_step(self) -> None:
-        stop = self._stop_requested()
-        if stop or time.monotonic() - self.saved >= self.trainer.config.checkpoint_every:
+        due = time.monotonic() - self.saved >= self.trainer.config.checkpoint_every
+        stop, due = map(bool, distributed.all_reduce_sum(self.interrupts.requested, due))
+        if stop or due:
             self._save()
         if stop:
             raise KeyboardInterrupt
@@ -121,6 +122,7 @@ class _Saver:
         return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
 
     def _save(self, best: bool = False) -> None:
+        self.trainer.read()
         self.trainer.expect_finite()  # a checkpoint that could not be resumed would replace one that can
         if self.folder is not None:
             self.folder.write_checkpoint(self.trainer.state_dict(), best=best)

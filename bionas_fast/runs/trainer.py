@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,11 @@ from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runs.divergence import likely_causes, too_small_a_batch
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runtime import distributed
 from bionas_fast.runtime.isolation import exclusive
 
+#: On a GPU, the number of steps after which their losses are read: every reading waits for the device.
+READ_EVERY = 50
 #: The types of values in a row of the metrics.
 _PLAIN = (int, float, str, bool, type(None))
 
@@ -53,6 +56,20 @@ class Tally:
     seconds: float = 0.0
 
 
+class Step(NamedTuple):
+    """The outcome of a training step, on this process's share of the batch; still on the device.
+
+    Attributes:
+        loss: the mean loss, a scalar; None if there is none.
+        correct: the number of correctly classified images, a scalar; None if there are no outputs.
+        norm: the norm of the gradient of the loss, a scalar; None if it was not computed.
+    """
+
+    loss: Tensor | None
+    correct: Tensor | None
+    norm: Tensor | None = None
+
+
 class Trainer:
     """The base of all runs: phases of epochs of steps, which can stop after any step and resume there.
 
@@ -69,6 +86,7 @@ class Trainer:
         start: begins or resumes a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
         metric_names: the metrics in every row besides those of all trainers.
         divergence: the settings that make the weights diverge when they are too large, the likeliest first.
+        read_every: the number of steps after which their losses are read from the device.
         epoch: the number of epochs done, over all phases.
         metrics: one row for every epoch of a counted phase.
     """
@@ -80,6 +98,8 @@ class Trainer:
     sources: ClassVar[tuple[str, ...]] = ()
     start: ClassVar[Callable[..., Any]]
     metric_names: tuple[str, ...] = ()
+    #: Whether a loss may overflow: then the step is not taken, and loss scaling ends the run if that goes on.
+    overflows: bool = False
     divergence: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay", "momentum")
 
     data: Dataset
@@ -94,6 +114,9 @@ class Trainer:
         self.epoch = 0
         self.metrics: list[dict[str, Any]] = []
         self._tally = Tally()
+        self.read_every = 1 if device.type == "cpu" else READ_EVERY
+        self._unread: list[tuple[Step, int]] = []
+        self._last_loss: float | None = None
         self._random = {"cpu": torch.Generator().manual_seed(config.seed).get_state()}
         self._running = False
 
@@ -103,8 +126,8 @@ class Trainer:
     def begin(self) -> None:
         """Hook before the first step of an epoch; not called when an epoch is resumed."""
 
-    def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
-        """Train on a batch; return its mean loss or None, and the number of correctly classified images."""
+    def train_step(self, x: Tensor, y: Tensor) -> Step:
+        """Train on a batch and return the outcome, without waiting for it."""
         raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
 
     def conclude(self) -> dict[str, Any]:
@@ -177,34 +200,62 @@ class Trainer:
         """Set up a new epoch, or the rest of the current one."""
         started = time.perf_counter()
         _ = self._unbounded  # from the beginning
-        with self.isolated_rng(), self._located():
+        with self.isolated_rng(), self._located("before step 1"):
             self.prepare()
             if not self._tally.steps:
                 self.begin()
         self._tally.seconds += time.perf_counter() - started
 
     def step(self) -> float | None:
-        """Train on the next batch and return its loss."""
+        """Train on the next batch; return the loss of the last step that was read, or None if it has none."""
         started, tally = time.perf_counter(), self._tally
         with self.isolated_rng():
             x, y = next(self.phase.batches)
-            with self._located(x):
-                loss, correct = self.train_step(x, y)
-                if loss is not None and not math.isfinite(loss):
-                    raise NotFinite(f"the training loss ({loss})")
-        tally.steps += 1
-        tally.seen += len(y)
-        tally.correct += correct
-        if loss is not None:
-            tally.loss += loss * len(y)
-            tally.measured += len(y)
+            with self._located(f"step {tally.steps + 1}", x):
+                outcome = self.train_step(x, y)
+            tally.steps += 1
+            self._unread.append((outcome, len(y)))
+            if len(self._unread) >= self.read_every:
+                self.read(x)
         tally.seconds += time.perf_counter() - started
-        return loss
+        return self._last_loss
+
+    def read(self, x: Tensor | None = None) -> None:
+        """Read the outcomes of the steps since the last reading; all processes of a run must read after the same step.
+
+        Args:
+            x: the batch of the last step, which is searched for the cause of an error.
+
+        Raises:
+            InputError: a loss or a gradient is not finite.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        losses, hits, norms = (_numbers_of(column) for column in zip(*(step for step, _ in unread), strict=True))
+        sums = distributed.all_reduce_sum(*(loss or 0.0 for loss in losses), *(number or 0.0 for number in hits))
+        tally, number = self._tally, self._tally.steps - len(unread)
+        for index, (_, images) in enumerate(unread):
+            loss, norm = losses[index], norms[index]
+            if loss is not None:
+                loss = sums[index] / distributed.world_size()
+                if not self.overflows and not math.isfinite(loss + (norm or 0.0)):
+                    with self._located(f"step {number + index + 1}", x):
+                        raise NotFinite(f"the training loss or its gradient (loss {loss:.3g}, norm {norm or 0.0:.3g})")
+                if math.isfinite(loss):
+                    tally.loss += loss * images
+                    tally.measured += images
+                else:
+                    loss = None
+            tally.seen += images
+            tally.correct += int(sums[len(unread) + index])
+            self._last_loss = loss
 
     def end_epoch(self) -> dict[str, Any] | None:
         """Finish an epoch after its last step; return its row of metrics, or None if the phase is not counted."""
         started, tally = time.perf_counter(), self._tally
-        with self.isolated_rng(), self._located():
+        self.read()
+        with self.isolated_rng(), self._located(f"after step {tally.steps}"):
             further = self.conclude()
             for name, value in further.items():
                 if isinstance(value, float) and not math.isfinite(value):
@@ -231,7 +282,7 @@ class Trainer:
         Raises:
             InputError: a number is not finite; the message names it, the epoch and likely settings.
         """
-        with self._located():
+        with self._located(f"after step {self.steps_done}"):
             for name, value in self._numbers():
                 if name not in self._unbounded and not value.isfinite().all():
                     raise NotFinite(f"{name} of the network")
@@ -250,22 +301,22 @@ class Trainer:
         return self.divergence
 
     @contextmanager
-    def _located(self, x: Tensor | None = None) -> Iterator[None]:
+    def _located(self, place: str, x: Tensor | None = None) -> Iterator[None]:
         """Extend errors about numbers that are not finite by the place in the run and likely causes.
 
         Args:
-            x: the batch of a training step.
+            place: the place in the epoch, such as ``"step 3"``.
+            x: the batch of that step.
         """
         try:
             yield
         except NotFinite as error:
-            after = f"step {self.steps_done + 1}" if x is not None else f"after step {self.steps_done}"
-            place = f"in epoch {self.phase_epoch + 1}, {after} of {len(self.phase.batches)} ({self.phase.description})"
+            where = f"epoch {self.phase_epoch + 1}, {place} of {len(self.phase.batches)} ({self.phase.description})"
             if x is not None and not x.isfinite().all():
                 cause = f"images of dataset {self.data.name!r} hold pixels that are not finite"
             else:
                 cause = likely_causes(self.config, error.settings or self.suspects())
-            raise InputError(f"{error} {place}; {cause}") from None
+            raise InputError(f"{error} in {where}; {cause}") from None
         except ValueError as error:
             explained = None if x is None else too_small_a_batch(error, x)
             if explained is None:
@@ -303,6 +354,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state needed to resume exactly: tensors and plain values."""
+        self.read()
         return {
             "kind": self.kind,
             "config": self.config.settings(),
@@ -372,6 +424,13 @@ class Trainer:
             if not measured or row.get("epoch") != number or "train_loss" not in row:
                 raise InputError(f"metrics: row {number} is damaged")
         return rows
+
+
+def _numbers_of(column: Sequence[Tensor | None]) -> list[float | None]:
+    """Read scalars from the device at once."""
+    present = [value for value in column if value is not None]
+    read = iter(torch.stack(present).tolist() if present else ())
+    return [None if value is None else next(read) for value in column]
 
 
 def _is_plain(value: Any) -> bool:

@@ -7,9 +7,19 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from bionas_fast.config import Cells, Channels, Coefficient, DescentConfig, Epochs, Option, Rate, SkipRules
+from bionas_fast.config import (
+    Cells,
+    Channels,
+    Coefficient,
+    DescentConfig,
+    Epochs,
+    Option,
+    Rate,
+    SkipRules,
+)
 from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
+from bionas_fast.space.operations import Initialisation
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e6)]
@@ -35,6 +45,11 @@ class SearchConfig(DescentConfig):
         default_factory=dict, description="The rules of stem, preprocess and head, by layer; bp for those not named."
     )
     skip_rules: SkipRules = True
+    initialisation: Initialisation = Field(
+        "xavier",
+        description="Law of initial weights: xavier, in every convolution, or published, only in those with a rule "
+        "other than bp; the others have PyTorch's.",
+    )
     engine: Annotated[str, Option()] = Field(
         "stacked", description="Engine of the supernet: stacked, or modular (one module per candidate, much slower)."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 
 from bionas_fast import report
 from bionas_fast.data import Augment, BatchStream, load_dataset, split
-from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
@@ -26,7 +24,7 @@ from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.schedule import cosine
-from bionas_fast.runs.trainer import Phase, Trainer
+from bionas_fast.runs.trainer import Phase, Step, Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.runtime.machine import machine
@@ -140,13 +138,14 @@ class Search(Trainer):
                 in_channels=data.in_channels,
                 engine=config.engine,
                 seed=config.seed,
-                options=SupernetOptions(config.fixed, config.skip_rules, mixture),
+                options=SupernetOptions(config.fixed, config.skip_rules, config.initialisation, mixture),
             )
 
         expect_memory(build, config.channels, config.cells, self.device)
         self.net = build(config.channels, config.cells).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
         self.precision = Precision(config.amp, self.device)
+        self.overflows = self.precision.scaler.is_enabled()
         self.optimizer = torch.optim.SGD(
             self.net.weight_parameters(),
             config.learning_rate,
@@ -196,11 +195,11 @@ class Search(Trainer):
         remark = self.limit.message(self.genotype)
         return (*arbitrary, *([remark] if remark else []))
 
-    def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
+    def train_step(self, x: Tensor, y: Tensor) -> Step:
         self.method.before_weight_step(x, y, self.valid)
         return self._weight_step(x, y)
 
-    def _weight_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
+    def _weight_step(self, x: Tensor, y: Tensor) -> Step:
         x, y = distributed.shard(x, y)
         scaler, weights = self.precision.scaler, list(self.net.weight_parameters())
         with frozen(self.net.alpha_parameters()):
@@ -211,17 +210,11 @@ class Search(Trainer):
             scaler.scale(loss).backward()
         distributed.average_gradients(weights)
         scaler.unscale_(self.optimizer)
-        # A loss that is not finite is caught by the norm of its gradient, before it reaches a weight.
         norm = torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
-        if not torch.isfinite(norm) and not scaler.is_enabled():
-            raise NotFinite(f"the weights' gradient (training loss {loss.item():.3g})")
         scaler.step(self.optimizer)
         scaler.update()
         self.precision.expect_scale("the weights' gradient")
-        loss_sum, hits = distributed.all_reduce_sum(loss.item(), int((logits.argmax(dim=1) == y).sum()))
-        # The forward pass may overflow in float16 as well; then no step was taken, and there is no loss.
-        overflow = scaler.is_enabled() and not math.isfinite(loss_sum)
-        return None if overflow else loss_sum / distributed.world_size(), int(hits)
+        return Step(loss.detach(), (logits.argmax(dim=1) == y).sum(), norm)
 
     def suspects(self) -> tuple[str, ...]:
         finite = all(alpha.isfinite().all() for alpha in self.net.alpha_parameters())

@@ -11,7 +11,14 @@ from torch.fx import Proxy
 
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import Linear
-from bionas_fast.space.operations import FactorizedReduce, ReLUConvBN, ResidualReduction, convolution
+from bionas_fast.space.operations import (
+    FactorizedReduce,
+    Initialisation,
+    ReLUConvBN,
+    ResidualReduction,
+    convolution,
+    initialised,
+)
 from bionas_fast.space.skeleton import REDUCTIONS, RESIDUAL, Skeleton
 
 #: The layers before the first cell, by the images they are made for.
@@ -52,9 +59,10 @@ class NetworkShape:
         affine: whether batch normalisation in and between the cells has affine parameters.
         stem: the layers before the cells: ``cifar``, one convolution; ``imagenet``, three of stride 2 (DARTS skeleton
             only).
+        initialisation: the law of initial weights; see :func:`bionas_fast.space.operations.initialised`.
 
     Raises:
-        InputError: a number below 1; an unknown stem.
+        InputError: a number below 1; an unknown stem or law.
     """
 
     channels: int
@@ -64,6 +72,7 @@ class NetworkShape:
     fixed: Mapping[str, str]
     affine: bool
     stem: Stem = "cifar"
+    initialisation: Initialisation = "xavier"
 
     def __post_init__(self) -> None:
         for name in ("channels", "cells", "num_classes", "in_channels"):
@@ -72,6 +81,8 @@ class NetworkShape:
                 raise InputError(f"{name}: expected at least 1, got {value}")
         if self.stem not in get_args(Stem):
             raise unknown("stem", self.stem, get_args(Stem))
+        if self.initialisation not in get_args(Initialisation):
+            raise unknown("initialisation", self.initialisation, get_args(Initialisation))
 
 
 class PreprocessedCell(nn.Module):
@@ -158,6 +169,11 @@ class CellNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.skeleton, self.shape = skeleton, shape
+        with initialised(shape.initialisation):
+            self._add_layers(make_cell)
+
+    def _add_layers(self, make_cell: Callable[[CellShape], PreprocessedCell]) -> None:
+        skeleton, shape = self.skeleton, self.shape
         self.in_channels, self.num_classes = shape.in_channels, shape.num_classes
         channels, fixed = shape.channels, shape.fixed
         previous_reduction = shape.stem == "imagenet"

@@ -7,7 +7,10 @@ stand alone.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +23,34 @@ from bionas_fast.ops.factorized_reduce import rectified_grids
 from bionas_fast.rules import Law
 from bionas_fast.space.candidates import register_operation
 
+#: Where networks of cells have the paper's law: ``xavier``, in every convolution; ``published``, only in those with a
+#: rule other than ``bp``, as in the code published with the paper. All other weights have PyTorch's law.
+Initialisation = Literal["xavier", "published"]
+_initialisation: ContextVar[Initialisation] = ContextVar("initialisation", default="xavier")
+
+
+@contextmanager
+def initialised(law: Initialisation) -> Iterator[None]:
+    """Build the convolutions of the block with this law of initial weights."""
+    token = _initialisation.set(law)
+    try:
+        yield
+    finally:
+        _initialisation.reset(token)
+
 
 def convolution(
     in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], rule: str | None, **geometry: Any
 ) -> Conv2d:
-    """Build a convolution as in the paper: no bias, Xavier initialisation."""
+    """Build a convolution as in the paper: no bias, Xavier initialisation unless :func:`initialised` says otherwise."""
+    rule = rule or "bp"
+    xavier = _initialisation.get() == "xavier" or rule != "bp"
     return Conv2d(
         in_channels,
         out_channels,
         kernel_size,
-        rule=rule or "bp",
-        feedback_init="xavier",
+        rule=rule,
+        feedback_init="xavier" if xavier else "default",
         bias=False,
         **geometry,
     )

@@ -27,6 +27,7 @@ class Skeleton:
         preprocessed: whether a cell first maps its inputs to its own channels and size.
         stem: channels of the stem, in multiples of the first cell's.
         final_norm: whether BN and ReLU precede the global pooling.
+        published: channels and cells of the published evaluation on CIFAR-10.
         sequence: the kinds of the cells of a network, from its setting ``cells``; :data:`RESIDUAL` among them.
     """
 
@@ -38,6 +39,7 @@ class Skeleton:
     preprocessed: bool
     stem: int
     final_norm: bool
+    published: tuple[int, int]
     sequence: Callable[[int], tuple[str, ...]]
 
     def output(self, nodes: int) -> tuple[int, ...]:
@@ -70,6 +72,7 @@ DARTS = Skeleton(
     preprocessed=True,
     stem=3,
     final_norm=False,
+    published=(36, 20),
     sequence=_thirds,
 )
 
@@ -83,6 +86,7 @@ NB201 = Skeleton(
     preprocessed=False,
     stem=1,
     final_norm=True,
+    published=(16, 5),
     sequence=_stages,
 )
 

@@ -11,6 +11,7 @@ from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Space, get_space
 from bionas_fast.space.cells import NetworkShape
 from bionas_fast.space.genotype import fixed_rules
+from bionas_fast.space.operations import Initialisation
 from bionas_fast.supernet.architecture import Architecture, Mixing, Mixture
 from bionas_fast.supernet.base import Supernet
 from bionas_fast.supernet.modular import ModularSupernet
@@ -27,11 +28,14 @@ class SupernetOptions:
         fixed: the rules of ``stem``, ``preprocess`` and ``head``; by default ``bp``.
         skip_rules: whether skip connections learn by their rule. The code published with the paper trains strided ones
             by back-propagation and gives the others no rule; False reproduces that.
+        initialisation: ``xavier``, in every convolution (the paper), or ``published``, only in those with a rule other
+            than ``bp`` (the code published with the paper); other weights have PyTorch's law.
         mixture: factorised alphas, edge normalisation, partial channels; none of them by default.
     """
 
     fixed: Mapping[str, str] = field(default_factory=dict)
     skip_rules: bool = True
+    initialisation: Initialisation = "xavier"
     mixture: Mixture = field(default_factory=Mixture)
 
 
@@ -68,7 +72,15 @@ def build_supernet(
         raise unknown("engine", engine, ENGINES)
     options = options or SupernetOptions()
     space = get_space(space)
-    shape = NetworkShape(channels, cells, num_classes, in_channels, fixed_rules(options.fixed), affine=False)
+    shape = NetworkShape(
+        channels,
+        cells,
+        num_classes,
+        in_channels,
+        fixed_rules(options.fixed),
+        affine=False,
+        initialisation=options.initialisation,
+    )
     with seeded(seed):
         net = ENGINES[engine](space, shape, options.mixture, options.skip_rules)
     connect_direct_feedback(net, num_classes)

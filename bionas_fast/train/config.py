@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from torch import nn
 from typing_extensions import Self
 
-from bionas_fast.config import DescentConfig, Option
+from bionas_fast.config import Option
 from bionas_fast.data.augment import Policy
 from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
-from bionas_fast.train.optimiser import build_optimizer
+from bionas_fast.train.optimiser import OptimizerConfig
 
 #: A number of epochs.
 EpochNumber = Annotated[int, Field(ge=1)]
 
 
-class SupervisedConfig(DescentConfig):
+class SupervisedConfig(OptimizerConfig):
     """The settings of the optimiser, its schedule and the loss of a supervised training.
 
     The defaults are those of the evaluation networks of DARTS: SGD, cosine schedule to 0, momentum 0.9, weight decay
     3e-4, gradients clipped at norm 5.
     """
 
-    optimizer: Annotated[str, Option()] = Field(
-        "sgd", description="The optimiser: sgd, adam, adamw, or a class of PyTorch, such as torch.optim.RMSprop."
-    )
-    optimizer_options: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of the optimiser, such as {betas: [0.9, 0.99]}."
-    )
-    nesterov: bool = Field(False, description="Nesterov's momentum.")
-    decay_norms: bool = Field(
-        True, description="Apply weight decay to biases and parameters of normalisation layers, too."
-    )
     schedule: Literal["cosine", "linear", "multistep", "step", "constant"] = Field(
         "cosine", description="Course of the learning rate: cosine, linear, multistep, step or constant."
     )
@@ -76,8 +65,6 @@ class SupervisedConfig(DescentConfig):
 
     @model_validator(mode="after")
     def _expect_a_schedule_that_fits(self) -> Self:
-        if self.nesterov and not self.momentum:
-            raise InputError("nesterov: needs a momentum above 0")
         if self.learning_rate_min > self.learning_rate:
             raise InputError(
                 f"learning_rate_min: expected at most learning_rate ({self.learning_rate:g}), "
@@ -93,5 +80,4 @@ class SupervisedConfig(DescentConfig):
             raise InputError("schedule_epochs: multistep needs the epochs after which the learning rate falls")
         if self.schedule_epochs and self.schedule not in ("step", "multistep"):
             raise InputError(f"schedule_epochs: not used by the schedule {self.schedule}")
-        build_optimizer(nn.Linear(1, 1), self)  # what it refuses is known before any data is loaded
         return self

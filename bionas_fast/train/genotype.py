@@ -13,7 +13,7 @@ from bionas_fast import rules
 from bionas_fast.config import Cells, Channels, Coefficient, Epochs, RunRecord, SkipRules
 from bionas_fast.data import Dataset
 from bionas_fast.errors import InputError
-from bionas_fast.models import GenotypeNetwork, build_network
+from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
@@ -25,6 +25,7 @@ from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import Stem
+from bionas_fast.space.operations import Initialisation
 from bionas_fast.train.config import SupervisedConfig
 from bionas_fast.train.result import TrainResult
 from bionas_fast.train.supervised import SupervisedTraining
@@ -41,6 +42,11 @@ class TrainConfig(SupervisedConfig):
     cells: Cells = 3
     stem: Stem = Field("cifar", description="Layers before the first cell: cifar, or imagenet for large images.")
     skip_rules: SkipRules = True
+    initialisation: Initialisation = Field(
+        "xavier",
+        description="Law of initial weights: xavier, in every convolution, or published, only in those with a rule "
+        "other than bp; the others have PyTorch's.",
+    )
     auxiliary_weight: Coefficient = Field(
         0.0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
     )
@@ -125,7 +131,7 @@ class Training(SupervisedTraining):
             expect_memory(sized, config.channels, config.cells, resolve_device(config.device))
             return sized(config.channels, config.cells)
 
-        super().__init__(config, build, f"training {genotype.hash}")
+        super().__init__(config, build, genotype.hash)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         config = self.config
@@ -140,6 +146,7 @@ class Training(SupervisedTraining):
 
     def write_beginning(self, folder: RunFolder) -> None:
         super().write_beginning(folder)
+        assert self.genotype is not None
         folder.write(GENOTYPE, self.genotype.to_json())
 
     @classmethod
@@ -179,8 +186,8 @@ def _build(genotype: Genotype, config: TrainConfig, in_channels: int, num_classe
         channels=config.channels,
         cells=config.cells,
         auxiliary=config.auxiliary_weight > 0,
-        stem=config.stem,
         seed=config.seed,
         in_channels=in_channels,
         num_classes=num_classes,
+        options=NetworkOptions(config.stem, config.initialisation),
     )

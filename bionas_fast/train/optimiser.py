@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
+from typing_extensions import Self
 
+from bionas_fast.config import DescentConfig, Option
 from bionas_fast.errors import InputError, unknown
-
-if TYPE_CHECKING:
-    from bionas_fast.train.config import SupervisedConfig
 
 #: Short names of optimisers.
 _SHORT = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _PREFIX = "torch.optim."
 
 
-def build_optimizer(network: nn.Module, config: SupervisedConfig) -> torch.optim.Optimizer:
+class OptimizerConfig(DescentConfig):
+    """The settings of the optimiser."""
+
+    optimizer: Annotated[str, Option()] = Field(
+        "sgd", description="The optimiser: sgd, adam, adamw, or a class of PyTorch, such as torch.optim.RMSprop."
+    )
+    optimizer_options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the optimiser, such as {betas: [0.9, 0.99]}."
+    )
+    nesterov: bool = Field(False, description="Nesterov's momentum.")
+    decay_norms: bool = Field(
+        True, description="Apply weight decay to biases and parameters of normalisation layers, too."
+    )
+
+    @model_validator(mode="after")
+    def _expect_an_optimiser(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov: needs a momentum above 0")
+        build_optimizer(nn.Linear(1, 1), self)  # what it refuses is known before any data is loaded
+        return self
+
+
+def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Build the optimiser of a network.
 
     ``momentum`` and ``nesterov`` are passed to optimisers that have them; set for another, they are an error. Without
@@ -64,7 +86,7 @@ def _kind(name: str) -> type[torch.optim.Optimizer]:
     return kind
 
 
-def _groups(network: nn.Module, config: SupervisedConfig) -> Any:
+def _groups(network: nn.Module, config: OptimizerConfig) -> Any:
     if config.decay_norms:
         return network.parameters()
     decayed = [p for p in network.parameters() if p.ndim > 1]

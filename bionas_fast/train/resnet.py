@@ -102,7 +102,7 @@ class ResNetTraining(SupervisedTraining):
         def build(data: Dataset) -> nn.Module:
             return _build(config, data.in_channels, data.num_classes)
 
-        super().__init__(config, build, f"training {config.architecture} {config.rule}")
+        super().__init__(config, build, f"{config.architecture} {config.rule}")
 
     @classmethod
     def settings_of_source(cls, source: str) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.config import Option, Rate, RunConfig, RunRecord
-from bionas_fast.data import BatchStream, Dataset, load_dataset, normalise
+from bionas_fast.data import BatchStream, load_dataset, normalise
 from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
@@ -24,9 +24,10 @@ from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
-from bionas_fast.runs.trainer import Phase, Trainer
+from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
+from bionas_fast.train.network import NetworkTraining, network_shape
 from bionas_fast.train.result import TrainResult
 
 #: A fraction between 0 and 1.
@@ -105,12 +106,10 @@ def train_softhebb(
 
 
 @register_kind
-class SoftHebbTraining(Trainer):
+class SoftHebbTraining(NetworkTraining):
     """The training of a SoftHebb network, in two phases: the filters, then the head."""
 
     kind = "softhebb"
-    command = "train"
-    trains_network = True
     sources = ("softhebb",)
     start = staticmethod(train_softhebb)
     settings = SoftHebbConfig
@@ -119,8 +118,9 @@ class SoftHebbTraining(Trainer):
 
     def __init__(self, config: SoftHebbConfig) -> None:
         super().__init__(config, resolve_device(config.device))
+        self.name = f"SoftHebb {config.architecture} {config.rule}"
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        self.net = _build(config, _shape(data)).to(self.device)
+        self.net = _build(config, network_shape(data)).to(self.device)
         blocks = list(self.net.blocks)
         #: Groups of blocks that learn together, one group after the other.
         self.groups = [[block] for block in blocks] if config.layerwise and config.rule != "random" else [blocks]
@@ -154,19 +154,17 @@ class SoftHebbTraining(Trainer):
         for module in self.group if self.phase is self.filters else [self.net.head]:
             module.train()
 
-    def train_step(self, x: Tensor, y: Tensor) -> tuple[float | None, int]:
+    def train_step(self, x: Tensor, y: Tensor) -> Step:
         if self.phase is self.filters:
             self._filter_step(x)
-            return None, 0
+            return Step(None, None)
         assert self.reader is not None
         logits = self.reader(x)
         loss = F.cross_entropy(logits, y)
         self.optimizer.zero_grad()
         loss.backward()
-        if not torch.isfinite(loss):
-            raise NotFinite(f"the loss of the head ({loss.item():.3g})")
         self.optimizer.step()
-        return loss.item(), int((logits.argmax(dim=1) == y).sum())
+        return Step(loss.detach(), (logits.argmax(dim=1) == y).sum())
 
     @torch.no_grad()
     def _begin_head(self) -> None:
@@ -216,25 +214,9 @@ class SoftHebbTraining(Trainer):
         test = evaluate(self.reader, self.tests, self.data.test_labels, **self.statistics)
         return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
 
-    def write_beginning(self, folder: RunFolder) -> None:
-        self.write_config(folder, network=_shape(self.data))
-
     @classmethod
     def load_network(cls, folder: RunFolder, record: RunRecord) -> SoftHebbNetwork:
         return _build(SoftHebbConfig(**record.settings), record.network)
-
-    def result(self, folder: RunFolder | None) -> TrainResult[SoftHebbNetwork]:
-        """Return the result of the finished training."""
-        run_dir = None if folder is None else folder.path
-        return TrainResult(self.net.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)
-
-
-def _shape(data: Dataset) -> dict[str, Any]:
-    return {
-        "in_channels": data.in_channels,
-        "num_classes": data.num_classes,
-        "image_size": list(data.images.shape[-2:]),
-    }
 
 
 def _build(config: SoftHebbConfig, shape: Mapping[str, Any]) -> SoftHebbNetwork:

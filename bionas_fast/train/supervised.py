@@ -12,37 +12,34 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset, split
 from bionas_fast.data.mixing import Mixing
-from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
-from bionas_fast.runs.folder import RunFolder
-from bionas_fast.runs.trainer import Phase, Trainer
+from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.train.config import SupervisedConfig
+from bionas_fast.train.network import NetworkTraining
 from bionas_fast.train.optimiser import build_optimizer
-from bionas_fast.train.result import TrainResult
 from bionas_fast.train.schedule import learning_rate
 
 
-class SupervisedTraining(Trainer):
+class SupervisedTraining(NetworkTraining):
     """The training of a network on labelled images; a subclass says which network and how it is called.
 
     Args:
         config: the settings.
         build: builds the network for a dataset, on the CPU.
-        description: the text of progress displays.
+        name: the name of the network in displays and reports.
     """
 
-    command = "train"
-    trains_network = True
     metric_names: tuple[str, ...] = ("test_loss", "test_accuracy")
     config: SupervisedConfig
 
-    def __init__(self, config: SupervisedConfig, build: Callable[[Dataset], nn.Module], description: str) -> None:
+    def __init__(self, config: SupervisedConfig, build: Callable[[Dataset], nn.Module], name: str) -> None:
         super().__init__(config, resolve_device(config.device))
+        self.name = name
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
         training, self.held_out = (data.images, data.labels), None
         if config.valid_fraction:
@@ -60,9 +57,10 @@ class SupervisedTraining(Trainer):
             device=self.device,
         )
         distributed.require_divisible(batches.batch_size)
-        self.phases = [Phase(description, config.epochs, batches)]
+        self.phases = [Phase(f"training {name}", config.epochs, batches)]
         self.optimizer = build_optimizer(self.net, config)
         self.precision = Precision(config.amp, self.device)
+        self.overflows = self.precision.scaler.is_enabled()
         self.mixing = Mixing(config.mixup, config.cutmix, data.num_classes)
         self.average = (
             AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
@@ -90,11 +88,11 @@ class SupervisedTraining(Trainer):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.epoch)
 
-    def train_step(self, x: Tensor, y: Tensor) -> tuple[float, int]:
+    def train_step(self, x: Tensor, y: Tensor) -> Step:
         x, y = distributed.shard(x, y)
         config, scaler = self.config, self.precision.scaler
         self.optimizer.zero_grad()
-        losses, hits = [], 0
+        losses, hits = [], []
         # Each part of the batch has its share of the mean, so the last one may be smaller.
         for images, labels in zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True):
             images, targets = self.mixing(images, labels)
@@ -103,12 +101,10 @@ class SupervisedTraining(Trainer):
                 loss = self._loss(logits, targets) * (len(labels) / len(y))
             scaler.scale(loss).backward()
             losses.append(loss.detach())
-            hits += int((logits[0].argmax(dim=1) == labels).sum())
-        loss = torch.stack(losses).sum()
+            hits.append((logits[0].argmax(dim=1) == labels).sum())
         distributed.average_gradients(self.net.parameters())
-        self._step(float(loss))
-        loss_sum, total = distributed.all_reduce_sum(float(loss), hits)
-        return loss_sum / distributed.world_size(), int(total)
+        norm = self._descend()
+        return Step(torch.stack(losses).sum(), torch.stack(hits).sum(), norm)
 
     def _loss(self, logits: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         smoothing = self.config.label_smoothing
@@ -117,18 +113,17 @@ class SupervisedTraining(Trainer):
             first = first + weight * loss
         return first
 
-    def _step(self, loss: float) -> None:
+    def _descend(self) -> Tensor:
+        """Change the weights along their gradients; return the norm of these."""
         scaler = self.precision.scaler
-        what = f"the gradient of the training loss ({loss:.3g})"
         scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
-        if not torch.isfinite(norm) and not scaler.is_enabled():
-            raise NotFinite(what)
         scaler.step(self.optimizer)
         scaler.update()
-        self.precision.expect_scale(what)
+        self.precision.expect_scale("the gradient of the training loss")
         if self.average is not None:
             self.average.update_parameters(self.net)
+        return norm
 
     def conclude(self) -> dict[str, Any]:
         data = self.data
@@ -159,12 +154,3 @@ class SupervisedTraining(Trainer):
             return super().network_state(checkpoint)
         prefix = "module."
         return {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
-
-    def write_beginning(self, folder: RunFolder) -> None:
-        shape = {"in_channels": self.data.in_channels, "num_classes": self.data.num_classes}
-        self.write_config(folder, network=shape)
-
-    def result(self, folder: RunFolder | None) -> TrainResult[Any]:
-        """Return the result of the finished training."""
-        run_dir = None if folder is None else folder.path
-        return TrainResult(self.trained.eval(), self.metrics[-1]["test_accuracy"], self.metrics, run_dir)

@@ -42,7 +42,8 @@ def layers() -> nn.Sequential:
 
 
 def network(genotype: bf.Genotype = GENOTYPE) -> nn.Module:
-    net = bf.build_network(genotype, channels=4, cells=3, num_classes=5, auxiliary=True, drop_path=0.2)
+    net = bf.build_network(genotype, channels=4, cells=3, num_classes=5, auxiliary=True)
+    net.drop_path = 0.2
     net(torch.randn(4, 3, 8, 8))  # gives the statistics values
     return net
 

@@ -215,7 +215,7 @@ def test_an_epoch_without_a_loss_is_null_in_the_metrics(tmp_path, monkeypatch):
     """In float16 every step of a first epoch may be skipped until the loss scale fits."""
     trainer = type(make("search"))
     original = trainer.train_step
-    monkeypatch.setattr(trainer, "train_step", lambda self, x, y: (None, original(self, x, y)[1]))
+    monkeypatch.setattr(trainer, "train_step", lambda self, x, y: original(self, x, y)._replace(loss=None))
     start("search", settings_of("search", epochs=2), out=tmp_path / "run")
     assert [row["train_loss"] for row in strict((tmp_path / "run" / "metrics.jsonl").read_text())] == [None, None]
     with pytest.warns(BionasWarning, match="complete"):

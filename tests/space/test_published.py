@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import InputError
+from bionas_fast.models import NetworkOptions
 from bionas_fast.space import Candidate, published, published_names
 
 NAMES = {"biodarts2", "darts-v1", "darts-v2", "pc-darts", "p-darts", "eg-nas", "nasnet-a", "amoebanet-a"}
@@ -33,7 +34,9 @@ def test_published_sizes(name, millions):
 
 def test_published_size_on_imagenet():
     """DARTS on ImageNet: 4.7 million parameters at C = 48 and 14 cells."""
-    net = bf.build_network(published("darts-v2").genotype, channels=48, cells=14, num_classes=1000, stem="imagenet")
+    net = bf.build_network(
+        published("darts-v2").genotype, channels=48, cells=14, num_classes=1000, options=NetworkOptions(stem="imagenet")
+    )
     assert round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == 4.7
 
 
@@ -86,7 +89,12 @@ def test_pooling_of_the_auxiliary_head(size, window, stride):
 
 def test_imagenet_stem():
     net = bf.build_network(
-        published("darts-v2").genotype, channels=4, cells=3, num_classes=5, stem="imagenet", auxiliary=True
+        published("darts-v2").genotype,
+        channels=4,
+        cells=3,
+        num_classes=5,
+        options=NetworkOptions(stem="imagenet"),
+        auxiliary=True,
     )
     first, second = net._begin(torch.randn(2, 3, 65, 64))
     assert first.shape == (2, 4, 17, 16)
@@ -98,10 +106,10 @@ def test_imagenet_stem():
     with pytest.raises(InputError, match="cells of this genotype have one"):
         bf.build_network(
             bf.Genotype.from_nb201("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_3x3~2|"),
-            stem="imagenet",
+            options=NetworkOptions(stem="imagenet"),
         )
     with pytest.raises(InputError, match="cifar"):
-        bf.build_network(published("darts-v2").genotype, stem="cifr")
+        bf.build_network(published("darts-v2").genotype, options=NetworkOptions(stem="cifr"))
 
 
 def test_the_command_line_knows_them_but_prefers_a_file(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_comparison_trains_these_networks(single, monkeypatch):
 
     def record(genotype, config, **_):
         trained.append(genotype)
-        return TrainResult(None, 0.0, [], None)
+        return TrainResult(None, 0.0, [], None, None, 0.0)
 
     monkeypatch.setattr(sys.modules["bionas_fast.train.genotype"], "train", record)
     bf.compare_rules(GENOTYPE, single_rules=[single])
