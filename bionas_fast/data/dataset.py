@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from bionas_fast.data.batches import check_range
+from bionas_fast.data.batches import MemoryImages, check_range
 from bionas_fast.errors import InputError
 
 #: A summary lists this many class names.
@@ -110,6 +110,16 @@ class Dataset:
             num_classes = int(labels.max()) + 1 if labels.numel() else 0
         mean, std = _statistics(images)
         return cls(name, images, labels, *test, num_classes, mean, std, source or Source())
+
+    @property
+    def train(self) -> MemoryImages:
+        """The training images, normalised by mean and std."""
+        return MemoryImages(self.images, self.labels, self.mean, self.std)
+
+    @property
+    def test(self) -> MemoryImages:
+        """The test images, normalised like the training images."""
+        return MemoryImages(self.test_images, self.test_labels, self.mean, self.std)
 
     def summary(self) -> str:
         """Describe the dataset in one line: images, classes, split, and what was left out."""

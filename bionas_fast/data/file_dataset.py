@@ -5,35 +5,21 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from bionas_fast.data.dataset import Dataset, Source, summarise
+from bionas_fast.data.decoded import decoded
+from bionas_fast.data.file_stream import MEAN, STD, FileImages, Views
 from bionas_fast.data.images import read_image
 from bionas_fast.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-#: Statistics of ImageNet, in units of [0, 1], by which images from files are normalised.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class LabelledImages(Protocol):
-    """Images that are decoded one at a time.
-
-    Attributes:
-        labels: int64 [N].
-    """
-
-    labels: Tensor
-
-    def image(self, index: int) -> Image.Image:
-        """Decode an image, RGB and upright."""
 
 
 class Files:
@@ -70,7 +56,11 @@ class Files:
         return read_image(self.path(index))
 
     def fingerprint(self, number: int = 0, *, times: bool = False) -> int:
-        """Update a CRC-32 with names, sizes and labels, and optionally the times of the last changes."""
+        """Update a CRC-32 with names, sizes and labels, and optionally the times of the last changes.
+
+        Raises:
+            InputError: a file is missing.
+        """
         for index, name in enumerate(self._names):
             path = self.path(index)
             try:
@@ -82,40 +72,91 @@ class Files:
         return zlib.crc32(self.labels.numpy().data, number)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The settings by which images are read from files.
+
+    Attributes:
+        views: their form in batches.
+        workers: number of processes that read them; see :class:`FileImages`.
+        decoded_size: shorter side to which images are scaled once and kept decoded, in pixels; 0 decodes them whenever
+            they are used.
+        decoded_dir: folder of the decoded images.
+    """
+
+    views: Views = field(default_factory=Views)
+    workers: int | None = None
+    decoded_size: int = 0
+    decoded_dir: Path = Path("~/.cache/bionas-fast")
+
+
 @dataclass(frozen=True, eq=False)
 class FileDataset:
     """Labelled images that are decoded batch by batch; what does not fit into memory.
 
     Attributes:
         name: name under which :func:`open_dataset` finds it.
-        train: the training images.
-        test: the test images.
+        train_files: the training images.
+        test_files: the test images.
         num_classes: number of classes.
         source: what was read, for messages.
         load: reads all images into memory; None if their sizes differ, as with ImageNet.
         large: whether the images would be too large for :attr:`load` to be the default.
+        reading: the settings by which they are read.
     """
 
     name: str
-    train: Files = field(repr=False)
-    test: Files = field(repr=False)
+    train_files: Files = field(repr=False)
+    test_files: Files = field(repr=False)
     num_classes: int
     source: Source = field(default_factory=Source, repr=False)
     load: Callable[[], Dataset] | None = field(default=None, repr=False)
     large: bool = True
+    reading: Reading = field(default_factory=Reading)
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+
+    @property
+    def train(self) -> FileImages:
+        """The training images."""
+        return self._images(self.train_files)
+
+    @property
+    def test(self) -> FileImages:
+        """The test images."""
+        return self._images(self.test_files)
+
+    def _images(self, files: Files) -> FileImages:
+        reading = self.reading
+        if not reading.decoded_size:
+            return FileImages(files, reading.views, reading.workers)
+        kept = decoded(files, reading.decoded_size, Path(os.path.expanduser(reading.decoded_dir)), reading.workers)
+        return FileImages(kept, reading.views, reading.workers)
 
     @property
     def in_channels(self) -> int:
         """Channels of an image: all are converted to RGB."""
         return 3
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images of batches."""
+        return self.reading.views.size, self.reading.views.size
+
+    def read_by(self, reading: Reading) -> FileDataset:
+        """Return the dataset with other settings by which it is read."""
+        return replace(self, reading=reading)
+
     def summary(self) -> str:
         """Describe the dataset in one line: images, classes, split, and what was left out."""
-        sizes = (len(self.train), len(self.test))
-        return summarise(self.name, sizes, self.num_classes, "read from files in batches", self.source)
+        sizes = (len(self.train_files), len(self.test_files))
+        form = f"read from files as 3×{'×'.join(map(str, self.image_size))}"
+        return summarise(self.name, sizes, self.num_classes, form, self.source)
 
     def checksum(self) -> int:
         """Compute a CRC-32 checksum of the names and sizes of all files, and of the labels."""
-        return self.test.fingerprint(self.train.fingerprint())
+        return self.test_files.fingerprint(self.train_files.fingerprint())
+
+
+#: A dataset, wherever its images are.
+AnyDataset = Dataset | FileDataset

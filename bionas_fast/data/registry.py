@@ -11,9 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +22,7 @@ from torch import Tensor
 from bionas_fast.data import memory
 from bionas_fast.data.batches import split
 from bionas_fast.data.dataset import Dataset
-from bionas_fast.data.file_dataset import FileDataset
+from bionas_fast.data.file_dataset import AnyDataset, FileDataset, Reading
 from bionas_fast.data.files import read_idx
 from bionas_fast.errors import InputError, printable
 from bionas_fast.registry import Registry
@@ -38,9 +36,9 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 #: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None for the default folder. The
 #: loader of a scheme takes the text after the colon as its first argument.
-Loader = Callable[..., Dataset | FileDataset]
+Loader = Callable[..., AnyDataset]
 L = TypeVar("L", bound=Loader)
-D = TypeVar("D", Dataset, FileDataset)
+D = TypeVar("D", bound=AnyDataset)
 
 #: Receives one line for each dataset loaded: a warning if something was left out, otherwise information.
 logger = logging.getLogger("bionas_fast.data")
@@ -51,8 +49,9 @@ _registry: Registry[Loader] = Registry("dataset")
 def register_dataset(name: str) -> Callable[[L], L]:
     """Register ``loader(data_dir: Path | None, *, download: bool, seed: int)`` under a name. Use as a decorator.
 
-    The loader returns a :class:`Dataset`, or a :class:`FileDataset` whose images are read in batches. A name that ends in a colon is a scheme: ``folder:photos`` calls the loader
-    of ``folder:`` as ``loader("photos", data_dir, download=..., seed=...)``.
+    The loader returns a :class:`Dataset`, or a :class:`FileDataset` whose images are read in batches. A name that ends
+    in a colon is a scheme: ``folder:photos`` calls the loader of ``folder:`` as
+    ``loader("photos", data_dir, download=..., seed=...)``.
 
     Raises:
         InputError: the name is not lower-case letters, digits and hyphens, or is taken by another loader.
@@ -100,12 +99,14 @@ def open_dataset(
     download: bool = False,
     seed: int = 0,
     in_memory: bool | None = None,
-) -> Dataset | FileDataset:
+    reading: Reading | None = None,
+) -> AnyDataset:
     """Load a dataset like :func:`load_dataset`, or leave it in its files if it is large.
 
     Args:
-        in_memory: whether to read all images into memory; by default as the dataset's size suggests, so that it does
-            not depend on the machine.
+        in_memory: whether to read all images into memory; by default if they are a dataset of one size and need at most
+            2 GiB (:data:`bionas_fast.data.user_data.LARGE`), whatever the memory of the machine.
+        reading: the settings of images that stay in their files.
 
     Raises:
         InputError: as of :func:`load_dataset`; ``in_memory`` is not possible for this dataset.
@@ -114,13 +115,13 @@ def open_dataset(
         found = _load(name, data_dir, download=download, seed=seed)
         if isinstance(found, FileDataset):
             read = not found.large if in_memory is None else in_memory
-            return _announced(_in_memory(found) if read else found)
+            return _announced(_in_memory(found) if read else found.read_by(reading or Reading()))
         if in_memory is False:
             raise InputError(f"in_memory: dataset {name!r} is always read into memory; only images in folders need not")
         return _announced(found)
 
 
-def _load(name: str, data_dir: str | Path | None, **further: Any) -> Dataset | FileDataset:
+def _load(name: str, data_dir: str | Path | None, **further: Any) -> AnyDataset:
     plain, colon, argument = name.partition(":")
     load = _registry.get(plain + colon)
     if colon and not argument:
@@ -134,7 +135,7 @@ def _load(name: str, data_dir: str | Path | None, **further: Any) -> Dataset | F
 
 def _in_memory(files: FileDataset) -> Dataset:
     if files.load is None:
-        raise InputError(f"dataset {files.name!r}: its images do not fit into memory; only train and evaluate read it")
+        raise InputError(f"dataset {files.name!r}: its images differ in size and are not read into memory")
     return files.load()
 
 
@@ -298,28 +299,17 @@ def download_dataset(torchvision_name: str, root: Path, splits: Sequence[str] = 
     """
     import torchvision
 
-    source = getattr(torchvision.datasets, torchvision_name)
-    with staged(torchvision_name, root) as staging:
-        for arguments in [{"split": split} for split in splits] or [{}]:
-            source(staging, download=True, **arguments)
-
-
-@contextmanager
-def staged(what: str, root: Path) -> Iterator[Path]:
-    """Yield an empty folder whose files are moved into ``root`` at the end of the block, if it succeeds.
-
-    Raises:
-        InputError: a download in the block, or writing, failed; ``what`` names it.
-    """
-    # On the same file system as the root, so that complete files are moved into place.
+    # Staged on the same file system as the root, so that complete files are moved into place.
     above = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), Path("/"))
     try:
         with tempfile.TemporaryDirectory(prefix=".bionas-fast-", dir=above) as staging:
-            yield Path(staging)
+            source = getattr(torchvision.datasets, torchvision_name)
+            for arguments in [{"split": split} for split in splits] or [{}]:
+                source(staging, download=True, **arguments)
             for file in [path for path in Path(staging).rglob("*") if path.is_file()]:
                 target = root / file.relative_to(staging)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
-    except (RuntimeError, OSError, HTTPException, zipfile.BadZipFile) as error:
+    except (RuntimeError, OSError, HTTPException) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{what} could not be downloaded into {root}: {reason}") from error
+        raise InputError(f"{torchvision_name} could not be downloaded into {root}: {reason}") from error

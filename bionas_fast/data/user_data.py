@@ -1,7 +1,7 @@
 """User data: ``folder:PATH``, one image folder per class, and ``npz:FILE``, arrays.
 
-Both are read into memory; a large folder is not (:class:`FileDataset`). Without separate test images, one image in five of each class, always the same ones, is
-held out.
+Both are read into memory; a large folder is not (:class:`FileDataset`). Without separate test images, one image in five
+of each class, always the same ones, is held out.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from bionas_fast import report
-from bionas_fast.data import Dataset
+from bionas_fast.data import AnyDataset
 from bionas_fast.models import NetworkSize, measure_size
 from bionas_fast.runs.folder import REPORT, RunFolder
 from bionas_fast.runs.trainer import Trainer
@@ -16,12 +16,12 @@ from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
 
 
-def network_shape(data: Dataset) -> dict[str, Any]:
+def network_shape(data: AnyDataset) -> dict[str, Any]:
     """Return the arguments of a network that follow from its data: ``in_channels``, ``num_classes``, ``image_size``."""
     return {
         "in_channels": data.in_channels,
         "num_classes": data.num_classes,
-        "image_size": list(data.images.shape[-2:]),
+        "image_size": list(data.image_size),
     }
 
 
@@ -45,7 +45,7 @@ class NetworkTraining(Trainer):
 
     def size(self) -> NetworkSize:
         """Measure the size of the network on the images of the run."""
-        return measure_size(self.trained, tuple(self.data.images.shape[1:]))
+        return measure_size(self.trained, (self.data.in_channels, *self.data.image_size))
 
     def images_per_second(self) -> float:
         """Return the training images per second in the epochs with metrics, which include the tests."""

@@ -95,7 +95,7 @@ def test_complete_runs_are_read_and_stopped_ones_resumed(tmp_path):
     data = bf.load_dataset("digits")
     for seed, accuracy in first.values.items():
         network = bf.load(tmp_path / f"seed-{seed}")
-        found = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+        found = bf.evaluate(network, data.test)
         assert accuracy == found["accuracy"]
     SeedTable("accuracy %", (first,)).write(tmp_path)
     assert {"table.md", "table.csv"} <= {path.name for path in tmp_path.iterdir()}

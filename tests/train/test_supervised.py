@@ -130,7 +130,7 @@ def test_residual_networks_train(tmp_path, amp):
     assert result.test_accuracy > 50
     assert {m.rule for m in result.network.modules() if isinstance(m, FeedbackLayer)} == {"usf"}
     data = bf.load_dataset("digits")
-    found = bf.evaluate(bf.load(tmp_path / "run"), data.test_images, data.test_labels, mean=data.mean, std=data.std)
+    found = bf.evaluate(bf.load(tmp_path / "run"), data.test)
     assert found["accuracy"] == result.test_accuracy
 
 
