@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -62,8 +63,11 @@ def load(
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # it would draw from PyTorch's
     )
+    running = [iter(loader)]
+    # Before multiprocessing ends its processes by SIGTERM, which workers ignore.
+    atexit.register(running.clear)
     try:
-        for found in loader:
+        while (found := next(running[0], None)) is not None:
             if isinstance(found, str):
                 raise InputError(found)
             yield found
@@ -72,6 +76,9 @@ def load(
             raise
         reason = " ".join(str(error).split())
         raise InputError(f"workers: a process that reads images has ended: {reason:.200}") from error
+    finally:
+        running.clear()
+        atexit.unregister(running.clear)
 
 
 class _Caught:
