@@ -151,6 +151,10 @@ class RunConfig(Config):
         return self.model_dump(mode="json", exclude={"plugins"})
 
 
+#: The settings that say how images are read from files, and whether they are.
+FILE_SETTINGS = ("in_memory", "image_size", "image_resize", "crop_scale", "color_jitter", "decoded_size")
+
+
 class DescentConfig(RunConfig):
     """The settings of networks trained by stochastic gradient descent on augmented images."""
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bionas_fast.config import DescentConfig, RunConfig
+from bionas_fast.config import FILE_SETTINGS, DescentConfig, RunConfig
 from bionas_fast.data.dataset import Dataset
 from bionas_fast.data.file_dataset import AnyDataset, Reading
 from bionas_fast.data.file_stream import Views
 from bionas_fast.data.registry import load_dataset, open_dataset
 from bionas_fast.errors import InputError
-
-#: The settings that only images read from files have.
-_OF_FILES = ("image_size", "image_resize", "crop_scale", "color_jitter", "decoded_size")
 
 
 def configured(config: RunConfig) -> AnyDataset:
@@ -29,8 +26,8 @@ def configured(config: RunConfig) -> AnyDataset:
         config.dataset, config.data_dir, download=config.download, in_memory=config.in_memory, reading=reading
     )
     if isinstance(data, Dataset):
-        for name in _OF_FILES:
-            if getattr(config, name) != type(config).model_fields[name].default:
+        for name in FILE_SETTINGS:
+            if name != "in_memory" and getattr(config, name) != type(config).model_fields[name].default:
                 raise InputError(
                     f"{name}: only for images that are read from files; dataset {data.name!r} is in memory "
                     "(in_memory=false leaves the images of a folder in their files)"
