@@ -57,11 +57,11 @@ def measure_size(network: nn.Module, image: Sequence[int]) -> NetworkSize:
 
     weights = weights_by_rule(network)
     auxiliary = sum(count_weights(network).values()) - sum(weights.values())
-    training = network.training
+    training, example = network.training, next(network.parameters())
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            network.eval()(torch.zeros(1, *image, device=next(network.parameters()).device))
+            network.eval()(example.new_zeros(1, *image))
     finally:
         network.train(training)
     return NetworkSize(weights, auxiliary, counter.get_total_flops() // 2)
