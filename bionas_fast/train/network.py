@@ -8,7 +8,7 @@ from torch import nn
 
 from bionas_fast import report
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset
+from bionas_fast.data import network_shape
 from bionas_fast.models import NetworkSize, measure_size, weights_by_rule
 from bionas_fast.runs.folder import REPORT, RunFolder
 from bionas_fast.runs.trainer import Trainer
@@ -16,15 +16,6 @@ from bionas_fast.runtime.isolation import exclusive, ordinary_modes
 from bionas_fast.runtime.machine import machine
 from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
-
-
-def network_shape(data: AnyDataset) -> dict[str, Any]:
-    """Return the arguments of a network that follow from its data: ``in_channels``, ``num_classes``, ``image_size``."""
-    return {
-        "in_channels": data.in_channels,
-        "num_classes": data.num_classes,
-        "image_size": list(data.image_size),
-    }
 
 
 class NetworkTraining(Trainer):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.config import Option, Rate, RunConfig, RunRecord
-from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, normalise
+from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, network_shape, normalise
 from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
@@ -27,7 +27,7 @@ from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
-from bionas_fast.train.network import NetworkTraining, network_shape
+from bionas_fast.train.network import NetworkTraining
 from bionas_fast.train.result import TrainResult
 
 #: A fraction between 0 and 1.

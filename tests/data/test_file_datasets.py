@@ -370,6 +370,14 @@ def test_classes_and_sizes_other_than_those_of_the_network(uneven, tmp_path, cap
         shutil.rmtree(tmp_path / "two" / split / "class2")
     assert command("evaluate", tmp_path / "net", "--dataset", f"folder:{tmp_path / 'two'}") == 2
     assert "num_classes is 2, but the network was trained with 3" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(InputError, match="num_classes is 2, but the network was trained with 3"):
+        os.rename(uneven, f"{uneven}-before")
+        os.rename(tmp_path / "two", uneven)
+        try:
+            bf.train_resnet(resume=tmp_path / "net")
+        finally:
+            os.rename(uneven, tmp_path / "two")
+            os.rename(f"{uneven}-before", uneven)
     # Images in memory have the size of their files.
     assert command("train", "resnet20", "--epochs=1", f"--dataset=folder:{uneven},size=9", "--out", tmp_path / "9") == 0
     assert command("evaluate", tmp_path / "9", "--dataset", f"folder:{uneven},size=8") == 2
