@@ -8,7 +8,7 @@ from torch import nn
 
 from bionas_fast import report
 from bionas_fast.config import RunRecord
-from bionas_fast.data import Dataset
+from bionas_fast.data import network_shape
 from bionas_fast.models import NetworkSize, measure_size, weights_by_rule
 from bionas_fast.runs.folder import REPORT, RunFolder
 from bionas_fast.runs.trainer import Trainer
@@ -16,15 +16,6 @@ from bionas_fast.runtime.isolation import exclusive, ordinary_modes
 from bionas_fast.runtime.machine import machine
 from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
-
-
-def network_shape(data: Dataset) -> dict[str, Any]:
-    """Return the arguments of a network that follow from its data: ``in_channels``, ``num_classes``, ``image_size``."""
-    return {
-        "in_channels": data.in_channels,
-        "num_classes": data.num_classes,
-        "image_size": list(data.images.shape[-2:]),
-    }
 
 
 class NetworkTraining(Trainer):
@@ -47,7 +38,7 @@ class NetworkTraining(Trainer):
 
     def size(self) -> NetworkSize:
         """Measure the size of the network on the images of the run."""
-        return measure_size(self.trained, tuple(self.data.images.shape[1:]))
+        return measure_size(self.trained, (self.data.in_channels, *self.data.image_size))
 
     def images_per_second(self) -> float:
         """Return the training images per second in the epochs with metrics, which include the tests."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import bionas_fast as bf
 from bionas_fast import presets
-from bionas_fast.data import Dataset, registry
+from bionas_fast.data import Dataset, FileDataset, registry
+from bionas_fast.data.file_dataset import Files
 from bionas_fast.models import softhebb
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.space import published
@@ -32,7 +35,7 @@ PRESETS = [(kind, name) for kind in kind_names() for name in presets.names(kind)
 
 
 @pytest.fixture
-def images(monkeypatch):
+def images(monkeypatch, tmp_path):
     def loader(name):
         channels, size, classes = SHAPES[name]
 
@@ -44,8 +47,16 @@ def images(monkeypatch):
 
         return load
 
+    def photographs(data_dir=None, *, download=False, seed=0):
+        for index in range(12):
+            pixels = np.random.default_rng(index).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        files = Files(tmp_path, [f"{index}.png" for index in range(12)], torch.arange(12))
+        return FileDataset("imagenet", files, files, 1000)
+
     for name in SHAPES:
         monkeypatch.setitem(registry._registry._items, name, loader(name))
+    monkeypatch.setitem(registry._registry._items, "imagenet", photographs)
     small = {name: tuple(b._replace(filters=4) for b in blocks) for name, blocks in softhebb.ARCHITECTURES.items()}
     monkeypatch.setattr(softhebb, "ARCHITECTURES", small)
 
@@ -60,6 +71,8 @@ def test_two_steps(images, kind, name):
         shrunken["population"] = 4
     if preset.settings.get("valid_batch_size"):
         shrunken["valid_batch_size"] = 4
+    if preset.settings.get("dataset") == "imagenet":
+        shrunken["workers"] = 0
     config = trainer_class.settings(**shrunken)
     genotype = published("biodarts2").genotype
     trainer = Training(genotype, config) if kind == "train" else trainer_class(config)
@@ -88,5 +101,9 @@ def test_settings_of_the_sources():
     assert get("cifar10-train-code", "train")["drop_path_schedule"] == "constant"
     sixteen = get("imagenet16-120-train", "train")
     assert (sixteen["epochs"], sixteen["batch_size"], sixteen["channels"], sixteen["cells"]) == (250, 1024, 48, 14)
+    large = get("imagenet-train", "train")
+    assert (large["epochs"], large["warmup_epochs"], large["linear_tail"], large["batch_size"]) == (250, 5, 5, 1024)
+    assert (large["channels"], large["cells"], large["color_jitter"]) == (48, 14, [0.4, 0.4, 0.4, 0.2])
+    assert (large["label_smoothing"], large["auxiliary_weight"], large["weight_decay"]) == (0.1, 0.4, 3e-5)
     search = get("imagenet16-120-paper", "search")
     assert (search["learning_rate"], search["batch_size"]) == (0.5, 512)
