@@ -15,6 +15,7 @@ from bionas_fast.train import (
     SoftHebbConfig,
     TrainConfig,
     compare_rules,
+    export,
     load,
     train,
     train_resnet,

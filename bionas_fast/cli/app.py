@@ -12,6 +12,7 @@ from rich.console import Console
 import bionas_fast as bf
 from bionas_fast.cli.doctor import doctor
 from bionas_fast.cli.evaluate import evaluate
+from bionas_fast.cli.export import export
 from bionas_fast.cli.output import QUIET, err, show_log, show_warning
 from bionas_fast.cli.presets import list_presets
 from bionas_fast.cli.runs import list_runs
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("search")(search)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("export")(export)
 app.command("runs")(list_runs)
 app.command("show")(show)
 app.command("presets")(list_presets)

@@ -17,6 +17,7 @@ from bionas_fast.evaluate import Evaluation, measure
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.train import load
+from bionas_fast.train.network import DataShape
 
 #: The largest confusion matrix that is printed.
 _PRINTED = 20
@@ -38,22 +39,21 @@ def evaluate(
     recorded = record.settings
     folder = data_dir if data_dir or dataset else recorded.get("data_dir")
     data = load_dataset(dataset or str(recorded["dataset"]), folder)
-    _expect_fitting(data, record.network)
-    # The statistics of the training images belong to the network.
-    trained = data if dataset is None else load_dataset(str(recorded["dataset"]), recorded.get("data_dir"))
-    found = measure(network, data.test_images, data.test_labels, mean=trained.mean, std=trained.std)
+    shape = DataShape.read(record)
+    _expect_fitting(data, shape)
+    found = measure(network, data.test_images, data.test_labels, mean=shape.mean, std=shape.std)
     if as_json:
         print(json.dumps(_as_json(found), indent=2))
     else:
         _print(found)
 
 
-def _expect_fitting(data: Dataset, network: dict[str, int]) -> None:
+def _expect_fitting(data: Dataset, shape: DataShape) -> None:
     found = {"in_channels": data.in_channels, "num_classes": data.num_classes}
     for name, value in found.items():
-        if value != network[name]:
+        if value != getattr(shape, name):
             raise InputError(
-                f"dataset {data.name!r}: {name} is {value}, but the network was trained with {network[name]}"
+                f"dataset {data.name!r}: {name} is {value}, but the network was trained with {getattr(shape, name)}"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +27,7 @@ from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
-from bionas_fast.train.network import NetworkTraining, network_shape
+from bionas_fast.train.network import DataShape, NetworkTraining
 from bionas_fast.train.result import TrainResult
 
 #: A fraction between 0 and 1.
@@ -120,7 +120,7 @@ class SoftHebbTraining(NetworkTraining):
         super().__init__(config, resolve_device(config.device))
         self.name = f"SoftHebb {config.architecture} {config.rule}"
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        self.net = _build(config, network_shape(data)).to(self.device)
+        self.net = _build(config, DataShape.of(data)).to(self.device)
         blocks = list(self.net.blocks)
         #: Groups of blocks that learn together, one group after the other.
         self.groups = [[block] for block in blocks] if config.layerwise and config.rule != "random" else [blocks]
@@ -216,9 +216,17 @@ class SoftHebbTraining(NetworkTraining):
 
     @classmethod
     def load_network(cls, folder: RunFolder, record: RunRecord) -> SoftHebbNetwork:
-        return _build(SoftHebbConfig(**record.settings), record.network)
+        return _build(SoftHebbConfig(**record.settings), DataShape.read(record))
 
 
-def _build(config: SoftHebbConfig, shape: Mapping[str, Any]) -> SoftHebbNetwork:
+def _build(config: SoftHebbConfig, shape: DataShape) -> SoftHebbNetwork:
     rule = "softhebb" if config.rule == "random" else config.rule
-    return build_softhebb(config.architecture, rule=rule, dropout=config.dropout, seed=config.seed, **shape)
+    return build_softhebb(
+        config.architecture,
+        rule=rule,
+        in_channels=shape.in_channels,
+        image_size=shape.image_size,
+        num_classes=shape.num_classes,
+        dropout=config.dropout,
+        seed=config.seed,
+    )
