@@ -6,4 +6,5 @@ from bionas_fast.data import user_data as _user_data
 from bionas_fast.data.augment import Augment
 from bionas_fast.data.batches import BatchStream, as_float, evaluation_batches, normalise, split
 from bionas_fast.data.dataset import Dataset, Source
+from bionas_fast.data.noise import DatasetSize, dataset_size
 from bionas_fast.data.registry import dataset_names, load_dataset, register_dataset

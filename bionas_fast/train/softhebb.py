@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.config import Option, Rate, RunConfig, RunRecord
+from bionas_fast.config import Option, Rate, RunConfig, RunRecord, Work
 from bionas_fast.data import BatchStream, load_dataset, normalise
 from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
-from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
+from bionas_fast.models.softhebb import ARCHITECTURES, SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import NewFolder, RunFolder
@@ -73,6 +73,19 @@ class SoftHebbConfig(RunConfig):
         description="GiB for features: computed once if those of all images fit, otherwise in every epoch.",
     )
 
+    @property
+    def filter_epochs(self) -> int:
+        """The number of epochs of the filters; random ones need one, for the normalisations."""
+        if self.rule == "random":
+            return 1
+        return self.feature_epochs * (len(ARCHITECTURES[self.architecture]) if self.layerwise else 1)
+
+    def work(self, images: int, test_images: int) -> tuple[Work, ...]:
+        return (
+            Work(self.filter_epochs, images, self.feature_batch_size, 0),
+            Work(self.epochs, images, self.batch_size, test_images),
+        )
+
 
 def train_softhebb(
     config: SoftHebbConfig | None = None,
@@ -124,14 +137,13 @@ class SoftHebbTraining(NetworkTraining):
         blocks = list(self.net.blocks)
         #: Groups of blocks that learn together, one group after the other.
         self.groups = [[block] for block in blocks] if config.layerwise and config.rule != "random" else [blocks]
-        filter_epochs = 1 if config.rule == "random" else config.feature_epochs * len(self.groups)
 
         def stream(batch_size: int) -> BatchStream:
             return BatchStream(
                 data.images, data.labels, batch_size, seed=config.seed, mean=data.mean, std=data.std, device=self.device
             )
 
-        self.filters = Phase("filters, without labels", filter_epochs, stream(config.feature_batch_size), counted=False)
+        self.filters = Phase("filters, without labels", config.filter_epochs, stream(config.feature_batch_size), counted=False)
         self.phases = [self.filters, Phase("linear head", config.epochs, stream(config.batch_size))]
         #: The module trained in the epochs of the head: the head on stored features, or the whole network.
         self.reader: nn.Module | None = None
