@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 
 from bionas_fast.config import RunConfig, Work
 from bionas_fast.data import dataset_size, memory
+from bionas_fast.data.registry import logger
 from bionas_fast.errors import InputError
 from bionas_fast.models import NetworkSize, measure_size
 from bionas_fast.runs.kinds import get_kind, kind_names
@@ -58,7 +61,7 @@ class Estimate:
     def lines(self) -> dict[str, str]:
         """Format the estimate as names and values for people."""
         now = machine()
-        place = now["accelerator"] if now["accelerator"] != "none" else f"{now['threads']} CPU threads"
+        place = now["accelerator"] if now["accelerator"] != "none" else f"CPU threads: {now['threads']}"
         part = f", measured with {self.measured}" if self.measured < self.batch_size else ""
         fits = "" if self.memory < memory.available() else ", more than is free here"
         size = self.size.lines()
@@ -171,7 +174,11 @@ class _Sample:
 
 def _measure(config: RunConfig, build: Callable[[RunConfig], Trainer], batch_size: int) -> _Sample:
     """Run a few steps of each phase with batches of ``batch_size`` images."""
-    small = _shrunken(config, batch_size)
+    with _unannounced():
+        return _run(_shrunken(config, batch_size), build, batch_size)
+
+
+def _run(small: RunConfig, build: Callable[[RunConfig], Trainer], batch_size: int) -> _Sample:
     size = dataset_size(small.dataset)
     before = 0 if small.device != "cpu" and torch.cuda.is_available() else _resident()
     trainer = build(small)
@@ -190,6 +197,17 @@ def _measure(config: RunConfig, build: Callable[[RunConfig], Trainer], batch_siz
         phases.append(_Phase(work, max(0.0, first - begin), begin, statistics.median(taken[1:]), end))
     elapsed, peak = time.perf_counter() - started, watch.read()
     return _Sample(found, batch_size, trainer.device, phases, elapsed, peak, peak - before)
+
+
+@contextmanager
+def _unannounced() -> Iterator[None]:
+    """Load the random images without a message."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _timed(call: Callable[[], Any]) -> float:
@@ -240,10 +258,8 @@ class _Peak:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        try:
+        with suppress(OSError):  # the peak is then that of the process, which is not less
             _CLEAR.write_text("5")
-        except OSError:  # the peak is then that of the process, which is not less
-            pass
 
     def read(self) -> int:
         """Return the bytes."""

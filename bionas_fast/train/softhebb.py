@@ -143,7 +143,9 @@ class SoftHebbTraining(NetworkTraining):
                 data.images, data.labels, batch_size, seed=config.seed, mean=data.mean, std=data.std, device=self.device
             )
 
-        self.filters = Phase("filters, without labels", config.filter_epochs, stream(config.feature_batch_size), counted=False)
+        self.filters = Phase(
+            "filters, without labels", config.filter_epochs, stream(config.feature_batch_size), counted=False
+        )
         self.phases = [self.filters, Phase("linear head", config.epochs, stream(config.batch_size))]
         #: The module trained in the epochs of the head: the head on stored features, or the whole network.
         self.reader: nn.Module | None = None
