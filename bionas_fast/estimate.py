@@ -240,7 +240,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _resident(name: str = "VmRSS") -> int:
-    """Read the memory of this process in bytes, from a line of its status; where there is none, the most it ever had."""
+    """Read the memory of this process in bytes, from a line of its status; without one, the most it ever had."""
     try:
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
     except (OSError, StopIteration):

@@ -1,4 +1,4 @@
-"""Statistics over seeds, against scipy; repeated runs that are resumed and not repeated."""
+"""Statistics over seeds, against scipy, and their tables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import bionas_fast as bf
 from bionas_fast import InputError
-from bionas_fast.runs.folder import RunFolder
-from bionas_fast.runs.seeds import Interval, SeedTable, Series, run_seeds
-from bionas_fast.train.resnet import ResNetTraining
-from helpers.runs import advance
+from bionas_fast.runs.seeds import LEGEND, Interval, SeedTable, Series
 
 RNG = np.random.default_rng(0)
 
@@ -62,6 +58,8 @@ def test_tables():
         "| --- | --- | --- | --- | --- |",
         f"| bp | 2 | 81.00 ± {half:.2f} | 1.41 | – |",
         "| usf | 2 | 79.50 ± 6.35 | 0.71 | -1.50 ± 6.35 |",
+        "",
+        LEGEND,
     ]
     rows = list(csv.reader(io.StringIO(table.to_csv())))
     assert rows[0] == ["variant", "seed", "accuracy %"]
@@ -70,32 +68,19 @@ def test_tables():
     ]  # fmt: skip
 
 
-def config(seed):
-    return bf.ResNetConfig(epochs=2, batch_size=512, seed=seed)
+def test_a_variant_without_results():
+    """Of failed or pending runs; nothing is compared with them, and nothing is invented."""
+    table = SeedTable("accuracy %", (Series("bp", {}), Series("usf", {1: 79.0})), ("bp, seed 1: no loss",))
+    assert [list(row.values()) for row in table.rows()] == [["bp", "0", "–", "–", "–"], ["usf", "1", "79.00", "–", "–"]]
+    assert table.to_markdown().endswith("\n\n- failed: bp, seed 1: no loss\n")
+    assert table.to_csv() == "variant,seed,accuracy %\nusf,1,79.0\n"
 
 
-def test_complete_runs_are_read_and_stopped_ones_resumed(tmp_path):
-    calls = []
-
-    def start(seed, path, resume):
-        calls.append((seed, resume))
-        return bf.train_resnet(None if resume else config(seed), **{"resume" if resume else "out": path})
-
-    # A run that stopped in its second epoch.
-    trainer = ResNetTraining(config(1))
-    with RunFolder.create(tmp_path / "seed-1") as folder:
-        trainer.write_beginning(folder)
-        advance(trainer, len(trainer.phase.batches) + 1)
-        folder.write_metrics(trainer.metrics)
-        folder.write_checkpoint(trainer.state_dict())
-    first = run_seeds("bp", tmp_path, (0, 1), start)
-    assert calls == [(0, False), (1, True)]
-    assert run_seeds("bp", tmp_path, (0, 1), start) == first
-    assert len(calls) == 2
-    data = bf.load_dataset("digits")
-    for seed, accuracy in first.values.items():
-        network = bf.load(tmp_path / f"seed-{seed}")
-        found = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
-        assert accuracy == found["accuracy"]
-    SeedTable("accuracy %", (first,)).write(tmp_path)
-    assert {"table.md", "table.csv"} <= {path.name for path in tmp_path.iterdir()}
+def test_a_table_in_a_folder(tmp_path):
+    table = SeedTable("accuracy %", (Series("bp", {0: 0.1 + 0.2}),))
+    table.write(tmp_path)
+    assert (tmp_path / "table.csv").read_text() == "variant,seed,accuracy %\nbp,0,0.30000000000000004\n"
+    assert (tmp_path / "table.md").read_text() == table.to_markdown()
+    assert LEGEND in table.to_markdown()
+    with pytest.raises(InputError, match="cannot write"):
+        table.write(tmp_path / "nowhere")
