@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
 
 from bionas_fast.errors import InputError, shown, unknown
 
@@ -108,6 +109,13 @@ Rate = Annotated[float, Field(gt=0, le=1e6)]
 Coefficient = Annotated[float, Field(ge=0, le=1e6)]
 
 
+#: Pixels of a side, fraction of an area, and the largest changes of colours.
+ImageSide = Annotated[int, Field(ge=1, le=16_384)]
+Area = Annotated[float, Field(gt=0, le=1)]
+Jitter = Annotated[float, Field(ge=0, le=1)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
+
+
 @dataclass(frozen=True)
 class Work:
     """The work of a phase of a run.
@@ -169,6 +177,10 @@ class RunConfig(Config):
         return self.model_dump(mode="json", exclude={"plugins"})
 
 
+#: The settings that say how images are read from files, and whether they are.
+FILE_SETTINGS = ("in_memory", "image_size", "image_resize", "crop_scale", "color_jitter", "decoded_size")
+
+
 class DescentConfig(RunConfig):
     """The settings of networks trained by stochastic gradient descent on augmented images."""
 
@@ -181,6 +193,41 @@ class DescentConfig(RunConfig):
         0, ge=0, le=256, description="Pad training images by this many pixels and crop them at random."
     )
     cutout: int = Field(0, ge=0, le=10_000, description="Side of the square blanked by cutout, in pixels; 0 for none.")
+    in_memory: bool | None = Field(
+        None,
+        description="Whether the images of a folder are read into memory; by default if they need at most 2 GiB. "
+        "Otherwise they are read from their files in batches.",
+    )
+    workers: Annotated[int | None, Option(), Changeable()] = Field(
+        None, ge=0, le=1024, description="Processes that read images from files; by default one per core, at most 16."
+    )
+    image_size: ImageSide = Field(224, description="Height and width of images that are read from files, in pixels.")
+    image_resize: ImageSide = Field(
+        256, description="Shorter side to which test images from files are scaled before the central crop, in pixels."
+    )
+    crop_scale: tuple[Area, Area] = Field(
+        (0.08, 1.0), description="Smallest and largest area of the random crop of training images from files."
+    )
+    color_jitter: tuple[Jitter, Jitter, Jitter, Hue] = Field(
+        (0.0, 0.0, 0.0, 0.0),
+        description="Random changes of brightness, contrast, saturation and hue of training images from files.",
+    )
+    decoded_size: int = Field(
+        0,
+        ge=0,
+        le=16_384,
+        description="Shorter side to which images from files are scaled once, to be kept decoded in decoded_dir; "
+        "0 decodes them in every epoch.",
+    )
+    decoded_dir: Annotated[str, Changeable()] = Field("~/.cache/bionas-fast", description="Folder of decoded images.")
+
+    @model_validator(mode="after")
+    def _expect_sizes_that_fit(self) -> Self:
+        if self.image_resize < self.image_size:
+            raise InputError(f"image_resize: expected at least image_size ({self.image_size}), got {self.image_resize}")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise InputError(f"crop_scale: expected the smaller area first, got {list(self.crop_scale)}")
+        return self
 
 
 def marker(config: type[Config], name: str, kind: type[M]) -> M | None:

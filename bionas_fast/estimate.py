@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bionas_fast.config import RunConfig, Work
+from bionas_fast.config import FILE_SETTINGS, RunConfig, Work
 from bionas_fast.data import dataset_size, memory
 from bionas_fast.data.registry import logger
 from bionas_fast.errors import InputError
@@ -86,7 +86,7 @@ def duration(seconds: float) -> str:
 
 def steps(config: RunConfig) -> int:
     """Count the training steps of a run; a dataset of unknown size is loaded."""
-    size = dataset_size(config.dataset, config.data_dir)
+    size = dataset_size(config)
     return sum(work.epochs * work.steps for work in config.work(size.images, size.test_images))
 
 
@@ -112,7 +112,7 @@ def estimate(config: RunConfig, genotype: Genotype | None = None, *, seconds: fl
     def build(small: RunConfig) -> Trainer:
         return trainer_class(small) if genotype is None else Training(genotype, small)
 
-    size = dataset_size(config.dataset, config.data_dir)
+    size = dataset_size(config)
     works = config.work(size.images, size.test_images)
     first = sample = _measure(config, build, min(_FIRST, config.batch_size))
     in_time = max(2.0, seconds / first.elapsed) * first.batch_size
@@ -179,7 +179,7 @@ def _measure(config: RunConfig, build: Callable[[RunConfig], Trainer], batch_siz
 
 
 def _run(small: RunConfig, build: Callable[[RunConfig], Trainer], batch_size: int) -> _Sample:
-    size = dataset_size(small.dataset)
+    size = dataset_size(small)
     before = 0 if small.device != "cpu" and torch.cuda.is_available() else _resident()
     trainer = build(small)
     network = getattr(trainer, "trained", trainer.net)
@@ -219,7 +219,9 @@ def _timed(call: Callable[[], Any]) -> float:
 def _shrunken(config: RunConfig, batch_size: int) -> RunConfig:
     """Return the settings of a run in smaller batches, with as many images as are measured, all of them random."""
     changes: dict[str, Any] = {"data_dir": None, "download": False, "tensorboard": False}
-    for name in type(config).model_fields:
+    fields = type(config).model_fields
+    changes |= {name: fields[name].default for name in FILE_SETTINGS if name in fields}
+    for name in fields:
         value = getattr(config, name)
         if name.endswith("batch_size") and value is not None:
             changes[name] = min(value, max(2, ceil(value * batch_size / config.batch_size)))
@@ -229,7 +231,9 @@ def _shrunken(config: RunConfig, batch_size: int) -> RunConfig:
     images = batch_size
     while min(work.steps for work in small.work(images, images)) <= _STEPS:
         images += batch_size
-    return small.with_settings(dataset=f"noise:{config.dataset},images={images}")
+    size = dataset_size(config)
+    form = "x".join(map(str, size.image))
+    return small.with_settings(dataset=f"noise:{form},classes={size.num_classes},images={images}")
 
 
 def _free(device: torch.device) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,30 +11,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.data import evaluation_batches
+from bionas_fast.data import LabelledImages
 from bionas_fast.errors import InputError, NotFinite
+from bionas_fast.runtime import distributed
 
 
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: LabelledImages,
     *,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
     batch_size: int = 256,
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """Compute accuracy in percent and mean cross-entropy in nats, in evaluation mode; the mode is restored.
 
-    With more than five classes, also the share of images whose label is among the five most probable: ``top5``.
+    With more than five classes, also the share of images whose label is among the five most probable: ``top5``. The
+    processes of a run divide images from files among themselves.
 
     Args:
         network: maps normalised images [N, C, H, W] to logits [N, classes].
-        images: [N, C, H, W], in the format of a dataset.
-        labels: int64 [N].
-        mean, std: one value per channel, in units of [0, 1].
+        images: the images, such as ``dataset.test``.
         batch_size: number of images per batch.
         forward: called instead of the network, if that takes further arguments.
 
@@ -44,15 +41,18 @@ def evaluate(
     device = next(network.parameters()).device
     correct, among, loss = 0, 0, 0.0
     with _evaluating(network):
-        for x, y in evaluation_batches(images, labels, batch_size, mean=mean, std=std, device=device):
+        for x, y in images.batches(batch_size, device):
             logits = (forward or network)(x)
             correct += int((logits.argmax(dim=1) == y).sum())
             among += int((logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
+    if images.divided:
+        hits, near, loss = distributed.all_reduce_sum(correct, among, loss)
+        correct, among = int(hits), int(near)
     if not math.isfinite(loss):
         raise NotFinite(f"the cross-entropy of the evaluated images ({loss})")
-    found = {"accuracy": 100 * correct / len(labels), "loss": loss / len(labels)}
-    return found | {"top5": 100 * among / len(labels)} if logits.shape[1] > 5 else found
+    found = {"accuracy": 100 * correct / len(images), "loss": loss / len(images)}
+    return found | {"top5": 100 * among / len(images)} if logits.shape[1] > 5 else found
 
 
 @dataclass(frozen=True)
@@ -86,26 +86,19 @@ class Evaluation:
 
 
 @torch.no_grad()
-def measure(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
-    batch_size: int = 256,
-) -> Evaluation:
+def measure(network: nn.Module, images: LabelledImages, *, batch_size: int = 256) -> Evaluation:
     """Evaluate a network in detail, in evaluation mode; the mode is restored. Arguments as of :func:`evaluate`.
+
+    In one process only, if the images are read from files.
 
     Raises:
         InputError: a label that the network has no logit for.
         NotFinite: a logit is not finite.
     """
     device = next(network.parameters()).device
-    batches = evaluation_batches(images, labels, batch_size, mean=mean, std=std, device=device)
     with _evaluating(network):
-        logits = torch.cat([network(x).float().cpu() for x, _ in batches])
-    labels = labels.cpu()
+        logits = torch.cat([network(x).float().cpu() for x, _ in images.batches(batch_size, device)])
+    labels = images.labels.cpu()
     classes = logits.shape[1]
     if int(labels.max()) >= classes:
         raise InputError(

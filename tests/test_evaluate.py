@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bionas_fast import InputError, evaluate
+from bionas_fast.data import MemoryImages
 from bionas_fast.evaluate import measure
 
 
@@ -35,7 +36,7 @@ def predictions(classes, count=500, seed=0):
 @pytest.mark.parametrize("classes", [2, 5, 7, 12])
 def test_measure(classes):
     images, labels = predictions(classes)
-    found = measure(Fixed(), images, labels, mean=(0.2,), std=(0.05,), batch_size=64)
+    found = measure(Fixed(), MemoryImages(images, labels, mean=(0.2,), std=(0.05,)), batch_size=64)
     logits = (images.flatten(1).double() - 0.2) / 0.05
     predicted = logits.argmax(1)
     expected = metrics.confusion_matrix(labels, predicted, labels=range(classes))
@@ -51,7 +52,7 @@ def test_measure(classes):
     recall = expected.diagonal() / np.maximum(expected.sum(1), 1)
     assert [value for value in found.per_class if value is not None] == pytest.approx(100 * recall[expected.sum(1) > 0])
     assert found.per_class[-1] is None
-    plain = evaluate(Fixed(), images, labels, mean=(0.2,), std=(0.05,))
+    plain = evaluate(Fixed(), MemoryImages(images, labels, mean=(0.2,), std=(0.05,)))
     assert plain["accuracy"] == found.accuracy
     assert plain["loss"] == pytest.approx(found.loss, rel=1e-5)
 
@@ -67,27 +68,29 @@ def test_calibration_error():
         if inside.any():
             accuracy = (predicted == labels)[inside].double().mean()
             error += inside.double().mean() * (accuracy - confidence[inside].mean()).abs()
-    found = measure(Fixed(), images, labels, std=(0.2,))
+    found = measure(Fixed(), MemoryImages(images, labels, std=(0.2,)))
     assert found.calibration_error == pytest.approx(100 * float(error), rel=1e-4)
     sure = torch.zeros(10, 2, 1, 1)
     sure[:, 0] = 1
-    assert measure(Fixed(), sure, torch.zeros(10, dtype=torch.int64), std=(0.001,)).calibration_error < 1e-9
-    assert measure(Fixed(), sure, torch.ones(10, dtype=torch.int64), std=(0.001,)).calibration_error == pytest.approx(
-        100
+    assert (
+        measure(Fixed(), MemoryImages(sure, torch.zeros(10, dtype=torch.int64), std=(0.001,))).calibration_error < 1e-9
     )
+    assert measure(
+        Fixed(), MemoryImages(sure, torch.ones(10, dtype=torch.int64), std=(0.001,))
+    ).calibration_error == pytest.approx(100)
     half = torch.full((10, 2, 1, 1), 0.5)
-    assert measure(Fixed(), half, torch.arange(10) % 2).calibration_error == pytest.approx(0, abs=1e-6)
+    assert measure(Fixed(), MemoryImages(half, torch.arange(10) % 2)).calibration_error == pytest.approx(0, abs=1e-6)
 
 
 def test_mode_and_bad_input():
     images, labels = predictions(3)
     network = Fixed().train()
-    measure(network, images, labels)
+    measure(network, MemoryImages(images, labels))
     assert network.training
     with pytest.raises(InputError, match="labels: expected 0 to 2, as the network has 3 logits, got 3"):
-        measure(network, images, labels.clone().fill_(3))
+        measure(network, MemoryImages(images, labels.clone().fill_(3)))
     with pytest.raises(InputError, match="images: 500 of 500 images, the first at index 0, hold NaN"):
-        measure(network, images.clone().fill_(torch.nan), labels)
+        measure(network, MemoryImages(images.clone().fill_(torch.nan), labels))
     with pytest.raises(InputError, match="a logit of the evaluated images is not finite"):
-        measure(nn.Sequential(network, nn.Threshold(2, torch.nan)), images, labels)
+        measure(nn.Sequential(network, nn.Threshold(2, torch.nan)), MemoryImages(images, labels))
     assert network.training

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from bionas_fast.cli.options import Plugins, with_plugins
 from bionas_fast.cli.output import out, print_lines
-from bionas_fast.data import Dataset, load_dataset
+from bionas_fast.config import DescentConfig, RunConfig
+from bionas_fast.data import AnyDataset, Dataset, LabelledImages, MemoryImages, configured
 from bionas_fast.errors import InputError
 from bionas_fast.evaluate import Evaluation, measure
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.kinds import get_kind
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.train import load
-from bionas_fast.train.network import DataShape
 
 #: The largest confusion matrix that is printed.
 _PRINTED = 20
@@ -36,24 +37,39 @@ def evaluate(
     """Test a trained network: accuracy (top-1 and top-5), per class, confusion matrix, calibration."""
     network = load(run, plugins=plugins or (), best=best).to(resolve_device(device))
     record = RunFolder.open(run).read()
-    recorded = record.settings
-    folder = data_dir if data_dir or dataset else recorded.get("data_dir")
-    data = load_dataset(dataset or str(recorded["dataset"]), folder)
-    shape = DataShape.read(record)
-    _expect_fitting(data, shape)
-    found = measure(network, data.test_images, data.test_labels, mean=shape.mean, std=shape.std)
+    config = get_kind(record.kind).settings(**{**record.settings, "download": False})
+    trained = data = configured(config)
+    if dataset or data_dir:
+        data = configured(_with_dataset(config, trained, dataset or config.dataset, data_dir))
+    _expect_fitting(data, record.network)
+    found = measure(network, _test_images(data, trained))
     if as_json:
         print(json.dumps(_as_json(found), indent=2))
     else:
         _print(found)
 
 
-def _expect_fitting(data: Dataset, shape: DataShape) -> None:
-    found = {"in_channels": data.in_channels, "num_classes": data.num_classes}
+def _with_dataset(config: RunConfig, trained: AnyDataset, dataset: str, data_dir: Path | None) -> RunConfig:
+    """Replace the dataset in the settings of a run; its images are read in the same way."""
+    settings: dict[str, object] = {"dataset": dataset, "data_dir": data_dir and str(data_dir)}
+    if isinstance(config, DescentConfig):
+        settings["in_memory"] = isinstance(trained, Dataset)
+    return config.with_settings(**settings)
+
+
+def _test_images(data: AnyDataset, trained: AnyDataset) -> LabelledImages:
+    """Return the test images, normalised like the training images of the network."""
+    if isinstance(data, Dataset):
+        return MemoryImages(data.test_images, data.test_labels, trained.mean, trained.std)
+    return data.test
+
+
+def _expect_fitting(data: AnyDataset, network: dict[str, Any]) -> None:
+    found = {"in_channels": data.in_channels, "num_classes": data.num_classes, "image_size": list(data.image_size)}
     for name, value in found.items():
-        if value != getattr(shape, name):
+        if value != network.get(name, value):
             raise InputError(
-                f"dataset {data.name!r}: {name} is {value}, but the network was trained with {getattr(shape, name)}"
+                f"dataset {data.name!r}: {name} is {value}, but the network was trained with {network[name]}"
             )
 
 

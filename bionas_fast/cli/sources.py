@@ -11,7 +11,7 @@ from typing import Any
 import bionas_fast as bf
 from bionas_fast.cli.options import Given
 from bionas_fast.cli.show import read_genotype
-from bionas_fast.config import CONFIG
+from bionas_fast.config import CONFIG, FILE_SETTINGS
 from bionas_fast.errors import InputError
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.summary import RunSummary
@@ -65,7 +65,8 @@ def configuration(sources: Sequence[Source], given: Given) -> bf.TrainConfig:
     """
     searched = {place: settings for source in sources for place, settings in source.searched.items()}
     own = given.settings("train")
-    for name in (*_DEFAULTS, *_AGREED):
+    inherited = () if "dataset" in own else FILE_SETTINGS
+    for name in (*_DEFAULTS, *inherited, *_AGREED):
         values = {place: settings[name] for place, settings in searched.items() if settings.get(name) is not None}
         first = next(iter(values), "")
         for place, value in values.items():

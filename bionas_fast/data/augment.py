@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -102,14 +102,17 @@ class Augment:
 
     def change(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
         """Apply the policy and cutout; arguments as of the call."""
-        if self.policy != "none":
-            images = self._apply_policy(images, generator)
+        if self.operations is not None:
+            images = self._apply(self.operations, images, generator)
         if self.cutout:
             images = torch.where(self._holes(images, generator), torch.as_tensor(blank).to(images), images)
         return images
 
     @cached_property
-    def _policy(self) -> Callable[[Tensor], Tensor]:
+    def operations(self) -> Callable[[Any], Any] | None:
+        """The transform of torchvision that applies the policy to one image; None without a policy."""
+        if self.policy == "none":
+            return None
         from torchvision.transforms import v2  # slow to import
 
         if self.policy == "randaugment":
@@ -118,11 +121,11 @@ class Augment:
             return v2.TrivialAugmentWide()
         return v2.AutoAugment(v2.AutoAugmentPolicy(self.policy.removeprefix("autoaugment-")))
 
-    def _apply_policy(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply the policy to each image by itself; torchvision draws from PyTorch's generator."""
+    def _apply(self, operations: Callable[[Tensor], Tensor], images: Tensor, generator: torch.Generator) -> Tensor:
+        """Apply operations to each image by itself; torchvision draws from PyTorch's generator."""
         seed = int(torch.randint(2**62, (), generator=generator))
         with seeded(seed):
-            return torch.stack([self._policy(image) for image in images.cpu()]).to(images.device)
+            return torch.stack([operations(image) for image in images.cpu()]).to(images.device)
 
     def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n, _, *sizes = images.shape

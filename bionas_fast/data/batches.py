@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bionas_fast.data import memory
 from bionas_fast.data.augment import Augment
+from bionas_fast.data.labelled import Batch, LabelledImages, Stream, stratified
 from bionas_fast.errors import InputError
 
 #: Bytes of a batch from which on the free memory is looked up.
 LARGE_BATCH = 2**27
 
-Batch = tuple[Tensor, Tensor]
 Statistics = Sequence[float] | Tensor
 
 
@@ -76,10 +75,7 @@ def split(
     Args:
         images: [N, ...].
         labels: int64 [N].
-        fraction: fraction of the images in the first part, between 0 and 1: round(fraction · N) images, and
-            fraction · N_k ± 1 of class k. DARTS searches with 0.5: one half trains the weights, the other α.
-        seed: seed of the split; the global generator is neither read nor advanced.
-        setting: name of the fraction in messages.
+        fraction, seed, setting: as of :func:`stratified`, which chooses the first part.
 
     Returns:
         ((images, labels), (images, labels)), each in the original order.
@@ -88,28 +84,16 @@ def split(
         InputError: the numbers of labels and images differ, or a part would be empty.
     """
     _check(images, labels)
-    total = len(labels)
-    if not 0 < fraction < 1 or round(fraction * total) in (0, total):
-        raise InputError(f"{setting} = {fraction} of {total} images leaves one part of the split empty")
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(total, generator=generator).to(labels.device)
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    # With the shuffled images sorted by class, image i goes to the first part where round(fraction · i) increases.
-    # Both the total and each class then get the right count, without distributing remainders.
-    quota = (torch.arange(total + 1, dtype=torch.float64) * fraction).round().to(labels.device)
-    first = torch.zeros(total, dtype=torch.bool, device=labels.device)
-    first[by_class] = quota[1:] > quota[:-1]
+    first = stratified(labels, fraction, seed, setting=setting)
     first_images = first.to(images.device)
     return (images[first_images], labels[first]), (images[~first_images], labels[~first])
 
 
-class BatchStream:
-    """Infinite stream of shuffled batches whose position can be saved and restored between batches.
+class BatchStream(Stream):
+    """Stream of batches of images in memory: cropped and flipped, cut out, normalised.
 
-    ``next(stream)`` returns (images float32 [batch, C, H, W], labels int64 [batch]): cropped and flipped, cut
-    out, normalised. The stream is a function of ``seed`` alone, on every device. Each epoch is a new permutation
-    without its last incomplete batch. The data is moved to the device once.
-    Under data parallelism, give every rank the same stream of the global batch and let it take its shard: then the
+    The stream is a function of ``seed`` alone, on every device. The data is moved to the device once. Under data
+    parallelism, give every rank the same stream of the global batch and let it take its shard: then the
     result does not depend on the number of ranks.
 
     Args:
@@ -140,14 +124,10 @@ class BatchStream:
         device: torch.device | str = "cpu",
     ) -> None:
         _check(images, labels, batch_size)
-        self.labels = labels.to(device)
-        self.batch_size = min(batch_size, len(labels))
+        super().__init__(labels.to(device), batch_size, seed)
         _require_memory(images, self.batch_size, device)
         self.augment = augment or Augment()
         self.show(images, mean, std)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._permutation = torch.empty(0, dtype=torch.int64)
-        self._position = len(self)  # at the end of an epoch: the first batch shuffles
 
     def show(self, images: Tensor, mean: Statistics = (0.0,), std: Statistics = (1.0,)) -> None:
         """Replace the images, [N, C, H, W]; order and labels stay the same.
@@ -161,18 +141,6 @@ class BatchStream:
         self._pixels = self.augment.prepare(self.images)
         self.mean, self.std = _per_channel(mean, device), _per_channel(std, device)
 
-    @property
-    def position(self) -> int:
-        """The number of batches of the current epoch already returned."""
-        return self._position
-
-    def __len__(self) -> int:
-        """Return the number of batches per epoch."""
-        return len(self.labels) // self.batch_size
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def __next__(self) -> Batch:
         if self._position == len(self):
             self._permutation = torch.randperm(len(self.labels), generator=self._generator)
@@ -185,49 +153,6 @@ class BatchStream:
         self._position += 1
         # In place: all of the above are copies.
         return images.sub_(self.mean).div_(self.std), self.labels[indices]
-
-    def epoch(self) -> Iterator[Batch]:
-        """Yield the remaining batches of the current epoch, or all batches of the next one if none is in progress."""
-        yield next(self)
-        while self._position < len(self):
-            yield next(self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position of the stream as tensors and integers, readable by ``torch.load(weights_only=True)``."""
-        return {
-            "generator": self._generator.get_state(),
-            "permutation": self._permutation.clone(),
-            "position": self._position,
-            "batch_size": self.batch_size,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a :meth:`state_dict` over the same data and settings.
-
-        Raises:
-            InputError: the state is not one of a stream over the same number of images in batches of the same
-                size. The stream is then unchanged.
-        """
-        try:
-            position, batch_size = int(state["position"]), int(state["batch_size"])
-            permutation = state["permutation"].to("cpu", torch.int64)
-            generator = torch.Generator()
-            generator.set_state(state["generator"].cpu())
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise InputError(f"not the state of a batch stream: {error!r}") from error
-        if batch_size != self.batch_size:
-            raise InputError(f"the batch stream was saved with batches of {batch_size}, not {self.batch_size}")
-        # Before the first batch there is no permutation, and the position is the end of an epoch.
-        total = len(permutation) or len(self.labels)
-        if total != len(self.labels):
-            raise InputError(f"the batch stream was saved over {total} images, not {len(self.labels)}")
-        if not torch.equal(permutation.sort().values, torch.arange(len(permutation))):
-            raise InputError("the batch stream's saved permutation is damaged")
-        if not (0 if len(permutation) else len(self)) <= position <= len(self):
-            raise InputError(f"the batch stream was saved at batch {position} of {len(self)}")
-        self._generator = generator
-        self._permutation = permutation
-        self._position = position
 
 
 def evaluation_batches(
@@ -253,6 +178,44 @@ def evaluation_batches(
         (normalise(x.to(device), mean, std), y.to(device))
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
     )
+
+
+class MemoryImages(LabelledImages):
+    """Labelled images in memory.
+
+    Args:
+        images: [N, C, H, W], uint8 or float32 in [0, 1].
+        labels: int64 [N].
+        mean, std: one value per channel, in units of [0, 1], by which the images of batches are normalised; by default
+            they stay in [0, 1].
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Statistics = (0.0,), std: Statistics = (1.0,)) -> None:
+        self.images, self.labels = images, labels
+        self.mean, self.std = mean, std
+
+    def take(self, chosen: Tensor) -> MemoryImages:
+        """Select images by a mask, bool [N]."""
+        return MemoryImages(self.images[chosen.to(self.images.device)], self.labels[chosen], self.mean, self.std)
+
+    def stream(
+        self, batch_size: int, *, seed: int, augment: Augment | None = None, device: torch.device | str = "cpu"
+    ) -> BatchStream:
+        """Return a :class:`BatchStream` of the images."""
+        return BatchStream(
+            self.images,
+            self.labels,
+            batch_size,
+            seed=seed,
+            augment=augment,
+            mean=self.mean,
+            std=self.std,
+            device=device,
+        )
+
+    def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """Yield all images once: :func:`evaluation_batches`."""
+        return evaluation_batches(self.images, self.labels, batch_size, mean=self.mean, std=self.std, device=device)
 
 
 def _per_channel(values: Statistics, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from bionas_fast.data.batches import check_range
+from bionas_fast.data.batches import MemoryImages, check_range
 from bionas_fast.errors import InputError
 
 #: A summary lists this many class names.
@@ -111,18 +111,20 @@ class Dataset:
         mean, std = _statistics(images)
         return cls(name, images, labels, *test, num_classes, mean, std, source or Source())
 
+    @property
+    def train(self) -> MemoryImages:
+        """The training images, normalised by mean and std."""
+        return MemoryImages(self.images, self.labels, self.mean, self.std)
+
+    @property
+    def test(self) -> MemoryImages:
+        """The test images, normalised like the training images."""
+        return MemoryImages(self.test_images, self.test_labels, self.mean, self.std)
+
     def summary(self) -> str:
         """Describe the dataset in one line: images, classes, split, and what was left out."""
-        names = self.source.classes
-        listed = f" ({', '.join(names[:LISTED])}{', …' if len(names) > LISTED else ''})" if names else ""
-        parts = [
-            f"dataset {self.name!r}: {len(self.labels)} training and {len(self.test_labels)} test images",
-            f"{self.num_classes} classes{listed}",
-            "×".join(map(str, self.images.shape[1:])),
-            *self.source.taken,
-        ]
-        left_out = f"; not used: {', '.join(self.source.left_out)}" if self.source.left_out else ""
-        return ", ".join(parts) + left_out
+        sizes = (len(self.labels), len(self.test_labels))
+        return summarise(self.name, sizes, self.num_classes, "×".join(map(str, self.images.shape[1:])), self.source)
 
     def checksum(self) -> int:
         """Compute a CRC-32 checksum of all images and labels."""
@@ -140,6 +142,28 @@ class Dataset:
     def image_size(self) -> tuple[int, int]:
         """(H, W) of an image."""
         return self.images.shape[2], self.images.shape[3]
+
+
+def summarise(name: str, sizes: tuple[int, int], num_classes: int, form: str, source: Source) -> str:
+    """Describe a dataset in one line.
+
+    Args:
+        name: its name.
+        sizes: numbers of training and test images.
+        num_classes: number of classes.
+        form: the form of the images.
+        source: what was read.
+    """
+    names = source.classes
+    listed = f" ({', '.join(names[:LISTED])}{', …' if len(names) > LISTED else ''})" if names else ""
+    parts = [
+        f"dataset {name!r}: {sizes[0]} training and {sizes[1]} test images",
+        f"{num_classes} classes{listed}",
+        form,
+        *source.taken,
+    ]
+    left_out = f"; not used: {', '.join(source.left_out)}" if source.left_out else ""
+    return ", ".join(parts) + left_out
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

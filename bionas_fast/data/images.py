@@ -75,7 +75,7 @@ def read_images(paths: Sequence[Path], size: int | None, name: str) -> ImageSet:
         dropped[_PREVIEWS] += header.previews
         largest = max(largest, header.size[0] * header.size[1])
         if not size and header.size != shape:
-            hint = f"; {name},size={min(shape)} resizes them"
+            hint = f"; {name},size={min(shape)} resizes them, and in_memory=false crops them in training"
             raise InputError(f"{paths[0]} has {_pixels(shape)} pixels, but {path} has {_pixels(header.size)}{hint}")
     assert shape is not None
     (width, height), channels = shape, 1 if grey else 3
@@ -111,7 +111,9 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def _read_header(path: Path) -> _Header:
+@contextmanager
+def _checked_image(path: Path) -> Iterator[tuple[Image.Image, int]]:
+    """Open an image of 8 bits per channel and one frame; yield it and its number of embedded previews."""
     require_regular(path)
     with readable(path, "an image"), open(path, "rb") as file:
         samples = read_samples(file)
@@ -124,9 +126,31 @@ def _read_header(path: Path) -> _Header:
         frames, previews = _frames(image)
         if frames > 1:
             raise InputError(f"{path}: {frames} frames or pages; expected one image per file: store each in its own")
+        yield image, previews
+
+
+def _read_header(path: Path) -> _Header:
+    with _checked_image(path) as (image, previews):
         width, height = _stored_size(image)
         size = (height, width) if _orientation(image) in _TURNED else (width, height)
         return _Header(size, image.mode in _GREY, previews > 0)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode one image, upright and in RGB; transparency is dropped.
+
+    Raises:
+        InputError: the file is missing or damaged, has more than 8 bits per channel or several frames.
+    """
+    from PIL import ImageOps
+
+    with _checked_image(path) as (image, _):
+        return _flatten(ImageOps.exif_transpose(image), "RGB")[0]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Read the width and height of an image, upright, from its header; errors as of :func:`read_image`."""
+    return _read_header(path).size
 
 
 def _frames(image: Image.Image) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from bionas_fast.data import memory
 from bionas_fast.data.batches import split
 from bionas_fast.data.dataset import Dataset
+from bionas_fast.data.file_dataset import AnyDataset, FileDataset, Reading
 from bionas_fast.data.files import read_idx
 from bionas_fast.errors import InputError, printable
 from bionas_fast.registry import Registry
@@ -35,8 +36,9 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 #: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None for the default folder. The
 #: loader of a scheme takes the text after the colon as its first argument.
-Loader = Callable[..., Dataset]
+Loader = Callable[..., AnyDataset]
 L = TypeVar("L", bound=Loader)
+D = TypeVar("D", bound=AnyDataset)
 
 #: Receives one line for each dataset loaded: a warning if something was left out, otherwise information.
 logger = logging.getLogger("bionas_fast.data")
@@ -47,8 +49,9 @@ _registry: Registry[Loader] = Registry("dataset")
 def register_dataset(name: str) -> Callable[[L], L]:
     """Register ``loader(data_dir: Path | None, *, download: bool, seed: int)`` under a name. Use as a decorator.
 
-    The loader returns a :class:`Dataset`. A name that ends in a colon is a scheme: ``folder:photos`` calls the loader
-    of ``folder:`` as ``loader("photos", data_dir, download=..., seed=...)``.
+    The loader returns a :class:`Dataset`, or a :class:`FileDataset` whose images are read in batches. A name that ends
+    in a colon is a scheme: ``folder:photos`` calls the loader of ``folder:`` as
+    ``loader("photos", data_dir, download=..., seed=...)``.
 
     Raises:
         InputError: the name is not lower-case letters, digits and hyphens, or is taken by another loader.
@@ -84,16 +87,59 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
         InputError: an unknown name, a missing dataset (the message lists the folders searched and a source),
             damaged files, or more than fits into memory.
     """
+    with memory.allocating(f"dataset {name!r}"):
+        found = _load(name, data_dir, download=download, seed=seed)
+        return _announced(_in_memory(found) if isinstance(found, FileDataset) else found)
+
+
+def open_dataset(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    download: bool = False,
+    seed: int = 0,
+    in_memory: bool | None = None,
+    reading: Reading | None = None,
+) -> AnyDataset:
+    """Load a dataset like :func:`load_dataset`, or leave it in its files if it is large.
+
+    Args:
+        in_memory: whether to read all images into memory; by default if they are a dataset of one size and need at most
+            2 GiB (:data:`bionas_fast.data.user_data.LARGE`), whatever the memory of the machine.
+        reading: the settings of images that stay in their files.
+
+    Raises:
+        InputError: as of :func:`load_dataset`; ``in_memory`` is not possible for this dataset.
+    """
+    with memory.allocating(f"dataset {name!r}"):
+        found = _load(name, data_dir, download=download, seed=seed)
+        if isinstance(found, FileDataset):
+            read = not found.large if in_memory is None else in_memory
+            return _announced(_in_memory(found) if read else found.read_by(reading or Reading()))
+        if in_memory is False:
+            raise InputError(f"in_memory: dataset {name!r} is always read into memory; only images in folders need not")
+        return _announced(found)
+
+
+def _load(name: str, data_dir: str | Path | None, **further: Any) -> AnyDataset:
     plain, colon, argument = name.partition(":")
     load = _registry.get(plain + colon)
     if colon and not argument:
         raise InputError(f"dataset {name!r}: expected an argument after the colon, such as {name}PATH")
     folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
-    arguments = (argument, folder) if colon else (folder,)
-    with memory.allocating(f"dataset {name!r}"):
-        dataset = load(*arguments, download=download, seed=seed)
-    if not isinstance(dataset, Dataset):
-        raise InputError(f"dataset {name!r}: its loader returned {type(dataset).__name__}, not a Dataset")
+    found = load(*(argument, folder) if colon else (folder,), **further)
+    if not isinstance(found, (Dataset, FileDataset)):
+        raise InputError(f"dataset {name!r}: its loader returned {type(found).__name__}, not a Dataset")
+    return found
+
+
+def _in_memory(files: FileDataset) -> Dataset:
+    if files.load is None:
+        raise InputError(f"dataset {files.name!r}: its images differ in size and are not read into memory")
+    return files.load()
+
+
+def _announced(dataset: D) -> D:
     logger.log(logging.WARNING if dataset.source.left_out else logging.INFO, "%s", printable(dataset.summary()))
     return dataset
 

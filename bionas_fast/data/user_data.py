@@ -1,7 +1,7 @@
 """User data: ``folder:PATH``, one image folder per class, and ``npz:FILE``, arrays.
 
-Both are read into memory. Without separate test images, one image in five of each class, always the same ones, is
-held out.
+Both are read into memory; a large folder is not (:class:`FileDataset`). Without separate test images, one image in five
+of each class, always the same ones, is held out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch import Tensor
 from bionas_fast.data.arrays import Archive, Header
 from bionas_fast.data.batches import Batch, check_range, split
 from bionas_fast.data.dataset import LISTED, Dataset, Source
-from bionas_fast.data.images import read_images
+from bionas_fast.data.file_dataset import FileDataset, Files
+from bionas_fast.data.images import image_size, read_images
 from bionas_fast.data.registry import register_dataset
 from bionas_fast.data.tree import Tree, read_tree
 from bionas_fast.errors import InputError
@@ -27,17 +29,21 @@ TRAIN_FRACTION = 0.8
 HELD_OUT = "one image in five of each class held out for testing"
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
+#: Bytes of images beyond which those of a folder are not read into memory by default.
+LARGE = 2**31
+
 _SIZE = ",size="
 
 
 @register_dataset("folder:")
-def folder(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
-    """Load images from ``PATH/train/<class>/`` and ``PATH/test/<class>/``, or from ``PATH/<class>/``.
+def folder(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> FileDataset:
+    """List images from ``PATH/train/<class>/`` and ``PATH/test/<class>/``, or from ``PATH/<class>/``.
 
     The layout is that of torchvision's ``ImageFolder``; the splits may have other usual names (``tree.ROLES``). Classes
     are numbered in the order of their names. Images are upright, as EXIF says, and have one channel if all of them are
     greyscale, otherwise three; transparency is dropped. All must have the same size, unless one is set:
-    ``folder:PATH,size=32`` scales the shorter side to 32 pixels and crops the central square.
+    ``folder:PATH,size=32`` scales the shorter side to 32 pixels and crops the central square. Without that setting,
+    images that need more than :data:`LARGE` bytes in memory stay in their files.
 
     Raises:
         InputError: no such folder, a class without images, a single class, a test class missing from the training
@@ -49,13 +55,39 @@ def folder(argument: str, data_dir: Path | None = None, *, download: bool = Fals
     root = _absolute(path, data_dir)
     if not os.path.isdir(root):
         raise InputError(f"dataset {name!r}: no folder {root}")
+    return open_folder(name, root, size)
+
+
+def open_folder(name: str, root: Path, size: int | None = None) -> FileDataset:
+    """List the images of a folder, as of :func:`folder`.
+
+    Args:
+        name: name of the dataset.
+        root: the folder.
+        size: the size to which images are scaled in memory.
+    """
     tree = read_tree(root, name)
-    images, dropped = read_images([path for part in tree.parts for path, _ in part], size, name)
-    labels = torch.tensor([label for part in tree.parts for _, label in part], dtype=torch.int64)
     lengths = [len(part) for part in tree.parts]
-    parts = list(zip(images.split(lengths), labels.split(lengths), strict=True))
-    source = Source(tuple(tree.classes), (tree.split or HELD_OUT,), _left_out(tree, dropped))
-    return _dataset(name, parts, source)
+    names = [os.path.relpath(path, root) for part in tree.parts for path, _ in part]
+    files = Files(root, names, torch.tensor([label for part in tree.parts for _, label in part]))
+    listed = torch.arange(sum(lengths)).split(lengths)
+    train, test = (files.take(part) for part, _ in _split(name, [(i, files.labels[i]) for i in listed], tree.classes))
+    source = Source(tuple(tree.classes), (tree.split or HELD_OUT,), _left_out(tree, Counter()))
+
+    def load() -> Dataset:
+        paths = [part.path(index) for part in (train, test) for index in range(len(part))]
+        images, dropped = read_images(paths, size, name)
+        train_images, test_images = images.split([len(train), len(test)])
+        taken = replace(source, left_out=_left_out(tree, dropped))
+        return Dataset.from_tensors(
+            name, (train_images, train.labels), (test_images, test.labels), len(tree.classes), taken
+        )
+
+    large = False
+    if size is None:
+        width, height = image_size(files.path(0))
+        large = 3 * width * height * len(files) > LARGE
+    return FileDataset(name, train, test, len(tree.classes), source, load, large)
 
 
 @register_dataset("npz:")
@@ -88,12 +120,13 @@ def npz(argument: str, data_dir: Path | None = None, *, download: bool = False, 
     ]
     _check_labels(name, keys, batches)
     taken = f"from {keys[0]} and {keys[2]}" if len(keys) == 4 else HELD_OUT
-    return _dataset(name, batches, Source((), (taken,), left_out))
+    train, test = _split(name, batches)
+    return Dataset.from_tensors(name, train, test, source=Source((), (taken,), left_out))
 
 
-def _dataset(name: str, parts: Sequence[Batch], source: Source) -> Dataset:
-    """Create a dataset from (training, test) parts, or from one part to split; every class needs training images."""
-    num_classes = len(source.classes) or int(parts[0][1].max()) + 1
+def _split(name: str, parts: Sequence[Batch], classes: Sequence[str] = ()) -> tuple[Batch, Batch]:
+    """Return training and test part, or split a single part; every class needs training images."""
+    num_classes = len(classes) or int(parts[0][1].max()) + 1
     if num_classes < 2:
         raise InputError(f"dataset {name!r}: there is only one class")
     images = len(parts[0][1])
@@ -106,10 +139,10 @@ def _dataset(name: str, parts: Sequence[Batch], source: Source) -> Dataset:
     trained = set(train[1].unique().tolist())
     missing = next((label for label in range(num_classes) if label not in trained), None)
     if missing is not None:
-        which = repr(source.classes[missing]) if source.classes else f"{missing} of 0 to {num_classes - 1}"
+        which = repr(classes[missing]) if classes else f"{missing} of 0 to {num_classes - 1}"
         held_out = f"; {HELD_OUT}" if len(parts) == 1 else ""
         raise InputError(f"dataset {name!r}: no training image of class {which}{held_out}")
-    return Dataset.from_tensors(name, train, test, num_classes, source)
+    return train, test
 
 
 def _left_out(tree: Tree, dropped: Counter[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bionas_fast.config import RunConfig, RunRecord, changeable
-from bionas_fast.data import BatchStream, Dataset
+from bionas_fast.data import AnyDataset, Stream
 from bionas_fast.errors import Diverged, InputError, NotFinite
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
@@ -40,7 +40,7 @@ class Phase:
 
     description: str
     epochs: int
-    batches: BatchStream
+    batches: Stream
     counted: bool = True
 
 
@@ -102,7 +102,7 @@ class Trainer:
     overflows: bool = False
     divergence: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay", "momentum")
 
-    data: Dataset
+    data: AnyDataset
     net: nn.Module
     optimizer: torch.optim.Optimizer
     phases: Sequence[Phase]
@@ -127,7 +127,7 @@ class Trainer:
         """Hook before the first step of an epoch; not called when an epoch is resumed."""
 
     def train_step(self, x: Tensor, y: Tensor) -> Step:
-        """Train on a batch and return the outcome, without waiting for it."""
+        """Train on this process's shard of a batch and return the outcome, without waiting for it."""
         raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
 
     def conclude(self) -> dict[str, Any]:
@@ -221,11 +221,14 @@ class Trainer:
         """Train on the next batch; return the loss of the last step that was read, or None if it has none."""
         started, tally = time.perf_counter(), self._tally
         with self.isolated_rng():
-            x, y = next(self.phase.batches)
+            batches = self.phase.batches
+            x, y = next(batches)
+            if not batches.sharded:
+                x, y = distributed.shard(x, y)
             with self._located(f"step {tally.steps + 1}", x):
                 outcome = self.train_step(x, y)
             tally.steps += 1
-            self._unread.append((outcome, len(y)))
+            self._unread.append((outcome, batches.batch_size))
             if len(self._unread) >= self.read_every:
                 self.read(x)
         tally.seconds += time.perf_counter() - started

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bionas_fast.data import BatchStream
+from bionas_fast.data import Stream
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runtime import distributed
@@ -52,12 +52,12 @@ class Darts(SearchMethod):
         first, last = self.config.gdas_temperature
         self.temperature = first + (last - first) * epoch / max(self.config.epochs - 1, 1)
 
-    def before_weight_step(self, x: Tensor, y: Tensor, valid: BatchStream) -> None:
+    def before_weight_step(self, x: Tensor, y: Tensor, valid: Stream) -> None:
         if self.warming_up:
             return
         alphas = self.net.alpha_parameters()
         with frozen_plasticity(self.net):
-            grads = self.gradients(distributed.shard(x, y), distributed.shard(*next(valid)))
+            grads = self.gradients((x, y), distributed.shard(*next(valid)))
         distributed.average(grads)
         if not all(g is None or torch.isfinite(g).all() for g in grads):
             self.precision.overflowed("the architecture's gradient")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bionas_fast.data import BatchStream
+from bionas_fast.data import Stream
 from bionas_fast.errors import InputError
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.search.config import SearchConfig
@@ -32,7 +32,7 @@ class DiscreteSearch(SearchMethod):
         self.losses = torch.empty(0, dtype=torch.float64)
         self._first = self._random_genotype()
 
-    def before_epoch(self, valid: BatchStream) -> None:
+    def before_epoch(self, valid: Stream) -> None:
         if self.warming_up:
             return
         for _ in range(self.config.generations):

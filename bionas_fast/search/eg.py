@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from bionas_fast.data import BatchStream
+from bionas_fast.data import Stream
 from bionas_fast.errors import InputError, NotFinite
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.fitness import cross_entropies, logits_of, similarity
@@ -42,7 +42,7 @@ class PersistentEvolution(SearchMethod):
         start = parameters_to_vector(net.alpha_parameters()).detach().cpu().double().numpy()
         self.distribution = Distribution(start, config.eg_sigma, config.population, config.seed + 2)
 
-    def before_epoch(self, valid: BatchStream) -> None:
+    def before_epoch(self, valid: Stream) -> None:
         if self.warming_up:
             return
         for _ in range(self.config.generations):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bionas_fast.data import BatchStream
+from bionas_fast.data import Stream
 from bionas_fast.search.fitness import correct, cross_entropies, logits_of, similarity
 from bionas_fast.search.method import SearchMethod
 from bionas_fast.search.methods import register_method
@@ -40,7 +40,7 @@ class PublishedEvolution(SearchMethod):
     divergence = ("eg_step",)
 
     @torch.no_grad()
-    def before_epoch(self, valid: BatchStream) -> None:
+    def before_epoch(self, valid: Stream) -> None:
         if self.warming_up:
             return
         alphas = dict(self.net.alphas.items())

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.data import BatchStream
+from bionas_fast.data import Stream
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.space import Genotype
@@ -65,10 +65,10 @@ class SearchMethod:
         """Whether only the weights are trained, not yet the architecture."""
         return self.epoch < self.config.warmup_epochs
 
-    def before_epoch(self, valid: BatchStream) -> None:
+    def before_epoch(self, valid: Stream) -> None:
         """Hook before the first weight step of an epoch."""
 
-    def before_weight_step(self, x: Tensor, y: Tensor, valid: BatchStream) -> None:
+    def before_weight_step(self, x: Tensor, y: Tensor, valid: Stream) -> None:
         """Hook before the weight step on the batch x, y; may take batches from ``valid``."""
 
     def mixing(self) -> Mixing:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bionas_fast import report
-from bionas_fast.data import Augment, BatchStream, load_dataset, split
+from bionas_fast.data import Augment, LabelledImages, configured
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
@@ -104,27 +104,17 @@ class Search(Trainer):
         super().__init__(config, resolve_device(config.device))
         check(config)
         space = get_space(config.space).restricted(config.rules, config.operations)
-        data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        (x, y), self.validation = split(
-            data.images, data.labels, config.train_fraction, config.seed, setting="train_fraction"
-        )
-        self.data = data
-        augment = Augment(config.flip, config.crop_padding, config.cutout)
-
-        def stream(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> BatchStream:
-            return BatchStream(
-                images,
-                labels,
-                batch_size,
-                seed=seed,
-                augment=augment,
-                mean=data.mean,
-                std=data.std,
-                device=self.device,
-            )
-
-        self.train = stream(x, y, config.batch_size, config.seed)
-        self.valid = stream(*self.validation, config.valid_batch_size or config.batch_size, config.seed + 1)
+        self.data = data = configured(config)
+        images: LabelledImages = data.train
+        training, self.validation = images.split(config.train_fraction, config.seed, setting="train_fraction")
+        how: dict[str, Any] = {
+            "augment": Augment(config.flip, config.crop_padding, config.cutout),
+            "device": self.device,
+        }
+        self.train = training.stream(config.batch_size, seed=config.seed, **how)
+        valid_batch_size = config.valid_batch_size or config.batch_size
+        # Populations are divided over the processes, each of which needs all images of a batch.
+        self.valid = self.validation.stream(valid_batch_size, seed=config.seed + 1, **how).whole()
         distributed.require_divisible(self.train.batch_size, self.valid.batch_size)
         self.phases = [Phase(f"searching {config.dataset}", config.epochs, self.train)]
         mixture = Mixture(config.factorised, config.edge_normalisation, config.partial_channels)
@@ -206,7 +196,6 @@ class Search(Trainer):
         return self._weight_step(x, y)
 
     def _weight_step(self, x: Tensor, y: Tensor) -> Step:
-        x, y = distributed.shard(x, y)
         scaler, weights = self.precision.scaler, list(self.net.weight_parameters())
         with frozen(self.net.alpha_parameters()):
             with self.precision.autocast():
@@ -229,9 +218,7 @@ class Search(Trainer):
     def conclude(self) -> dict[str, Any]:
         distributed.require_equal(self.net.alpha_parameters(), "the architecture parameters")
         mixing = self.method.evaluation_mixing()
-        valid = evaluate(
-            self.net, *self.validation, mean=self.data.mean, std=self.data.std, forward=lambda x: self.net(x, mixing)
-        )
+        valid = evaluate(self.net, self.validation, forward=lambda x: self.net(x, mixing))
         self._record_alphas()
         if not self.method.warming_up:
             self.limit.update(self.method.genotype())

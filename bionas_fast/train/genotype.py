@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bionas_fast.config import Cells, Channels, Coefficient, Epochs, RunRecord, SkipRules
-from bionas_fast.data import Dataset
+from bionas_fast.data import AnyDataset
 from bionas_fast.errors import InputError
 from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
 from bionas_fast.runs.execution import execute
@@ -118,7 +118,7 @@ class Training(SupervisedTraining):
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
         self.genotype = genotype = trained_genotype(genotype, config)
 
-        def build(data: Dataset) -> GenotypeNetwork:
+        def build(data: AnyDataset) -> GenotypeNetwork:
             def sized(channels: int, cells: int) -> GenotypeNetwork:
                 settings = config.with_settings(channels=channels, cells=cells)
                 return _build(genotype, settings, data.in_channels, data.num_classes)

@@ -11,7 +11,7 @@ from torch import nn
 
 from bionas_fast import report
 from bionas_fast.config import RunRecord
-from bionas_fast.data import Dataset
+from bionas_fast.data import AnyDataset
 from bionas_fast.errors import InputError
 from bionas_fast.models import NetworkSize, measure_size, weights_by_rule
 from bionas_fast.runs.folder import REPORT, RunFolder
@@ -43,7 +43,7 @@ class DataShape:
     classes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, data: Dataset) -> DataShape:
+    def of(cls, data: AnyDataset) -> DataShape:
         """Take the shape of a dataset."""
         return cls(data.in_channels, data.num_classes, data.image_size, data.mean, data.std, data.source.classes)
 
@@ -101,7 +101,7 @@ class NetworkTraining(Trainer):
 
     def size(self) -> NetworkSize:
         """Measure the size of the network on the images of the run."""
-        return measure_size(self.trained, tuple(self.data.images.shape[1:]))
+        return measure_size(self.trained, (self.data.in_channels, *self.data.image_size))
 
     def images_per_second(self) -> float:
         """Return the training images per second in the epochs with metrics, which include the tests."""

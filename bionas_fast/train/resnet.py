@@ -11,7 +11,7 @@ from torch import nn
 
 from bionas_fast import rules
 from bionas_fast.config import Epochs, RunRecord
-from bionas_fast.data import Dataset
+from bionas_fast.data import AnyDataset
 from bionas_fast.errors import unknown
 from bionas_fast.models.resnet import RESNETS, build_resnet
 from bionas_fast.rules import LAWS
@@ -100,7 +100,7 @@ class ResNetTraining(SupervisedTraining):
     settings = ResNetConfig
 
     def __init__(self, config: ResNetConfig) -> None:
-        def build(data: Dataset) -> nn.Module:
+        def build(data: AnyDataset) -> nn.Module:
             return _build(config, data.in_channels, data.num_classes)
 
         super().__init__(config, build, f"{config.architecture} {config.rule}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.config import Option, Rate, RunConfig, RunRecord, Work
-from bionas_fast.data import BatchStream, load_dataset, normalise
+from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, normalise
 from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import ARCHITECTURES, SoftHebbNetwork, build_softhebb
@@ -127,6 +127,7 @@ class SoftHebbTraining(NetworkTraining):
     start = staticmethod(train_softhebb)
     settings = SoftHebbConfig
     metric_names = ("test_loss", "test_accuracy")
+    data: Dataset
     net: SoftHebbNetwork
 
     def __init__(self, config: SoftHebbConfig) -> None:
@@ -146,7 +147,9 @@ class SoftHebbTraining(NetworkTraining):
         self.filters = Phase(
             "filters, without labels", config.filter_epochs, stream(config.feature_batch_size), counted=False
         )
-        self.phases = [self.filters, Phase("linear head", config.epochs, stream(config.batch_size))]
+        #: The images of the head, or their features.
+        self.batches = stream(config.batch_size)
+        self.phases = [self.filters, Phase("linear head", config.epochs, self.batches)]
         #: The module trained in the epochs of the head: the head on stored features, or the whole network.
         self.reader: nn.Module | None = None
         self.optimizer = torch.optim.Adam(self.net.head.parameters(), config.learning_rate)
@@ -199,7 +202,7 @@ class SoftHebbTraining(NetworkTraining):
         self.reader = self.net.head if stored else self.net
         self.tests = tests
         self.statistics: dict[str, Any] = {} if stored else {"mean": data.mean, "std": data.std}
-        self.phase.batches.show(features, **self.statistics)
+        self.batches.show(features, **self.statistics)
 
     def _store(self, images: Tensor, shape: torch.Size) -> Tensor:
         features = torch.empty(len(images), *shape, device=self.device)
@@ -225,7 +228,7 @@ class SoftHebbTraining(NetworkTraining):
         if self.phase is self.filters:
             return {}
         assert self.reader is not None
-        test = evaluate(self.reader, self.tests, self.data.test_labels, **self.statistics)
+        test = evaluate(self.reader, MemoryImages(self.tests, self.data.test_labels, **self.statistics))
         return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
 
     @classmethod

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bionas_fast.data import Augment, BatchStream, Dataset, load_dataset, split
+from bionas_fast.data import AnyDataset, Augment, LabelledImages, configured
 from bionas_fast.data.mixing import Mixing
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
@@ -37,25 +37,19 @@ class SupervisedTraining(NetworkTraining):
     metric_names: tuple[str, ...] = ("test_loss", "test_accuracy")
     config: SupervisedConfig
 
-    def __init__(self, config: SupervisedConfig, build: Callable[[Dataset], nn.Module], name: str) -> None:
+    def __init__(self, config: SupervisedConfig, build: Callable[[AnyDataset], nn.Module], name: str) -> None:
         super().__init__(config, resolve_device(config.device))
         self.name = name
-        self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        training, self.held_out = (data.images, data.labels), None
+        self.data = data = configured(config)
+        training: LabelledImages = data.train
+        self.held_out: LabelledImages | None = None
         if config.valid_fraction:
-            training, self.held_out = split(data.images, data.labels, 1 - config.valid_fraction, config.seed)
+            training, self.held_out = training.split(1 - config.valid_fraction, config.seed)
             self.metric_names = ("valid_loss", "valid_accuracy", *self.metric_names)
         self.net = build(data).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
-        batches = BatchStream(
-            *training,
-            config.batch_size,
-            seed=config.seed,
-            augment=Augment(config.flip, config.crop_padding, config.cutout, config.policy),
-            mean=data.mean,
-            std=data.std,
-            device=self.device,
-        )
+        augment = Augment(config.flip, config.crop_padding, config.cutout, config.policy)
+        batches = training.stream(config.batch_size, seed=config.seed, augment=augment, device=self.device)
         distributed.require_divisible(batches.batch_size)
         self.phases = [Phase(f"training {name}", config.epochs, batches)]
         self.optimizer = build_optimizer(self.net, config)
@@ -89,7 +83,6 @@ class SupervisedTraining(NetworkTraining):
             group["lr"] = learning_rate(self.config, self.epoch)
 
     def train_step(self, x: Tensor, y: Tensor) -> Step:
-        x, y = distributed.shard(x, y)
         config, scaler = self.config, self.precision.scaler
         self.optimizer.zero_grad()
         losses, hits = [], []
@@ -126,12 +119,11 @@ class SupervisedTraining(NetworkTraining):
         return norm
 
     def conclude(self) -> dict[str, Any]:
-        data = self.data
         row: dict[str, Any] = {}
-        parts = {"valid": self.held_out, "test": (data.test_images, data.test_labels)}
+        parts = {"valid": self.held_out, "test": self.data.test}
         for name, part in parts.items():
             if part is not None:
-                found = evaluate(self.trained, *part, mean=data.mean, std=data.std)
+                found = evaluate(self.trained, part)
                 row |= {f"{name}_{metric}": value for metric, value in found.items()}
         return row
 

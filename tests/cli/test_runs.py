@@ -11,6 +11,7 @@ import torch
 
 import bionas_fast as bf
 from bionas_fast.cli.app import main
+from bionas_fast.data import MemoryImages
 from bionas_fast.runs.lock import HOLDER
 
 
@@ -34,7 +35,7 @@ def test_evaluate(trained, capsys):
     assert code == 0
     found = json.loads(out)
     data, network = bf.load_dataset("digits"), bf.load(trained / "net")
-    expected = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+    expected = bf.evaluate(network, data.test)
     assert found["accuracy"] == pytest.approx(expected["accuracy"])
     assert found["images"] == len(data.test_labels) == sum(map(sum, found["confusion"]))
     assert found["accuracy"] <= found["top5"] <= 100
@@ -58,7 +59,7 @@ def test_evaluate_on_other_data_uses_the_statistics_of_training(trained, tmp_pat
     code, out, _ = run(capsys, "evaluate", trained / "net", "--dataset", f"npz:{tmp_path / 'dark.npz'}", "--json")
     assert code == 0
     network = bf.load(trained / "net")
-    expected = bf.evaluate(network, data.test_images * 0.5, data.test_labels, mean=data.mean, std=data.std)
+    expected = bf.evaluate(network, MemoryImages(data.test_images * 0.5, data.test_labels, data.mean, data.std))
     assert json.loads(out)["accuracy"] == pytest.approx(expected["accuracy"])
 
 
@@ -86,7 +87,7 @@ def test_runs(trained, tmp_path, capsys):
     assert code == 0
     (row,) = json.loads(out)
     d, network = bf.load_dataset("digits"), bf.load(trained / "net")
-    accuracy = bf.evaluate(network, d.test_images, d.test_labels, mean=d.mean, std=d.std)["accuracy"]
+    accuracy = bf.evaluate(network, d.test)["accuracy"]
     assert row == {
         "run": "net", "kind": "resnet resnet20 fa", "data": "digits", "seed": 5, "epochs": "2/2", "state": "complete",
         "accuracy": pytest.approx(accuracy),

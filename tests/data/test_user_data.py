@@ -356,7 +356,7 @@ def test_searched_and_trained(tmp_path, monkeypatch):
     assert trained.test_accuracy == 100
     network = bf.load("net")
     data = bf.load_dataset(bf.TrainConfig(**small).dataset)
-    accuracy = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)["accuracy"]
+    accuracy = bf.evaluate(network, data.test)["accuracy"]
     assert accuracy == 100
 
 

@@ -66,14 +66,14 @@ def blind(folder: Path) -> None:
     from bionas_fast.cli.app import main
 
     module = importlib.import_module("bionas_fast.search.search")  # whose name in the package is the function's
-    load = module.load_dataset
+    load = module.configured
 
-    def load_dataset(name, *rest, **options):
+    def configured(config):
         if distributed.rank() == 1:
-            raise InputError(f"{name}: not on this machine")
-        return load(name, *rest, **options)
+            raise InputError(f"{config.dataset}: not on this machine")
+        return load(config)
 
-    module.load_dataset = load_dataset
+    module.configured = configured
     main(["search", "--out", str(folder / "blind")])
 
 

@@ -124,7 +124,7 @@ def test_training_reaches_95_percent_on_digits(tmp_path):
     loaded = bf.load(result.run_dir)
     assert not loaded.training
     data = bf.load_dataset("digits")
-    again = bf.evaluate(loaded, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+    again = bf.evaluate(loaded, data.test)
     assert again["accuracy"] == result.test_accuracy
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(loaded(x), result.network(x))
@@ -142,7 +142,7 @@ def test_evaluate_by_hand():
     net = bf.build_network(GENOTYPE, channels=2, cells=1, in_channels=1)
     data = bf.load_dataset("digits")
     net.train()
-    metrics = bf.evaluate(net, data.test_images, data.test_labels, mean=data.mean, std=data.std, batch_size=100)
+    metrics = bf.evaluate(net, data.test, batch_size=100)
     assert net.training
     with torch.no_grad():
         logits = net.eval()((data.test_images - data.mean[0]) / data.std[0])

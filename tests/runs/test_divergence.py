@@ -14,6 +14,7 @@ import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.cli.app import main
 from bionas_fast.config import Config
+from bionas_fast.data import MemoryImages
 from bionas_fast.errors import BionasWarning
 from bionas_fast.evaluate import evaluate
 from bionas_fast.runs.folder import RunFolder
@@ -228,4 +229,4 @@ def test_evaluation_refuses_a_network_without_finite_logits():
             return super().forward(x.flatten(1)) * math.nan
 
     with pytest.raises(InputError, match=r"cross-entropy .* not finite"):
-        evaluate(Broken(4, 2), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
+        evaluate(Broken(4, 2), MemoryImages(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])))

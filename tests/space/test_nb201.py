@@ -371,5 +371,5 @@ def test_search_show_and_train_from_the_command_line(tmp_path, capsys):
     assert "test accuracy" in command("train", run, *small, "--out", trained)
     network = bf.load(trained)
     data = bf.load_dataset("digits")
-    found = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+    found = bf.evaluate(network, data.test)
     assert found["accuracy"] > 60

@@ -70,8 +70,8 @@ def test_held_out_images_choose_the_best_checkpoint(tmp_path):
     result = bf.train(GENOTYPE, config, out=tmp_path / "run")
     total = len(bf.load_dataset("digits").labels)
     run = training(valid_fraction=0.25)
-    assert len(run.held_out[1]) == round(0.25 * total)
-    assert len(run.phase.batches.labels) == total - len(run.held_out[1])
+    assert len(run.held_out) == round(0.25 * total)
+    assert len(run.phase.batches.labels) == total - len(run.held_out)
     valid = [row["valid_accuracy"] for row in result.metrics]
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     assert best["epoch"] == 1 + valid.index(max(valid))
@@ -130,7 +130,7 @@ def test_residual_networks_train(tmp_path, amp):
     assert result.test_accuracy > 50
     assert {m.rule for m in result.network.modules() if isinstance(m, FeedbackLayer)} == {"usf"}
     data = bf.load_dataset("digits")
-    found = bf.evaluate(bf.load(tmp_path / "run"), data.test_images, data.test_labels, mean=data.mean, std=data.std)
+    found = bf.evaluate(bf.load(tmp_path / "run"), data.test)
     assert found["accuracy"] == result.test_accuracy
 
 
