@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,11 @@ def estimate(config: RunConfig, genotype: Genotype | None = None, *, seconds: fl
     Raises:
         InputError: a training without its genotype, settings that the run would refuse, too little memory.
     """
-    trainer_class = next(get_kind(name) for name in kind_names() if get_kind(name).settings is type(config))
+    trainer_class: Any = next(get_kind(name) for name in kind_names() if get_kind(name).settings is type(config))
     if (trainer_class is Training) != (genotype is not None):
         raise InputError(f"genotype: a {trainer_class.kind} takes {'one' if trainer_class is Training else 'none'}")
 
-    def build(small: RunConfig) -> Trainer:
+    def build(small: Any) -> Trainer:
         return trainer_class(small) if genotype is None else Training(genotype, small)
 
     size = dataset_size(config)
@@ -191,12 +192,17 @@ def _run(small: RunConfig, build: Callable[[RunConfig], Trainer], batch_size: in
         trainer.epoch += phase.epochs // 2  # what grows over the epochs is at its mean
         first = _timed(trainer.enter_epoch)
         begin = _timed(trainer.enter_epoch)
-        taken = [_timed(lambda: (trainer.step(), trainer.read())) for _ in range(work.steps)]
+        taken = [_timed(partial(_step, trainer)) for _ in range(work.steps)]
         end = _timed(trainer.end_epoch)
         trainer.epoch += phase.epochs - phase.epochs // 2 - 1
         phases.append(_Phase(work, max(0.0, first - begin), begin, statistics.median(taken[1:]), end))
     elapsed, peak = time.perf_counter() - started, watch.read()
     return _Sample(found, batch_size, trainer.device, phases, elapsed, peak, peak - before)
+
+
+def _step(trainer: Trainer) -> None:
+    trainer.step()
+    trainer.read()  # waits for a GPU
 
 
 @contextmanager
