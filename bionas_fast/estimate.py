@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import statistics
 import sys
@@ -181,6 +183,7 @@ def _measure(config: RunConfig, build: Callable[[RunConfig], Trainer], batch_siz
 
 def _run(small: RunConfig, build: Callable[[RunConfig], Trainer], batch_size: int) -> _Sample:
     size = dataset_size(small)
+    _release()
     before = 0 if small.device != "cpu" and torch.cuda.is_available() else _resident()
     trainer = build(small)
     network = getattr(trainer, "trained", trainer.net)
@@ -240,6 +243,13 @@ def _shrunken(config: RunConfig, batch_size: int) -> RunConfig:
     size = dataset_size(config)
     form = "x".join(map(str, size.image))
     return small.with_settings(dataset=f"noise:{form},classes={size.num_classes},images={images}")
+
+
+def _release() -> None:
+    """Return unused memory to the system, so that the measured peak is that of what follows."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _free(device: torch.device) -> int:
