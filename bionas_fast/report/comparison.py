@@ -146,12 +146,12 @@ def shares_figure(table: SeedTable) -> Figure:
             inches = (number - (len(own) - 1) / 2) * _DODGE
             place = ax.transData + ScaledTranslation(inches, 0, figure.dpi_scale_trans)
             interval, color = series.interval, _color(series.name)
-            bar = {"fmt": "o", "color": color, "ms": 4, "capsize": 2, "transform": place}
+            bar: dict[str, Any] = {"fmt": "o", "color": color, "ms": 4, "capsize": 2, "transform": place}
             ax.errorbar(share, interval.mean, yerr=interval.half_width, **bar)
             ax.text(
                 share,
                 0.02,
-                f"{series.name} ",
+                series.name,
                 transform=ax.get_xaxis_transform() + ScaledTranslation(inches, 0, figure.dpi_scale_trans),
                 rotation=90,
                 size=8,
@@ -189,5 +189,5 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 def _color(variant: str) -> str:
     """Return the colour of the rule of a variant; ink for one that is not named after a rule."""
-    rule = variant.partition(":")[0]
+    rule = variant.rpartition(" ")[2].partition(":")[0]
     return rule_color(rule) if rule in rules.names() else INK

@@ -104,11 +104,13 @@ class Variant:
         name: its name in tables.
         runs: the run of each seed.
         folder: folder of its runs within that of all variants.
+        baseline: the name of the variant that it is compared with besides the first one; empty for none.
     """
 
     name: str
     runs: Mapping[int, PlannedRun]
     folder: str = ""
+    baseline: str = ""
 
     def path(self, out: Path, seed: int) -> Path:
         """Return the folder of the run of a seed."""
@@ -167,7 +169,8 @@ def repeat(
 
 def _series(variant: Variant, results: Mapping[int, Result], failures: Mapping[int, str]) -> Series:
     shares = {seed: result.share for seed, result in results.items() if result.share is not None}
-    return Series(variant.name, {seed: result.accuracy for seed, result in results.items()}, shares, dict(failures))
+    values = {seed: result.accuracy for seed, result in results.items()}
+    return Series(variant.name, values, shares, dict(failures), variant.baseline)
 
 
 @contextmanager

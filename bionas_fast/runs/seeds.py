@@ -23,6 +23,8 @@ LEGEND = "± 95 % confidence interval of the mean over seeds (Student's t); diff
 #: The column of the shares of back-propagation, and its meaning.
 SHARE = "bp %"
 SHARE_LEGEND = f"{SHARE}: share of the weights that learn by back-propagation."
+#: The column of the differences to baselines.
+WITHIN = "within genotype"
 #: Cell of a table without a value.
 NOTHING = "–"
 
@@ -70,12 +72,14 @@ class Series:
         shares: the share of the weights that learn by back-propagation, in percent, of the network of each seed; empty
             for runs without one.
         failures: for each seed whose run ended with an error: the error.
+        baseline: the name of the variant that this one is also compared with; empty for none but the first.
     """
 
     name: str
     values: Mapping[int, float]
     shares: Mapping[int, float] = field(default_factory=dict)
     failures: Mapping[int, str] = field(default_factory=dict)
+    baseline: str = ""
 
     @property
     def interval(self) -> Interval:
@@ -139,9 +143,10 @@ class SeedTable:
         """Return the rows of the table as text.
 
         The columns: name, number of seeds, mean ± interval, deviation, share of back-propagation if it is known, and
-        with several variants the difference to the first one.
+        with several variants the differences to the first one and to their baselines.
         """
         first = self.series[0]
+        named = {series.name: series for series in self.series}
         rows = []
         for series in self.series:
             failed = f" ({len(series.failures)} failed)" if series.failures else ""
@@ -154,8 +159,9 @@ class SeedTable:
             if self.has_shares:
                 row[SHARE] = _number(series.share, 1)
             if len(self.series) > 1:
-                paired = series is not first and not series.values.keys().isdisjoint(first.values)
-                row[f"minus {first.name}"] = _signed(series.minus(first)) if paired else NOTHING
+                row[f"minus {first.name}"] = _difference(series, first)
+            if any(own.baseline for own in self.series):
+                row[WITHIN] = _difference(series, named.get(series.baseline, series))
             rows.append(row)
         return rows
 
@@ -199,10 +205,12 @@ def comma_separated(columns: Sequence[str], rows: Sequence[Sequence[object]]) ->
     return text.getvalue()
 
 
+def _difference(series: Series, other: Series) -> str:
+    if series is other or series.values.keys().isdisjoint(other.values):
+        return NOTHING
+    text = str(series.minus(other))
+    return text if text.startswith("-") else f"+{text}"
+
+
 def _number(value: float, digits: int) -> str:
     return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _signed(interval: Interval) -> str:
-    text = str(interval)
-    return text if text.startswith("-") else f"+{text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -102,7 +103,7 @@ def compare_genotypes(
         genotypes: by name, a genotype, or one for each seed, such as those that searches with these seeds found.
         config: the settings of every run, the first seed among them.
         variants: the assignments, as of :func:`compare_rules`; every genotype is trained under each. The differences
-            are those of the first genotype under the first one.
+            are those to the first genotype under the first one, and those to the same genotype under the first one.
         seeds: number of seeds, from that of ``config`` on; by default one, or all from that on that have genotypes.
         out, progress: as of :func:`compare_rules`.
 
@@ -117,7 +118,11 @@ def compare_genotypes(
     found = _seeds_of(genotypes, settings.seed) if seeds is None else []
     numbers = found or _numbers(settings, 1 if seeds is None else seeds)
     words = _expanded(variants, (AS_FOUND, *rules.names()))
-    made = [_assigned_variant(*own, word, settings, numbers) for own in genotypes.items() for word in words]
+    made = []
+    for own in genotypes.items():
+        first, *others = (_assigned_variant(*own, word, settings, numbers) for word in words)
+        within = first.name if len(genotypes) > 1 else ""
+        made += [first, *(replace(variant, baseline=within) for variant in others)]
     folders = [variant.folder for variant in made]
     for index, folder in enumerate(folders):
         if folder in folders[:index]:

@@ -12,8 +12,16 @@ from scipy import stats
 
 from bionas_fast import InputError
 from bionas_fast.runs.seeds import LEGEND, Interval, SeedTable, Series
+from bionas_fast.runs.student import student_quantile
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_quantiles_are_those_of_scipy(confidence):
+    freedom = [*range(1, 40), 100, 1001]
+    expected = stats.t.ppf((1 + confidence) / 2, freedom)
+    assert [student_quantile(confidence, number) for number in freedom] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -68,12 +76,45 @@ def test_tables():
     ]  # fmt: skip
 
 
-def test_a_variant_without_results():
-    """Of failed or pending runs; nothing is compared with them, and nothing is invented."""
-    table = SeedTable("accuracy %", (Series("bp", {}), Series("usf", {1: 79.0})), ("bp, seed 1: no loss",))
-    assert [list(row.values()) for row in table.rows()] == [["bp", "0", "–", "–", "–"], ["usf", "1", "79.00", "–", "–"]]
-    assert table.to_markdown().endswith("\n\n- failed: bp, seed 1: no loss\n")
-    assert table.to_csv() == "variant,seed,accuracy %\nusf,1,79.0\n"
+def test_differences_within_genotypes():
+    """What a rule costs the cells of two searches: by hand."""
+    table = SeedTable(
+        "accuracy %",
+        (
+            Series("a bp", {0: 90.0, 1: 92.0}),
+            Series("a usf", {0: 80.0, 1: 84.0}, baseline="a bp"),
+            Series("b bp", {0: 88.0, 1: 89.0}),
+            Series("b usf", {0: 87.0, 1: 88.0}, baseline="b bp"),
+        ),
+    )
+    first, within = zip(*(list(row.values())[-2:] for row in table.rows()), strict=True)
+    assert [text.partition(" ")[0] for text in first] == ["–", "-9.00", "-2.50", "-3.50"]
+    assert within == ("–", "-9.00 ± 12.71", "–", "-1.00 ± 0.00")
+
+
+def test_failed_runs():
+    """Nothing is compared with them, and nothing is invented."""
+    table = SeedTable(
+        "accuracy %", (Series("bp", {}, failures={1: "no loss"}), Series("usf", {1: 79.0}, failures={0: "no gradient"}))
+    )
+    assert [list(row.values()) for row in table.rows()] == [
+        ["bp", "0 (1 failed)", "–", "–", "–"],
+        ["usf", "1 (1 failed)", "79.00", "–", "–"],
+    ]
+    assert table.failures == ("bp, seed 1: no loss", "usf, seed 0: no gradient")
+    assert table.to_markdown().endswith("\n\n- failed: bp, seed 1: no loss\n- failed: usf, seed 0: no gradient\n")
+    assert table.to_csv() == "variant,seed,accuracy %\nbp,1,\nusf,0,\nusf,1,79.0\n"
+
+
+def test_shares_of_back_propagation():
+    bp, mixed = Series("bp", {0: 80.0, 1: 81.0}, {0: 98.5, 1: 98.5}), Series("mixed", {0: 79.0}, {0: 100 / 3})
+    table = SeedTable("accuracy %", (bp, mixed))
+    assert [row["bp %"] for row in table.rows()] == ["98.5", "33.3"]
+    assert "back-propagation" in table.legend
+    assert table.to_csv().splitlines()[0] == "variant,seed,accuracy %,bp %"
+    assert table.to_csv().splitlines()[3] == f"mixed,0,79.0,{100 / 3!r}"
+    # The mean over different networks, such as those of several searches.
+    assert Series("found", {0: 1.0, 1: 2.0}, {0: 20.0, 1: 30.0}).share == 25
 
 
 def test_a_table_in_a_folder(tmp_path):
