@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -12,8 +12,7 @@ from rich.table import Table
 from bionas_fast.cli.options import Plugins, with_plugins
 from bionas_fast.cli.output import out, print_lines
 from bionas_fast.config import DescentConfig, RunConfig
-from bionas_fast.data import AnyDataset, Dataset, LabelledImages, MemoryImages, configured
-from bionas_fast.errors import InputError
+from bionas_fast.data import AnyDataset, Dataset, LabelledImages, MemoryImages, configured, expect_shape
 from bionas_fast.evaluate import Evaluation, measure
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind
@@ -41,7 +40,7 @@ def evaluate(
     trained = data = configured(config)
     if dataset or data_dir:
         data = configured(_with_dataset(config, trained, dataset or config.dataset, data_dir))
-    _expect_fitting(data, record.network)
+    expect_shape(data, record.network)
     found = measure(network, _test_images(data, trained))
     if as_json:
         print(json.dumps(_as_json(found), indent=2))
@@ -62,15 +61,6 @@ def _test_images(data: AnyDataset, trained: AnyDataset) -> LabelledImages:
     if isinstance(data, Dataset):
         return MemoryImages(data.test_images, data.test_labels, trained.mean, trained.std)
     return data.test
-
-
-def _expect_fitting(data: AnyDataset, network: dict[str, Any]) -> None:
-    found = {"in_channels": data.in_channels, "num_classes": data.num_classes, "image_size": list(data.image_size)}
-    for name, value in found.items():
-        if value != network.get(name, value):
-            raise InputError(
-                f"dataset {data.name!r}: {name} is {value}, but the network was trained with {network[name]}"
-            )
 
 
 def _as_json(found: Evaluation) -> dict[str, object]:

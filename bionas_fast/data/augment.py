@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,18 @@ from bionas_fast.runtime.isolation import seeded
 Policy = Literal[
     "none", "randaugment", "trivialaugment", "autoaugment-cifar10", "autoaugment-svhn", "autoaugment-imagenet"
 ]
+
+
+class Drawn(NamedTuple):
+    """Crops of n images.
+
+    Attributes:
+        mirrored: bool [n, 1]; None if none is.
+        offsets: row and column in the padded image, int64 [2, n, 1]; None if nothing is cropped.
+    """
+
+    mirrored: Tensor | None
+    offsets: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,8 @@ class Augment:
             [N, C, H, W], contiguous.
         """
         size = (int(images.shape[2]), int(images.shape[3]))
-        images = self.crop(self.prepare(images), torch.arange(len(images)), size, generator)
+        drawn = self.draw(len(images), generator)
+        images = self.crop(self.prepare(images), torch.arange(len(images)), size, drawn)
         return self.change(images, generator, blank)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -70,14 +83,21 @@ class Augment:
         padded = torch.nn.functional.pad(images, (self.crop_padding,) * 4)
         return padded.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
-    def crop(self, prepared: Tensor, indices: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, generator: torch.Generator) -> Drawn:
+        """Draw the crops and the mirroring of ``n`` images."""
+        mirrored = torch.rand(n, 1, generator=generator) < 0.5 if self.flip else None
+        padding = self.crop_padding
+        offsets = torch.randint(2 * padding + 1, (2, n, 1), generator=generator) if padding else None
+        return Drawn(mirrored, offsets)
+
+    def crop(self, prepared: Tensor, indices: Tensor, size: tuple[int, int], drawn: Drawn) -> Tensor:
         """Take images from :meth:`prepare`, cropped and flipped.
 
         Args:
             prepared: the images, in any format.
             indices: int64 [n], the images to take.
             size: (H, W) of an image before padding.
-            generator: a generator on the CPU.
+            drawn: their crops.
 
         Returns:
             A copy, [n, C, H, W], contiguous.
@@ -86,12 +106,10 @@ class Augment:
             return prepared[indices]
         n, (height, width) = len(indices), size
         y, x = (torch.arange(side).expand(n, side) for side in size)  # [n, H], [n, W]: source pixels
-        if self.flip:
-            mirrored = torch.rand(n, 1, generator=generator) < 0.5
-            x = torch.where(mirrored, x.flip(1), x)
-        if self.crop_padding:
-            offset_y, offset_x = torch.randint(2 * self.crop_padding + 1, (2, n, 1), generator=generator)
-            y, x = y + offset_y, x + offset_x
+        if drawn.mirrored is not None:
+            x = torch.where(drawn.mirrored, x.flip(1), x)
+        if drawn.offsets is not None:
+            y, x = y + drawn.offsets[0], x + drawn.offsets[1]
         device, (total, positions, channels) = prepared.device, prepared.shape
         lines = indices.to(device)[:, None] * positions + (y * (width + 2 * self.crop_padding)).to(device)
         index = torch.int32 if total * positions < 2**31 else torch.int64
@@ -99,6 +117,30 @@ class Augment:
         # Whole pixels, one after the other: several times faster than indexing each channel.
         pixels = prepared.view(-1, channels).index_select(0, rows.flatten())
         return pixels.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+    def fused(self, images: Tensor, indices: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
+        """Take images, crop, flip and cut them out, and normalise them, in one pass of a compiled kernel.
+
+        The result is bit-identical to that of :meth:`crop` and :meth:`change`, normalised; there is no policy.
+
+        Args:
+            images: uint8 [N, C, H, W], on the CPU, contiguous.
+            indices: int64 [n], the images to take.
+            values: float32 [C, 256], the normalised value of each byte.
+            generator: a generator on the CPU.
+
+        Returns:
+            float32 [n, C, H, W].
+        """
+        n, drawn = len(indices), self.draw(len(indices), generator)
+        place = torch.zeros(5, n, dtype=torch.int64)
+        if drawn.offsets is not None:
+            place[:2] = drawn.offsets[:, :, 0] - self.crop_padding
+        if drawn.mirrored is not None:
+            place[2] = drawn.mirrored[:, 0]
+        if self.cutout:
+            place[3:] = self._starts(n, images.shape[2:], generator)[:, :, 0]
+        return torch.ops.bionas_fast_native.augment(images, indices, place.T.contiguous(), self.cutout, values)
 
     def change(self, images: Tensor, generator: torch.Generator, blank: Tensor | float = 0.0) -> Tensor:
         """Apply the policy and cutout; arguments as of the call."""
@@ -127,13 +169,16 @@ class Augment:
         with seeded(seed):
             return torch.stack([operations(image) for image in images.cpu()]).to(images.device)
 
-    def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, *sizes = images.shape
+    def _starts(self, n: int, size: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draw the first row and column of each square: int64 [2, n, 1], maybe negative."""
+        return torch.stack([torch.randint(side, (n, 1), generator=generator) for side in size]) - self.cutout // 2
 
-        def covered(size: int) -> Tensor:
-            start = torch.randint(size, (n, 1), generator=generator) - self.cutout // 2
-            pixel = torch.arange(size)
+    def _holes(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        n, _, *size = images.shape
+
+        def covered(start: Tensor, side: int) -> Tensor:
+            pixel = torch.arange(side)
             return (pixel >= start) & (pixel < start + self.cutout)
 
-        y, x = (covered(size) for size in sizes)
+        y, x = (covered(*pair) for pair in zip(self._starts(n, size, generator), size, strict=True))
         return (y[:, None, :, None] & x[:, None, None, :]).to(images.device)

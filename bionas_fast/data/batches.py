@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from bionas_fast import native
 from bionas_fast.data import memory
 from bionas_fast.data.augment import Augment
 from bionas_fast.data.labelled import Batch, LabelledImages, Stream, stratified
@@ -138,8 +139,14 @@ class BatchStream(Stream):
         _check(images, self.labels)
         device = self.labels.device
         self.images = images.to(device)
-        self._pixels = self.augment.prepare(self.images)
         self.mean, self.std = _per_channel(mean, device), _per_channel(std, device)
+        self._values = self._pixels = None
+        if images.dtype == torch.uint8 and device.type == "cpu" and self.augment.policy == "none" and native.load():
+            self.images = self.images.contiguous()
+            levels = torch.arange(256, dtype=torch.uint8).expand(1, images.shape[1], 1, 256)
+            self._values = normalise(levels, self.mean, self.std).view(-1, 256)
+        else:
+            self._pixels = self.augment.prepare(self.images)
 
     def __next__(self) -> Batch:
         if self._position == len(self):
@@ -147,12 +154,20 @@ class BatchStream(Stream):
             self._position = 0
         start = self._position * self.batch_size
         indices = self._permutation[start : start + self.batch_size].to(self.labels.device)
-        size = (int(self.images.shape[2]), int(self.images.shape[3]))
-        images = as_float(self.augment.crop(self._pixels, indices, size, self._generator))
-        images = self.augment.change(images, self._generator, blank=self.mean)
+        images = self._augmented(indices)
         self._position += 1
+        return images, self.labels[indices]
+
+    def _augmented(self, indices: Tensor) -> Tensor:
+        if self._values is not None:
+            return self.augment.fused(self.images, indices, self._values, self._generator)
+        assert self._pixels is not None
+        size = (int(self.images.shape[2]), int(self.images.shape[3]))
+        drawn = self.augment.draw(len(indices), self._generator)
+        images = as_float(self.augment.crop(self._pixels, indices, size, drawn))
+        images = self.augment.change(images, self._generator, blank=self.mean)
         # In place: all of the above are copies.
-        return images.sub_(self.mean).div_(self.std), self.labels[indices]
+        return images.sub_(self.mean).div_(self.std)
 
 
 def evaluation_batches(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bionas_fast.config import FILE_SETTINGS, DescentConfig, RunConfig
 from bionas_fast.data.dataset import Dataset
@@ -33,3 +35,25 @@ def configured(config: RunConfig) -> AnyDataset:
                     "(in_memory=false leaves the images of a folder in their files)"
                 )
     return data
+
+
+def network_shape(data: AnyDataset) -> dict[str, Any]:
+    """Return the arguments of a network that follow from its data: ``in_channels``, ``num_classes``, ``image_size``."""
+    return {
+        "in_channels": data.in_channels,
+        "num_classes": data.num_classes,
+        "image_size": list(data.image_size),
+    }
+
+
+def expect_shape(data: AnyDataset, network: Mapping[str, Any]) -> None:
+    """Compare the shape of a dataset with that of the data of a network, as :func:`network_shape` returns it.
+
+    Raises:
+        InputError: another number of classes or channels, or another size of images.
+    """
+    for name, value in network_shape(data).items():
+        if value != network.get(name, value):
+            raise InputError(
+                f"dataset {data.name!r}: {name} is {value}, but the network was trained with {network[name]}"
+            )

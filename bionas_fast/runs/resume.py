@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bionas_fast.config import RunConfig, RunRecord
+from bionas_fast.data import expect_shape
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.runs.folder import CHECKPOINT, NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
@@ -104,6 +105,8 @@ def _resumed(
     trainer = make(config, folder)
     if state is not None:
         try:
+            if isinstance(record.network, dict):
+                expect_shape(trainer.data, record.network)
             trainer.load_state_dict(state)
         except InputError as error:
             raise InputError(f"{folder.path / CHECKPOINT}: {error}{folder.recovery_hint()}") from None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import pytest
 import torch
-import torchvision
+import torchvision.transforms.v2
 
+from bionas_fast import native
 from bionas_fast.data import Augment, BatchStream, evaluation_batches, memory, normalise, split
 from bionas_fast.errors import InputError
 
@@ -299,3 +301,55 @@ def test_batches_that_do_not_fit_are_refused(monkeypatch):
     images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(64, 3, 2000, 2000)
     with pytest.raises(InputError, match=r"batches of 64 images of 3×2000×2000 need 6.1 GB of memory, but 1.0 GB are"):
         BatchStream(images, torch.arange(64), 64, seed=0)
+
+
+class TestCompiledPass:
+    """Byte images on the CPU are cropped, mirrored, cut out and normalised by one kernel."""
+
+    @pytest.mark.skipif(not native.load(), reason=native.status().reason)
+    @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 5, 9), (2, 1, 1)], ids=str)
+    @pytest.mark.parametrize("flip", [False, True])
+    @pytest.mark.parametrize("padding", [0, 2, 7])
+    @pytest.mark.parametrize("cutout", [0, 3, 16])
+    def test_bit_identical_to_the_passes_that_it_replaces(self, shape, flip, padding, cutout, monkeypatch):
+        generator = torch.Generator().manual_seed(0)
+        images, labels = torch.randint(256, (40, *shape), dtype=torch.uint8, generator=generator), torch.arange(40)
+        augment = Augment(flip=flip, crop_padding=padding, cutout=cutout)
+        how = {"seed": 1, "augment": augment, "mean": [0.1, 0.2, 0.3][: shape[0]], "std": [0.5, 0.25, 0.3][: shape[0]]}
+        compiled = BatchStream(images, labels, 16, **how)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "load", lambda: False)
+            plain = BatchStream(images, labels, 16, **how)
+        for _ in range(5):
+            (x, y), (a, b) = next(compiled), next(plain)
+            assert torch.equal(x, a) and torch.equal(y, b)
+        for isa in native.isas():
+            with native.use_isa(isa):
+                x, a = next(compiled)[0], next(plain)[0]
+            assert torch.equal(x, a)
+        assert torch.equal(compiled.state_dict()["generator"], plain.state_dict()["generator"])
+
+    def test_every_image_is_a_crop_by_torchvision(self):
+        functional = torchvision.transforms.v2.functional
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (24, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+        augment = Augment(flip=True, crop_padding=2, cutout=4)
+        x, y = next(BatchStream(images, torch.arange(24), 24, seed=0, augment=augment, mean=mean, std=std))
+        seen = set()
+        for image, label in zip(x, y, strict=True):
+            padded = functional.pad(images[label], [2])
+            square = (image == 0).all(0)
+            matches = []
+            for top, left, mirrored in itertools.product(range(5), range(5), (False, True)):
+                crop = functional.crop(padded, top, left, 8, 8)
+                crop = functional.hflip(crop) if mirrored else crop
+                expected = functional.normalize(functional.to_dtype(crop, torch.float32, scale=True), mean, std)
+                if torch.allclose(image[:, ~square], expected[:, ~square], atol=1e-6):
+                    matches.append((top, left, mirrored))
+            (match,) = matches
+            seen.add(match)
+            rows, columns = square.any(1).nonzero(), square.any(0).nonzero()
+            assert square.sum() == len(rows) * len(columns) and min(len(rows), len(columns)) >= 2
+            assert max(len(rows), len(columns)) <= 4
+        assert len(seen) > 12

@@ -364,12 +364,17 @@ def test_from_the_command_line(uneven, tmp_path, capsys):
 
 
 def test_classes_and_sizes_other_than_those_of_the_network(uneven, tmp_path, capsys):
-    bf.train_resnet(bf.ResNetConfig(dataset=f"folder:{uneven}", **{**SMALL, "epochs": 1}), out=tmp_path / "net")
-    write(tmp_path / "two")
+    settings = {**SMALL, "epochs": 1, "dataset": "folder:photos"}
+    for classes in (2, 3):
+        shutil.copytree(uneven, tmp_path / str(classes) / "photos")
     for split in ("train", "val"):
-        shutil.rmtree(tmp_path / "two" / split / "class2")
-    assert command("evaluate", tmp_path / "net", "--dataset", f"folder:{tmp_path / 'two'}") == 2
-    assert "num_classes is 2, but the network was trained with 3" in capsys.readouterr().err.splitlines()[-1]
+        shutil.rmtree(tmp_path / "2" / "photos" / split / "class2")
+    bf.train_resnet(bf.ResNetConfig(**settings, data_dir=str(tmp_path / "3")), out=tmp_path / "net")
+    message = "num_classes is 2, but the network was trained with 3"
+    with pytest.raises(InputError, match=message):
+        bf.train_resnet(bf.ResNetConfig(**settings, data_dir=str(tmp_path / "2")), resume=tmp_path / "net")
+    assert command("evaluate", tmp_path / "net", "--data-dir", tmp_path / "2") == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
     # Images in memory have the size of their files.
     assert command("train", "resnet20", "--epochs=1", f"--dataset=folder:{uneven},size=9", "--out", tmp_path / "9") == 0
     assert command("evaluate", tmp_path / "9", "--dataset", f"folder:{uneven},size=8") == 2

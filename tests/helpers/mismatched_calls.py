@@ -126,6 +126,12 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             ([maps(), maps()], [x, maps(k), *moments], both, [], plan, mixing, False, False),
         ],
         "mixed_sum": [(stacks, terms, rows(4), rows(2), [None, maps()])],
+        "augment": [
+            (
+                torch.randint(256, (7, 2, 5, 4), dtype=torch.uint8), torch.tensor([6, 0, 3]),
+                torch.randint(-3, 4, (3, 5)), 2, torch.rand(2, 256),
+            )
+        ],
         "mixed_sum_backward": [([maps(), maps()], stacks, terms)],
         "normalised_sum": [
             (stacks, terms, factors, sums, [], [None, maps()]), (stacks, terms, factors, sums, sums, [None, None])

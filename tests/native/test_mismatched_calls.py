@@ -115,6 +115,17 @@ CASES = {
     ),
     "groups of 0": ("hebbian_activity", lambda: [*sample("hebbian_activity")[:6], 0], "groups"),
     "pooling of stride 3": ("pooling", lambda: [MAP, 3], "stride: expected 1 to 2, got 3"),
+    "an image that is not there": (
+        "augment", lambda: [sample("augment")[0], torch.tensor([6, 7, 3]), *sample("augment")[2:]],
+        "index: expected 0 to 6, got 7"
+    ),
+    "a crop far away": (
+        "augment", lambda: [*sample("augment")[:2], torch.full((3, 5), 2**62), *sample("augment")[3:]],
+        "place: expected -16777216 to 16777216"
+    ),
+    "a table of 255 values": (
+        "augment", lambda: [*sample("augment")[:4], torch.rand(2, 255)], r"values: expected \[2, 256\]"
+    ),
     "no reductions": (
         "factorized_reduce", lambda: [MAP, [torch.randn(0, 6, 12), torch.randn(0, 6, 12)]], "reductions: expected 1 to"
     ),
