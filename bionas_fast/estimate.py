@@ -48,7 +48,7 @@ class Estimate:
         seconds: time of the run on this machine, with the evaluations after every epoch; extrapolated from a few steps.
         step_seconds: time of a training step, in the phase that takes longest.
         batch_size: images per step in that phase.
-        measured: images per step that were measured; if these are fewer, the time of a step is in proportion.
+        measured: images per step that were measured; if these are fewer, the time of a step is extrapolated.
         memory: bytes that the process needs, or on a GPU its tensors; extrapolated to the batch.
     """
 
@@ -124,16 +124,16 @@ def estimate(config: RunConfig, genotype: Genotype | None = None, *, seconds: fl
     if batch_size > first.batch_size:
         sample = _measure(config, build, batch_size)
     growth = (sample.peak - first.peak) / max(1, sample.batch_size - first.batch_size)
-    times = [phase.extrapolate(work) for phase, work in zip(sample.phases, works, strict=True)]
-    phase, work = max(zip(sample.phases, works, strict=True), key=lambda pair: pair[0].extrapolate(pair[1]))
+    phases = [phase.scaled(few, work) for phase, few, work in zip(sample.phases, first.phases, works, strict=True)]
+    longest = max(phases, key=lambda phase: phase.seconds)
     return Estimate(
         kind=trainer_class.kind,
         size=sample.size,
         steps=sum(work.epochs * work.steps for work in works),
-        seconds=sum(times),
-        step_seconds=phase.step * work.batch_size / phase.work.batch_size,
-        batch_size=work.batch_size,
-        measured=phase.work.batch_size,
+        seconds=sum(phase.seconds for phase in phases),
+        step_seconds=longest.step,
+        batch_size=longest.work.batch_size,
+        measured=sample.phases[phases.index(longest)].work.batch_size,
         memory=int(sample.peak + max(0.0, growth) * (config.batch_size - sample.batch_size)),
     )
 
@@ -143,7 +143,7 @@ class _Phase:
     """Times of a phase, in seconds.
 
     Attributes:
-        work: the work that was measured.
+        work: the work of the phase.
         once: before the first epoch.
         begin: before each epoch.
         step: of a training step.
@@ -156,12 +156,28 @@ class _Phase:
     step: float
     end: float
 
-    def extrapolate(self, work: Work) -> float:
-        """Return the time of a phase with more work."""
-        larger = work.batch_size / self.work.batch_size
-        end = self.end * (work.evaluated / self.work.evaluated if self.work.evaluated else 1)
-        epoch = larger * (self.begin + work.steps * self.step) + end
-        return self.once * work.images / self.work.images + work.epochs * epoch
+    @property
+    def seconds(self) -> float:
+        """The time of the whole phase."""
+        return self.once + self.work.epochs * (self.begin + self.work.steps * self.step + self.end)
+
+    def scaled(self, few: _Phase, work: Work) -> _Phase:
+        """Extrapolate to more work, from this measurement and one with fewer images a step.
+
+        The time of a step is a constant and a part in proportion to the images; without a second measurement, all of it.
+        """
+        images = self.work.batch_size
+
+        def of_batch(name: str) -> float:
+            time, less = getattr(self, name), getattr(few, name)
+            slope = time / images
+            if images > few.work.batch_size:
+                slope = min(slope, max(0.0, (time - less) / (images - few.work.batch_size)))
+            return time + slope * (work.batch_size - images)
+
+        evaluated = work.evaluated / self.work.evaluated if self.work.evaluated else 1
+        once = self.once * work.images / self.work.images
+        return _Phase(work, once, of_batch("begin"), of_batch("step"), self.end * evaluated)
 
 
 @dataclass(frozen=True)

@@ -64,21 +64,28 @@ def test_sizes_of_datasets(tmp_path):
 
 
 def test_a_larger_phase():
-    """Computed by hand: 10 epochs of 15 steps, twice as many images in each, and ten times the evaluation."""
-    measured = _Phase(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, end=6.0)
-    assert measured.extrapolate(Work(10, 120, 8, 60)) == 2 * 10 + 10 * (2 * (1 + 15 * 3) + 60)
-    assert measured.extrapolate(measured.work) == 2 + 1 + 3 * 3 + 6
+    """Computed by hand: a step takes 1 s and 0.5 s per image, the beginning of an epoch 0.25 s per image."""
+    few = _Phase(Work(1, 12, 2, 6), once=1.0, begin=0.5, step=2.0, end=6.0)
+    some = _Phase(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, end=6.0)
+    assert some.seconds == 2 + 1 + 3 * 3 + 6
+    large = Work(10, 120, 8, 60)
+    assert some.scaled(few, large) == _Phase(large, once=20.0, begin=2.0, step=5.0, end=60.0)
+    assert some.scaled(few, large).seconds == 20 + 10 * (2 + 15 * 5 + 60)
+    # From one measurement, in proportion; a step of more images never takes less.
+    assert some.scaled(some, large).step == 6
+    assert some.scaled(replace(few, step=3.5), large).step == 3
+    assert some.scaled(replace(few, step=0.5), large).step == 6
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock on which a training step takes half a second per image and an evaluation a tenth."""
+    """A clock on which a training step takes 3 s and 0.5 s per image, and an evaluation 0.1 s per image."""
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(MODULE, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
     train_step, evaluate = supervised.SupervisedTraining.train_step, supervised.evaluate
 
     def step(self, x, y):
-        now.seconds += 0.5 * len(x)
+        now.seconds += 3 + 0.5 * len(x)
         return train_step(self, x, y)
 
     def timed(network, images, *arguments, **options):
@@ -96,7 +103,7 @@ def test_the_time_is_that_of_the_run(clock, seconds):
     found = bf.estimate(config, GENOTYPE, seconds=seconds)
     assert found.measured == (100 if seconds > 1 else 8)
     assert found.batch_size == 100
-    assert found.step_seconds == pytest.approx(50)
+    assert found.step_seconds == pytest.approx(53)
     clock.seconds = 0.0
     bf.train(GENOTYPE, config)
     assert found.seconds == pytest.approx(clock.seconds)
