@@ -164,7 +164,7 @@ class _Phase:
     def scaled(self, few: _Phase, work: Work) -> _Phase:
         """Extrapolate to more work, from this measurement and one with fewer images a step.
 
-        The time of a step is a constant and a part in proportion to the images; without a second measurement, all of it.
+        The time of a step is a constant and a part in proportion to the images; of a single measurement, all of it.
         """
         images = self.work.batch_size
 

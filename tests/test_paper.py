@@ -10,12 +10,15 @@ import pytest
 import torch
 
 import bionas_fast as bf
+from bionas_fast import presets
 from bionas_fast.cli.app import main
-from bionas_fast.data import Dataset, registry
+from bionas_fast.data import Dataset, dataset_size, registry
+from bionas_fast.estimate import steps
+from bionas_fast.models import NetworkOptions, measure_size
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.search.methods import check
-from bionas_fast.space import get_space
+from bionas_fast.space import get_space, published
 from bionas_fast.space.sampling import random_genotype
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
@@ -136,3 +139,55 @@ def test_desk_commands_run(small_data, capsys):
         with pytest.raises(SystemExit) as stop:
             main([*words, *sizes, "--epochs", "1", "--batch-size", "8"])
         assert stop.value.code == 0, (words, capsys.readouterr().err)
+
+
+def costs() -> list[list[str]]:
+    """The cells of the table of costs."""
+    lines = TEXT.partition("## Costs")[2].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    assert len(rows) > 15
+    return rows
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_every_preset_of_a_command_has_its_costs():
+    named = {words[words.index("--preset") + 1] for words in commands() if "--preset" in words}
+    listed = {cell.strip("`") for row in costs() for cell in row[0].split(", ")}
+    assert named <= listed
+
+
+def test_steps_and_batches_of_the_costs():
+    for row in costs():
+        for name in (cell.strip("`") for cell in row[0].split(", ")):
+            preset = presets.get(name)
+            config = get_kind(preset.kind).settings(**preset.settings)
+            assert number(row[4]) == steps(config), name
+            assert number(row[5]) == config.batch_size, name
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10-train", "imagenet-train", "resnet20-cifar10-biotorch", "softhebb-cifar10", "cpu-fashion"]
+)
+def test_sizes_of_the_costs(name):
+    """Sizes of the networks as the library's user builds them."""
+    preset = presets.get(name)
+    config = get_kind(preset.kind).settings(**preset.settings)
+    size = dataset_size(config)
+    shape = {"num_classes": size.num_classes, "in_channels": size.image[0]}
+    if preset.kind == "train":
+        options = NetworkOptions(config.stem, config.initialisation)
+        network = bf.build_network(
+            published("biodarts2").genotype, channels=config.channels, cells=config.cells, options=options, **shape
+        )
+    elif preset.kind == "search":
+        network = bf.build_supernet(channels=config.channels, cells=config.cells, **shape)
+    elif preset.kind == "resnet":
+        network = bf.build_resnet(config.architecture, **shape)
+    else:
+        network = bf.build_softhebb(config.architecture, image_size=size.image[1:], **shape)
+    row = next(row for row in costs() if f"`{name}`" in row[0].split(", "))
+    found = measure_size(network, size.image)
+    assert (number(row[2]), number(row[3])) == (found.parameters, round(found.operations / 1e6, 1))

@@ -15,7 +15,7 @@ import torch
 import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.cli.app import main
-from bionas_fast.data import Dataset, Source, registry
+from bionas_fast.data import Dataset, MemoryImages, Source, registry
 from bionas_fast.runs import checkpoint
 from bionas_fast.train import exporting
 from helpers.tolerances import REORDERED_FLOAT32, SAME_BITS
@@ -133,9 +133,8 @@ def test_outputs(runs, tmp_path, kind, ending):
     assert (found["genotype"] is not None) == has_genotype
     if has_genotype:
         assert bf.Genotype.from_json(json.dumps(found["genotype"])) == bf.load(run).genotype
-    assert bf.evaluate(bf.load(run), stripes().test_images, stripes().test_labels, mean=mean.ravel(), std=std.ravel())[
-        "accuracy"
-    ] == pytest.approx(found["test_accuracy"])
+    tests = MemoryImages(stripes().test_images, stripes().test_labels, mean.ravel(), std.ravel())
+    assert bf.evaluate(bf.load(run), tests)["accuracy"] == pytest.approx(found["test_accuracy"])
 
 
 def test_without_normalisation(runs, tmp_path):
