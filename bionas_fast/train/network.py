@@ -24,7 +24,7 @@ from bionas_fast.train.result import TrainResult
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a network takes from its data; recorded with the run, so that the network can be used without them.
+    """Properties of the data that a network depends on; recorded with the run, so that the data are not needed later.
 
     Attributes:
         in_channels: channels of an image.
