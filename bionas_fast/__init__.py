@@ -4,6 +4,7 @@ from bionas_fast import functional, nn, rules, space
 from bionas_fast.backends import use_backend
 from bionas_fast.data import load_dataset
 from bionas_fast.errors import BionasWarning, InputError, Interrupted
+from bionas_fast.estimate import estimate
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models import build_network, build_resnet, build_softhebb
 from bionas_fast.nn import convert, rule_shares, to_torch, torch_state_dict, true_gradients
@@ -17,6 +18,7 @@ from bionas_fast.train import (
     TrainConfig,
     compare_genotypes,
     compare_rules,
+    export,
     load,
     repeat_training,
     train,

@@ -116,6 +116,28 @@ Jitter = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 
 
+@dataclass(frozen=True)
+class Work:
+    """The work of a phase of a run.
+
+    Attributes:
+        epochs: number of epochs.
+        images: number of training images.
+        batch_size: images per batch, without more than there are.
+        evaluated: number of images that are evaluated after each epoch.
+    """
+
+    epochs: int
+    images: int
+    batch_size: int
+    evaluated: int
+
+    @property
+    def steps(self) -> int:
+        """Training steps per epoch; an incomplete batch is left out."""
+        return self.images // min(self.batch_size, self.images)
+
+
 class RunConfig(Config):
     """The settings common to all kinds of run."""
 
@@ -145,6 +167,10 @@ class RunConfig(Config):
         (),
         description="Module or file to import first; it registers rules, operations, spaces, datasets or methods.",
     )
+
+    def work(self, images: int, test_images: int) -> tuple[Work, ...]:
+        """Return the work of each phase of a run on a dataset of this size."""
+        raise NotImplementedError(f"{type(self).__name__} defines no work()")
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain values for a file, without plugins: a file must not cause code to run."""

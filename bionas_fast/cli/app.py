@@ -13,6 +13,7 @@ import bionas_fast as bf
 from bionas_fast.cli.attack import attack
 from bionas_fast.cli.doctor import doctor
 from bionas_fast.cli.evaluate import evaluate
+from bionas_fast.cli.export import export
 from bionas_fast.cli.output import QUIET, err, show_log, show_warning
 from bionas_fast.cli.presets import list_presets
 from bionas_fast.cli.runs import list_runs
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command("search")(search)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("export")(export)
 app.command("attack")(attack)
 app.command("runs")(list_runs)
 app.command("show")(show)

@@ -2,17 +2,105 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+import typer
 from rich.table import Table
 
+import bionas_fast as bf
 from bionas_fast import presets
-from bionas_fast.cli.output import out
-from bionas_fast.runs.kinds import kind_names
+from bionas_fast.cli.output import err, out, print_lines
+from bionas_fast.cli.show import read_genotype
+from bionas_fast.estimate import duration, steps
+from bionas_fast.presets import Preset
+from bionas_fast.runs.kinds import get_kind, kind_names
 
 
-def list_presets() -> None:
-    """List the presets and the sources they follow."""
-    table = Table("preset", "for", "source", box=None, header_style="bold")
-    for kind in kind_names():
-        for name in presets.names(kind):
-            table.add_row(name, kind, presets.get(name, kind).source)
+def list_presets(
+    wanted: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Show these, and measure what they cost on this machine."),
+    ] = None,
+    measured: Annotated[
+        bool, typer.Option("--estimate", help="Measure what every preset costs on this machine; takes some minutes.")
+    ] = False,
+    genotype: Annotated[
+        str, typer.Option(metavar="RUN|GENOTYPE", help="The genotype whose training is measured.")
+    ] = "biodarts2",
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Time for measuring each preset, without building its network.")
+    ] = 30.0,
+) -> None:
+    """List the presets, their steps and the sources they follow; with names, also their size, time and memory.
+
+    The time is extrapolated from a few steps that are run on random images; no data are needed.
+    """
+    chosen = [presets.get(name) for name in wanted or ()]
+    everything = sorted(presets.every(), key=lambda preset: kind_names().index(preset.kind))
+    if measured and not chosen:
+        _print_costs(everything, genotype, seconds)
+    elif not chosen:
+        _print_sources(everything)
+    for preset in chosen:
+        _print_preset(preset, genotype, seconds)
+
+
+def _print_sources(listed: list[Preset]) -> None:
+    table = Table("preset", "for", "data", "network", "steps", "source", box=None, header_style="bold")
+    for preset in listed:
+        config = _config(preset)
+        network = _network(config)
+        table.add_row(preset.name, preset.kind, config.dataset, network, f"{steps(config):,}", preset.source)
     out.print(table)
+    err.print(
+        "bionas-fast presets NAME shows size and settings, and measures the time", highlight=False, soft_wrap=True
+    )
+
+
+def _print_costs(listed: list[Preset], genotype: str, seconds: float) -> None:
+    table = Table("preset", "parameters", "multiply-adds", "steps", "step", "time", "memory", box=None)
+    for preset in listed:
+        found = _estimate(preset, genotype, seconds)
+        table.add_row(
+            preset.name,
+            f"{found.size.parameters:,}",
+            f"{found.size.operations / 1e6:,.1f} M",
+            f"{found.steps:,}",
+            duration(found.step_seconds),
+            duration(found.seconds),
+            f"{found.memory / 1e9:.1f} GB",
+        )
+    out.print(table)
+
+
+def _print_preset(preset: Preset, genotype: str, seconds: float) -> None:
+    found = _estimate(preset, genotype, seconds)
+    network = genotype if preset.kind == "train" else _network(_config(preset))
+    print_lines(
+        {
+            "preset": preset.name,
+            "for": f"bionas-fast {get_kind(preset.kind).command}",
+            "source": preset.source,
+            "network": network,
+            **found.lines(),
+        }
+    )
+    out.print("settings", style="bold")
+    for name, value in preset.settings.items():
+        out.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _estimate(preset: Preset, genotype: str, seconds: float) -> Any:
+    err.print(f"measuring {preset.name}", markup=False, highlight=False)
+    return bf.estimate(_config(preset), read_genotype(genotype) if preset.kind == "train" else None, seconds=seconds)
+
+
+def _config(preset: Preset) -> Any:
+    return get_kind(preset.kind).settings(**preset.settings)
+
+
+def _network(config: Any) -> str:
+    """Describe the network of a preset by its settings."""
+    if hasattr(config, "architecture"):
+        return str(config.architecture)
+    return f"{config.cells} cells, {config.channels} channels"

@@ -17,6 +17,7 @@ from bionas_fast.models import measure_size
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind
 from bionas_fast.space import Genotype, published, published_names
+from bionas_fast.train.network import DataShape
 
 
 @with_plugins
@@ -45,7 +46,8 @@ def show(
         out.print()
     if folder is not None and record is not None and trained:
         network = get_kind(record.kind).load_network(folder, record)
-        image, head = (record.network["in_channels"], *record.network["image_size"]), {}
+        shape = DataShape.read(record)
+        image, head = (shape.in_channels, *shape.image_size), {}
     elif genotype is not None:
         channels, cells = genotype.skeleton.published
         network, image = bf.build_network(genotype, channels=channels, cells=cells), (3, 32, 32)

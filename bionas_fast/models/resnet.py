@@ -26,15 +26,15 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.bn_1 = nn.BatchNorm2d(out_channels)
-        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.bn_2 = nn.BatchNorm2d(out_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
         self.padding = (out_channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.bn_2(self.conv_2(F.relu(self.bn_1(self.conv_1(x)))))
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.stride > 1 or self.padding:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
         return F.relu(residual + x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -28,26 +29,36 @@ class Preset:
     settings: dict[str, Any]
 
 
+def every() -> tuple[Preset, ...]:
+    """Return all presets, in the order of their names."""
+    return _presets()
+
+
 def names(kind: str | None = None) -> tuple[str, ...]:
     """Return the names of all presets, or of those of one kind."""
     return tuple(preset.name for preset in _presets() if kind in (None, preset.kind))
 
 
-def get(name: str, kind: str) -> Preset:
-    """Look up a preset by name and kind.
+def get(name: str, kind: str | None = None) -> Preset:
+    """Look up a preset by name.
+
+    Args:
+        name: its name.
+        kind: the kind of run that it must be for; by default any.
 
     Raises:
         InputError: an unknown name; the message suggests similar ones.
     """
     for preset in _presets():
-        if preset.name == name and preset.kind == kind:
+        if preset.name == name and kind in (None, preset.kind):
             return preset
-    raise unknown(f"{kind} preset", name, names(kind))
+    raise unknown(f"{kind} preset" if kind else "preset", name, names(kind))
 
 
-def _presets() -> list[Preset]:
+@cache
+def _presets() -> tuple[Preset, ...]:
     files = sorted(p.name for p in resources.files(__name__).iterdir() if p.name.endswith(".yaml"))
-    return [_read(file) for file in files]
+    return tuple(_read(file) for file in files)
 
 
 def _read(file: str) -> Preset:

@@ -16,6 +16,7 @@ from bionas_fast.config import (
     Option,
     Rate,
     SkipRules,
+    Work,
 )
 from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
@@ -112,6 +113,10 @@ class SearchConfig(DescentConfig):
     tournament: int = Field(
         10, ge=1, description="Individuals per tournament for a parent (Real et al. 2019: 25 of 100)."
     )
+
+    def work(self, images: int, test_images: int) -> tuple[Work, ...]:
+        trained = round(self.train_fraction * images)
+        return (Work(self.epochs, trained, self.batch_size, images - trained),)
 
     @model_validator(mode="after")
     def _expect_settings_that_fit(self) -> Self:

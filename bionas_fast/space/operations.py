@@ -78,14 +78,14 @@ class ResidualReduction(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, rule: str, affine: bool) -> None:
         super().__init__()
-        self.conv_1 = ReLUConvBN(in_channels, out_channels, rule, affine, 3, stride=2)
-        self.conv_2 = ReLUConvBN(out_channels, out_channels, rule, affine, 3)
+        self.conv1 = ReLUConvBN(in_channels, out_channels, rule, affine, 3, stride=2)
+        self.conv2 = ReLUConvBN(out_channels, out_channels, rule, affine, 3)
         pool = nn.AvgPool2d(2, 2, ceil_mode=True)  # for odd sizes, the last row is averaged alone
         self.shortcut = nn.Sequential(pool, convolution(in_channels, out_channels, 1, rule))
         self.out_channels = out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_2(self.conv_1(x)) + self.shortcut(x)
+        return self.conv2(self.conv1(x)) + self.shortcut(x)
 
 
 class FactorizedReduce(nn.Module):
@@ -97,15 +97,15 @@ class FactorizedReduce(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, rule: str, affine: bool) -> None:
         super().__init__()
-        self.conv_1 = convolution(in_channels, out_channels - out_channels // 2, 1, rule)
-        self.conv_2 = convolution(in_channels, out_channels // 2, 1, rule) if out_channels > 1 else None
+        self.conv1 = convolution(in_channels, out_channels - out_channels // 2, 1, rule)
+        self.conv2 = convolution(in_channels, out_channels // 2, 1, rule) if out_channels > 1 else None
         self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv_2 is None:
-            return self.bn(self.conv_1(F.relu(x[:, :, ::2, ::2])))
+        if self.conv2 is None:
+            return self.bn(self.conv1(F.relu(x[:, :, ::2, ::2])))
         first, second = rectified_grids(x)
-        return self.bn(torch.cat([self.conv_1(first), self.conv_2(second)], dim=1))
+        return self.bn(torch.cat([self.conv1(first), self.conv2(second)], dim=1))
 
 
 class Zero(nn.Module):

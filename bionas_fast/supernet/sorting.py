@@ -68,8 +68,8 @@ class SortedCandidates:
         for group in (first, second):
             layers += [stage.depthwise for stage in group]
             layers += [stage.pointwise for stage in group]
-        layers += [module.conv_1 for _, module in self.reductions]
-        layers += [module.conv_2 for _, module in self.reductions if module.conv_2 is not None]
+        layers += [module.conv1 for _, module in self.reductions]
+        layers += [module.conv2 for _, module in self.reductions if module.conv2 is not None]
         return layers
 
     @property
@@ -139,7 +139,7 @@ def _sort(candidates: SortedCandidates, column: Column, module: nn.Module) -> No
         candidates.twice.append((column, stages))
     elif stages:
         candidates.once.append((column, stages))
-    elif candidates.stride == 2 and isinstance(module, FactorizedReduce) and _fits(module.conv_1, module.bn):
+    elif candidates.stride == 2 and isinstance(module, FactorizedReduce) and _fits(module.conv1, module.bn):
         candidates.reductions.append((column, module))
     elif candidates.stride == 1 and isinstance(module, Skip) and module.rule != "dfa":
         candidates.skips.append((column, module))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from bionas_fast.config import Option
+from bionas_fast.config import Option, Work
 from bionas_fast.data.augment import Policy
 from bionas_fast.errors import InputError
 from bionas_fast.runtime.precision import Amp
@@ -62,6 +62,10 @@ class SupervisedConfig(OptimizerConfig):
         lt=1,
         description="Fraction of the training images held out for validation, which chooses best.pt; 0 for none.",
     )
+
+    def work(self, images: int, test_images: int) -> tuple[Work, ...]:
+        trained = round((1 - self.valid_fraction) * images)
+        return (Work(self.epochs, trained, self.batch_size, images - trained + test_images),)
 
     @model_validator(mode="after")
     def _expect_a_schedule_that_fits(self) -> Self:

@@ -24,6 +24,7 @@ from bionas_fast.space import Genotype
 from bionas_fast.space.cells import Stem
 from bionas_fast.space.operations import Initialisation
 from bionas_fast.train.config import SupervisedConfig
+from bionas_fast.train.network import DataShape
 from bionas_fast.train.result import TrainResult
 from bionas_fast.train.supervised import SupervisedTraining
 
@@ -145,9 +146,9 @@ class Training(SupervisedTraining):
 
     @classmethod
     def load_network(cls, folder: RunFolder, record: RunRecord) -> GenotypeNetwork:
-        shape = record.network
+        shape = DataShape.read(record)
         genotype = Genotype.load(folder.file(GENOTYPE))
-        return _build(genotype, TrainConfig(**record.settings), shape["in_channels"], shape["num_classes"])
+        return _build(genotype, TrainConfig(**record.settings), shape.in_channels, shape.num_classes)
 
 
 def _build(genotype: Genotype, config: TrainConfig, in_channels: int, num_classes: int) -> GenotypeNetwork:

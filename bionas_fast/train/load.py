@@ -13,6 +13,7 @@ from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runtime.isolation import exclusive, ordinary_modes
+from bionas_fast.train.network import DataShape
 
 
 def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False) -> nn.Module:
@@ -30,9 +31,7 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False
     record = folder.read()
     if record.kind not in kind_names() or not get_kind(record.kind).trains_network:
         raise InputError(f"{folder.path} holds no trained network; train one first: bionas-fast train {folder.path}")
-    shape = record.network
-    if not isinstance(shape, dict) or {type(shape.get(name)) for name in ("in_channels", "num_classes")} != {int}:
-        raise InputError(f"{record.path}: network: in_channels and num_classes are missing")
+    DataShape.read(record)
     import_plugins(plugins)
     with ordinary_modes(), exclusive():
         with plugins_explained(folder.path, given=plugins):

@@ -22,6 +22,7 @@ from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runtime import distributed
 from bionas_fast.train.config import SupervisedConfig
+from bionas_fast.train.network import DataShape
 from bionas_fast.train.result import TrainResult
 from bionas_fast.train.supervised import SupervisedTraining
 
@@ -110,8 +111,8 @@ class ResNetTraining(SupervisedTraining):
 
     @classmethod
     def load_network(cls, folder: RunFolder, record: RunRecord) -> nn.Module:
-        shape = record.network
-        return _build(ResNetConfig(**record.settings), shape["in_channels"], shape["num_classes"])
+        shape = DataShape.read(record)
+        return _build(ResNetConfig(**record.settings), shape.in_channels, shape.num_classes)
 
 
 def _build(config: ResNetConfig, in_channels: int, num_classes: int) -> nn.Module:

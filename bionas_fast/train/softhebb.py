@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.config import Option, Rate, RunConfig, RunRecord
-from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, network_shape, normalise
+from bionas_fast.config import Option, Rate, RunConfig, RunRecord, Work
+from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, normalise
 from bionas_fast.errors import NotFinite
 from bionas_fast.evaluate import evaluate
-from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
+from bionas_fast.models.softhebb import ARCHITECTURES, SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import NewFolder, RunFolder
@@ -27,7 +27,7 @@ from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
-from bionas_fast.train.network import NetworkTraining
+from bionas_fast.train.network import DataShape, NetworkTraining
 from bionas_fast.train.result import TrainResult
 
 #: A fraction between 0 and 1.
@@ -72,6 +72,19 @@ class SoftHebbConfig(RunConfig):
         ge=0,
         description="GiB for features: computed once if those of all images fit, otherwise in every epoch.",
     )
+
+    @property
+    def filter_epochs(self) -> int:
+        """The number of epochs of the filters; random ones need one, for the normalisations."""
+        if self.rule == "random":
+            return 1
+        return self.feature_epochs * (len(ARCHITECTURES[self.architecture]) if self.layerwise else 1)
+
+    def work(self, images: int, test_images: int) -> tuple[Work, ...]:
+        return (
+            Work(self.filter_epochs, images, self.feature_batch_size, 0),
+            Work(self.epochs, images, self.batch_size, test_images),
+        )
 
 
 def train_softhebb(
@@ -121,18 +134,19 @@ class SoftHebbTraining(NetworkTraining):
         super().__init__(config, resolve_device(config.device))
         self.name = f"SoftHebb {config.architecture} {config.rule}"
         self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
-        self.net = _build(config, network_shape(data)).to(self.device)
+        self.net = _build(config, DataShape.of(data)).to(self.device)
         blocks = list(self.net.blocks)
         #: Groups of blocks that learn together, one group after the other.
         self.groups = [[block] for block in blocks] if config.layerwise and config.rule != "random" else [blocks]
-        filter_epochs = 1 if config.rule == "random" else config.feature_epochs * len(self.groups)
 
         def stream(batch_size: int) -> BatchStream:
             return BatchStream(
                 data.images, data.labels, batch_size, seed=config.seed, mean=data.mean, std=data.std, device=self.device
             )
 
-        self.filters = Phase("filters, without labels", filter_epochs, stream(config.feature_batch_size), counted=False)
+        self.filters = Phase(
+            "filters, without labels", config.filter_epochs, stream(config.feature_batch_size), counted=False
+        )
         #: The images of the head, or their features.
         self.batches = stream(config.batch_size)
         self.phases = [self.filters, Phase("linear head", config.epochs, self.batches)]
@@ -219,9 +233,17 @@ class SoftHebbTraining(NetworkTraining):
 
     @classmethod
     def load_network(cls, folder: RunFolder, record: RunRecord) -> SoftHebbNetwork:
-        return _build(SoftHebbConfig(**record.settings), record.network)
+        return _build(SoftHebbConfig(**record.settings), DataShape.read(record))
 
 
-def _build(config: SoftHebbConfig, shape: Mapping[str, Any]) -> SoftHebbNetwork:
+def _build(config: SoftHebbConfig, shape: DataShape) -> SoftHebbNetwork:
     rule = "softhebb" if config.rule == "random" else config.rule
-    return build_softhebb(config.architecture, rule=rule, dropout=config.dropout, seed=config.seed, **shape)
+    return build_softhebb(
+        config.architecture,
+        rule=rule,
+        in_channels=shape.in_channels,
+        image_size=shape.image_size,
+        num_classes=shape.num_classes,
+        dropout=config.dropout,
+        seed=config.seed,
+    )

@@ -131,6 +131,7 @@ def test_settings_from_preset_file_and_words(tmp_path):
         (["serch"], "search"),
         (["show", "/nowhere"], "/nowhere"),
         (["train", "/nowhere"], "/nowhere"),
+        (["export", "/nowhere", "net.h5"], "net.h5: expected a file that ends in .onnx or .pt2"),
     ],
     ids=" ".join,
 )

@@ -31,7 +31,7 @@ def test_reference_is_the_modules(size):
     a, b, d = torch.randn(3, 3, 5, dtype=torch.float64)
     wide = [row[:, None, None, None] for row in (a, b, d)]
     loss = wide[0] * expected * grads[edges] + wide[1] * expected.square() / 2 + wide[2] * expected
-    weights = [getattr(module, name).weight for name in ("conv_1", "conv_2") for module in modules]
+    weights = [getattr(module, name).weight for name in ("conv1", "conv2") for module in modules]
     down, *each = torch.autograd.grad(loss.sum(), (x, *weights))
     parts = [torch.stack(three)[..., 0, 0] for three in (weights[:3], weights[3:], each[:3], each[3:])]
     with torch.no_grad():

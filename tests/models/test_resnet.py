@@ -52,7 +52,7 @@ def test_shortcuts_subsample_and_pad_channels_with_zeros():
     from bionas_fast.models.resnet import BasicBlock
 
     block = BasicBlock(2, 6, 2).eval()
-    nn.init.zeros_(block.bn_2.weight)  # no residual
+    nn.init.zeros_(block.bn2.weight)  # no residual
     x = torch.rand(3, 2, 5, 4)
     expected = torch.zeros(3, 6, 3, 2)
     expected[:, 2:4] = x[:, :, ::2, ::2]

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.nn.utils import parametrizations, parametrize, prune
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import bionas_fast as bf
 from bionas_fast import InputError, rules
@@ -274,9 +275,36 @@ def nondeterministic():
     torch.use_deterministic_algorithms(True)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: bf.convert(original(), "brsf"), lambda: bf.build_network(GENOTYPE, channels=2)]
-)
+NETWORKS = {
+    "genotype": lambda: bf.build_network(GENOTYPE, channels=2, cells=3, auxiliary=True),
+    "resnet20": lambda: bf.build_resnet("resnet20", rule="dfa"),
+    "resnet18": lambda: bf.build_resnet("resnet18", rule="usf"),
+    "softhebb": lambda: bf.build_softhebb("mnist", image_size=(9, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_symbolic_trace_and_feature_extraction(kind):
+    """Every layer of a plain copy is a node of its graph, by name; the features are those of hooks on the network."""
+    network = NETWORKS[kind]().eval()
+    plain = bf.to_torch(network)
+    torch.testing.assert_close(fx.symbolic_trace(plain)(IMAGES), network(IMAGES))
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and not name.startswith("auxiliary")
+    ]
+    assert len(layers) > 2
+    seen = {}
+    for name in layers:
+        network.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.setdefault(name, out))
+    network(IMAGES)
+    found = create_feature_extractor(plain, layers)(IMAGES)
+    for name in layers:
+        torch.testing.assert_close(found[name], seen[name])
+
+
+@pytest.mark.parametrize("make", [lambda: bf.convert(original(), "brsf"), NETWORKS["genotype"], NETWORKS["resnet20"]])
 def test_quantisation(make, nondeterministic):
     model = make().eval()
     plain = bf.to_torch(model)

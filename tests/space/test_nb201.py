@@ -217,8 +217,8 @@ class TestGenotypeNetwork:
         block = ResidualReduction(3, 6, "usf", True).double().eval()
         x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
         scale = (1 + 1e-5) ** -0.5
-        once = F.conv2d(x.relu(), block.conv_1[1].weight, stride=2, padding=1) * scale
-        twice = F.conv2d(once.relu(), block.conv_2[1].weight, padding=1) * scale
+        once = F.conv2d(x.relu(), block.conv1[1].weight, stride=2, padding=1) * scale
+        twice = F.conv2d(once.relu(), block.conv2[1].weight, padding=1) * scale
         pooled = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
         torch.testing.assert_close(block(x), twice + F.conv2d(pooled, block.shortcut[1].weight))
         assert block(torch.randn(1, 3, 5, 7, dtype=torch.float64)).shape == (1, 6, 3, 4)
@@ -229,7 +229,7 @@ class TestGenotypeNetwork:
         network.drop_path = 0.5
         kinds = [type(cell).__name__ for cell in network.cells]
         assert kinds == [*["GenotypeCell"] * 2, "ResidualReduction"] * 2 + ["GenotypeCell"] * 2
-        assert network.cells[2].conv_1[1].rule == "usf"
+        assert network.cells[2].conv1[1].rule == "usf"
         logits, auxiliary = network(torch.randn(4, 3, 9, 9))
         assert logits.shape == auxiliary.shape == (4, 10)
         (logits + auxiliary).logsumexp(1).sum().backward()

@@ -97,12 +97,12 @@ def test_strided_skips_use_their_rule(skip_rules):
     net = small(options=SupernetOptions(skip_rules=skip_rules))
     reduce_edge = net.cells[1].edges[0]
     skips = [m for m in reduce_edge.candidates if isinstance(m, FactorizedReduce)]
-    assert [m.conv_1.rule for m in skips] == (["usf", "brsf", "frsf"] if skip_rules else ["bp"] * 3)
+    assert [m.conv1.rule for m in skips] == (["usf", "brsf", "frsf"] if skip_rules else ["bp"] * 3)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (8, 7), (5, 5), (1, 4), (1, 1)], ids=str)
 def test_factorized_reduce_by_pixels(size):
-    """conv_1 sees the even pixels, conv_2 the odd ones; past the border there are zeros."""
+    """conv1 sees the even pixels, conv2 the odd ones; past the border there are zeros."""
     torch.manual_seed(0)
     layer = FactorizedReduce(3, 5, "bp", affine=False).double().eval()
     x = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -112,8 +112,8 @@ def test_factorized_reduce_by_pixels(size):
         for j in range(width):
             expected = torch.cat(
                 [
-                    padded[:, :, 2 * i, 2 * j] @ layer.conv_1.weight.flatten(1).T,
-                    padded[:, :, 2 * i + 1, 2 * j + 1] @ layer.conv_2.weight.flatten(1).T,
+                    padded[:, :, 2 * i, 2 * j] @ layer.conv1.weight.flatten(1).T,
+                    padded[:, :, 2 * i + 1, 2 * j + 1] @ layer.conv2.weight.flatten(1).T,
                 ],
                 dim=1,
             )
@@ -141,7 +141,7 @@ def test_fixed_rules():
     net = small(options=SupernetOptions(fixed={"stem": "usf", "preprocess": "fa", "head": "brsf"}))
     assert net.stem[0].rule == "usf"
     assert net.cells[0].preprocess0[1].rule == "fa"
-    assert net.cells[2].preprocess0.conv_2.rule == "fa"
+    assert net.cells[2].preprocess0.conv2.rule == "fa"
     assert net.classifier.rule == "brsf"
     assert net.genotype().fixed == {"stem": "usf", "preprocess": "fa", "head": "brsf"}
 
