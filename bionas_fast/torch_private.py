@@ -169,3 +169,20 @@ def _forget(_: Tensor) -> None:
 def version(tensor: Tensor) -> int:
     """Return the number of in-place changes of a tensor. Requires :func:`can_replace_saved_weight`."""
     return getattr(tensor, VERSION)
+
+
+def has_global_module_hooks() -> bool:
+    """Whether hooks that all modules call are registered.
+
+    Fallback: yes, so that every module is called, which is always correct, but slower.
+    """
+    known = getattr(torch.nn.modules.module, "_has_any_global_hook", None)
+    return True if known is None else known()
+
+
+def is_compiled_module(module: torch.nn.Module) -> bool:
+    """Whether ``module.compile()`` was called.
+
+    Fallback: yes, so that the module is called.
+    """
+    return getattr(module, "_compiled_call_impl", "unknown") is not None
