@@ -26,6 +26,8 @@ TRANSFORMS = "_are_functorch_transforms_active"
 LEVEL = "_current_level"
 #: The attribute by which ``torch.compile`` recognises a function whose result is constant.
 CONSTANT = "_dynamo_marked_constant"
+#: The attribute that ``nn.Module.compile`` gives to a module.
+COMPILED = "_compiled_call_impl"
 
 
 def constant(function: F) -> F:
@@ -178,11 +180,3 @@ def has_global_module_hooks() -> bool:
     """
     known = getattr(torch.nn.modules.module, "_has_any_global_hook", None)
     return True if known is None else known()
-
-
-def is_compiled_module(module: torch.nn.Module) -> bool:
-    """Whether ``module.compile()`` was called.
-
-    Fallback: yes, so that the module is called.
-    """
-    return getattr(module, "_compiled_call_impl", "unknown") is not None

@@ -122,6 +122,38 @@ struct Norms {
   std::vector<float> scale, shift;  // [stages, C]
 };
 
+// Running mean, running variance and number of batches of the normalisation of each stage.
+struct Running {
+  Running(const Tensors& tensors, const Floats& momentum, int64_t stages, int64_t c) : momentum(momentum), c(c) {
+    STD_TORCH_CHECK(int64_t(tensors.size()) == 3 * stages && int64_t(momentum.size()) == stages,
+                    "running: expected mean, variance, number of batches and momentum of each stage");
+    for (int64_t k = 0; k < stages; k++) {
+      row("running", tensors[3 * k], c), row("running", tensors[3 * k + 1], c);
+      check("running", tensors[3 * k + 2], ScalarType::Long);
+      STD_TORCH_CHECK(tensors[3 * k + 2].numel() == 1, "running: expected one number of batches");
+      mean.push_back(static_cast<float*>(tensors[3 * k].mutable_data_ptr()));
+      var.push_back(static_cast<float*>(tensors[3 * k + 1].mutable_data_ptr()));
+      batches.push_back(static_cast<int64_t*>(tensors[3 * k + 2].mutable_data_ptr()));
+    }
+  }
+  void read(int64_t stage, double* m, double* v) const {
+    std::copy_n(mean[stage], c, m);
+    std::copy_n(var[stage], c, v);
+  }
+  void update(int64_t stage, const double* m, const double* v, double positions) const {
+    for (int64_t i = 0; i < c; i++) {
+      mean[stage][i] += float(momentum[stage] * (m[i] - mean[stage][i]));
+      var[stage][i] += float(momentum[stage] * (v[i] * positions / (positions - 1) - var[stage][i]));
+    }
+    ++*batches[stage];
+  }
+
+  Floats momentum;
+  int64_t c;
+  std::vector<float*> mean, var;
+  std::vector<int64_t*> batches;
+};
+
 const float* keep_of(const Tensor& keep, int64_t edge, int64_t edges, int64_t n) {
   if (!keep.numel()) return nullptr;
   return row("keep", keep, edges * n) + edge * n;
@@ -129,22 +161,20 @@ const float* keep_of(const Tensor& keep, int64_t edge, int64_t edges, int64_t n)
 
 std::tuple<Tensors, Tensors, Tensor, Tensor> planar_edges(
     const Tensor& x, Tensors weights,
-    Tensors affine,         // weight and bias of the normalisation of each stage
-    Ints plan, Floats eps,
-    Tensors moments,        // float64 [stages, C]; none: the moments of this batch
-    OptionalTensors into,   // one per edge
-    const Tensor& keep) {   // [edges, N], factors of the outputs; or empty
+    Tensors affine,        // weight and bias of the normalisation of each stage
+    Tensors running,       // mean, variance, number of batches; updated in training, normalise otherwise
+    Ints plan, Floats eps, Floats momentum,
+    OptionalTensors into,  // one per edge
+    const Tensor& keep,    // [edges, N], factors of the outputs; or empty
+    bool training) {
   Edges all(x, weights, plan, int64_t(into.size()));
   const int64_t stages = int64_t(all.stages.size());
+  const double positions = double(all.n * all.positions());
+  STD_TORCH_CHECK(!training || positions > 1, "x: expected more than one value per channel in training");
   Tensor mean = torch::stable::new_empty(x, {stages, all.c}, ScalarType::Double);
   Tensor var = torch::stable::new_empty(x, {stages, all.c}, ScalarType::Double);
-  const bool training = moments.empty();
-  if (!training) {
-    const Moments given(moments, stages, all.c);
-    std::copy_n(given.mean, stages * all.c, mean.mutable_data_ptr<double>());
-    std::copy_n(given.var, stages * all.c, var.mutable_data_ptr<double>());
-  }
   Norms norms(affine, eps, mean.mutable_data_ptr<double>(), var.mutable_data_ptr<double>(), stages, all.c);
+  const Running statistics(running, momentum, stages, all.c);
   const std::vector<int64_t> sizes{all.n, all.c, all.h, all.w};
   const int64_t image = all.c * all.positions();
   std::vector<double> sum(all.c), sum_sq(all.c);
@@ -158,7 +188,11 @@ std::tuple<Tensors, Tensors, Tensor, Tensor> planar_edges(
       maps.push_back(new_map(x, sizes));
       float* z = maps.back().mutable_data_ptr<float>();
       bionas::planar_stage_forward(s, {z, image}, sum.data(), sum_sq.data());
-      if (training) norms.set_moments(k, sum.data(), sum_sq.data(), double(all.n * all.positions()));
+      double *const m = norms.mean + k * all.c, *const v = norms.var + k * all.c;
+      if (training) {
+        norms.set_moments(k, sum.data(), sum_sq.data(), positions);
+        statistics.update(k, m, v, positions);
+      } else statistics.read(k, m, v);
       norms.set_affine(k);
       input = {z, image};
     }
@@ -184,7 +218,7 @@ std::tuple<Tensor, Tensors, Tensors> planar_edges_backward(
   const Edges through(x, feedback, plan, int64_t(grads.size()));
   const int64_t stages = int64_t(all.stages.size()), c = all.c, image = c * all.positions();
   STD_TORCH_CHECK(int64_t(maps.size()) == stages, "maps: expected one for each stage");
-  const Moments given(moments, stages, c);
+  const Moments given(moments, stages, c);  // as the forward pass returned them
   Norms norms(affine, eps, const_cast<double*>(given.mean), const_cast<double*>(given.var), stages, c);
   Tensor grad_x = new_map(x, {all.n, x.size(1), all.h, all.w});
   Tensors weight_out, affine_out;
@@ -272,8 +306,8 @@ Tensor planar_pool_backward(const Tensor& grad, const Tensor& x, int64_t stride)
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def(
-      "planar_edges(Tensor x, Tensor[] weights, Tensor[] affine, int[] plan, float[] eps, Tensor[] moments, "
-      "Tensor?[] into, Tensor keep) -> (Tensor[], Tensor[], Tensor, Tensor)");
+      "planar_edges(Tensor x, Tensor[] weights, Tensor[] affine, Tensor(a!)[] running, int[] plan, float[] eps, "
+      "float[] momentum, Tensor?[] into, Tensor keep, bool training) -> (Tensor[], Tensor[], Tensor, Tensor)");
   m.def(
       "planar_edges_backward(Tensor[] grads, Tensor x, Tensor[] maps, Tensor[] moments, Tensor[] weights, "
       "Tensor[] feedback, Tensor[] affine, int[] plan, float[] eps, Tensor keep, bool training, bool weight_grads) -> "

@@ -73,7 +73,7 @@ class GenotypeCell(PreprocessedCell):
     def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Map the inputs [N, C_in, H, W] to the channels and size of the cell; they are its first states."""
         modules = self.preprocessing
-        return [planar.run(module, x) for module, x in zip(modules, inputs, strict=True)] if modules else list(inputs)
+        return [planar.run_chain(module, x) for module, x in zip(modules, inputs, strict=True)] if modules else list(inputs)
 
     def _draw_masks(self, x: Tensor, probability: float) -> dict[int, Tensor]:
         """Draw which images drop-path keeps (Larsson et al. 2017), [N, 1, 1, 1] of each edge but the identities."""
@@ -89,8 +89,9 @@ class GenotypeCell(PreprocessedCell):
 
     def _leave(self, x: Tensor, state: int, outputs: list[Tensor | None], masks: Mapping[int, Tensor]) -> None:
         """Run all edges from a state: the chains of separable stages together, the others one by one."""
-        indices = self.leaving[state]
-        chains = planar.chains({index: self.edges[index] for index in indices}, x)
+        edges = {index: self.edges[index] for index in self.leaving[state]}
+        fits = planar.runs_planar(x)
+        chains = planar.chains(edges) if fits else {}
         if chains:
             into = [self._other(index, chains, outputs) for index in chains]
             keep = torch.cat([masks[index].flatten()[None] for index in chains]) if masks else None
@@ -99,9 +100,9 @@ class GenotypeCell(PreprocessedCell):
                 outputs[index] = out
                 if other is not None:
                     outputs[other] = None
-        for index in indices:
+        for index, edge in edges.items():
             if index not in chains:
-                out = planar.run(self.edges[index], x)
+                out = planar.run_other(edge, x) if fits else edge(x)
                 outputs[index] = out * masks[index] if index in masks else out
 
     def _other(

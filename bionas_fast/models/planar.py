@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from bionas_fast import backends, rules, torch_private
-from bionas_fast.kernels.records import Moments
 from bionas_fast.nn import Conv2d, repeats
 from bionas_fast.ops.planar_edges import PlanarStage, images_contiguous, planar_edges, planar_identity, planar_pool
 from bionas_fast.space.candidates import is_output_check
@@ -30,19 +29,18 @@ class Layers(NamedTuple):
     pointwise: Conv2d
     norm: nn.BatchNorm2d
 
-    @property
-    def convolutions(self) -> list[Conv2d]:
-        """The convolutions with weights."""
-        return [self.pointwise] if self.depthwise is None else [self.depthwise, self.pointwise]
-
     def stage(self) -> PlanarStage:
         """Describe the stage for the pass that is about to begin."""
-        layers = self.convolutions
+        own, norm = self.depthwise, self.norm
+        layers = [self.pointwise] if own is None else [own, self.pointwise]
         weights = tuple(layer.weight for layer in layers)
         feedback = tuple(layer.pass_feedback(weight) for layer, weight in zip(layers, weights, strict=True))
-        own = self.depthwise
         kernel, dilation = (0, 1) if own is None else (own.kernel_size[0], own.dilation[0])
-        return PlanarStage(kernel, dilation, weights, feedback, (self.norm.weight, self.norm.bias), self.norm.eps)
+        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        assert norm.momentum is not None
+        running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        affine = norm.weight, norm.bias
+        return PlanarStage(kernel, dilation, weights, feedback, affine, running, norm.eps, norm.momentum)
 
 
 def runs_planar(x: Tensor) -> bool:
@@ -90,6 +88,7 @@ def stages_of(module: nn.Module) -> list[Layers]:
         and type(norm) is nn.BatchNorm2d
         and _is_plain(norm)
         and norm.affine
+        and norm.track_running_stats
         and norm.running_mean is not None
         and norm.momentum is not None
         and norm.weight.dtype == torch.float32
@@ -99,13 +98,15 @@ def stages_of(module: nn.Module) -> list[Layers]:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module does what its class does: no hooks, nothing replaced in the instance."""
+    own = module.__dict__  # attributes of a module are looked up more slowly
+    hooks = own["_forward_hooks"]
     return not (
-        any(not is_output_check(hook) for hook in module._forward_hooks.values())
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or torch_private.is_compiled_module(module)
+        own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or torch_private.COMPILED in own
+        or (hooks and not all(map(is_output_check, hooks.values())))
     )
 
 
@@ -138,62 +139,40 @@ def _is_pointwise(layer: nn.Module) -> bool:
     return layer.kernel_size == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
 
 
-def run_chains(
-    x: Tensor, chains: Sequence[Sequence[Layers]], into: Sequence[Tensor | None], keep: Tensor | None = None
-) -> list[Tensor]:
-    """Run chains of stages that read the same state, and update their running statistics as the modules would.
-
-    Args:
-        x: [N, C, H, W].
-        into: for each chain a tensor that its output is added to, or None.
-        keep: factors of the outputs, [chains, N].
-    """
-    layers = [*chain(*chains)]
-    norms = [stage.norm for stage in layers]
-    training = norms[0].training
-    moments = None
-    if not training:
-        mean = torch.stack([norm.running_mean for norm in norms if norm.running_mean is not None])
-        var = torch.stack([norm.running_var for norm in norms if norm.running_var is not None])
-        moments = Moments(mean.double(), var.double())
-    out, used = planar_edges(x, [[own.stage() for own in stages] for stages in chains], into, keep, moments)
-    if training:
-        positions = x.numel() // x.shape[1]
-        _update(norms, used.mean.float(), (used.var * (positions / (positions - 1))).float())
-    return out
-
-
-@torch.no_grad()
-def _update(norms: Sequence[nn.BatchNorm2d], mean: Tensor, unbiased: Tensor) -> None:
-    for norm, own_mean, own_var in zip(norms, mean, unbiased, strict=True):
-        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-        norm.running_mean.lerp_(own_mean, norm.momentum)
-        norm.running_var.lerp_(own_var, norm.momentum)
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-
-
-def chains(edges: Mapping[int, nn.Module], x: Tensor) -> dict[int, list[Layers]]:
+def chains(edges: Mapping[int, nn.Module]) -> dict[int, list[Layers]]:
     """Return the stages of the edges that :func:`run_chains` can run on a state; none if their modes differ."""
-    if not runs_planar(x):
-        return {}
     found = {index: stages for index, edge in edges.items() if (stages := stages_of(edge))}
     modes = {stage.norm.training for stage in chain(*found.values())}
     return found if len(modes) == 1 else {}
 
 
-def run(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module, by the kernels if they compute the same."""
-    return _run(module, x) if runs_planar(x) else module(x)
+def run_chains(
+    x: Tensor, chains: Sequence[Sequence[Layers]], into: Sequence[Tensor | None], keep: Tensor | None = None
+) -> list[Tensor]:
+    """Run chains of stages that read the same state.
+
+    Args:
+        x: a state, [N, C, H, W], of which :func:`runs_planar` holds.
+        into: for each chain a tensor that its output is added to, or None.
+        keep: factors of the outputs, [chains, N].
+    """
+    stages = [[layers.stage() for layers in stages] for stages in chains]
+    return planar_edges(x, stages, into, keep, chains[0][0].norm.training)
 
 
-def _run(module: nn.Module, x: Tensor) -> Tensor:
+def run_chain(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module, by the kernels if it is a chain of stages that they support."""
+    if runs_planar(x) and (found := chains({0: module})):
+        return run_chains(x, [found[0]], [None])[0]
+    return module(x)
+
+
+def run_other(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module that is no chain on a state of which :func:`runs_planar` holds, by a kernel if there is one."""
     kind = type(module)
-    if stages := chains({0: module}, x):
-        return run_chains(x, [stages[0]], [None])[0]
     if kind is nn.Sequential and _is_plain(module) and all(type(part) is SeparableStage for part in module):
-        for part in module:  # the first one strided
-            x = run(part, x)
+        for part in module:  # a strided one, followed by others
+            x = run_chain(part, x)
         return x
     if kind is nn.MaxPool2d and _is_plain(module) and _is_cell_pool(module):
         return planar_pool(x, int(module.stride))

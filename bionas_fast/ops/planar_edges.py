@@ -18,7 +18,7 @@ from bionas_fast import backends, native
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.kernels.records import Moments
 from bionas_fast.ops.feedback import feedback_conv
-from bionas_fast.ops.feedback.torch_library import constant_b, make_b
+from bionas_fast.ops.feedback.torch_library import constant_b, make_b, make_each_b
 
 backends.declare("planar_edges", native=native.obstacle)
 
@@ -35,7 +35,9 @@ class PlanarStage(NamedTuple):
         weights: depthwise [C, 1, k, k], unless the kernel is 0, and pointwise [C_out, C, 1, 1].
         feedback: the construction of B of each weight in this pass.
         affine: weight and bias of the normalisation, [C_out] each.
+        running: its running mean and variance, [C_out] each, and its number of batches, int64; updated in training.
         eps: added to the variance.
+        momentum: the share of the new in the running statistics.
     """
 
     kernel: int
@@ -43,32 +45,39 @@ class PlanarStage(NamedTuple):
     weights: tuple[Tensor, ...]
     feedback: tuple[Feedback, ...]
     affine: tuple[Tensor, Tensor]
+    running: tuple[Tensor, Tensor, Tensor]
     eps: float
+    momentum: float
 
 
 class _Plan(NamedTuple):
-    """The non-tensor arguments: what both passes need, and the layout of the tensors.
+    """The non-tensor arguments, and the tensors that receive no gradient.
 
     Attributes:
+        edges: the number of edges.
         numbers: the stages of each edge, then kernel and dilation of each stage.
-        feedback: of each weight, without tensors; ``streams`` are those to advance.
-        moments: in evaluation, those that normalise.
+        eps, momentum: of each stage.
+        running: the running statistics of all stages.
+        feedback: the construction of B of each weight.
+        training: whether normalisation uses the statistics of the batch.
     """
 
     edges: int
     numbers: list[int]
     eps: list[float]
+    momentum: list[float]
+    running: list[Tensor]
     feedback: list[Feedback]
-    moments: Moments | None
+    training: bool
 
 
 def planar_edges(
     x: Tensor,
     edges: Sequence[Sequence[PlanarStage]],
     into: Sequence[Tensor | None],
-    keep: Tensor | None = None,
-    moments: Moments | None = None,
-) -> tuple[list[Tensor], Moments]:
+    keep: Tensor | None,
+    training: bool,
+) -> list[Tensor]:
     """Compute into[e] + keep[e] · chain_e(x) for each edge e.
 
     Args:
@@ -76,21 +85,28 @@ def planar_edges(
         edges: the stages of each edge, one or two.
         into: for each edge a tensor [N, C_out, H, W] to add to, or None.
         keep: factors of the outputs, as of drop-path, [edges, N]; None for ones.
-        moments: mean and variance of each normalisation, float64 [stages, C_out]; None for those of this batch.
+        training: whether normalisation uses the statistics of the batch, and updates the running ones.
 
     Returns:
-        One tensor [N, C_out, H, W] per edge, and the moments used (variances biased).
+        One tensor [N, C_out, H, W] per edge.
     """
     stages = [stage for chain in edges for stage in chain]
     numbers = [len(chain) for chain in edges]
     for stage in stages:
         numbers += (stage.kernel, stage.dilation)
-    feedback = [own for stage in stages for own in stage.feedback]
-    plan = _Plan(len(edges), numbers, [stage.eps for stage in stages], feedback, moments)
+    plan = _Plan(
+        len(edges),
+        numbers,
+        [stage.eps for stage in stages],
+        [stage.momentum for stage in stages],
+        [tensor for stage in stages for tensor in stage.running],
+        [own for stage in stages for own in stage.feedback],
+        training,
+    )
     weights = [weight for stage in stages for weight in stage.weights]
     affine = [tensor for stage in stages for tensor in stage.affine]
-    *out, mean, var = _PlanarEdges.apply(plan, x, keep, *into, *weights, *affine)
-    return out, Moments(mean, var)
+    out = _PlanarEdges.apply(plan, x, keep, *into, *weights, *affine)
+    return list(out)
 
 
 def images_contiguous(x: Tensor) -> bool:
@@ -113,19 +129,18 @@ class _PlanarEdges(torch.autograd.Function):
         affine = [tensor.contiguous() for tensor in params[count:]]
         factors = x.new_empty(0) if keep is None else keep
         base = [None if tensor is None else _planar(tensor) for tensor in into]
-        given = plan.moments or ()
         out, maps, *moments = _ops.planar_edges.default(
-            x, weights, affine, plan.numbers, plan.eps, given, base, factors
-        )  # fmt: skip
-        # Draws of this pass: other passes may advance the streams before its backward pass.
+            x, weights, affine, plan.running, plan.numbers, plan.eps, plan.momentum, base, factors, plan.training
+        )
         stored = [own.stored for own in plan.feedback]
+        # Draws of this pass: other passes may advance the streams before its backward pass.
         drawn = [own.stream.clone() if _draws(own) else None for own in plan.feedback]
         ctx.save_for_backward(x, factors, *moments, *maps, *params, *stored, *drawn)
-        ctx.plan = plan._replace(feedback=[own._replace(stored=None, stream=None) for own in plan.feedback])
+        constants = [Feedback(own.mode, None, None, own.bound, own.scale) for own in plan.feedback]
+        ctx.plan = plan._replace(feedback=constants, running=[])
         ctx.streams = [own.stream for own in plan.feedback if own.advance and own.stream is not None]
-        ctx.mark_non_differentiable(*moments)
         ctx.set_materialize_grads(False)
-        return *out, *moments
+        return tuple(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -136,29 +151,28 @@ class _PlanarEdges(torch.autograd.Function):
         maps, weights, affine, stored, drawn = (
             [next(parts) for _ in range(size)] for size in (stages, count, 2 * stages, count, count)
         )
-        own = grads[: plan.edges]
         feedback = [
-            construction._replace(stored=s, stream=d)
-            for construction, s, d in zip(plan.feedback, stored, drawn, strict=True)
+            own._replace(stored=s, stream=d) for own, s, d in zip(plan.feedback, stored, drawn, strict=True)
         ]
         of_into, needed = ctx.needs_input_grad[3 : 3 + plan.edges], ctx.needs_input_grad[3 + plan.edges :]
         like = (x.shape[0], affine[0].shape[0], *x.shape[2:])
-        errors = [x.new_zeros(like) if grad is None else grad for grad in own]
+        errors = [x.new_zeros(like) if grad is None else grad for grad in grads]
         if torch.is_grad_enabled():
-            passed = _differentiable_backward(plan, x, factors, [*weights, *affine], feedback, errors)
+            given = None if plan.training else Moments(mean, var)
+            passed = _differentiable_backward(plan, x, factors, [*weights, *affine], feedback, errors, given)
         else:
-            b = [make_b(weight, record, "native").contiguous() for weight, record in zip(weights, feedback, strict=True)]
+            weights = [weight.contiguous() for weight in weights]
+            affine = [tensor.contiguous() for tensor in affine]
             down, *found = _ops.planar_edges_backward.default(
-                [_planar(grad) for grad in errors], x, maps, (mean, var), [weight.contiguous() for weight in weights],
-                b, [tensor.contiguous() for tensor in affine], plan.numbers, plan.eps, factors,
-                plan.moments is None, any(needed[:count]),
+                [_planar(grad) for grad in errors], x, maps, (mean, var), weights, make_each_b(weights, feedback),
+                affine, plan.numbers, plan.eps, factors, plan.training, any(needed[:count]),
             )  # fmt: skip
             of_weights, of_affine = found
             passed = [down, *(of_weights or [None] * count), *of_affine]
         for stream in ctx.streams:
             stream[1].add_(1)
         down, *of_params = passed
-        each = zip((*own, *of_params), (*of_into, *needed), strict=True)
+        each = zip((*grads, *of_params), (*of_into, *needed), strict=True)
         return (None, down, None, *(grad if wanted else None for grad, wanted in each))
 
 
@@ -173,6 +187,7 @@ def _differentiable_backward(
     params: Sequence[Tensor],
     feedback: Sequence[Feedback],
     grads: Sequence[Tensor],
+    moments: Moments | None,
 ) -> list[Tensor | None]:
     """Compute the gradients of x and the parameters in plain PyTorch, so that they can be differentiated."""
     constants = [
@@ -180,7 +195,8 @@ def _differentiable_backward(
         for weight, own in zip(params, feedback, strict=False)
     ]
     with torch.enable_grad():
-        out = list(_plain(plan, x, iter(params[: len(constants)]), iter(params[len(constants) :]), iter(constants)))
+        weights, affine = iter(params[: len(constants)]), iter(params[len(constants) :])
+        out = list(_plain(plan, x, weights, affine, iter(constants), moments))
         if factors.numel():
             out = [own * factor[:, None, None, None] for own, factor in zip(out, factors, strict=True)]
         wanted = [tensor for tensor in (x, *params) if tensor.requires_grad]
@@ -189,7 +205,12 @@ def _differentiable_backward(
 
 
 def _plain(
-    plan: _Plan, x: Tensor, weights: Iterator[Tensor], affine: Iterator[Tensor], feedback: Iterator[Feedback]
+    plan: _Plan,
+    x: Tensor,
+    weights: Iterator[Tensor],
+    affine: Iterator[Tensor],
+    feedback: Iterator[Feedback],
+    moments: Moments | None,
 ) -> Iterator[Tensor]:
     """Compute the output of each edge in plain PyTorch, before the factors."""
     lengths, sizes = plan.numbers[: plan.edges], iter(plan.numbers[plan.edges :])
@@ -206,8 +227,8 @@ def _plain(
                 )
             out = feedback_conv(out, next(weights), None, next(feedback))
             index, epsilon = next(eps)
-            mean, var = (None, None) if plan.moments is None else (own[index].to(out.dtype) for own in plan.moments)
-            out = F.batch_norm(out, mean, var, next(affine), next(affine), plan.moments is None, 0.0, epsilon)
+            mean, var = (None, None) if moments is None else (own[index].to(out.dtype) for own in moments)
+            out = F.batch_norm(out, mean, var, next(affine), next(affine), moments is None, 0.0, epsilon)
         yield out
 
 
