@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,28 @@ from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Genotype
 from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell, Stem
 from bionas_fast.space.operations import Initialisation, Skip, convolution, initialised
+
+
+class Paths(NamedTuple):
+    """Drop-path in one pass through a cell (Larsson et al. 2017): edges are zeroed for random images.
+
+    Attributes:
+        masks: for each dropped edge, the images it is kept for, [N, 1, 1, 1].
+        probability: that an image is dropped; the others are rescaled.
+    """
+
+    masks: dict[int, Tensor]
+    probability: float
+
+    def drop(self, edge: int, out: Tensor) -> Tensor:
+        """Apply drop-path to the output of an edge."""
+        return out * self.masks[edge] / (1 - self.probability) if edge in self.masks else out
+
+    def factors(self, edges: Iterable[int]) -> Tensor | None:
+        """Return the factors by which drop-path multiplies the outputs of edges, [edges, N]; None for ones."""
+        if not self.masks:
+            return None
+        return torch.stack([self.masks[edge].flatten() for edge in edges]) / (1 - self.probability)
 
 
 class GenotypeCell(PreprocessedCell):
@@ -61,13 +83,13 @@ class GenotypeCell(PreprocessedCell):
             drop_path: probability that the output of an edge is zeroed for an image.
         """
         states = self.preprocess(inputs)
-        masks = self._draw_masks(states[0], drop_path)
+        paths = self._draw_paths(states[0], drop_path)
         outputs: list[Tensor | None] = [None] * len(self.edges)
         for state in range(self.inputs + len(self.entering)):
             if state >= self.inputs:
                 reached = [out for edge in self.entering[state - self.inputs] if (out := outputs[edge]) is not None]
                 states.append(sum(reached[1:], reached[0]) if reached else torch.zeros_like(states[0]))
-            self._leave(states[state], state, outputs, masks)
+            self._leave(states[state], state, outputs, paths)
         return torch.cat([states[state] for state in self.concat], dim=1)
 
     def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -75,27 +97,25 @@ class GenotypeCell(PreprocessedCell):
         modules = self.preprocessing
         return [planar.run_chain(module, x) for module, x in zip(modules, inputs, strict=True)] if modules else list(inputs)
 
-    def _draw_masks(self, x: Tensor, probability: float) -> dict[int, Tensor]:
-        """Draw which images drop-path keeps (Larsson et al. 2017), [N, 1, 1, 1] of each edge but the identities."""
+    def _draw_paths(self, x: Tensor, probability: float) -> Paths:
+        """Draw drop-path for every edge but the identities."""
         if not probability:
-            return {}
+            return Paths({}, 0.0)
 
-        def draw() -> Tensor:
-            return distributed.shard_of_draw(
-                lambda n: x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability), x.shape[0]
-            ) / (1 - probability)
+        def draw(n: int) -> Tensor:
+            return x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability)
 
-        return {index: draw() for index, edge in enumerate(self.edges) if not isinstance(edge, Skip)}
+        dropped = [index for index, edge in enumerate(self.edges) if not isinstance(edge, Skip)]
+        return Paths({index: distributed.shard_of_draw(draw, x.shape[0]) for index in dropped}, probability)
 
-    def _leave(self, x: Tensor, state: int, outputs: list[Tensor | None], masks: Mapping[int, Tensor]) -> None:
+    def _leave(self, x: Tensor, state: int, outputs: list[Tensor | None], paths: Paths) -> None:
         """Run all edges from a state: the chains of separable stages together, the others one by one."""
         edges = {index: self.edges[index] for index in self.leaving[state]}
         fits = planar.runs_planar(x)
         chains = planar.chains(edges) if fits else {}
         if chains:
             into = [self._other(index, chains, outputs) for index in chains]
-            keep = torch.cat([masks[index].flatten()[None] for index in chains]) if masks else None
-            found = planar.run_chains(x, list(chains.values()), [base for _, base in into], keep)
+            found = planar.run_chains(x, [*chains.values()], [base for _, base in into], paths.factors(chains))
             for index, (other, _), out in zip(chains, into, found, strict=True):
                 outputs[index] = out
                 if other is not None:
@@ -103,7 +123,7 @@ class GenotypeCell(PreprocessedCell):
         for index, edge in edges.items():
             if index not in chains:
                 out = planar.run_other(edge, x) if fits else edge(x)
-                outputs[index] = out * masks[index] if index in masks else out
+                outputs[index] = paths.drop(index, out)
 
     def _other(
         self, index: int, running: Container[int], outputs: Sequence[Tensor | None]
