@@ -42,6 +42,10 @@ class NotFinite(InputError):
         return type(self)(f"{place}: {self.what}", self.settings)
 
 
+class Diverged(InputError):
+    """The end of a run whose numbers are no longer finite. The message names the place and likely causes."""
+
+
 class Unregistered(InputError):
     """An unregistered name; it may come from a plugin that is not imported."""
 

@@ -86,6 +86,8 @@ def test_mode_and_bad_input():
     assert network.training
     with pytest.raises(InputError, match="labels: expected 0 to 2, as the network has 3 logits, got 3"):
         measure(network, images, labels.clone().fill_(3))
-    with pytest.raises(InputError, match="logits are not finite"):
+    with pytest.raises(InputError, match="images: 500 of 500 images, the first at index 0, hold NaN"):
         measure(network, images.clone().fill_(torch.nan), labels)
+    with pytest.raises(InputError, match="a logit of the evaluated images is not finite"):
+        measure(nn.Sequential(network, nn.Threshold(2, torch.nan)), images, labels)
     assert network.training

@@ -186,3 +186,15 @@ for module in (flop_counter, sys.modules["fvcore.nn.flop_count"]):
     assert module.__loader__ is module.__spec__.loader and "bionas" not in type(module.__loader__).__module__
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_counter_may_be_imported_first():
+    script = """
+from torch.utils import flop_counter
+import bionas_fast as bf, torch
+layer, x = bf.nn.Conv2d(3, 2, 1, rule="dfa"), torch.randn(5, 3, 4, 4)
+with flop_counter.FlopCounterMode(display=False) as counter:
+    layer(x)
+assert counter.get_total_flops() == 2 * 5 * 16 * 6, counter.get_total_flops()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -238,7 +238,7 @@ def test_search_train_and_load_from_the_command_line(plugin, tmp_path, run, forg
     written = yaml.safe_load(Path("net/config.yaml").read_text())
     assert written["plugins"] == ["mine.py"] and written["dataset"] == "folder:photos"
     forget()
-    with pytest.raises(InputError, match=r"unknown operation 'own_conv'.*plugins=\('mine\.py',\)"):
+    with pytest.raises(InputError, match=r"unknown (operation 'own_conv'|rule 'own_rule').*plugins=\('mine\.py',\)"):
         bf.load("net")
     network = bf.load("net", plugins=["mine.py"])
     assert network.genotype.rules == ("own_rule",)

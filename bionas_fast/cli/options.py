@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
@@ -19,6 +19,7 @@ from bionas_fast.errors import InputError, shown
 from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.summary import find_runs
 from bionas_fast.search import method_names
 from bionas_fast.space import operation_names, space_names
 
@@ -95,7 +96,21 @@ Sets = Annotated[
 ]
 Plugins = option("plugins", {"": RunConfig})
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; must be new or empty.  [runs/…]")]
-Resume = Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Run N seeds, from --seed on, each in a folder of its own, and print their mean and spread. To continue, "
+        "give the command again, with the same --out or with --resume.",
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN", help="Resume the run in this folder; with several seeds or variants, all that are not complete."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -175,6 +190,36 @@ def takes_settings(command: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def takes_record(name: str, record: type) -> Callable[[Command], Command]:
+    """Replace a command's parameter by the fields of a dataclass, one option each; the command receives the dataclass.
+
+    Use as a decorator.
+
+    Args:
+        name: the name of the parameter.
+        record: the dataclass; its fields are annotated like the parameters of a command, and have defaults.
+    """
+    kinds = get_type_hints(record, include_extras=True)
+
+    def decorate(function: Command) -> Command:
+        def run(*arguments: Any, **options: Any) -> None:
+            own = {field.name: options.pop(field.name) for field in fields(record)}
+            function(*arguments, **{name: record(**own)}, **options)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        added = [
+            inspect.Parameter(field.name, keyword, default=field.default, annotation=kinds[field.name])
+            for field in fields(record)
+        ]
+        given, *others = inspect.signature(function, eval_str=True).parameters.values()
+        kept = [parameter.replace(kind=keyword) for parameter in others if parameter.name != name]
+        run.__doc__ = function.__doc__
+        run.__signature__ = inspect.Signature([given, *kept, *added])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
 def with_plugins(command: Command) -> Command:
     """Wrap a command: import its plugins first, and name a run's missing plugins in errors."""
 
@@ -182,11 +227,27 @@ def with_plugins(command: Command) -> Command:
     def run(**arguments: Any) -> None:
         given = arguments["plugins"] or []
         import_plugins(given)
-        places = (arguments.get(name) for name in ("source", "config", "resume"))
+        named = (arguments.get(name) for name in ("source", "config", "resume"))
+        places = (*named, *(arguments.get("sources") or ()))
         with plugins_explained(*places, given=given):
             command(**arguments)
 
     return run
+
+
+def repeated_folder(folder: Path | None, resume: Path | None) -> Path | None:
+    """Return the folder of runs repeated over seeds, from ``--out`` or ``--resume``; the latter must hold runs.
+
+    Raises:
+        InputError: there are no runs to resume; or both were given.
+    """
+    if resume is None:
+        return folder
+    if folder is not None:
+        raise InputError("--out and --resume: give one of them")
+    if not find_runs(resume):
+        raise InputError(f"{resume}: no runs to resume; begin them with --out")
+    return resume
 
 
 def _split(name: str, value: Any, configs: Configs) -> Any:

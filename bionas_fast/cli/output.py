@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from bionas_fast.errors import BionasWarning, printable
 from bionas_fast.runs import progress
 from bionas_fast.runtime import distributed
-from bionas_fast.train import GENOTYPE_RULES, TrainResult
+from bionas_fast.train import TrainResult
 
 #: Only rank 0 prints.
 QUIET = not distributed.is_main()
@@ -66,6 +66,9 @@ class Bars(progress.Progress):
             highlight=False,
         )
 
+    def result(self, variant: str, seed: int, accuracy: float) -> None:
+        err.print(f"{variant}, seed {seed}: {accuracy:.2f} %", markup=False, highlight=False, soft_wrap=True)
+
     def finish(self) -> None:
         self._bars.stop()
 
@@ -85,17 +88,19 @@ def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
     print_lines({**head, **result.lines(), "run folder": str(result.run_dir)})
 
 
-def print_comparison(accuracies: Mapping[str, float]) -> None:
-    """Print a table of the test accuracy under each choice of rules."""
-    table = Table("rules", "test accuracy %", box=None, header_style="bold")
-    for name, accuracy in accuracies.items():
-        table.add_row(name if name == GENOTYPE_RULES else f"all {name}", f"{accuracy:.2f}")
+def print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows with the same columns as a table; nothing if there are none."""
+    if not rows:
+        return
+    table = Table(*rows[0], box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row.values()))
     out.print(table)
 
 
 def print_lines(pairs: Mapping[str, str]) -> None:
     """Print names and values, one pair per line."""
-    width = max(len(name) for name in pairs)
+    width = max(map(len, pairs), default=0)
     for name, value in pairs.items():
         out.print(Text.assemble((f"{name:<{width}}  ", "bold"), str(value)), soft_wrap=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from bionas_fast.cli.output import err, out
 from bionas_fast.errors import InputError
@@ -19,7 +19,7 @@ def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of run folders.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the runs in a folder: kind, data, state, figures."""
+    """List the runs in a folder, those repeated over seeds too: kind, data, state, figures."""
     summaries, damaged = [], []
     for path in find_runs(folder):
         try:
@@ -27,19 +27,20 @@ def list_runs(
         except InputError as error:
             damaged.append(str(error))
     if as_json:
-        print(json.dumps([_row(summary) for summary in summaries], indent=2))
+        print(json.dumps([_row(summary, folder) for summary in summaries], indent=2))
     else:
-        table = Table("run", "kind", "data", "seed", "epochs", "state", "accuracy %", box=None, header_style="bold")
+        run = Column("run", overflow="fold")  # the words of further commands, never cut
+        table = Table(run, "kind", "data", "seed", "epochs", "state", "accuracy %", box=None, header_style="bold")
         for summary in summaries:
-            table.add_row(*(_text(value) for value in _row(summary).values()))
+            table.add_row(*(_text(value) for value in _row(summary, folder).values()))
         out.print(table)
     for message in damaged:
         err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _row(summary: RunSummary) -> Mapping[str, Any]:
+def _row(summary: RunSummary, folder: Path) -> Mapping[str, Any]:
     return {
-        "run": summary.path.name,
+        "run": str(summary.path.relative_to(folder)) if summary.path != folder else folder.name,
         "kind": summary.label,
         "data": summary.dataset,
         "seed": summary.seed,

@@ -3,136 +3,260 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import bionas_fast as bf
-from bionas_fast.cli.options import Given, Out, Resume, takes_settings, with_plugins
-from bionas_fast.cli.output import Bars, interruptible, print_comparison, print_trained
+from bionas_fast.cli.options import (
+    Given,
+    Out,
+    Resume,
+    Seeds,
+    repeated_folder,
+    takes_record,
+    takes_settings,
+    with_plugins,
+)
+from bionas_fast.cli.output import Bars, interruptible, out, print_lines, print_table, print_trained
 from bionas_fast.cli.show import read_genotype
+from bionas_fast.cli.sources import Source, configuration
+from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
 from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.seeds import SeedTable
 from bionas_fast.runs.trainer import Trainer
 
 #: The names of networks other than genotypes, from the kinds of run.
 _NETWORKS: Mapping[str, type[Trainer]] = {
     word: trainer for trainer in map(get_kind, kind_names()) for word in trainer.sources
 }
-#: The settings of a run that are the defaults of training its genotype, and those that must be the same in both.
-_DEFAULTS = ("dataset", "data_dir")
-_AGREED = ("skip_rules", "initialisation")
-Source = Annotated[
-    str | None,
+Sources = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="|".join(("RUN", "GENOTYPE", *_NETWORKS)), help="Run folder of a search, genotype file, or network."
+        metavar="|".join(("[NAME=]RUN", "[NAME=]GENOTYPE", *_NETWORKS)),
+        help="Run folder of a search, also of one with several seeds; genotype file; or network. Several genotypes are "
+        "compared.",
     ),
 ]
-Rule = Annotated[
-    str | None,
-    typer.Option(
-        help="Use this rule on every searched edge (fa, dfa: except skip connections); for a ResNet, on every layer; "
-        "for softhebb, on the filters."
-    ),
-]
-Compare = Annotated[
-    bool, typer.Option("--compare", help="Also train the architecture under each single rule, and print a table.")
-]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The assignment of learning rules to the layers of a network, as options.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
+
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="Use this rule on every searched edge (fa, dfa: except skip connections); for a ResNet, on every "
+            "layer; for softhebb, on the filters."
+        ),
+    ] = None
+    everywhere: Annotated[
+        bool,
+        typer.Option(
+            "--everywhere",
+            help="With --rule: also on stem, preprocessing, auxiliary head and classifier.",
+        ),
+    ] = False
+    shuffle_rules: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="SEED", help="Reassign the rules of a genotype to its edges at random."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.everywhere and self.rule is None:
+            raise InputError("--everywhere needs --rule")
+        if self.shuffle_rules is not None and self.rule is not None:
+            raise InputError("--shuffle-rules keeps the rules of the genotype: omit --rule")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return self != Assignment()
+
+    @property
+    def variant(self) -> str:
+        """The name of the assignment among the variants of a comparison."""
+        if self.shuffle_rules is not None:
+            return f"shuffle:{self.shuffle_rules}"
+        return f"{self.rule or 'genotype'}{':everywhere' if self.everywhere else ''}"
+
+    def of(self, genotype: bf.Genotype) -> bf.Genotype:
+        """Assign the rules to a genotype."""
+        if self.shuffle_rules is not None:
+            return genotype.with_shuffled_rules(self.shuffle_rules)
+        return genotype if self.rule is None else genotype.with_rule(self.rule, everywhere=self.everywhere)
+
+    def settings(self, kind: str) -> dict[str, str]:
+        """Return the settings of a network without a genotype.
+
+        Raises:
+            InputError: options for genotypes only.
+        """
+        if self.everywhere or self.shuffle_rules is not None:
+            raise InputError(f"--everywhere and --shuffle-rules are for genotypes; a {kind} has one rule")
+        return {} if self.rule is None else {"rule": self.rule}
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """The repetition of a training, as options."""
+
+    seeds: Seeds = None
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIANTS",
+            help="Train these variants and print a table of them: genotype (as it is), RULE (on every searched edge), "
+            "RULE:everywhere, shuffle:SEED, all (the genotype and every rule); for other networks, their rules.",
+        ),
+    ] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return self != Repetition()
+
+    @property
+    def variants(self) -> list[str] | None:
+        """The variants to compare, if any."""
+        return None if self.compare is None else [word.strip() for word in self.compare.split(",")]
 
 
 @with_plugins
 @takes_settings("train")
+@takes_record("assignment", Assignment)
+@takes_record("repetition", Repetition)
 def train(
     given: Given,
-    source: Source = None,
-    rule: Rule = None,
-    compare: Compare = False,
+    assignment: Assignment,
+    repetition: Repetition,
+    sources: Sources = None,
     folder: Out = None,
     resume: Resume = None,
 ) -> None:
     """Train the genotype of a search, or another network, from scratch and test it.
 
+    Several genotypes, those of a search with several seeds, --seeds and --compare are trained one after the other, each
+    in a run folder of its own, and compared.
+
     The dataset and its folder default to those of the search; skip_rules and initialisation are those of the search.
     """
-    if compare and (resume is not None or folder is not None):
-        raise InputError("--compare trains several networks and saves none: omit --resume and --out")
-    if source is None and resume is None:
-        words = " or ".join(("a genotype", *_NETWORKS))
-        raise InputError(f"nothing to train: give a run folder, {words}, or resume a run with --resume RUN")
-    network = _network(source, resume)
-    if network is None and compare:
-        genotype, config = _genotype(given, str(source), rule)
-        print_comparison(bf.compare_rules(genotype, config, progress=Bars()))
-    elif network is None:
-        _train_genotype(given, source, rule, folder, resume)
-    elif compare:
-        raise InputError(f"--compare needs a genotype; for {network.kind}, train each --rule separately")
+    words = sources or []
+    if not words and resume is None:
+        known = " or ".join(("a genotype", *_NETWORKS))
+        raise InputError(f"nothing to train: give a run folder, {known}, or resume a run with --resume RUN")
+    if repetition.compare is not None and assignment.given:
+        raise InputError("--compare names the rules of all variants: omit --rule, --everywhere and --shuffle-rules")
+    network = _network(words, resume)
+    if network is not None:
+        named = network.settings_of_source(words[0]) if words else {}
+        given = given.with_options(**named, **assignment.settings(network.kind))
+        if repetition.given:
+            _repeat_network(network, given, repetition, repeated_folder(folder, resume))
+        else:
+            _train_network(network, given, folder, resume)
+        return
+    read = [Source.read(word) for word in words]
+    if repetition.given or any(not isinstance(source.found, bf.Genotype) for source in read) or len(read) > 1:
+        _repeat_genotypes(read, given, assignment, repetition, repeated_folder(folder, resume))
     else:
-        if source is not None:
-            given = given.with_options(**network.settings_of_source(source))
-        _train_network(network, given, rule, folder, resume)
+        _train_genotype(read, given, assignment, folder, resume)
 
 
-def _network(source: str | None, resume: Path | None) -> type[Trainer] | None:
+def _network(words: Sequence[str], resume: Path | None) -> type[Trainer] | None:
     """Return the kind of run that trains the named network; None for genotypes."""
-    if resume is None:
-        return _NETWORKS.get(str(source))
+    named = next((word for word in words if word in _NETWORKS), None)
+    if named is not None and len(words) > 1:
+        raise InputError(f"{named}: expected nothing else to train, got {', '.join(words)}")
+    if resume is None or not os.path.isfile(resume / CONFIG):
+        return None if named is None else _NETWORKS[named]
     kind = RunFolder.open(resume).read().kind
     network = next((trainer for trainer in _NETWORKS.values() if trainer.kind == kind), None)
-    if network is not None and source not in (None, *network.sources):
-        raise InputError(f"{resume} trains {network.kind}, not {source}")
+    if network is not None and words and words[0] not in network.sources:
+        raise InputError(f"{resume} trains {network.kind}, not {words[0]}")
     return network
 
 
-def _train_network(
-    trainer: type[Trainer], given: Given, rule: str | None, folder: Path | None, resume: Path | None
+def _repeat_network(network: type[Trainer], given: Given, repetition: Repetition, folder: Path | None) -> None:
+    config: Any = network.settings(**given.settings(network.kind))
+    _print_repeated(partial(_repetition(repetition), None, config), folder)
+
+
+def _repeat_genotypes(
+    read: Sequence[Source], given: Given, assignment: Assignment, repetition: Repetition, folder: Path | None
 ) -> None:
-    if rule is not None:
-        given = given.with_options(rule=rule)
-    out: Path | NewFolder | None = folder
+    config = configuration(read, given)
+    if len(read) == 1 and isinstance(read[0].found, bf.Genotype):
+        _print_repeated(partial(_repetition(repetition), assignment.of(read[0].found), config), folder)
+        return
+    genotypes = {source.name: source.found for source in read}
+    if len(genotypes) < len(read):
+        raise InputError(f"expected different names, got {', '.join(s.name for s in read)}; give NAME=GENOTYPE")
+    variants = repetition.variants or [assignment.variant]
+    compare = partial(bf.compare_genotypes, genotypes, config, variants=variants, seeds=repetition.seeds)
+    _print_repeated(compare, folder)
+
+
+def _repetition(repetition: Repetition) -> Callable[..., SeedTable]:
+    """Return the function that repeats the training of a network, under one assignment of rules or several."""
+    seeds, variants = repetition.seeds or 1, repetition.variants
+    if variants is None:
+        return partial(bf.repeat_training, seeds=seeds)
+    return partial(bf.compare_rules, seeds=seeds, variants=variants)
+
+
+def _print_repeated(repeat: Callable[..., SeedTable], folder: Path | None) -> None:
+    """Run the trainings that are not complete, and print the table of all."""
+    with interruptible():
+        table = repeat(out=folder, progress=Bars())
+    print_table(table.rows())
+    out.print()
+    out.print(table.legend, markup=False, highlight=False, soft_wrap=True)
+    print_lines({"folder": str(table.folder)})
+    if table.failures:
+        raise InputError("; ".join(table.failures))
+
+
+def _train_network(trainer: type[Trainer], given: Given, folder: Path | None, resume: Path | None) -> None:
+    place: Path | NewFolder | None = folder
     if resume is None:
         config: Any = trainer.settings(**given.settings(trainer.kind))
-        out = folder or NewFolder(f"{trainer.kind}-{config.dataset}-{config.rule}")
+        place = folder or NewFolder(f"{trainer.kind}-{config.dataset}-{config.rule}")
     else:
         config = given.resumed(trainer.kind, resume)
     with interruptible():
-        result = trainer.start(config, out=out, resume=resume, progress=Bars())
+        result = trainer.start(config, out=place, resume=resume, progress=Bars())
     print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])})
 
 
 def _train_genotype(
-    given: Given, source: str | None, rule: str | None, folder: Path | None, resume: Path | None
+    read: Sequence[Source], given: Given, assignment: Assignment, folder: Path | None, resume: Path | None
 ) -> None:
-    genotype: bf.Genotype | None
-    out: Path | NewFolder | None = folder
+    found = next((source.found for source in read if isinstance(source.found, bf.Genotype)), None)
+    place: Path | NewFolder | None = folder
     if resume is None:
-        genotype, config = _genotype(given, str(source), rule)
-        out = folder or NewFolder(f"train-{config.dataset}-{genotype.hash}")
+        assert found is not None
+        config = configuration(read, given)
+        genotype: bf.Genotype | None = assignment.of(found)
+        place = folder or NewFolder(f"train-{config.dataset}-{assignment.of(found).hash}")
     else:
-        genotype = None if source is None else read_genotype(source)
-        if rule is not None:
-            genotype = (genotype or read_genotype(resume)).with_rule(rule)
+        if found is None and assignment.shuffle_rules is not None:
+            raise InputError("--shuffle-rules: the rules of the resumed run are shuffled already; omit it")
+        if found is None and assignment.given:
+            found = read_genotype(resume)
+        genotype = None if found is None else assignment.of(found)
         config = given.resumed("train", resume)
     with interruptible():
-        result = bf.train(genotype, config, out=out, resume=resume, progress=Bars())
+        result = bf.train(genotype, config, out=place, resume=resume, progress=Bars())
     print_trained(result, {"genotype": result.network.genotype.hash})
-
-
-def _genotype(given: Given, source: str, rule: str | None) -> tuple[bf.Genotype, bf.TrainConfig]:
-    """Read a genotype and the configuration of its training, by default on the dataset of its search.
-
-    Raises:
-        InputError: a setting contradicts the search where both must agree.
-    """
-    genotype = read_genotype(source)
-    searched = RunFolder.open(source).read().settings if os.path.isdir(source) else {}
-    inherited = {name: searched[name] for name in (*_DEFAULTS, *_AGREED) if searched.get(name) is not None}
-    config = bf.TrainConfig(**{**inherited, **given.settings("train")})
-    for name in _AGREED:
-        value = getattr(config, name)
-        if value != inherited.get(name, value):
-            raise InputError(f"{name}: expected {inherited[name]} as in the run {source}, got {value}")
-    return genotype if rule is None else genotype.with_rule(rule), config

@@ -2,5 +2,5 @@
 
 from bionas_fast.models.genotype_network import GenotypeNetwork, NetworkOptions, build_network
 from bionas_fast.models.resnet import RESNETS, build_resnet
-from bionas_fast.models.size import NetworkSize, measure_size
+from bionas_fast.models.size import NetworkSize, measure_size, weights_by_rule
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb

@@ -55,19 +55,25 @@ def measure_size(network: nn.Module, image: Sequence[int]) -> NetworkSize:
     """
     from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
-    weights = count_weights(network)
-    head = getattr(network, "auxiliary", None)
-    auxiliary = count_weights(head) if isinstance(head, nn.Module) else {}
-    own = ((rule, count - auxiliary.get(rule, 0)) for rule, count in weights.items())
-    training = network.training
+    weights = weights_by_rule(network)
+    auxiliary = sum(count_weights(network).values()) - sum(weights.values())
+    training, example = network.training, next(network.parameters())
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            network.eval()(torch.zeros(1, *image, device=next(network.parameters()).device))
+            network.eval()(example.new_zeros(1, *image))
     finally:
         network.train(training)
-    return NetworkSize(
-        dict(sorted(((rule, count) for rule, count in own if count), key=lambda item: -item[1])),
-        sum(auxiliary.values()),
-        counter.get_total_flops() // 2,
-    )
+    return NetworkSize(weights, auxiliary, counter.get_total_flops() // 2)
+
+
+def weights_by_rule(network: nn.Module) -> dict[str, int]:
+    """Count the weights by the rule they learn by, the largest first, without those of the auxiliary head.
+
+    Args:
+        network: its ``auxiliary`` is an auxiliary head, if it has one.
+    """
+    head = getattr(network, "auxiliary", None)
+    auxiliary = count_weights(head) if isinstance(head, nn.Module) else {}
+    own = {rule: count - auxiliary.get(rule, 0) for rule, count in count_weights(network).items()}
+    return dict(sorted(((rule, count) for rule, count in own.items() if count), key=lambda item: -item[1]))

@@ -85,9 +85,9 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
     nodes = max(len(next(iter(shares.values()))) for _, shares in panels)
     skeleton = genotype.skeleton
     names = [f"node {skeleton.state_name(len(skeleton.input_names) + n)}" for n in range(nodes)]
-    figure, axes = _grid(len(panels), len(panels), 0.36 * nodes + 0.75)
+    figure, axes = panel_grid(len(panels), len(panels), 0.36 * nodes + 0.75)
     for ax, (title, shares) in zip(axes, panels, strict=True):
-        _style_axes(ax, title)
+        style_axes(ax, title)
         left = np.zeros(len(next(iter(shares.values()))))
         for rule in (rule for rule in order if rule in shares):
             share = shares[rule]
@@ -127,10 +127,10 @@ def _over_time(
     top = max(w.mean(axis=-1).max() for groups in series.values() for w in groups.values())
     columns = min(len(keys), 5) if len(keys) != 8 else 4
     styles = dict(zip(series, _LINES, strict=False))
-    figure, axes = _grid(len(keys), columns, 1.55)
+    figure, axes = panel_grid(len(keys), columns, 1.55)
     for i, (ax, k) in enumerate(zip(axes, keys, strict=True)):
         title, color = title_and_color(k)
-        _style_axes(ax, title)
+        style_axes(ax, title)
         for kind, groups in series.items():
             weight = groups[k].mean(axis=-1)
             mark = "o" if len(weight) == 1 else None
@@ -159,9 +159,9 @@ def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
     panels = [panel for panel in panels if panel[1]]
     if not panels:
         return None
-    figure, axes = _grid(len(panels), len(panels), 2.2)
+    figure, axes = panel_grid(len(panels), len(panels), 2.2)
     for ax, (title, lines) in zip(axes, panels, strict=True):
-        _style_axes(ax, title)
+        style_axes(ax, title)
         for values, color in lines.values():
             ax.plot(epochs, values, color=color, lw=1.8, marker="o" if len(values) < 4 else None, ms=4)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -177,7 +177,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, Real) else math.nan
 
 
-def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def panel_grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     """Lay out ``n`` panels in rows of equal size, with room for a legend below; ``height`` of a row in inches."""
     rows = -(-n // columns)
     total = rows * height + 0.3
@@ -192,7 +192,8 @@ def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _style_axes(ax: Axes, title: str) -> None:
+def style_axes(ax: Axes, title: str) -> None:
+    """Give the axes of a panel the look of the page."""
     ax.set_title(title, loc="left", color=INK, size=9.5, weight="bold", pad=6)
     ax.set_facecolor(PAPER)
     ax.grid(axis="y", color=SURFACE, lw=1)

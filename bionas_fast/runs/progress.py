@@ -20,5 +20,8 @@ class Progress:
     def epoch(self, row: Mapping[str, float]) -> None:
         """Called after an epoch; ``row`` holds its metrics."""
 
+    def result(self, variant: str, seed: int, accuracy: float) -> None:
+        """Called after a run of several, repeated over seeds; ``accuracy`` is in percent."""
+
     def finish(self) -> None:
         """Called when the phase has ended, also after an error."""

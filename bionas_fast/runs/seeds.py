@@ -1,26 +1,32 @@
-"""Repetition of runs over seeds: one resumable run a seed, and the statistics of their results."""
+"""Statistics of results over seeds: means, deviations, paired differences, and their tables."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
 from bionas_fast.runs.files import write_atomic
-from bionas_fast.runs.summary import RunSummary
-
-#: Begins a run of a seed in a new folder, or resumes the one in it: ``start(seed, folder, resume)``.
-Start = Callable[[int, Path, bool], object]
+from bionas_fast.runs.student import student_quantile
 
 #: The confidence of all intervals.
 CONFIDENCE = 0.95
+#: The files of a table in a folder.
+TABLE_MARKDOWN, TABLE_CSV = "table.md", "table.csv"
+#: The meaning of the numbers of a table.
+LEGEND = "± 95 % confidence interval of the mean over seeds (Student's t); differences are paired by seed."
+#: The column of the shares of back-propagation, and its meaning.
+SHARE = "bp %"
+SHARE_LEGEND = f"{SHARE}: share of the weights that learn by back-propagation."
+#: The column of the differences to baselines.
+WITHIN = "within genotype"
+#: Cell of a table without a value.
+NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,8 @@ class Interval:
         count, mean = len(values), statistics.fmean(values)
         if count == 1:
             return cls(mean, math.nan, 1)
-        from scipy.stats import t  # slow to import
-
-        quantile = float(t.ppf((1 + CONFIDENCE) / 2, count - 1))
-        return cls(mean, quantile * statistics.stdev(values) / math.sqrt(count), count)
+        half_width = student_quantile(CONFIDENCE, count - 1) * statistics.stdev(values) / math.sqrt(count)
+        return cls(mean, half_width, count)
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if math.isnan(self.half_width) else f"{self.mean:.2f} ± {self.half_width:.2f}"
@@ -65,10 +69,17 @@ class Series:
     Attributes:
         name: name of the variant.
         values: the result of each seed.
+        shares: the share of the weights that learn by back-propagation, in percent, of the network of each seed; empty
+            for runs without one.
+        failures: for each seed whose run ended with an error: the error.
+        baseline: the name of the variant that this one is also compared with; empty for none but the first.
     """
 
     name: str
     values: Mapping[int, float]
+    shares: Mapping[int, float] = field(default_factory=dict)
+    failures: Mapping[int, str] = field(default_factory=dict)
+    baseline: str = ""
 
     @property
     def interval(self) -> Interval:
@@ -77,8 +88,13 @@ class Series:
 
     @property
     def deviation(self) -> float:
-        """The sample standard deviation; NaN for a single seed."""
+        """The sample standard deviation; NaN for fewer than two seeds."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
+
+    @property
+    def share(self) -> float:
+        """The mean share of the weights that learn by back-propagation, in percent; NaN if it is unknown."""
+        return statistics.fmean(self.shares.values()) if self.shares else math.nan
 
     def minus(self, other: Series) -> Interval:
         """Compute the mean of the paired differences over the seeds that both have, and its interval.
@@ -98,74 +114,103 @@ class SeedTable:
 
     Attributes:
         metric: the quantity, with its unit.
-        series: the variants.
+        series: the variants; some may have no results yet.
+        folder: the folder of the runs, or None if there is none.
     """
 
     metric: str
     series: tuple[Series, ...]
+    folder: Path | None = None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """For each run that ended with an error: the run, and the error."""
+        return tuple(
+            f"{series.name}, seed {seed}: {error}" for series in self.series for seed, error in series.failures.items()
+        )
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether the share of back-propagation is known of any variant."""
+        return any(series.shares for series in self.series)
+
+    @property
+    def legend(self) -> str:
+        """The meaning of the numbers."""
+        return f"{LEGEND} {SHARE_LEGEND}" if self.has_shares else LEGEND
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the rows of the table as text: name, seeds, mean ± interval, deviation, difference to the first."""
+        """Return the rows of the table as text.
+
+        The columns: name, number of seeds, mean ± interval, deviation, share of back-propagation if it is known, and
+        with several variants the differences to the first one and to their baselines.
+        """
         first = self.series[0]
+        named = {series.name: series for series in self.series}
         rows = []
         for series in self.series:
+            failed = f" ({len(series.failures)} failed)" if series.failures else ""
             row = {
                 "variant": series.name,
-                "seeds": str(len(series.values)),
-                self.metric: str(series.interval),
-                "deviation": "–" if math.isnan(series.deviation) else f"{series.deviation:.2f}",
+                "seeds": f"{len(series.values)}{failed}",
+                self.metric: str(series.interval) if series.values else NOTHING,
+                "deviation": _number(series.deviation, 2),
             }
+            if self.has_shares:
+                row[SHARE] = _number(series.share, 1)
             if len(self.series) > 1:
-                row[f"minus {first.name}"] = "–" if series is first else _signed(series.minus(first))
+                row[f"minus {first.name}"] = _difference(series, first)
+            if any(own.baseline for own in self.series):
+                row[WITHIN] = _difference(series, named.get(series.baseline, series))
             rows.append(row)
         return rows
 
     def to_markdown(self) -> str:
-        """Write the table in Markdown."""
-        rows = self.rows()
-        lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        """Write the table in Markdown, followed by its legend and the failures."""
+        failures = "".join(f"- failed: {failure}\n" for failure in self.failures)
+        return f"{markdown(self.rows())}\n{self.legend}\n" + (f"\n{failures}" if failures else "")
 
     def to_csv(self) -> str:
-        """Write the result of every seed of every variant, one per line."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("variant", "seed", self.metric))
-        for series in self.series:
-            writer.writerows((series.name, seed, repr(value)) for seed, value in series.values.items())
-        return text.getvalue()
+        """Write the result of every seed of every variant, one per line; that of a failed run is empty."""
+        columns = ("variant", "seed", self.metric, *((SHARE,) if self.has_shares else ()))
+        results = [
+            (series.name, seed, series.values.get(seed, ""), series.shares.get(seed, ""))[: len(columns)]
+            for series in self.series
+            for seed in sorted({*series.values, *series.failures})
+        ]
+        return comma_separated(columns, results)
 
     def write(self, folder: Path) -> None:
-        """Write ``table.md`` and ``table.csv`` into a folder, atomically."""
-        write_atomic(folder / "table.md", self.to_markdown())
-        write_atomic(folder / "table.csv", self.to_csv())
+        """Write ``table.md`` and ``table.csv`` into a folder, atomically.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
+        write_atomic(folder / TABLE_MARKDOWN, self.to_markdown())
+        write_atomic(folder / TABLE_CSV, self.to_csv())
 
 
-def _signed(interval: Interval) -> str:
-    text = str(interval)
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Write rows with the same columns as a table in Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def comma_separated(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Write rows as comma-separated values; numbers with all their digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _difference(series: Series, other: Series) -> str:
+    if series is other or series.values.keys().isdisjoint(other.values):
+        return NOTHING
+    text = str(series.minus(other))
     return text if text.startswith("-") else f"+{text}"
 
 
-def run_seeds(name: str, folder: Path, seeds: Sequence[int], start: Start) -> Series:
-    """Run a variant once per seed, in ``folder/seed-N``; complete runs are read, stopped ones resumed.
-
-    Args:
-        name: name of the variant.
-        folder: the folder of its runs.
-        seeds: the seeds.
-        start: begins or resumes the run of a seed.
-
-    Raises:
-        InputError: a run that is in use or damaged, or has no accuracy.
-    """
-    values = {}
-    for seed in seeds:
-        path = folder / f"seed-{seed}"
-        begun = os.path.isfile(path / CONFIG)
-        if not begun or RunSummary.read(path).state != "complete":
-            start(seed, path, begun)
-        accuracy = RunSummary.read(path).accuracy
-        if accuracy is None:
-            raise InputError(f"{path}: the run has no accuracy")
-        values[seed] = accuracy
-    return Series(name, values)
+def _number(value: float, digits: int) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.{digits}f}"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
-from bionas_fast.runs.folder import METRICS, RunFolder
+from bionas_fast.runs.folder import METRICS, REPORT, RunFolder
 from bionas_fast.runs.lock import is_locked
 
 #: The metrics that may be the accuracy of a run, the decisive one first.
 _ACCURACIES = ("test_accuracy", "valid_accuracy")
+#: Runs repeated over seeds are in FOLDER/VARIANT/seed-N.
+_DEPTH = 3
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,25 @@ class RunSummary:
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{record.path}: expected the settings epochs, seed and dataset") from None
         last = metrics[-1] if metrics else {}
-        accuracy = next((last[name] for name in _ACCURACIES if isinstance(last.get(name), float)), None)
         detail = " ".join(str(settings[name]) for name in ("method", "architecture", "rule") if name in settings)
-        state = "complete" if len(metrics) >= epochs else "stopped"
+        # A search that ends early has a report, too.
+        complete = len(metrics) >= epochs or os.path.isfile(path / REPORT)
+        state = "complete" if complete else "stopped"
         if state == "stopped" and is_locked(path):
             state = "running"
         label = f"{record.kind} {detail}".strip()
-        return cls(path, label, dataset, seed, len(metrics), epochs, state, accuracy)
+        return cls(path, label, dataset, seed, len(metrics), epochs, state, accuracy_of(last))
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """Find the run folders directly in a folder, or the folder itself if it is one; in the order of their names.
+def accuracy_of(row: Mapping[str, Any]) -> float | None:
+    """Return the accuracy in a row of metrics, in percent: on the test images, or else on the validation images."""
+    return next((row[name] for name in _ACCURACIES if isinstance(row.get(name), float)), None)
+
+
+def find_runs(folder: Path, depth: int = _DEPTH) -> list[Path]:
+    """Find the run folders in a folder and up to ``depth`` levels below, in the order of their names.
+
+    A run folder contains no others; if ``folder`` is one, it is the only one.
 
     Raises:
         InputError: no such folder, or it cannot be read.
@@ -72,6 +84,9 @@ def find_runs(folder: Path) -> list[Path]:
     if os.path.isfile(folder / CONFIG):
         return [folder]
     try:
-        return sorted(path for path in folder.iterdir() if os.path.isfile(path / CONFIG))
+        below = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and os.path.isdir(path))
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    if depth == 1:
+        return [path for path in below if os.path.isfile(path / CONFIG)]
+    return [run for path in below if os.access(path, os.R_OK | os.X_OK) for run in find_runs(path, depth - 1)]

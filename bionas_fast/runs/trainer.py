@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bionas_fast.config import RunConfig, RunRecord, changeable
 from bionas_fast.data import BatchStream, Dataset
-from bionas_fast.errors import InputError, NotFinite
+from bionas_fast.errors import Diverged, InputError, NotFinite
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runs.divergence import likely_causes, too_small_a_batch
@@ -170,6 +170,17 @@ class Trainer:
         """Return the ``state_dict`` of the trained network from a checkpoint of :meth:`state_dict`."""
         return checkpoint.get("net", {})
 
+    @classmethod
+    def final_row(cls, checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the row of the metrics that is the result of a run, from its checkpoint; None before the end."""
+        rows = checkpoint["metrics"]
+        return rows[-1] if len(rows) >= checkpoint["config"]["epochs"] else None
+
+    @classmethod
+    def share_of_bp(cls, folder: RunFolder, record: RunRecord) -> float | None:
+        """Return the share of the weights that learn by back-propagation, in percent; None without a network."""
+        return None
+
     @property
     def phase(self) -> Phase:
         """The current phase; after the end, the last one."""
@@ -316,7 +327,7 @@ class Trainer:
                 cause = f"images of dataset {self.data.name!r} hold pixels that are not finite"
             else:
                 cause = likely_causes(self.config, error.settings or self.suspects())
-            raise InputError(f"{error} in {where}; {cause}") from None
+            raise Diverged(f"{error} in {where}; {cause}") from None
         except ValueError as error:
             explained = None if x is None else too_small_a_batch(error, x)
             if explained is None:

@@ -182,6 +182,12 @@ class Search(Trainer):
         """The row of the metrics of the epoch from which the genotype is taken."""
         return self.metrics[-2 if self.limit.exceeded else -1]
 
+    @classmethod
+    def final_row(cls, checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        limit = SkipLimit(checkpoint["config"]["skip_limit"])
+        limit.load_state_dict(checkpoint["limit"])
+        return checkpoint["metrics"][-2] if limit.exceeded else super().final_row(checkpoint)
+
     @property
     def messages(self) -> tuple[str, ...]:
         """The remarks needed to interpret the genotype."""

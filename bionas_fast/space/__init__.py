@@ -1,6 +1,7 @@
 """Search spaces: operations, candidates, spaces, and genotypes."""
 
 from bionas_fast.space import operations as _operations  # registers the operations
+from bionas_fast.space.agreement import Agreement
 from bionas_fast.space.candidates import (
     Candidate,
     Operation,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError, unknown
-from bionas_fast.space.candidates import Candidate
+from bionas_fast.space.candidates import SKIP, Candidate
 from bionas_fast.space.edges import Cell, Edge
 from bionas_fast.space.formats import json as json_format
 from bionas_fast.space.formats import nb201
@@ -115,24 +117,59 @@ class Genotype:
                 edges.sort()
         return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
-    def with_rule(self, rule: str) -> Genotype:
+    def with_rule(self, rule: str, *, everywhere: bool = False) -> Genotype:
         """Return the same architecture with one rule on every searched edge.
 
         Skip connections retain their rules if the new one draws the signs of B, as ``fa`` and ``dfa`` do.
+
+        Args:
+            rule: the rule.
+            everywhere: whether stem, preprocessing, auxiliary head and classifier learn by it, too; by default they
+                retain their rules.
+
+        Raises:
+            InputError: an unknown rule.
         """
-        rules.get(rule)
-        return self._with_candidates(lambda candidate: candidate.with_rule(rule))
+        fixed = dict.fromkeys(FIXED_LAYERS, rules.get(rule).name) if everywhere else self.fixed
+        return self._with_candidates(lambda candidate: candidate.with_rule(rule), fixed)
+
+    def with_shuffled_rules(self, seed: int) -> Genotype:
+        """Return the same architecture with its rules reassigned at random: a permutation over the searched edges.
+
+        Skip connections exchange rules among themselves, and so do the other operations, so each operation gets a rule
+        that it may have, and the number of edges per rule stays the same. All arrangements but the given one are
+        equally likely. Layers outside the searched edges retain their rules.
+
+        Args:
+            seed: equal seeds give equal genotypes, on every machine.
+
+        Raises:
+            InputError: there is no other arrangement, as when all edges have the same rule.
+        """
+        groups: dict[bool, list[str]] = {True: [], False: []}
+        for edge in (edge for cell in self.cells.values() for edge in cell.edges):
+            if edge.candidate.rule is not None:
+                groups[edge.candidate.operation == SKIP].append(edge.candidate.rule)
+        if all(len(set(group)) < 2 for group in groups.values()):
+            raise InputError("shuffled rules: the genotype has no other arrangement of its rules")
+        # The only numbers that are the same in every version of Python are those of random().
+        generator = random.Random(seed)
+        shuffled = self
+        while shuffled == self:
+            drawn = {key: iter(sorted(group, key=lambda _: generator.random())) for key, group in groups.items()}
+            shuffled = self._with_candidates(partial(_with_next_rule, drawn), self.fixed)
+        return shuffled
 
     def without_skip_rules(self) -> Genotype:
         """Return the same architecture with skip connections that learn by back-propagation."""
-        return self._with_candidates(Candidate.without_skip_rule)
+        return self._with_candidates(Candidate.without_skip_rule, self.fixed)
 
-    def _with_candidates(self, change: Callable[[Candidate], Candidate]) -> Genotype:
+    def _with_candidates(self, change: Callable[[Candidate], Candidate], fixed: Mapping[str, str]) -> Genotype:
         def cell(old: Cell) -> Cell:
             nodes = tuple(tuple(Edge(change(e.candidate), e.source) for e in edges) for edges in old.nodes)
             return replace(old, nodes=nodes)
 
-        return Genotype(**{kind: cell(old) for kind, old in self.cells.items()}, fixed=self.fixed)
+        return Genotype(**{kind: cell(old) for kind, old in self.cells.items()}, fixed=fixed)
 
     def to_json(self) -> str:
         """Write the genotype as JSON, one node per line."""
@@ -219,3 +256,10 @@ class Genotype:
             return cls.from_text(text.replace("\r\n", "\n"))
         except InputError as error:
             raise error.at(str(path)) from None
+
+
+def _with_next_rule(rules_left: Mapping[bool, Iterator[str]], candidate: Candidate) -> Candidate:
+    """Return a candidate under the next rule for its group: skip connections, or the other operations."""
+    if candidate.rule is None:
+        return candidate
+    return Candidate(candidate.operation, next(rules_left[candidate.operation == SKIP]))

@@ -1,20 +1,17 @@
-"""Training of genotype networks, and comparison of their learning rules with single ones."""
+"""Training of genotype networks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from bionas_fast import rules
 from bionas_fast.config import Cells, Channels, Coefficient, Epochs, RunRecord, SkipRules
 from bionas_fast.data import Dataset
 from bionas_fast.errors import InputError
 from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
-from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
@@ -29,9 +26,6 @@ from bionas_fast.space.operations import Initialisation
 from bionas_fast.train.config import SupervisedConfig
 from bionas_fast.train.result import TrainResult
 from bionas_fast.train.supervised import SupervisedTraining
-
-#: Key of the unchanged genotype in a comparison.
-GENOTYPE_RULES = "genotype"
 
 
 class TrainConfig(SupervisedConfig):
@@ -83,7 +77,7 @@ def train(
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
     def make(config: TrainConfig, folder: RunFolder | None) -> Training:
-        trained = None if genotype is None else _trained(genotype, config)
+        trained = None if genotype is None else trained_genotype(genotype, config)
         return Training(_genotype_of(trained, folder), config)
 
     with (
@@ -94,8 +88,8 @@ def train(
         return training.result(folder)
 
 
-def _trained(genotype: Genotype, config: TrainConfig) -> Genotype:
-    """Return the genotype with the rules that a configuration trains."""
+def trained_genotype(genotype: Genotype, config: TrainConfig) -> Genotype:
+    """Return the genotype with the rules that a configuration trains, as its run records it."""
     return genotype if config.skip_rules else genotype.without_skip_rules()
 
 
@@ -121,7 +115,7 @@ class Training(SupervisedTraining):
     net: GenotypeNetwork
 
     def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
-        self.genotype = genotype = _trained(genotype, config)
+        self.genotype = genotype = trained_genotype(genotype, config)
 
         def build(data: Dataset) -> GenotypeNetwork:
             def sized(channels: int, cells: int) -> GenotypeNetwork:
@@ -154,30 +148,6 @@ class Training(SupervisedTraining):
         shape = record.network
         genotype = Genotype.load(folder.file(GENOTYPE))
         return _build(genotype, TrainConfig(**record.settings), shape["in_channels"], shape["num_classes"])
-
-
-def compare_rules(
-    genotype: Genotype,
-    config: TrainConfig | None = None,
-    *,
-    single_rules: Iterable[str] | None = None,
-    progress: Progress | None = None,
-) -> dict[str, float]:
-    """Compare the test accuracy (percent) of a genotype with that of its architecture under each single rule.
-
-    Args:
-        config: the settings of every training.
-        single_rules: the rules to compare; by default every registered rule, including ``bp``.
-        progress: receives the progress of the trainings.
-
-    Returns:
-        ``{"genotype": …, "bp": …, "fa": …, …}``, all trained with the same settings and seed.
-    """
-    config = config or TrainConfig()
-    import_plugins(config.plugins)  # their rules are also compared
-    variants = {GENOTYPE_RULES: genotype}
-    variants |= {rule: genotype.with_rule(rule) for rule in (single_rules or rules.names())}
-    return {name: train(variant, config, progress=progress).test_accuracy for name, variant in variants.items()}
 
 
 def _build(genotype: Genotype, config: TrainConfig, in_channels: int, num_classes: int) -> GenotypeNetwork:

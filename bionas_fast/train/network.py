@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from bionas_fast import report
+from bionas_fast.config import RunRecord
 from bionas_fast.data import Dataset
-from bionas_fast.models import NetworkSize, measure_size
+from bionas_fast.models import NetworkSize, measure_size, weights_by_rule
 from bionas_fast.runs.folder import REPORT, RunFolder
 from bionas_fast.runs.trainer import Trainer
+from bionas_fast.runtime.isolation import exclusive, ordinary_modes
 from bionas_fast.runtime.machine import machine
 from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
@@ -62,6 +64,12 @@ class NetworkTraining(Trainer):
             size=self.size(),
             images_per_second=self.images_per_second(),
         )
+
+    @classmethod
+    def share_of_bp(cls, folder: RunFolder, record: RunRecord) -> float:
+        with ordinary_modes(), exclusive():
+            weights = weights_by_rule(cls.load_network(folder, record))
+        return 100 * weights.get("bp", 0) / sum(weights.values())
 
     def write_beginning(self, folder: RunFolder) -> None:
         self.write_config(folder, network=network_shape(self.data))

@@ -36,7 +36,8 @@ class OptimizerConfig(DescentConfig):
     def _expect_an_optimiser(self) -> Self:
         if self.nesterov and not self.momentum:
             raise InputError("nesterov: needs a momentum above 0")
-        build_optimizer(nn.Linear(1, 1), self)  # what it refuses is known before any data is loaded
+        # What it refuses is known before any data is loaded; the layer draws no random numbers.
+        build_optimizer(nn.utils.skip_init(nn.Linear, 1, 1), self)
         return self
 
 

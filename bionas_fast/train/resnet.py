@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, field_validator
 from torch import nn
 
 from bionas_fast import rules
-from bionas_fast.config import Epochs, Option, RunRecord
+from bionas_fast.config import Epochs, RunRecord
 from bionas_fast.data import Dataset
 from bionas_fast.errors import unknown
 from bionas_fast.models.resnet import RESNETS, build_resnet
@@ -32,7 +32,7 @@ class ResNetConfig(SupervisedConfig):
     epochs: Epochs = 20
     architecture: str = Field("resnet20", description=f"Architecture: {', '.join(RESNETS)}.")
     rule: str = Field("bp", description="Learning rule of every convolution and of the classifier.")
-    initialisation: Annotated[str, Option()] = Field(
+    initialisation: str = Field(
         "default", description="Law of weights and random feedback: default (PyTorch's) or xavier (the paper's)."
     )
 

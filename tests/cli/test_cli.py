@@ -63,10 +63,11 @@ def test_train_and_compare(found, tmp_path):
     assert done.returncode == 0, done.stderr
     (written,) = (tmp_path / "runs").iterdir()
     assert bf.load(written).genotype.rules == ("fa",)
-    done = run("train", folder, *small, "--compare")
+    done = run("train", folder, *small, "--compare", "genotype,dfa", "--out", tmp_path / "all")
     assert done.returncode == 0, done.stderr
-    for name in ("genotype", "all bp", "all fa", "all usf", "all brsf", "all frsf", "all dfa"):
-        assert name in done.stdout
+    for name in ("genotype", "dfa"):
+        assert f"\n {name} " in done.stdout
+        assert bf.load(tmp_path / "all" / name / "seed-0").genotype.hash
 
 
 def test_doctor():

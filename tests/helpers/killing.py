@@ -209,14 +209,16 @@ def write_report(path: Path, **_: Any) -> None:
 
 
 def _serve() -> None:
-    import torch
+    # Imported once, not in every child: optimisers, the report of a comparison, the measure of sizes.
+    import torch._dynamo
+    import torch.utils.flop_counter
 
     from bionas_fast import report
     from bionas_fast.data import register_dataset
 
     torch.set_num_threads(1)
     register_dataset(DATASET)(specks)
-    report.write_report = write_report
+    report.write_report = report.write_training_report = write_report
     for line in sys.stdin:
         print(json.dumps(_fork(json.loads(line))), flush=True)
 

@@ -6,7 +6,6 @@ import io
 import itertools
 import re
 from collections import Counter
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,6 +22,7 @@ from bionas_fast.report.colors import OWN_RULE_COLORS, RULE_COLORS, rule_color
 from bionas_fast.report.figure import genotype_figure
 from bionas_fast.report.layout import lay_out
 from bionas_fast.space import Cell, Edge, Genotype, derive_genotype, get_space, operation_names
+from helpers.pages import Page
 
 
 def random_genotype(seed: int, edges_per_node: int = 2) -> Genotype:
@@ -247,40 +247,6 @@ class TestShares:
         shares = edge_shares(Genotype(WIDE, SMALLEST), "normal")
         expected = {None: [1 / 3, 0, 1], "fa": [1 / 3, 0, 0], "dfa": [1 / 3, 0, 0], "bp": [0, 1, 0]}
         assert {rule: list(share) for rule, share in shares.items()} == expected
-
-
-class Page(HTMLParser):
-    """Parser of a page: checks that its tags match; collects its text, tags and references."""
-
-    VOID = ("meta", "br", "hr", "img", "link", "input")
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open, self.tags, self.ids, self.references, self.words = [], Counter(), Counter(), [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-        self.text = " ".join(self.words)
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags[tag] += 1
-        for name, value in attrs:
-            if name == "id":
-                self.ids[value] += 1
-            if name in ("src", "href", "xlink:href", "action", "data"):
-                self.references.append(value)
-            self.references += re.findall(r"url\(([^)]*)\)", value or "")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def report(path, **changes) -> str:

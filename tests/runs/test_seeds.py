@@ -1,4 +1,4 @@
-"""Statistics over seeds, against scipy; repeated runs that are resumed and not repeated."""
+"""Statistics over seeds, against scipy, and their tables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import bionas_fast as bf
 from bionas_fast import InputError
-from bionas_fast.runs.folder import RunFolder
-from bionas_fast.runs.seeds import Interval, SeedTable, Series, run_seeds
-from bionas_fast.train.resnet import ResNetTraining
-from helpers.runs import advance
+from bionas_fast.runs.seeds import LEGEND, Interval, SeedTable, Series
+from bionas_fast.runs.student import student_quantile
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_quantiles_are_those_of_scipy(confidence):
+    freedom = [*range(1, 40), 100, 1001]
+    expected = stats.t.ppf((1 + confidence) / 2, freedom)
+    assert [student_quantile(confidence, number) for number in freedom] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -62,6 +66,8 @@ def test_tables():
         "| --- | --- | --- | --- | --- |",
         f"| bp | 2 | 81.00 ± {half:.2f} | 1.41 | – |",
         "| usf | 2 | 79.50 ± 6.35 | 0.71 | -1.50 ± 6.35 |",
+        "",
+        LEGEND,
     ]
     rows = list(csv.reader(io.StringIO(table.to_csv())))
     assert rows[0] == ["variant", "seed", "accuracy %"]
@@ -70,32 +76,52 @@ def test_tables():
     ]  # fmt: skip
 
 
-def config(seed):
-    return bf.ResNetConfig(epochs=2, batch_size=512, seed=seed)
+def test_differences_within_genotypes():
+    """What a rule costs the cells of two searches: by hand."""
+    table = SeedTable(
+        "accuracy %",
+        (
+            Series("a bp", {0: 90.0, 1: 92.0}),
+            Series("a usf", {0: 80.0, 1: 84.0}, baseline="a bp"),
+            Series("b bp", {0: 88.0, 1: 89.0}),
+            Series("b usf", {0: 87.0, 1: 88.0}, baseline="b bp"),
+        ),
+    )
+    first, within = zip(*(list(row.values())[-2:] for row in table.rows()), strict=True)
+    assert [text.partition(" ")[0] for text in first] == ["–", "-9.00", "-2.50", "-3.50"]
+    assert within == ("–", "-9.00 ± 12.71", "–", "-1.00 ± 0.00")
 
 
-def test_complete_runs_are_read_and_stopped_ones_resumed(tmp_path):
-    calls = []
+def test_failed_runs():
+    """Nothing is compared with them, and nothing is invented."""
+    table = SeedTable(
+        "accuracy %", (Series("bp", {}, failures={1: "no loss"}), Series("usf", {1: 79.0}, failures={0: "no gradient"}))
+    )
+    assert [list(row.values()) for row in table.rows()] == [
+        ["bp", "0 (1 failed)", "–", "–", "–"],
+        ["usf", "1 (1 failed)", "79.00", "–", "–"],
+    ]
+    assert table.failures == ("bp, seed 1: no loss", "usf, seed 0: no gradient")
+    assert table.to_markdown().endswith("\n\n- failed: bp, seed 1: no loss\n- failed: usf, seed 0: no gradient\n")
+    assert table.to_csv() == "variant,seed,accuracy %\nbp,1,\nusf,0,\nusf,1,79.0\n"
 
-    def start(seed, path, resume):
-        calls.append((seed, resume))
-        return bf.train_resnet(None if resume else config(seed), **{"resume" if resume else "out": path})
 
-    # A run that stopped in its second epoch.
-    trainer = ResNetTraining(config(1))
-    with RunFolder.create(tmp_path / "seed-1") as folder:
-        trainer.write_beginning(folder)
-        advance(trainer, len(trainer.phase.batches) + 1)
-        folder.write_metrics(trainer.metrics)
-        folder.write_checkpoint(trainer.state_dict())
-    first = run_seeds("bp", tmp_path, (0, 1), start)
-    assert calls == [(0, False), (1, True)]
-    assert run_seeds("bp", tmp_path, (0, 1), start) == first
-    assert len(calls) == 2
-    data = bf.load_dataset("digits")
-    for seed, accuracy in first.values.items():
-        network = bf.load(tmp_path / f"seed-{seed}")
-        found = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
-        assert accuracy == found["accuracy"]
-    SeedTable("accuracy %", (first,)).write(tmp_path)
-    assert {"table.md", "table.csv"} <= {path.name for path in tmp_path.iterdir()}
+def test_shares_of_back_propagation():
+    bp, mixed = Series("bp", {0: 80.0, 1: 81.0}, {0: 98.5, 1: 98.5}), Series("mixed", {0: 79.0}, {0: 100 / 3})
+    table = SeedTable("accuracy %", (bp, mixed))
+    assert [row["bp %"] for row in table.rows()] == ["98.5", "33.3"]
+    assert "back-propagation" in table.legend
+    assert table.to_csv().splitlines()[0] == "variant,seed,accuracy %,bp %"
+    assert table.to_csv().splitlines()[3] == f"mixed,0,79.0,{100 / 3!r}"
+    # The mean over different networks, such as those of several searches.
+    assert Series("found", {0: 1.0, 1: 2.0}, {0: 20.0, 1: 30.0}).share == 25
+
+
+def test_a_table_in_a_folder(tmp_path):
+    table = SeedTable("accuracy %", (Series("bp", {0: 0.1 + 0.2}),))
+    table.write(tmp_path)
+    assert (tmp_path / "table.csv").read_text() == "variant,seed,accuracy %\nbp,0,0.30000000000000004\n"
+    assert (tmp_path / "table.md").read_text() == table.to_markdown()
+    assert LEGEND in table.to_markdown()
+    with pytest.raises(InputError, match="cannot write"):
+        table.write(tmp_path / "nowhere")

@@ -42,7 +42,7 @@ def test_methods_search_and_write(method, tmp_path):
     found = search(tiny(method), out=tmp_path)
     assert len(found.metrics) == 2
     with np.load(tmp_path / "alphas.npz") as alphas:
-        assert alphas["normal"].shape == alphas["reduce"].shape == (3, 14, 6)
+        assert alphas["normal"].shape == alphas["reduce"].shape == (3, 14, 5)
         assert np.isfinite(alphas["reduce"]).all()
         assert not np.array_equal(alphas["reduce"][0], alphas["reduce"][2])
     assert (tmp_path / "report.html").is_file()

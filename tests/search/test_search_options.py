@@ -9,6 +9,7 @@ from bionas_fast.errors import InputError
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.summary import RunSummary
 from bionas_fast.search import Search, SearchConfig, search
 from bionas_fast.search.skip_limit import SkipLimit
 from bionas_fast.space import get_space, random_genotype
@@ -165,6 +166,8 @@ def test_skip_limit_ends_the_search(tmp_path):
     assert search.genotype.to_json() == (tmp_path / "genotype.json").read_text()
     text = (tmp_path / "report.html").read_text()
     assert search.final_metrics is search.metrics[-2]
+    assert Search.final_row(search.state_dict()) == search.metrics[-2]
+    assert RunSummary.read(tmp_path).state == "complete"
     assert f"{search.metrics[-2]['valid_accuracy']:.2f} %" in text
     assert search.messages[-1] == "skip_limit=2 ended the search: the next epoch had more skip connections"
     assert search.messages[-1] in text

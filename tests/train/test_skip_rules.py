@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from bionas_fast.nn import FeedbackLayer
 from bionas_fast.search import SearchConfig
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import SupernetOptions
-from bionas_fast.train.result import TrainResult
 from helpers.genotypes import GENOTYPE
 
 NB201 = Genotype.from_nb201("|nor_conv_3x3@usf~0|+|none~0|skip_connect@brsf~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|")
@@ -72,18 +70,11 @@ def test_a_users_rule_of_random_signs_spares_skips():
 
 
 @pytest.mark.parametrize("single", ["bp", "fa", "usf"])
-def test_comparison_trains_these_networks(single, monkeypatch):
-    trained = []
-
-    def record(genotype, config, **_):
-        trained.append(genotype)
-        return TrainResult(None, 0.0, [], None)
-
-    monkeypatch.setattr(sys.modules["bionas_fast.train.genotype"], "train", record)
-    bf.compare_rules(GENOTYPE, single_rules=[single])
-    networks = [bf.build_network(genotype, channels=2, cells=3) for genotype in trained]
-    assert skip_rules(networks[0]) == ["brsf", "usf"]
-    assert skip_rules(networks[1]) == (["brsf", "usf"] if single == "fa" else [single])
+def test_comparison_trains_these_networks(single, tmp_path):
+    bf.compare_rules(GENOTYPE, bf.TrainConfig(**SMALL), variants=("genotype", single), out=tmp_path)
+    as_found, under_one = (bf.load(tmp_path / variant / "seed-0") for variant in ("genotype", single))
+    assert skip_rules(as_found) == ["brsf", "usf"]
+    assert skip_rules(under_one) == (["brsf", "usf"] if single == "fa" else [single])
 
 
 def searched(folder: Path, skip_rules: bool, **settings) -> bf.Genotype:

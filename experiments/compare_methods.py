@@ -1,4 +1,4 @@
-"""Compare the search methods at equal budget: ``python benchmarks/compare_methods.py --dataset digits``.
+"""Compare the search methods at equal budget: ``python experiments/compare_methods.py --dataset digits``.
 
 Every method searches with the same settings, seed by seed, and what it finds is trained alike. Printed is a table in
 Markdown: mean and range over the seeds of the test accuracy, and the median time of a search.
@@ -11,12 +11,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 
 import bionas_fast as bf
-from bionas_fast.data import load_dataset, split
+from small_dataset import write_small
 
 METHODS = ("darts", "darts2", "eg", "random", "evolution")
 
@@ -35,7 +33,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = given.dataset if given.images is None else _part(given, Path(folder))
+        dataset = given.dataset
+        if given.images is not None:
+            part = write_small(dataset, given.data_dir, Path(folder) / "part.npz", given.images, given.shrink)
+            dataset = f"npz:{part}"
         print("| method | test accuracy %, mean (range) | a search, s |\n|---|---|---|", flush=True)
         for method in given.methods.split(","):
             accuracies, seconds = [], []
@@ -51,21 +52,6 @@ def main() -> None:
                 accuracies.append(bf.train(found.genotype, training).test_accuracy)
             mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
             print(f"| `{method}` | {mean:.2f} ({low:.2f}–{high:.2f}) | {statistics.median(seconds):.0f} |", flush=True)
-
-
-def _part(given: argparse.Namespace, folder: Path) -> str:
-    data = load_dataset(given.dataset, given.data_dir)
-    (images, labels), _ = split(data.images, data.labels, given.images / len(data.labels), seed=0)
-    small, tests = (_shrunk(own, given.shrink) for own in (images, data.test_images))
-    arrays = {"x_train": small, "y_train": labels, "x_test": tests, "y_test": data.test_labels}
-    np.savez(folder / "part.npz", **{name: value.numpy() for name, value in arrays.items()})
-    return f"npz:{folder / 'part.npz'}"
-
-
-def _shrunk(images: torch.Tensor, factor: int) -> torch.Tensor:
-    if factor == 1:
-        return images
-    return F.avg_pool2d(images.float(), factor).round().to(images.dtype)
 
 
 if __name__ == "__main__":
