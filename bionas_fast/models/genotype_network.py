@@ -95,7 +95,9 @@ class GenotypeCell(PreprocessedCell):
     def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Map the inputs [N, C_in, H, W] to the channels and size of the cell; they are its first states."""
         modules = self.preprocessing
-        return [planar.run_chain(module, x) for module, x in zip(modules, inputs, strict=True)] if modules else list(inputs)
+        if not modules:
+            return list(inputs)
+        return [planar.run_chain(module, x) for module, x in zip(modules, inputs, strict=True)]
 
     def _draw_paths(self, x: Tensor, probability: float) -> Paths:
         """Draw drop-path for every edge but the identities."""
@@ -120,10 +122,10 @@ class GenotypeCell(PreprocessedCell):
                 outputs[index] = out
                 if other is not None:
                     outputs[other] = None
-        for index, edge in edges.items():
-            if index not in chains:
-                out = planar.run_other(edge, x) if fits else edge(x)
-                outputs[index] = paths.drop(index, out)
+        others = {index: edge for index, edge in edges.items() if index not in chains}
+        each = planar.run_others(others, x) if fits else {index: edge(x) for index, edge in others.items()}
+        for index, out in each.items():
+            outputs[index] = paths.drop(index, out)
 
     def _other(
         self, index: int, running: Container[int], outputs: Sequence[Tensor | None]

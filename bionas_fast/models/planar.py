@@ -7,8 +7,9 @@ cells are built of, no hook looks at them, and the tensors are float32 on the CP
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from bionas_fast.space.candidates import is_output_check
 from bionas_fast.space.operations import ReLUConvBN, SeparableStage, Skip
 
 _KERNELS = (3, 5, 7)
+M = TypeVar("M", bound=nn.Module)
 
 
 class Layers(NamedTuple):
@@ -63,44 +65,30 @@ def runs_planar(x: Tensor) -> bool:
 
 def stages_of(module: nn.Module) -> list[Layers]:
     """Return the layers of a chain of stages that the op supports; none of another module."""
-    kind = type(module)
-    if kind is nn.Sequential and len(module) == 2 and _is_plain(module):
-        first, second = module
-        if type(first) is SeparableStage and type(second) is SeparableStage:
-            both = [*stages_of(first), *stages_of(second)]
-            return both if len(both) == 2 else []
-        return []
-    if kind is SeparableStage:
+    if _is(module, nn.Sequential):
+        stages = [stage for part in module if type(part) is SeparableStage for stage in stages_of(part)]
+        return stages if len(module) == len(stages) == 2 else []
+    if _is(module, SeparableStage):
         relu, depthwise, pointwise, norm = module
-        if not (_is_convolution(depthwise) and _is_depthwise(depthwise)):
-            return []
-    elif kind is ReLUConvBN:
+        return _stage(relu, depthwise, pointwise, norm) if _is(depthwise, Conv2d) and _is_depthwise(depthwise) else []
+    if _is(module, ReLUConvBN):
         relu, pointwise, norm = module
-        depthwise = None
-    else:
+        return _stage(relu, None, pointwise, norm)
+    return []
+
+
+def _stage(relu: nn.Module, depthwise: Conv2d | None, pointwise: nn.Module, norm: nn.Module) -> list[Layers]:
+    if not (_is(relu, nn.ReLU) and _is(pointwise, Conv2d) and _is(norm, nn.BatchNorm2d)):
         return []
-    fits = (
-        _is_plain(module)
-        and type(relu) is nn.ReLU
-        and _is_plain(relu)
-        and _is_convolution(pointwise)
-        and _is_pointwise(pointwise)
-        and type(norm) is nn.BatchNorm2d
-        and _is_plain(norm)
-        and norm.affine
-        and norm.track_running_stats
-        and norm.running_mean is not None
-        and norm.momentum is not None
-        and norm.weight.dtype == torch.float32
-    )
+    fits = _is_pointwise(pointwise) and _is_averaging(norm)
     return [Layers(depthwise, pointwise, norm)] if fits else []
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class does: no hooks, nothing replaced in the instance."""
+def _is(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
+    """Whether a module does what this very class does: no hooks, nothing replaced in the instance."""
     own = module.__dict__  # attributes of a module are looked up more slowly
     hooks = own["_forward_hooks"]
-    return not (
+    return type(module) is kind and not (
         own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
@@ -110,11 +98,9 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _is_convolution(layer: nn.Module) -> bool:
+def _is_convolution(layer: Conv2d) -> bool:
     return (
-        type(layer) is Conv2d
-        and _is_plain(layer)
-        and layer.bias is None
+        layer.bias is None
         and layer.stride == (1, 1)
         and layer.padding_mode == "zeros"
         and layer.weight.dtype == torch.float32
@@ -122,11 +108,11 @@ def _is_convolution(layer: nn.Module) -> bool:
     )
 
 
-def _is_depthwise(layer: nn.Module) -> bool:
-    assert isinstance(layer, Conv2d)
+def _is_depthwise(layer: Conv2d) -> bool:
     size, spread = layer.kernel_size[0], layer.dilation[0]
     return (
-        size in _KERNELS
+        _is_convolution(layer)
+        and size in _KERNELS
         and layer.kernel_size == (size, size)
         and layer.dilation == (spread, spread)
         and layer.padding == (spread * (size // 2),) * 2
@@ -134,9 +120,19 @@ def _is_depthwise(layer: nn.Module) -> bool:
     )
 
 
-def _is_pointwise(layer: nn.Module) -> bool:
-    assert isinstance(layer, Conv2d)
-    return layer.kernel_size == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+def _is_pointwise(layer: Conv2d) -> bool:
+    return _is_convolution(layer) and layer.kernel_size == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+
+
+def _is_averaging(norm: nn.BatchNorm2d) -> bool:
+    """Whether a normalisation has affine parameters and moving averages, in float32."""
+    return (
+        norm.affine
+        and norm.track_running_stats
+        and norm.running_mean is not None
+        and norm.momentum is not None
+        and norm.weight.dtype == torch.float32
+    )
 
 
 def chains(edges: Mapping[int, nn.Module]) -> dict[int, list[Layers]]:
@@ -167,20 +163,25 @@ def run_chain(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-def run_other(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module that is no chain on a state of which :func:`runs_planar` holds, by a kernel if there is one."""
-    kind = type(module)
-    if kind is nn.Sequential and _is_plain(module) and all(type(part) is SeparableStage for part in module):
-        for part in module:  # a strided one, followed by others
-            x = run_chain(part, x)
-        return x
-    if kind is nn.MaxPool2d and _is_plain(module) and _is_cell_pool(module):
-        return planar_pool(x, int(module.stride))
-    if kind is Skip and _is_plain(module) and rules.get(module.rule).mode != "direct":
-        return planar_identity(x, module.weight, module.pass_feedback(module.weight))
-    return module(x)
+def run_others(modules: Mapping[int, nn.Module], x: Tensor) -> dict[int, Tensor]:
+    """Run modules that are no chains on a state of which :func:`runs_planar` holds; equal pools run once."""
+    pools: dict[int, Tensor] = {}
+    out = {}
+    for index, module in modules.items():
+        if _is(module, nn.MaxPool2d) and (stride := _cell_stride(module)):
+            if stride not in pools:
+                pools[stride] = planar_pool(x, stride)
+            out[index] = pools[stride]
+        elif _is(module, Skip) and rules.get(module.rule).mode != "direct":
+            out[index] = planar_identity(x, module.weight, module.pass_feedback(module.weight))
+        elif _is(module, nn.Sequential) and all(type(part) is SeparableStage for part in module):
+            out[index] = reduce(lambda seen, part: run_chain(part, seen), module, x)  # a strided one, and another
+        else:
+            out[index] = module(x)
+    return out
 
 
-def _is_cell_pool(pool: nn.MaxPool2d) -> bool:
+def _cell_stride(pool: nn.MaxPool2d) -> int:
+    """Return the stride of a pool as cells have it, 1 or 2; 0 of another."""
     geometry = (pool.kernel_size, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
-    return geometry == (3, 1, 1, False, False) and pool.stride in (1, 2)
+    return pool.stride if geometry == (3, 1, 1, False, False) and pool.stride in (1, 2) else 0

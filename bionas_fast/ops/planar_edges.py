@@ -8,7 +8,7 @@ are saved; the rest is computed again in the backward pass.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ def _planar(x: Tensor) -> Tensor:
 class _PlanarEdges(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, keep: Tensor | None, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        into, params = tensors[: plan.edges], tensors[plan.edges :]
+        into, params = tensors[: plan.edges], cast("tuple[Tensor, ...]", tensors[plan.edges :])
         count = len(plan.feedback)
         weights = [weight.contiguous() for weight in params[:count]]
         affine = [tensor.contiguous() for tensor in params[count:]]
@@ -133,8 +133,7 @@ class _PlanarEdges(torch.autograd.Function):
             x, weights, affine, plan.running, plan.numbers, plan.eps, plan.momentum, base, factors, plan.training
         )
         stored = [own.stored for own in plan.feedback]
-        # Draws of this pass: other passes may advance the streams before its backward pass.
-        drawn = [own.stream.clone() if _draws(own) else None for own in plan.feedback]
+        drawn = [_draw(own) for own in plan.feedback]
         ctx.save_for_backward(x, factors, *moments, *maps, *params, *stored, *drawn)
         constants = [Feedback(own.mode, None, None, own.bound, own.scale) for own in plan.feedback]
         ctx.plan = plan._replace(feedback=constants, running=[])
@@ -151,9 +150,7 @@ class _PlanarEdges(torch.autograd.Function):
         maps, weights, affine, stored, drawn = (
             [next(parts) for _ in range(size)] for size in (stages, count, 2 * stages, count, count)
         )
-        feedback = [
-            own._replace(stored=s, stream=d) for own, s, d in zip(plan.feedback, stored, drawn, strict=True)
-        ]
+        feedback = [own._replace(stored=s, stream=d) for own, s, d in zip(plan.feedback, stored, drawn, strict=True)]
         of_into, needed = ctx.needs_input_grad[3 : 3 + plan.edges], ctx.needs_input_grad[3 + plan.edges :]
         like = (x.shape[0], affine[0].shape[0], *x.shape[2:])
         errors = [x.new_zeros(like) if grad is None else grad for grad in grads]
@@ -176,8 +173,10 @@ class _PlanarEdges(torch.autograd.Function):
         return (None, down, None, *(grad if wanted else None for grad, wanted in each))
 
 
-def _draws(feedback: Feedback) -> bool:
-    return feedback.mode == "drawn_sign" and feedback.stream is not None
+def _draw(feedback: Feedback) -> Tensor | None:
+    """Return a copy of the draw of this pass, which other passes do not advance."""
+    stream = feedback.stream
+    return None if stream is None or feedback.mode != "drawn_sign" else stream.clone()
 
 
 def _differentiable_backward(
@@ -263,7 +262,7 @@ class _Identity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, feedback: Feedback) -> Tensor:
         stored, stream = feedback.stored, feedback.stream
-        ctx.save_for_backward(weight, stored, stream.clone() if stream is not None and _draws(feedback) else None)
+        ctx.save_for_backward(weight, stored, _draw(feedback))
         ctx.feedback = feedback._replace(stored=None, stream=None)
         ctx.stream = stream if feedback.advance else None
         return x.view_as(x)

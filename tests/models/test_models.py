@@ -46,7 +46,7 @@ def test_a_cell_by_hand(size):
 
 
 def test_drop_path_zeroes_images_of_an_edge_and_keeps_the_mean():
-    cell = bf.build_network(GENOTYPE, channels=2, cells=1).cells[0]
+    cell = bf.build_network(GENOTYPE, channels=2, cells=3).cells[0]
     torch.manual_seed(0)
     x = torch.ones(4000, 2, 1, 1)
     paths = cell._draw_paths(x, 0.25)

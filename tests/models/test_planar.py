@@ -26,7 +26,8 @@ GENOTYPE = Genotype.from_json(
     "format_version": 1,
     "normal": {"nodes": [
         ["sep_conv_3x3@usf<-0", "skip_connect@usf<-1"], ["dil_conv_5x5@usf<-0", "max_pool_3x3<-2"],
-        ["sep_conv_7x7@usf<-0", "sep_conv_5x5@usf<-0"], ["nor_conv_3x3@usf<-1", "dil_conv_3x3@usf<-1", "skip_connect@usf<-3"]
+        ["sep_conv_7x7@usf<-0", "sep_conv_5x5@usf<-0"],
+        ["nor_conv_3x3@usf<-1", "dil_conv_3x3@usf<-1", "skip_connect@usf<-3"]
     ]},
     "reduce": {"nodes": [
         ["sep_conv_3x3@usf<-0", "max_pool_3x3<-1"], ["max_pool_3x3<-1", "dil_conv_3x3@usf<-2"],

@@ -96,9 +96,7 @@ class Case:
                 of_stage = tuple(next(w) for _ in range(2 if kernel else 1))
                 backprop = (Feedback(),) * len(of_stage)
                 statistics = next(r), next(r), next(r)
-                own.append(
-                    PlanarStage(kernel, dilation, of_stage, backprop, (next(a), next(a)), statistics, 1e-5, 0.1)
-                )
+                own.append(PlanarStage(kernel, dilation, of_stage, backprop, (next(a), next(a)), statistics, 1e-5, 0.1))
             edges.append(own)
         out = planar_edges(x, edges, into, self.keep.float(), self.training)
         return out, running, [x, *weights, *affine, *(base for base in into if base is not None)]

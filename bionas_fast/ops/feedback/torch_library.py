@@ -148,7 +148,9 @@ def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
 
 def make_each_b(weights: Sequence[Tensor], feedback: Sequence[Feedback]) -> list[Tensor]:
     """Compute B of several weights by the compiled kernels: contiguous, float32, on the CPU."""
-    out = [weight if own.mode == "weight" else own.stored for weight, own in zip(weights, feedback, strict=True)]
+    out = [
+        weight if own.stored is None else own.stored for weight, own in zip(weights, feedback, strict=True)
+    ]  # those that exist
     computed = [k for k, own in enumerate(feedback) if own.mode in COMPUTED]
     if computed:
         chosen = [feedback[k] for k in computed]
