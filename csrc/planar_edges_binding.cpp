@@ -4,7 +4,9 @@
 #include <cmath>
 
 #include "arguments.h"
+#include "cpu/planar_pool.h"
 #include "cpu/planar_stage.h"
+#include "cpu/planar_sum.h"
 
 namespace {
 

@@ -1,14 +1,12 @@
 #include "planar_stage.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
 #include <type_traits>
 #include <vector>
 
 #include "buffer.h"
 #include "dispatch.h"
+#include "planar_sum.h"
 #include "shares.h"
 
 namespace bionas {
@@ -21,8 +19,6 @@ constexpr int PANEL = 64;
 constexpr int ROWS = 6;
 // Positions whose maps stay in the L2 cache between the steps of a stage.
 constexpr int64_t together = 1024;
-// What vectors may read or write beyond the end of a plane.
-constexpr int64_t slack = 64;
 
 int64_t panels(int64_t positions) { return (positions + PANEL - 1) / PANEL; }
 // The size of a panel; a line more, so that the panels do not all fall into the same sets of a cache.
@@ -44,18 +40,6 @@ std::vector<float> reversed(const float* kernels, int64_t count, int64_t taps) {
   return out;
 }
 
-}  // namespace
-
-// The layout of a map in a border of zeros.
-struct Plane {
-  Plane(int64_t h, int64_t w, int64_t pad) : h(h), w(w), pad(pad), pitch(w + 2 * pad) {}
-  int64_t size() const { return (h + 2 * pad) * pitch + slack; }
-  int64_t first() const { return pad * pitch + pad; }
-  int64_t h, w, pad, pitch;
-};
-
-namespace {
-
 Plane plane_of(const PlanarStage& s) { return {s.h, s.w, s.kernel / 2 * s.dilation}; }
 
 // Images whose maps stay in a cache.
@@ -70,21 +54,6 @@ int64_t images_together(int64_t positions) { return std::max<int64_t>(1, togethe
 
 namespace bionas {
 
-namespace {
-
-void add_sums(Shares<double>& shares, int64_t c, double* sum, double* product_sum) {
-  std::fill_n(sum, c, 0.0);
-  std::fill_n(product_sum, c, 0.0);
-  shares.each([&](const double* own) {
-    for (int64_t i = 0; i < c; i++) {
-      sum[i] += own[i];
-      product_sum[i] += own[c + i];
-    }
-  });
-}
-
-}  // namespace
-
 void planar_stage_forward(const PlanarStage& s, Images<float> z, double* sum, double* sum_sq) {
   const auto kernel = BIONAS_CHOOSE(planar_forward);
   const std::vector<float> pointwise = packed(s.pointwise, s.c_out, s.c_in, s.c_in, 1);
@@ -92,7 +61,7 @@ void planar_stage_forward(const PlanarStage& s, Images<float> z, double* sum, do
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
     kernel(s, pointwise.data(), z, sums.start(begin), begin, end);
   });
-  add_sums(sums, s.c_out, sum, sum_sq);
+  add_planar_sums(sums, s.c_out, sum, sum_sq);
 }
 
 void planar_stage_backward(const PlanarStage& s, const PlanarStageBackward& g) {
@@ -106,7 +75,7 @@ void planar_stage_backward(const PlanarStage& s, const PlanarStageBackward& g) {
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
     kernel(s, g, pointwise.data(), depthwise.data(), size ? grads.start(begin) : nullptr, sums.start(begin), begin, end);
   });
-  if (g.sum) add_sums(sums, s.c_in, g.sum, g.product_sum);
+  if (g.sum) add_planar_sums(sums, s.c_in, g.sum, g.product_sum);
   if (!size) return;
   bool first = true;
   grads.each([&](const float* own) {
@@ -115,28 +84,6 @@ void planar_stage_backward(const PlanarStage& s, const PlanarStageBackward& g) {
       g.depthwise_grad[i] = first ? own[square + i] : g.depthwise_grad[i] + own[square + i];
     first = false;
   });
-}
-
-void planar_sum(const PlanarSum& s, Images<const float> into, Images<float> out) {
-  const auto kernel = BIONAS_CHOOSE(planar_sum_images);
-  parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, into, out, begin, end); });
-}
-
-void planar_sums(const PlanarSum& s, Images<const float> grad, double* sum, double* product_sum) {
-  const auto kernel = BIONAS_CHOOSE(planar_sums_images);
-  Shares<double> sums(2 * s.c);
-  parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, grad, sums.start(begin), begin, end); });
-  add_sums(sums, s.c, sum, product_sum);
-}
-
-void planar_pool(const PlanarPool& p, float* z) {
-  const auto kernel = BIONAS_CHOOSE(planar_pool_images);
-  parallel_for(p.n, 1, [&](int64_t begin, int64_t end) { kernel(p, z, begin, end); });
-}
-
-void planar_pool_backward(const PlanarPool& p, Images<const float> grad, float* grad_x) {
-  const auto kernel = BIONAS_CHOOSE(planar_unpool_images);
-  parallel_for(p.n, 1, [&](int64_t begin, int64_t end) { kernel(p, grad, grad_x, begin, end); });
 }
 
 }  // namespace bionas

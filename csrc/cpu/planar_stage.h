@@ -5,14 +5,9 @@
 
 #include <cstdint>
 
-namespace bionas {
+#include "planar.h"
 
-// Images [C, H, W], `stride` floats apart.
-template <class Float>
-struct Images {
-  Float* data;
-  int64_t stride;
-};
+namespace bionas {
 
 struct PlanarStage {
   int64_t n, h, w, c_in, c_out;
@@ -46,30 +41,5 @@ struct PlanarStageBackward {
   double* product_sum;
 };
 void planar_stage_backward(const PlanarStage& s, const PlanarStageBackward& g);
-
-// out = into + keep · (scale · z + shift), maps of [N, C, positions]; into and keep may be null.
-struct PlanarSum {
-  int64_t n, c, positions;
-  Images<const float> z;
-  const float *scale, *shift;  // [C]
-  const float* keep;           // [N]
-};
-void planar_sum(const PlanarSum& s, Images<const float> into, Images<float> out);
-
-// sum, product_sum: [C], Σ keep · grad and Σ keep · grad · z.
-void planar_sums(const PlanarSum& s, Images<const float> grad, double* sum, double* product_sum);
-
-// Maximum pooling 3×3 with a padding of 1, [N, C, H, W] to [N, C, ⌈H/stride⌉, ⌈W/stride⌉]. Among equal maxima the first in
-// row-major order gets the gradient.
-struct PlanarPool {
-  int64_t n, c, h, w;
-  int64_t stride;  // 1 or 2
-  Images<const float> x;
-
-  int64_t ho() const { return (h + stride - 1) / stride; }
-  int64_t wo() const { return (w + stride - 1) / stride; }
-};
-void planar_pool(const PlanarPool& p, float* z);
-void planar_pool_backward(const PlanarPool& p, Images<const float> grad, float* grad_x);
 
 }  // namespace bionas
