@@ -95,8 +95,8 @@ class GenotypeCell(PreprocessedCell):
     def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Map the inputs [N, C_in, H, W] to the channels and size of the cell; they are its first states."""
         modules = self.preprocessing
-        if not modules:
-            return list(inputs)
+        if not (modules and self.training):
+            return super().preprocess(inputs)
         return [planar.run_chain(module, x) for module, x in zip(modules, inputs, strict=True)]
 
     def _draw_paths(self, x: Tensor, probability: float) -> Paths:
@@ -113,7 +113,8 @@ class GenotypeCell(PreprocessedCell):
     def _leave(self, x: Tensor, state: int, outputs: list[Tensor | None], paths: Paths) -> None:
         """Run all edges from a state: the chains of separable stages together, the others one by one."""
         edges = {index: self.edges[index] for index in self.leaving[state]}
-        fits = planar.runs_planar(x)
+        # In evaluation the modules run, so that outputs are bit-identical to those of torch.nn's layers.
+        fits = self.training and planar.runs_planar(x)
         chains = planar.chains(edges) if fits else {}
         if chains:
             into = [self._other(index, chains, outputs) for index in chains]

@@ -1,7 +1,8 @@
 """The edges of discrete cells as calls of :mod:`bionas_fast.ops.planar_edges`, where that computes what they would.
 
-A module is replaced by the op only if nobody could tell, except by the time: its layers are of the classes that the
-cells are built of, no hook looks at them, and the tensors are float32 on the CPU. Otherwise the modules run.
+A module is replaced by the op only if nobody could tell, except by the time and by rounding: its layers are of the
+classes that the cells are built of, no hook looks at them, and the tensors are float32 on the CPU. Otherwise the modules
+run.
 """
 
 from __future__ import annotations

@@ -186,6 +186,7 @@ def from_schema(name: str, chance: random.Random) -> tuple[Any, ...]:
             "Tensor": tensor, "Optional[Tensor]": chance.choice([None, tensor]), "List[Tensor]": [tensor],
             "List[Optional[Tensor]]": [None, tensor], "int": chance.randint(-2, 5), "float": chance.random(),
             "bool": chance.random() < 0.5, "str": chance.choice(WORDS), "List[int]": [chance.randint(-2, 5)] * 3,
+            "List[float]": [chance.random()] * 2, "List[str]": [chance.choice(WORDS)] * 2,
         }  # fmt: skip
         made.append(values[kind])
     return tuple(made)
