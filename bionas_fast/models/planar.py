@@ -1,8 +1,7 @@
-"""The edges of discrete cells as calls of :mod:`bionas_fast.ops.planar_edges`, where that computes what they would.
+"""Edges of discrete cells as calls of :mod:`bionas_fast.ops.planar_edges`, where that computes what they would.
 
-A module is replaced by the op only if nobody could tell, except by the time and by rounding: its layers are of the
-classes that the cells are built of, no hook looks at them, and the tensors are float32 on the CPU. Otherwise the modules
-run.
+The op replaces a module only if the difference is no more than time and rounding: the layers are of the classes that
+cells are built of, no hook looks at them, and the tensors are float32 on the CPU. Otherwise the module runs.
 """
 
 from __future__ import annotations
