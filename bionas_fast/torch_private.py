@@ -26,6 +26,8 @@ TRANSFORMS = "_are_functorch_transforms_active"
 LEVEL = "_current_level"
 #: The attribute by which ``torch.compile`` recognises a function whose result is constant.
 CONSTANT = "_dynamo_marked_constant"
+#: The attribute that ``nn.Module.compile`` gives to a module.
+COMPILED = "_compiled_call_impl"
 
 
 def constant(function: F) -> F:
@@ -169,3 +171,12 @@ def _forget(_: Tensor) -> None:
 def version(tensor: Tensor) -> int:
     """Return the number of in-place changes of a tensor. Requires :func:`can_replace_saved_weight`."""
     return getattr(tensor, VERSION)
+
+
+def has_global_module_hooks() -> bool:
+    """Whether hooks that all modules call are registered.
+
+    Fallback: yes, so that every module is called, which is always correct, but slower.
+    """
+    known = getattr(torch.nn.modules.module, "_has_any_global_hook", None)
+    return True if known is None else known()

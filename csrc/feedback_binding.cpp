@@ -59,6 +59,20 @@ Tensor feedback_weight(
   return output;
 }
 
+// B of several layers.
+Tensors feedback_weights(
+    Tensors weights, std::vector<std::string> modes, OptionalTensors stored, OptionalTensors streams,
+    std::vector<double> bounds, std::vector<double> scales) {
+  const std::size_t count = weights.size();
+  STD_TORCH_CHECK(modes.size() == count && stored.size() == count && streams.size() == count &&
+                      bounds.size() == count && scales.size() == count,
+                  "weights: expected a mode, a stored tensor, a stream, a bound and a scale of each");
+  Tensors out;
+  for (std::size_t k = 0; k < count; k++)
+    out.push_back(feedback_weight(weights[k], modes[k], stored[k], streams[k], bounds[k], scales[k]));
+  return out;
+}
+
 // B of many layers with concatenated weights; 0 where the mode is custom.
 Tensor feedback_segments(
     const Tensor& weight,                 // flat
@@ -149,6 +163,9 @@ std::vector<std::string> feedback_modes() { return split(bionas::Mode_words); }
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def("feedback_weight(Tensor weight, str mode, Tensor? stored, Tensor? stream, float bound, float scale) -> Tensor");
   m.def(
+      "feedback_weights(Tensor[] weights, str[] modes, Tensor?[] stored, Tensor?[] streams, float[] bounds, "
+      "float[] scales) -> Tensor[]");
+  m.def(
       "feedback_segments(Tensor weight, Tensor? stored, Tensor? stream, Tensor segments, Tensor magnitudes) -> Tensor");
   m.def("uniform(int[] shape, Tensor stream) -> Tensor");
   m.def("feedback_modes() -> str[]");
@@ -156,6 +173,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {
   m.impl("feedback_weight", TORCH_BOX(&feedback_weight));
+  m.impl("feedback_weights", TORCH_BOX(&feedback_weights));
   m.impl("feedback_segments", TORCH_BOX(&feedback_segments));
   m.impl("uniform", TORCH_BOX(&uniform));
 }

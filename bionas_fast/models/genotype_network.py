@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError
+from bionas_fast.models import planar
 from bionas_fast.nn import FeedbackLayer, Linear, connect_direct_feedback, name_layers
 from bionas_fast.nn.leaf import leaf
 from bionas_fast.runtime import distributed
@@ -23,6 +24,28 @@ from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, Prepro
 from bionas_fast.space.operations import Initialisation, Skip, convolution, initialised
 
 
+class Paths(NamedTuple):
+    """Drop-path in one pass through a cell (Larsson et al. 2017): edges are zeroed for random images.
+
+    Attributes:
+        masks: for each dropped edge, the images it is kept for, [N, 1, 1, 1].
+        probability: that an image is dropped; the others are rescaled.
+    """
+
+    masks: dict[int, Tensor]
+    probability: float
+
+    def drop(self, edge: int, out: Tensor) -> Tensor:
+        """Apply drop-path to the output of an edge."""
+        return out * self.masks[edge] / (1 - self.probability) if edge in self.masks else out
+
+    def factors(self, edges: Iterable[int]) -> Tensor | None:
+        """Return the factors by which drop-path multiplies the outputs of edges, [edges, N]; None for ones."""
+        if not self.masks:
+            return None
+        return torch.stack([self.masks[edge].flatten() for edge in edges]) / (1 - self.probability)
+
+
 class GenotypeCell(PreprocessedCell):
     """A cell of a genotype."""
 
@@ -30,7 +53,14 @@ class GenotypeCell(PreprocessedCell):
         super().__init__(genotype.skeleton, shape)
         cell = genotype.cells[self.kind]
         self.concat = cell.concat
-        self.sources = [[edge.source for edge in edges] for edges in cell.nodes]
+        #: The edges into each node, and those from each state.
+        self.entering: list[list[int]] = []
+        self.leaving: list[list[int]] = [[] for _ in range(self.inputs + len(cell.nodes))]
+        for edges in cell.nodes:
+            first = sum(map(len, self.entering))
+            self.entering.append([*range(first, first + len(edges))])
+            for index, edge in enumerate(edges, first):
+                self.leaving[edge.source].append(index)
         self.edges = nn.ModuleList(
             edge.candidate.build(shape.channels, self.stride(edge.source), searching=False) for edge in cell.edges
         )
@@ -39,14 +69,9 @@ class GenotypeCell(PreprocessedCell):
 
     def _share_direct_feedback(self) -> None:
         """Count the layers with direct feedback on the edges from each state: without a scale, their errors add up."""
-        by_source: dict[int, list[FeedbackLayer]] = {}
-        sources = [source for node in self.sources for source in node]
-        for source, edge in zip(sources, self.edges, strict=True):
-            layers = (layer for layer in edge.modules() if isinstance(layer, FeedbackLayer))
-            by_source.setdefault(source, []).extend(
-                layer for layer in layers if rules.get(layer.rule).stores == "direct"
-            )
-        for meeting in by_source.values():
+        for indices in self.leaving:
+            layers = [layer for index in indices for layer in self.edges[index].modules()]
+            meeting = [m for m in layers if isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct"]
             for layer in meeting:
                 layer.meeting = len(meeting)
 
@@ -58,23 +83,61 @@ class GenotypeCell(PreprocessedCell):
             drop_path: probability that the output of an edge is zeroed for an image.
         """
         states = self.preprocess(inputs)
-        edges = iter(self.edges)
-        for sources in self.sources:
-            outputs = []
-            for source in sources:
-                edge = next(edges)
-                out = edge(states[source])
-                outputs.append(out if isinstance(edge, Skip) else _drop(out, drop_path))
-            states.append(sum(outputs[1:], outputs[0]) if outputs else torch.zeros_like(states[0]))
+        paths = self._draw_paths(states[0], drop_path)
+        outputs: list[Tensor | None] = [None] * len(self.edges)
+        for state in range(self.inputs + len(self.entering)):
+            if state >= self.inputs:
+                reached = [out for edge in self.entering[state - self.inputs] if (out := outputs[edge]) is not None]
+                states.append(sum(reached[1:], reached[0]) if reached else torch.zeros_like(states[0]))
+            self._leave(states[state], state, outputs, paths)
         return torch.cat([states[state] for state in self.concat], dim=1)
 
+    def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Map the inputs [N, C_in, H, W] to the channels and size of the cell; they are its first states."""
+        modules = self.preprocessing
+        if not (modules and self.training):
+            return super().preprocess(inputs)
+        return [planar.run_chain(module, x) for module, x in zip(modules, inputs, strict=True)]
 
-def _drop(x: Tensor, probability: float) -> Tensor:
-    """Apply drop-path (Larsson et al. 2017): zero the output of an edge for random images, rescale the others."""
-    if not probability:
-        return x
-    mask = distributed.shard_of_draw(lambda n: x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability), x.shape[0])
-    return x * mask / (1 - probability)
+    def _draw_paths(self, x: Tensor, probability: float) -> Paths:
+        """Draw drop-path for every edge but the identities."""
+        if not probability:
+            return Paths({}, 0.0)
+
+        def draw(n: int) -> Tensor:
+            return x.new_empty(n, 1, 1, 1).bernoulli_(1 - probability)
+
+        dropped = [index for index, edge in enumerate(self.edges) if not isinstance(edge, Skip)]
+        return Paths({index: distributed.shard_of_draw(draw, x.shape[0]) for index in dropped}, probability)
+
+    def _leave(self, x: Tensor, state: int, outputs: list[Tensor | None], paths: Paths) -> None:
+        """Run all edges from a state: the chains of separable stages together, the others one by one."""
+        edges = {index: self.edges[index] for index in self.leaving[state]}
+        # In evaluation the modules run, so that outputs are bit-identical to those of torch.nn's layers.
+        fits = self.training and planar.runs_planar(x)
+        chains = planar.chains(edges) if fits else {}
+        if chains:
+            into = [self._other(index, chains, outputs) for index in chains]
+            found = planar.run_chains(x, [*chains.values()], [base for _, base in into], paths.factors(chains))
+            for index, (other, _), out in zip(chains, into, found, strict=True):
+                outputs[index] = out
+                if other is not None:
+                    outputs[other] = None
+        others = {index: edge for index, edge in edges.items() if index not in chains}
+        each = planar.run_others(others, x) if fits else {index: edge(x) for index, edge in others.items()}
+        for index, out in each.items():
+            outputs[index] = paths.drop(index, out)
+
+    def _other(
+        self, index: int, running: Container[int], outputs: Sequence[Tensor | None]
+    ) -> tuple[int | None, Tensor | None]:
+        """Return the other edge of a node of two and its output, to add to; a sum of more keeps its order."""
+        for edges in self.entering:
+            if index in edges and len(edges) == 2:
+                other = edges[0] + edges[1] - index
+                if other not in running and outputs[other] is not None:
+                    return other, outputs[other]
+        return None, None
 
 
 class CornerPool(nn.Module):

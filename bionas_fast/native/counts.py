@@ -96,11 +96,30 @@ def _factorized_reduce_backward(
     return _reductions(x, weights, _backward(True, rest[-1]))
 
 
+def _planar(x: Tensor, weights: Sequence[Tensor], count: Count) -> int:
+    images, _, height, width = x.shape
+    total = 0
+    for weight in weights:
+        outputs, inputs = weight.shape[0], weight.shape[0] if weight.shape[2] > 1 else weight.shape[1]
+        total += count([images, inputs, height, width], list(weight.shape), [images, outputs, height, width])
+    return total
+
+
+def _planar_edges(x: Tensor, weights: Sequence[Tensor], *_: Any, out_val: Any) -> int:
+    return _planar(x, weights, operation_counts.convolution)
+
+
+def _planar_edges_backward(grads: Any, x: Tensor, maps: Any, moments: Any, *rest: Any, out_val: Any) -> int:
+    return _planar(x, rest[0], _backward(True, rest[-1]))
+
+
 _FORMULAS: dict[str, operation_counts.Formula] = {
     "stage_forward": _stage_forward,
     "stage_backward": _stage_backward,
     "separable_edges": _separable_edges,
     "separable_edges_backward": _separable_edges_backward,
+    "planar_edges": _planar_edges,
+    "planar_edges_backward": _planar_edges_backward,
     "factorized_reduce": _factorized_reduce,
     "factorized_reduce_backward": _factorized_reduce_backward,
 }

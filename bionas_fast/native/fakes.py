@@ -184,6 +184,69 @@ def factorized_reduce_backward(
 
 
 @fake
+def feedback_weights(
+    weights: list[Tensor],
+    modes: list[str],
+    stored: list[Tensor | None],
+    streams: list[Tensor | None],
+    bounds: list[float],
+    scales: list[float],
+) -> list[Tensor]:
+    return [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
+
+
+@fake
+def planar_edges(
+    x: Tensor,
+    weights: list[Tensor],
+    affine: list[Tensor],
+    running: list[Tensor],
+    plan: list[int],
+    eps: list[float],
+    momentum: list[float],
+    into: list[Tensor | None],
+    keep: Tensor,
+    training: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    images, _, height, width = x.shape
+    stages, channels = len(eps), len(affine[0])
+    shape = images, channels, height, width
+    moments = [x.new_empty(stages, channels, dtype=torch.float64) for _ in range(2)]
+    return [x.new_empty(shape) for _ in into], [x.new_empty(shape) for _ in range(stages)], moments[0], moments[1]
+
+
+@fake
+def planar_edges_backward(
+    grads: list[Tensor],
+    x: Tensor,
+    maps: list[Tensor],
+    moments: list[Tensor],
+    weights: list[Tensor],
+    feedback: list[Tensor],
+    affine: list[Tensor],
+    plan: list[int],
+    eps: list[float],
+    keep: Tensor,
+    training: bool,
+    weight_grads: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    of_weights = [weight.new_empty(weight.shape) for weight in weights] if weight_grads else []
+    return x.new_empty(x.shape), of_weights, [tensor.new_empty(tensor.shape) for tensor in affine]
+
+
+@fake
+def planar_pool(x: Tensor, stride: int) -> Tensor:
+    images, channels, height, width = x.shape
+    _expect(stride in (1, 2), f"stride: expected 1 to 2, got {stride}")
+    return x.new_empty(images, channels, -(-height // stride), -(-width // stride))
+
+
+@fake
+def planar_pool_backward(grad: Tensor, x: Tensor, stride: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@fake
 def hebbian_activity(
     u: Tensor, external: Tensor | None, norm: Tensor | None, activity: str, decay: str, temperature: float, groups: int
 ) -> tuple[Tensor, Tensor]:

@@ -244,7 +244,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
             raise InputError(f"rule {self.rule!r} has no B of the weight's shape to compare with")
         return b.double().flatten(), w.double().flatten()
 
-    def _feedback(self, weight: Tensor) -> Feedback:
+    def pass_feedback(self, weight: Tensor) -> Feedback:
         """Describe the construction of B for this forward pass, from the ``weight`` it uses; call once a pass."""
         if self._stateless():
             return self._describe(weight, False)
@@ -352,14 +352,14 @@ class FeedbackLayer(Redrawing, ErrorPath):
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
         """Run the layer as a convolution, with layer-wise or direct feedback."""
         if not self._is_direct(input):
-            return ops.feedback_conv(input, weight, bias, self._feedback(weight), **geometry)
+            return ops.feedback_conv(input, weight, bias, self.pass_feedback(weight), **geometry)
         output = ops.feedback_conv(input.detach(), weight, bias, **geometry)
         return self._collect(output, ops.direct_conv(input, self._direct_feedback(), output.shape[2:], **geometry))
 
     def _project(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Run the layer as a linear map, with layer-wise or direct feedback."""
         if not self._is_direct(input):
-            return ops.feedback_linear(input, weight, bias, self._feedback(weight))
+            return ops.feedback_linear(input, weight, bias, self.pass_feedback(weight))
         if input.dim() < 2:
             raise ShapeError(f"input: rule {self.rule!r} needs a batch, [N, ..., in_features]; got {list(input.shape)}")
         output = ops.feedback_linear(input.detach(), weight, bias)

@@ -153,7 +153,7 @@ class _Conv(Initialised):
             padded, padding = pad(self, input)
             output = self.function(padded, weight, self.bias, self.stride, padding, self.dilation, self.groups)
             shape = Window(self.stride, padding, self.dilation, self.groups)
-            arguments = ops.ConvArguments(self._feedback(weight), shape, backend)
+            arguments = ops.ConvArguments(self.pass_feedback(weight), shape, backend)
             return ops.with_feedback(output, padded, weight, arguments)
         dims = weight.dim() - 2
         if input.dim() == dims + 1:

@@ -88,7 +88,7 @@ class _ConvTranspose(Initialised):
             "stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups
         }  # fmt: skip
         if not self._is_direct(input):
-            feedback = self._feedback(weight)
+            feedback = self.pass_feedback(weight)
             return ops.feedback_conv_transpose(input, weight, self.bias, feedback, output_padding=extra, **geometry)
         output = ops.feedback_conv_transpose(input.detach(), weight, self.bias, output_padding=extra, **geometry)
         token = ops.direct_conv_transpose(input, self._direct_feedback(), output.shape[2:], **geometry)
@@ -161,7 +161,7 @@ class TransposedLinear(Initialised):
         feedback = ops.BACKPROPAGATION
         if torch.is_grad_enabled():
             # Random magnitudes are numbered in the order of the weight's own layout.
-            feedback = self._feedback(weight)
+            feedback = self.pass_feedback(weight)
             b = ops.feedback_weight(weight, feedback).t()
             feedback = feedback if feedback.mode == "weight" else feedback._replace(mode="stored", stored=b)
         return ops.feedback_linear(input, weight.t(), self.bias, feedback)

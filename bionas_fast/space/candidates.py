@@ -142,6 +142,11 @@ class Candidate:
         return self.operation if self.rule is None else f"{self.operation}@{self.rule}"
 
 
+def is_output_check(hook: Any) -> bool:
+    """Whether a forward hook is the one by which :meth:`Candidate.build` checks the shape of outputs."""
+    return isinstance(hook, partial) and hook.func is _check_output
+
+
 def _check_output(candidate: str, stride: int, module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
     """Check the shape of the output, which a sum of candidates would broadcast silently. A forward hook."""
     (x,) = inputs

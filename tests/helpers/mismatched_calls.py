@@ -89,6 +89,13 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     stacks = [maps(3), maps(1)]
     factors, sums = torch.rand(4, dtype=torch.float64), [rows(2, torch.float64), rows(2, torch.float64) + 50]
     halves = [torch.randn(2, own - own // 2, own), torch.randn(2, own // 2, own)]
+    image, shaped = torch.randn(n, 6, h, w), torch.randn(n, 6, h, w)
+    chain = [torch.randn(6, 1, 3, 3), torch.randn(6, 6, 1, 1), torch.randn(6, 1, 5, 5), torch.randn(6, 6, 1, 1)]
+    chains = [*chain, torch.randn(6, 6, 1, 1)]
+    steps, vectors = [2, 1, 3, 2, 5, 1, 0, 1], [torch.rand(6) for _ in range(6)]
+    running = [t for _ in range(3) for t in (torch.randn(6), torch.rand(6), torch.tensor(0))]
+    planar = [torch.randn(3, 6, dtype=torch.float64), torch.rand(3, 6, dtype=torch.float64)]
+    few, keep = [1e-5] * 3, torch.rand(2, n)
     u, filters = torch.randn(2, 6, 20), torch.randn(6, 3, 3, 3)
     weight, stream = torch.randn(40), torch.tensor([5, 1])
     segments, magnitudes = torch.tensor([[10, 0], [30, 1]]), torch.ones(2, 2, dtype=torch.float64)
@@ -143,6 +150,18 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         "factorized_reduce_backward": [
             ([maps(**small)] * 2, [maps(2, **small), rows(2), rows(2), rows(2)], x, halves, halves, True)
         ],
+        "feedback_weights": [
+            ([weight, weight], ["sign", "drawn_sign"], [None, None], [None, stream], [0.5, 0.5], [0.3, 0.3])
+        ],
+        "planar_edges": [
+            (image, chains, vectors, running, steps, few, few, [None, shaped], keep, True),
+            (image, chains, vectors, running, steps, few, few, [None, None], torch.empty(0), False),
+        ],
+        "planar_edges_backward": [
+            ([shaped] * 2, image, [shaped] * 3, planar, chains, chains, vectors, steps, few, keep, True, True)
+        ],
+        "planar_pool": [(image, 1), (image, 2)],
+        "planar_pool_backward": [(shaped, image, 1)],
         "hebbian_activity": [
             (u, None, None, "soft", "activity", 1.0, 2), (u, u, torch.rand(2, 2, 20), "linear", "none", 1.0, 2)
         ],
@@ -173,6 +192,7 @@ def from_schema(name: str, chance: random.Random) -> tuple[Any, ...]:
             "Tensor": tensor, "Optional[Tensor]": chance.choice([None, tensor]), "List[Tensor]": [tensor],
             "List[Optional[Tensor]]": [None, tensor], "int": chance.randint(-2, 5), "float": chance.random(),
             "bool": chance.random() < 0.5, "str": chance.choice(WORDS), "List[int]": [chance.randint(-2, 5)] * 3,
+            "List[float]": [chance.random()] * 2, "List[str]": [chance.choice(WORDS)] * 2,
         }  # fmt: skip
         made.append(values[kind])
     return tuple(made)

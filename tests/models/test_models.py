@@ -46,15 +46,18 @@ def test_a_cell_by_hand(size):
 
 
 def test_drop_path_zeroes_images_of_an_edge_and_keeps_the_mean():
-    from bionas_fast.models.genotype_network import _drop
-
+    cell = bf.build_network(GENOTYPE, channels=2, cells=3).cells[0]
     torch.manual_seed(0)
     x = torch.ones(4000, 2, 1, 1)
-    y = _drop(x, 0.25)
+    paths = cell._draw_paths(x, 0.25)
+    assert list(paths.masks) == [0, 2, 3]  # the others are identities
+    y = paths.drop(0, x)
+    assert torch.equal(y[:, 0, 0, 0], paths.factors([2, 0])[1])
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert torch.equal(y[:, 0], y[:, 1])
     assert y.mean() == pytest.approx(1, abs=0.03)  # standard error 0.009
-    assert _drop(x, 0.0) is x
+    assert paths.drop(1, x) is x
+    assert cell._draw_paths(x, 0.0).factors([0]) is None
 
 
 def test_drop_path_is_an_argument_of_forward():

@@ -203,7 +203,9 @@ def test_a_genotype_network(genotype, size):
     # Nothing of the mode was traced but the absence of the auxiliary head and of drop-path.
     quiet = bf.build_network(genotype, channels=3, cells=3)
     quiet.load_state_dict({name: network.state_dict()[name] for name in names})
-    torch.testing.assert_close(plain.train()(x), quiet.train()(x), **SAME_BITS)
+    with bf.use_backend("reference"):  # in training, kernels for whole cells round differently
+        expected = quiet.train()(x)
+    torch.testing.assert_close(plain.train()(x), expected, **SAME_BITS)
     scripted = torch.jit.script(plain.eval())
     torch.testing.assert_close(scripted(x), plain(x), **SAME_BITS)
     assert torch.equal(fx.symbolic_trace(plain)(x), plain(x))

@@ -146,6 +146,27 @@ def make_b(weight: Tensor, feedback: Feedback, backend: str) -> Tensor:
     return reference.feedback_weight(weight, feedback)
 
 
+def make_each_b(weights: Sequence[Tensor], feedback: Sequence[Feedback]) -> list[Tensor]:
+    """Compute B of several weights by the compiled kernels: contiguous, float32, on the CPU."""
+    out = [
+        weight if own.stored is None else own.stored for weight, own in zip(weights, feedback, strict=True)
+    ]  # those that exist
+    computed = [k for k, own in enumerate(feedback) if own.mode in COMPUTED]
+    if computed:
+        chosen = [feedback[k] for k in computed]
+        found = torch.ops.bionas_fast_native.feedback_weights.default(
+            [weights[k] for k in computed],
+            [own.mode for own in chosen],
+            [own.stored for own in chosen],
+            [own.stream for own in chosen],
+            [own.bound for own in chosen],
+            [own.scale for own in chosen],
+        )
+        for k, b in zip(computed, found, strict=True):
+            out[k] = b
+    return [b.contiguous() for b in out]
+
+
 def constant_b(weight: Tensor, feedback: Feedback) -> Tensor:
     """Compute B in plain PyTorch for a backward pass that is differentiated: except for B = W, B is a constant."""
     if feedback.mode == "weight":

@@ -1,0 +1,89 @@
+#include "planar_stage.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "buffer.h"
+#include "dispatch.h"
+#include "planar_sum.h"
+#include "shares.h"
+
+namespace bionas {
+
+namespace {
+
+// Positions side by side in a panel, [channels, PANEL]: the operand of a matrix product, which stays in the L1 cache.
+constexpr int PANEL = 64;
+// Rows of a matrix product at once.
+constexpr int ROWS = 6;
+// Positions whose maps stay in the L2 cache between the steps of a stage.
+constexpr int64_t together = 1024;
+
+int64_t panels(int64_t positions) { return (positions + PANEL - 1) / PANEL; }
+// The size of a panel; a line more, so that the panels do not all fall into the same sets of a cache.
+int64_t panel_size(int64_t channels) { return channels * PANEL + 16; }
+
+// A matrix [rows, depth] in blocks of ROWS rows, [blocks, depth, ROWS], the last filled up by zeros.
+std::vector<float> packed(const float* matrix, int64_t rows, int64_t depth, int64_t row_step, int64_t step) {
+  const int64_t blocks = (rows + ROWS - 1) / ROWS;
+  std::vector<float> out(blocks * ROWS * depth);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t k = 0; k < depth; k++)
+      out[(r / ROWS * depth + k) * ROWS + r % ROWS] = matrix[r * row_step + k * step];
+  return out;
+}
+
+std::vector<float> reversed(const float* kernels, int64_t count, int64_t taps) {
+  std::vector<float> out(kernels, kernels + count * taps);
+  for (int64_t i = 0; i < count; i++) std::reverse(out.begin() + i * taps, out.begin() + (i + 1) * taps);
+  return out;
+}
+
+Plane plane_of(const PlanarStage& s) { return {s.h, s.w, s.kernel / 2 * s.dilation}; }
+
+// Images whose maps stay in a cache.
+int64_t images_together(int64_t positions) { return std::max<int64_t>(1, together / positions); }
+
+}  // namespace
+
+}  // namespace bionas
+
+#define BIONAS_KERNEL "planar_stage.inc"
+#include "dispatch.inc"
+
+namespace bionas {
+
+void planar_stage_forward(const PlanarStage& s, Images<float> z, double* sum, double* sum_sq) {
+  const auto kernel = BIONAS_CHOOSE(planar_forward);
+  const std::vector<float> pointwise = packed(s.pointwise, s.c_out, s.c_in, s.c_in, 1);
+  Shares<double> sums(2 * s.c_out);
+  parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
+    kernel(s, pointwise.data(), z, sums.start(begin), begin, end);
+  });
+  add_planar_sums(sums, s.c_out, sum, sum_sq);
+}
+
+void planar_stage_backward(const PlanarStage& s, const PlanarStageBackward& g) {
+  const auto kernel = BIONAS_CHOOSE(planar_backward);
+  const std::vector<float> pointwise = packed(g.pointwise_feedback, s.c_in, s.c_out, 1, s.c_in);
+  std::vector<float> depthwise;
+  if (s.kernel) depthwise = reversed(g.depthwise_feedback, s.c_in, s.taps());
+  const int64_t square = s.c_out * s.c_in, size = g.pointwise_grad ? square + s.c_in * s.taps() : 0;
+  Shares<double> sums(2 * s.c_in);
+  Shares<float> grads(size);
+  parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
+    kernel(s, g, pointwise.data(), depthwise.data(), size ? grads.start(begin) : nullptr, sums.start(begin), begin, end);
+  });
+  if (g.sum) add_planar_sums(sums, s.c_in, g.sum, g.product_sum);
+  if (!size) return;
+  bool first = true;
+  grads.each([&](const float* own) {
+    for (int64_t i = 0; i < square; i++) g.pointwise_grad[i] = first ? own[i] : g.pointwise_grad[i] + own[i];
+    for (int64_t i = 0; i < size - square; i++)
+      g.depthwise_grad[i] = first ? own[square + i] : g.depthwise_grad[i] + own[square + i];
+    first = false;
+  });
+}
+
+}  // namespace bionas
