@@ -215,3 +215,13 @@ def test_what_a_preset_costs(capsys):
     assert "Traceback" not in shown.err
     assert run("presets", "cpu-digit") == 2
     assert "'cpu-digits'" in capsys.readouterr().err
+
+
+def test_the_costs_of_all_presets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    few = tuple(preset for preset in presets.every() if preset.name in ("cpu-digits", "cpu-digits-train"))
+    monkeypatch.setattr(presets, "every", lambda: few)
+    assert run("presets", "--estimate", "--seconds", "0.1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, number in (("cpu-digits ", "44"), ("cpu-digits-train", "440")):
+        assert any(name in line and f" {number} " in line and " GB" in line for line in lines)
