@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 import bionas_fast as bf
+from bionas_fast.cli.attack import attack
 from bionas_fast.cli.doctor import doctor
 from bionas_fast.cli.evaluate import evaluate
 from bionas_fast.cli.output import QUIET, err, show_log, show_warning
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("search")(search)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
+app.command("attack")(attack)
 app.command("runs")(list_runs)
 app.command("show")(show)
 app.command("presets")(list_presets)

@@ -1,0 +1,148 @@
+"""``bionas-fast attack``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from bionas_fast.cli.options import Plugins, takes_record, with_plugins
+from bionas_fast.cli.output import Bars, err, interruptible, out, print_lines, print_table
+from bionas_fast.data import Dataset, load_dataset
+from bionas_fast.errors import InputError, Interrupted
+from bionas_fast.report.figure import render
+from bionas_fast.robustness import AttackConfig, Robustness, attack_names, expect_possible
+from bionas_fast.robustness import attack as attack_network
+from bionas_fast.robustness import table as tables
+from bionas_fast.robustness.plot import accuracy_figure
+from bionas_fast.runs.files import write_atomic
+from bionas_fast.runs.folder import NewFolder, RunFolder
+from bionas_fast.runtime.device import resolve_device
+from bionas_fast.train import load
+
+PLOT = "accuracy.svg"
+_DEFAULTS = AttackConfig()
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """The settings of an attack, as options."""
+
+    attacks: Annotated[
+        str, typer.Option(help=f"Attacks, such as pgd-10 with its steps: {', '.join(attack_names())}.")
+    ] = ",".join(_DEFAULTS.attacks)
+    gradient: Annotated[
+        str, typer.Option(help="Gradient of the attacker: feedback (that the network learns by), true, or both.")
+    ] = _DEFAULTS.gradient
+    eps: Annotated[str, typer.Option(help="Largest change of a pixel; several for a curve.")] = "8/255"
+    step_size: Annotated[str, typer.Option(help="Change of a pixel per step of pgd and tpgd.")] = "2/255"
+    images: Annotated[int, typer.Option(help="Number of test images.")] = _DEFAULTS.images
+    targeted: Annotated[bool, typer.Option("--targeted", help="Aim at a random other class.")] = False
+    restarts: Annotated[int, typer.Option(help="Repetitions with further seeds; one that succeeds counts.")] = 1
+    eot: Annotated[int, typer.Option(help="Passes with redrawn feedback that are averaged; 0: feedback as it is.")] = 0
+    batch_size: Annotated[int, typer.Option(help="Images attacked at a time.")] = _DEFAULTS.batch_size
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
+
+    def config(self) -> AttackConfig:
+        """Return the settings.
+
+        Raises:
+            InputError: a setting out of range, or no number.
+        """
+        given: dict[str, Any] = asdict(self)
+        given["attacks"] = tuple(self.attacks.split(","))
+        given["eps"] = tuple(_number("eps", text) for text in self.eps.split(","))
+        given["step_size"] = _number("step_size", self.step_size)
+        return AttackConfig(**given)
+
+
+@with_plugins
+@takes_record("attacker", Attacker)
+def attack(
+    runs: Annotated[list[str], typer.Argument(metavar="[NAME=]RUN…", help="Folders of training runs.")],
+    attacker: Attacker,
+    source: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Training run of the network that `transfer` is computed on.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:1.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the results; the same continues an attack.  [runs/…]")
+    ] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Attack trained networks, through the feedback they learn by and through the true gradient.
+
+    Robust accuracy with its interval for every attack, network and gradient; their difference, blindness; and warnings
+    where the figures overstate robustness. Only images that a network classifies correctly are attacked.
+    """
+    config, named = attacker.config(), _named(runs)
+    networks, data = _networks(named, data_dir, plugins or ())
+    where = resolve_device(device)
+    crafted_on = None if source is None else load(source, plugins=plugins or ()).to(where)
+    expect_possible(config, crafted_on)
+    path = NewFolder("attack-" + "-".join(named)).make() if folder is None else folder
+    results: dict[str, Robustness] = {}
+    with interruptible():
+        for name, network in networks.items():
+            try:
+                results[name] = attack_network(
+                    network.to(where), data, config, source=crafted_on, out=path / name, progress=Bars()
+                )
+            except KeyboardInterrupt:
+                again = f"give the same command with --out {shlex.quote(str(path))}"
+                raise Interrupted(f"interrupted in {name}; to continue, {again}") from None
+    tables.write(results, path)
+    if any(own.eps is not None for own in next(iter(results.values())).outcomes):
+        write_atomic(path / PLOT, render(accuracy_figure(results), "svg"))
+    if as_json:
+        print(json.dumps(tables.records(results), indent=2))
+        return
+    print_table(tables.rows(results))
+    out.print()
+    for name, own in results.items():
+        for warning in own.warnings:
+            err.print(f"warning: {name}: {warning}", markup=False, highlight=False, soft_wrap=True)
+    print_lines({"legend": tables.LEGEND, "folder": str(path)})
+
+
+def _named(runs: Sequence[str]) -> dict[str, Path]:
+    """Return the folders of the runs by name; ``NAME=RUN`` names one, otherwise the folder's name does."""
+    named: dict[str, Path] = {}
+    for word in runs:
+        name, separator, path = word.rpartition("=")
+        name = name if separator else Path(word).resolve().name
+        if name in named:
+            raise InputError(f"{name!r} names two runs; name them: NAME=RUN")
+        named[name] = Path(path)
+    return named
+
+
+def _networks(
+    named: dict[str, Path], data_dir: Path | None, plugins: Sequence[str]
+) -> tuple[dict[str, nn.Module], Dataset]:
+    """Load the networks and the dataset that all of them were trained on."""
+    networks = {name: load(run, plugins=plugins) for name, run in named.items()}
+    settings = {name: RunFolder.open(run).read().settings for name, run in named.items()}
+    datasets = {name: str(own["dataset"]) for name, own in settings.items()}
+    if len(set(datasets.values())) > 1:
+        known = ", ".join(f"{name}: {dataset}" for name, dataset in datasets.items())
+        raise InputError(f"expected runs with the same dataset, got {known}")
+    first = next(iter(settings.values()))
+    return networks, load_dataset(str(first["dataset"]), data_dir or first.get("data_dir"))
+
+
+def _number(name: str, text: str) -> float:
+    """Read a number or a fraction such as 8/255."""
+    numerator, slash, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{name}: expected a number such as 0.03 or 8/255, got {text!r}") from None

@@ -1,0 +1,251 @@
+"""The attack on a network: every attack through every gradient at every ε, on the images that it gets right."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bionas_fast.data import Dataset
+from bionas_fast.errors import InputError, NotFinite
+from bionas_fast.robustness.attacks import Attack, parse_attack, torchattacks
+from bionas_fast.robustness.checks import doubts
+from bionas_fast.robustness.config import AttackConfig, Gradient
+from bionas_fast.robustness.record import Part, Record
+from bionas_fast.robustness.results import Outcome, Robustness
+from bionas_fast.robustness.victim import Victim
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runtime.isolation import exclusive, ordinary_modes
+
+#: Labelled images in [0, 1], [N, C, H, W] and int64 [N]; the network does its own normalisation.
+Images = tuple[Tensor, Tensor]
+
+
+def attack(
+    network: nn.Module,
+    data: Dataset | Images,
+    config: AttackConfig | None = None,
+    *,
+    source: nn.Module | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Robustness:
+    """Attack a network through the package torchattacks, and check whether its attacker is blind.
+
+    Images are in [0, 1], perturbed images are clamped to it, and normalisation happens inside of the attacked network.
+    Only images that the network classifies correctly are attacked; the others count as wrong under every attack (the
+    convention of AutoAttack, Croce and Hein 2020). The network itself is not changed.
+
+    Args:
+        network: maps images [N, C, H, W] to logits [N, classes].
+        data: a dataset, whose test images are attacked after its own normalisation; or images and labels, for a network
+            that takes images in [0, 1].
+        config: the settings.
+        source: for ``transfer``, the network that the attack is computed on, such as one under back-propagation.
+        out: a folder for the results of every batch; with the same folder, an interrupted attack continues.
+        progress: receives the progress.
+
+    Raises:
+        InputError: images outside of [0, 1] or not finite; a ``transfer`` without a source; a targeted attack that
+            cannot aim; a folder with the results of another attack; torchattacks is not installed.
+        NotFinite: the logits of the network are not finite.
+    """
+    config, progress = config or AttackConfig(), progress or Progress()
+    attacks = expect_possible(config, source)
+    with ordinary_modes():
+        images, labels, mean, std = _images(data, config.images)
+        target = Target(network, source, mean, std, images, labels, config)
+        with Record.open(out, target.fingerprint()) as record:
+            outcomes = _outcomes(target, attacks, record, progress)
+        warnings = doubts(target.victim("feedback"), target.victim("true"), target.attacked(), outcomes, config)
+    return Robustness(target.clean.cpu(), outcomes, warnings)
+
+
+def expect_possible(config: AttackConfig, source: nn.Module | None) -> list[Attack]:
+    """Return the attacks of the settings.
+
+    Raises:
+        InputError: a ``transfer`` without a source; a targeted attack that cannot aim; torchattacks is not installed.
+    """
+    attacks = [parse_attack(name) for name in config.attacks]
+    for own in attacks:
+        if own.family.transferred and source is None:
+            raise InputError(f"attack {own.name!r}: needs the network that it is computed on, source")
+        if config.targeted and not own.family.targets:
+            raise InputError(f"attack {own.name!r} cannot aim at a class; leave it out or do not set targeted")
+    torchattacks()
+    return attacks
+
+
+def _images(data: Dataset | Images, count: int) -> tuple[Tensor, Tensor, Sequence[float], Sequence[float]]:
+    """Return float32 images in [0, 1], labels, mean and std."""
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    if isinstance(data, Dataset):
+        images, labels, mean, std = data.test_images, data.test_labels, data.mean, data.std
+    else:
+        images, labels = data
+    images, labels = images[:count], labels[:count]
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+        raise InputError(
+            f"images: expected [N, C, H, W] with one label each, got {list(images.shape)} and {list(labels.shape)}"
+        )
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    images = images.float()
+    bad = ~((images >= 0) & (images <= 1)).flatten(1).all(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise InputError(
+            f"images: expected pixels in [0, 1]; {int(bad.sum())} images, the first at {first}, have others"
+        )
+    return images, labels.long(), mean, std
+
+
+@dataclass(eq=False)
+class Target:
+    """The network under attack, its images, and what it makes of them."""
+
+    network: nn.Module
+    source: nn.Module | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    images: Tensor
+    labels: Tensor
+    config: AttackConfig
+
+    def __post_init__(self) -> None:
+        device = next(self.network.parameters()).device
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+        predictor = self.victim("feedback")
+        logits = torch.cat([self._predict(predictor, part) for part in self.images.split(self.config.batch_size)])
+        if not logits.isfinite().all():
+            raise NotFinite("a logit of the attacked network")
+        if int(self.labels.max()) >= logits.shape[1] or int(self.labels.min()) < 0:
+            raise InputError(f"labels: expected 0 to {logits.shape[1] - 1}, the network's classes")
+        self.classes = logits.shape[1]
+        self.clean = logits.argmax(dim=1) == self.labels
+        self.indices = self.clean.nonzero().flatten()
+
+    @staticmethod
+    @torch.no_grad()
+    def _predict(victim: Victim, images: Tensor) -> Tensor:
+        return victim(images)
+
+    def victim(self, gradient: Gradient, network: nn.Module | None = None) -> Victim:
+        """Build the attacked module for a gradient."""
+        return Victim(network or self.network, self.mean, self.std, gradient=gradient, eot=self.config.eot)
+
+    def attacked(self) -> Images:
+        """Return the images that are attacked, with their labels."""
+        return self.images[self.indices], self.labels[self.indices]
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return what an interrupted attack must have in common with its continuation."""
+        networks = {"network": self.network} | ({"source": self.source} if self.source is not None else {})
+        sums = {
+            name: float(sum(t.double().abs().sum() for t in net.state_dict().values() if t.is_floating_point()))
+            for name, net in networks.items()
+        }
+        return {
+            "settings": self.config.model_dump(mode="json"),
+            "images": [len(self.labels), float(self.images.double().sum()), int(self.labels.sum())],
+            **sums,
+        }
+
+
+def _outcomes(target: Target, attacks: Sequence[Attack], record: Record, progress: Progress) -> tuple[Outcome, ...]:
+    config, batches = target.config, target.indices.split(target.config.batch_size)
+    parts = [
+        (Part(own.name, gradient, eps), own)
+        for own in attacks
+        for gradient in (config.gradients if own.family.gradient else (None,))
+        for eps in (config.eps if own.bounded else (None,))
+    ]
+    progress.start(f"{len(parts)} attacks", 1, len(parts) * len(batches))
+    try:
+        return tuple(_outcome(target, part, own, record, progress) for part, own in parts)
+    finally:
+        progress.finish()
+
+
+def _outcome(target: Target, part: Part, own: Attack, record: Record, progress: Progress) -> Outcome:
+    victim = target.victim(part.gradient or "feedback")
+    crafted_on = target.victim("true", target.source) if own.family.transferred else victim
+    correct, seconds = target.clean.clone(), 0.0
+    distances: list[float] = []
+    for number, indices in enumerate(target.indices.split(target.config.batch_size)):
+        done = record.read(part, number)
+        if done is None:
+            started = time.perf_counter()
+            left, norms = _attack_batch(target, own, part.eps, (victim, crafted_on), indices)
+            done = record.add(part, number, left, norms, time.perf_counter() - started)
+        correct[indices] = done.correct.to(correct.device)
+        distances.extend(done.distances)
+        seconds += done.seconds
+        progress.step()
+    return Outcome(part.attack, part.gradient, part.eps, correct.cpu(), tuple(distances), seconds)
+
+
+def _attack_batch(
+    target: Target, own: Attack, eps: float | None, victims: tuple[Victim, Victim], indices: Tensor
+) -> tuple[Tensor, list[float]]:
+    """Attack some images; return which stay correct, bool [N], and the norms of the perturbations that succeeded."""
+    config, (victim, crafted_on) = target.config, victims
+    images, labels = target.images[indices], target.labels[indices]
+    left = torch.ones_like(labels, dtype=torch.bool)
+    norms: list[float] = []
+    for restart in range(config.restarts):
+        standing = left.nonzero().flatten()
+        if not len(standing):
+            break
+        x, y = images[standing], labels[standing]
+        seed = config.seed + int(indices[0]) + 7919 * restart
+        with _seeded(seed, x.device):
+            perturb = own.family.build(crafted_on, own.amount, eps or 0.0, seed, config.step_size)
+            if config.targeted:
+                _aim(perturb, target.classes, y, seed)
+            # torchattacks prints, and divides by 0 in one-pixel attacks.
+            with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore"):
+                adversarial = perturb(x, y).detach()
+        if not adversarial.isfinite().all():
+            raise NotFinite(f"a pixel of the images made by {own.name}")
+        adversarial = adversarial.clamp(0, 1)
+        with torch.no_grad():
+            fooled = victim(adversarial).argmax(dim=1) != y
+        norms += (adversarial - x)[fooled].flatten(1).norm(dim=1).tolist()
+        left[standing[fooled]] = False
+    return left, norms
+
+
+def _aim(perturb: object, classes: int, labels: Tensor, seed: int) -> None:
+    """Aim an attack of torchattacks at a random other class for each image."""
+    shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    targets = (labels + shift) % classes
+
+    def choose(_: Tensor, __: Tensor) -> Tensor:
+        return targets
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        perturb.set_mode_targeted_by_function(choose)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators of PyTorch and NumPy inside the block; other threads wait. Their states are restored."""
+    cuda = [device] if device.type == "cuda" else []
+    state = np.random.get_state()
+    with exclusive(), torch.random.fork_rng(cuda):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)

@@ -1,0 +1,138 @@
+"""Tables and plots of attacks, and the command, on networks of known robustness."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+
+import bionas_fast as bf
+from bionas_fast.cli.app import main
+from bionas_fast.robustness import Outcome, Robustness, table
+from bionas_fast.robustness.plot import accuracy_figure
+
+
+def result(clean, **left):
+    """A result of an attack ``pgd-10`` at ε = 0.1 that leaves these numbers of ten images correct, by gradient."""
+
+    def first(count):
+        return torch.arange(10) < count
+
+    outcomes = [Outcome("pgd-10", gradient, 0.1, first(count)) for gradient, count in left.items()]
+    return Robustness(first(clean), (*outcomes, Outcome("cw-5", None, None, first(0), (0.5, 0.25, 1.0))), ("why",))
+
+
+@pytest.fixture
+def results():
+    return {"a": result(9, feedback=7, true=3), "b": result(8, feedback=8, true=8)}
+
+
+def test_rows(results):
+    rows = [list(row.values()) for row in table.rows(results)]
+    assert [row[:3] for row in rows] == [
+        ["none", "–", "–"],
+        ["pgd-10", "feedback", "0.1"],
+        ["pgd-10", "true", "0.1"],
+        ["pgd-10", "blindness", "0.1"],
+        ["cw-5", "–", "–"],
+        ["worst case", "–", "0.1"],
+    ]
+    values = [[re.match(r"[+-]?[\d.]+", cell)[0] for cell in row[3:]] for row in rows]
+    assert values == [
+        ["90.0", "80.0"],
+        ["70.0", "80.0"],
+        ["30.0", "80.0"],
+        ["+40.0", "+0.0"],
+        ["0.0"] * 2,
+        ["30.0", "80.0"],
+    ]
+    assert rows[4][3].endswith(", 0.50")
+
+
+def test_files(results, tmp_path):
+    table.write(results, tmp_path)
+    assert "| pgd-10 | true | 0.1 | 30.0 (" in (tmp_path / "table.md").read_text()
+    assert "- a: why" in (tmp_path / "table.md").read_text()
+    with open(tmp_path / "table.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["network"], row["attack"], row["gradient"], row["accuracy"]) for row in rows][:3] == [
+        ("a", "none", "", "90.0"),
+        ("a", "pgd-10", "feedback", "70.0"),
+        ("a", "pgd-10", "true", "30.0"),
+    ]
+    content = json.loads((tmp_path / "table.json").read_text())
+    assert content["records"][1]["of_correct"] == pytest.approx(100 * 7 / 9)
+    assert content["warnings"] == {"a": ["why"], "b": ["why"]}
+
+
+def test_plot_shows_every_gradient_of_every_network(results):
+    (axes,) = accuracy_figure(results).axes
+    drawn = {
+        (line.get_label(), line.get_linestyle()): line.get_ydata()[-1]
+        for line in axes.lines
+        if len(line.get_xdata()) == 2 and not line.get_label().startswith("_")
+    }
+    assert drawn == {("a", "-"): 70, ("a", "--"): 30, ("b", "-"): 80, ("b", "--"): 80}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for rule in ("bp", "fa"):
+        bf.train_resnet(bf.ResNetConfig(epochs=1, batch_size=128, rule=rule, learning_rate=0.1), out=folder / rule)
+    return folder
+
+
+def command(*words):
+    with pytest.raises(SystemExit) as stop:
+        main(["attack", *map(str, words)])
+    return stop.value.code
+
+
+def test_command(runs, tmp_path, capsys):
+    words = (runs / "bp", f"other={runs / 'fa'}", "--images", 20, "--attacks", "fgsm,noise", "--eps", "8/255,0.2")
+    assert command(*words, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"attack +gradient +ε +bp +other", printed)
+    assert re.search(r"fgsm +blindness +8/255 +\+0.0 ± 0.0", printed)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"bp", "other", "table.md", "table.csv", "table.json", "accuracy.svg"}
+    before = (tmp_path / "out" / "bp" / "outcomes.jsonl").read_bytes()
+    assert command(*words, "--out", tmp_path / "out", "--json") == 0
+    records = json.loads(capsys.readouterr().out)
+    assert len(records) == 2 * (1 + 2 * 2 + 2)
+    assert (tmp_path / "out" / "bp" / "outcomes.jsonl").read_bytes() == before
+    data, network = bf.load_dataset("digits"), bf.load(runs / "bp")
+    clean = bf.evaluate(network, data.test_images[:20], data.test_labels[:20], mean=data.mean, std=data.std)
+    assert records[0]["accuracy"] == clean["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--attacks", "pdg"), "unknown attack 'pdg'; did you mean 'pgd'"),
+        (("--eps", "300/255"), "eps"),
+        (("--eps", "8/0"), "eps: expected a number such as 0.03 or 8/255, got '8/0'"),
+        (("--gradient", "both ways"), "gradient"),
+        (("--attacks", "transfer"), "needs the network that it is computed on"),
+        (("--images", "0"), "images"),
+    ],
+)
+def test_bad_options(words, message, runs, tmp_path, capsys):
+    assert command(runs / "bp", *words, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith("error: ")
+    assert message in printed
+
+
+def test_runs_that_cannot_be_attacked(runs, tmp_path, capsys):
+    bf.search(bf.SearchConfig(epochs=1, channels=1, cells=3, batch_size=512, rules=("usf",)), out=tmp_path / "search")
+    assert command(tmp_path / "search") == 2
+    assert f"train one first: bionas-fast train {tmp_path / 'search'}" in capsys.readouterr().err
+    assert command(runs / "bp", runs / "bp") == 2
+    assert "'bp' names two runs; name them: NAME=RUN" in capsys.readouterr().err
+    assert command(tmp_path / "nothing") == 2
+    assert "no run folder" in capsys.readouterr().err
