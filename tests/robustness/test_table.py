@@ -106,7 +106,7 @@ def test_command(runs, tmp_path, capsys):
     assert len(records) == 2 * (1 + 2 * 2 + 2)
     assert (tmp_path / "out" / "bp" / "outcomes.jsonl").read_bytes() == before
     data, network = bf.load_dataset("digits"), bf.load(runs / "bp")
-    clean = bf.evaluate(network, data.test_images[:20], data.test_labels[:20], mean=data.mean, std=data.std)
+    clean = bf.evaluate(network, data.test.take(torch.arange(len(data.test)) < 20))
     assert records[0]["accuracy"] == clean["accuracy"]
 
 

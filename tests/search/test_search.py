@@ -38,7 +38,7 @@ class TestStep:
 
     def test_the_split_is_half_and_half(self, search):
         total = len(search.data.images)
-        assert len(search.validation[1]) == total - round(total / 2)
+        assert len(search.validation) == total - round(total / 2)
 
     def test_alpha_step_is_adam_on_the_validation_batch(self, search):
         net = copy.deepcopy(search.net).double()
