@@ -237,7 +237,8 @@ def _train_network(trainer: type[Trainer], given: Given, folder: Path | None, re
         config = given.resumed(trainer.kind, resume)
     with interruptible():
         result = trainer.start(config, out=place, resume=resume, progress=Bars())
-    print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])})
+    if result.run_dir is not None:  # this process writes, and prints
+        print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])})
 
 
 def _train_genotype(

@@ -99,6 +99,12 @@ def test_torchrun_of_the_command(tmp_path):
     again = launch("-m", "bionas_fast", "search", "--resume", tmp_path / "run")
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout.count("validation accuracy") == 1
+    trained = launch("-m", "bionas_fast", "train", tmp_path / "run", "--epochs", "1", "--out", tmp_path / "trained")
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    other = launch("-m", "bionas_fast", "train", "resnet20", "--epochs", "1", "--out", tmp_path / "resnet")
+    assert other.returncode == 0, other.stderr[-3000:]
+    for run in (trained, other):
+        assert run.stdout.count("test accuracy") == 1
 
 
 def test_a_single_process_changes_nothing():
