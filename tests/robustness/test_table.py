@@ -11,7 +11,6 @@ import torch
 
 import bionas_fast as bf
 from bionas_fast.cli.app import main
-from bionas_fast.data import MemoryImages
 from bionas_fast.robustness import Outcome, Robustness, table
 from bionas_fast.robustness.plot import accuracy_figure
 
