@@ -86,7 +86,7 @@ def _import_module(name: str) -> None:
 def _import_file(name: str) -> None:
     path = Path(os.path.realpath(os.path.expanduser(name)))
     if not os.path.isfile(path):  # unlike that of Path, never raises
-        raise InputError(f"plugin {shown(name)}: no file {shown(str(path))}")
+        raise InputError(f"plugin {shown(name)}: no file {shown(str(path), 1000)}")
     if any(_is_of(module, path) for module in list(sys.modules.values())):
         return
     # A name that no other module can have, for any file name.

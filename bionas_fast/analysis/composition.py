@@ -1,4 +1,4 @@
-"""What genotypes are made of, and how decided a search is."""
+"""Composition of genotypes, and the entropy of a search."""
 
 from __future__ import annotations
 
