@@ -3,6 +3,7 @@
 from bionas_fast.analysis.alignment import Alignment, measure_alignment
 from bionas_fast.analysis.composition import alpha_entropy, composition
 from bionas_fast.analysis.gradients import LayerGradient, measure_gradients
+from bionas_fast.analysis.record import probe, record_layers
 from bionas_fast.analysis.weights import WeightDistribution, measure_weights
 
 __all__ = [
@@ -14,4 +15,6 @@ __all__ = [
     "measure_alignment",
     "measure_gradients",
     "measure_weights",
+    "probe",
+    "record_layers",
 ]

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 import bionas_fast as bf
+from bionas_fast.cli.analyze import analyze
 from bionas_fast.cli.attack import attack
 from bionas_fast.cli.doctor import doctor
 from bionas_fast.cli.evaluate import evaluate
@@ -36,6 +37,7 @@ app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("export")(export)
 app.command("attack")(attack)
+app.command("analyze")(analyze)
 app.command("runs")(list_runs)
 app.command("show")(show)
 app.command("presets")(list_presets)

@@ -14,6 +14,7 @@ from torch import nn
 
 from bionas_fast.cli.options import Plugins, takes_record, with_plugins
 from bionas_fast.cli.output import Bars, err, interruptible, out, print_lines, print_table
+from bionas_fast.cli.sources import named_runs
 from bionas_fast.data import Dataset, load_dataset
 from bionas_fast.errors import InputError, Interrupted
 from bionas_fast.report.figure import render
@@ -83,7 +84,7 @@ def attack(
     Robust accuracy with its interval for every attack, network and gradient; their difference, blindness; and warnings
     where the figures overstate robustness. Only images that a network classifies correctly are attacked.
     """
-    config, named = attacker.config(), _named(runs)
+    config, named = attacker.config(), named_runs(runs)
     networks, data = _networks(named, data_dir, plugins or ())
     where = resolve_device(device)
     crafted_on = None if source is None else load(source, plugins=plugins or ()).to(where)
@@ -111,18 +112,6 @@ def attack(
         for warning in own.warnings:
             err.print(f"warning: {name}: {warning}", markup=False, highlight=False, soft_wrap=True)
     print_lines({"legend": tables.LEGEND, "folder": str(path)})
-
-
-def _named(runs: Sequence[str]) -> dict[str, Path]:
-    """Return the folders of the runs by name; ``NAME=RUN`` names one, otherwise the folder's name does."""
-    named: dict[str, Path] = {}
-    for word in runs:
-        name, separator, path = word.rpartition("=")
-        name = name if separator else Path(word).resolve().name
-        if name in named:
-            raise InputError(f"{name!r} names two runs; name them: NAME=RUN")
-        named[name] = Path(path)
-    return named
 
 
 def _networks(

@@ -91,3 +91,19 @@ def _searches(folder: Path) -> dict[int, Path]:
 
 def _settings(search: Path) -> Mapping[str, Any]:
     return RunFolder.open(search).read().settings
+
+
+def named_runs(runs: Sequence[str]) -> dict[str, Path]:
+    """Return the folders of the runs by name; ``NAME=RUN`` names one, otherwise the folder's name does.
+
+    Raises:
+        InputError: two runs have one name.
+    """
+    named: dict[str, Path] = {}
+    for word in runs:
+        name, separator, path = word.rpartition("=")
+        name = name if separator else Path(word).resolve().name
+        if name in named:
+            raise InputError(f"{name!r} names two runs; name them: NAME=RUN")
+        named[name] = Path(path)
+    return named

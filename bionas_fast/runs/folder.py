@@ -26,6 +26,7 @@ from bionas_fast.runs.lock import HOLDER, LOCK, FolderLock
 from bionas_fast.runtime.machine import machine
 
 METRICS = "metrics.jsonl"
+LAYERS = "layers.jsonl"
 ALPHAS = "alphas.npz"
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -175,7 +176,11 @@ class RunFolder:
 
     def write_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the metrics, one line of JSON per epoch."""
-        self.write(METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in metrics))
+        self.write_rows(METRICS, metrics)
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a file of rows, one line of JSON each."""
+        self.write(name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     def write_alphas(self, alphas: Mapping[str, Sequence[np.ndarray]], candidates: Sequence[str]) -> None:
         """Write the alphas at the start and after every epoch, [epochs+1, edges, candidates] for each kind of cell."""
@@ -215,17 +220,21 @@ class RunFolder:
         return f"{unchanged}. {BEST}, of the end of epoch {epoch}, is whole: copy it over {CHECKPOINT} and resume"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the metrics, one mapping per epoch.
+        """Read the metrics, one mapping per epoch; errors as of :meth:`read_rows`."""
+        return self.read_rows(METRICS)
+
+    def read_rows(self, name: str) -> list[dict[str, Any]]:
+        """Read a file of rows.
 
         Raises:
             InputError: the file is missing, or a line is damaged.
         """
         rows = []
-        for number, line in enumerate(self.file(METRICS).read_text().splitlines(), start=1):
+        for number, line in enumerate(self.file(name).read_text().splitlines(), start=1):
             try:
                 rows.append(json.loads(line, parse_constant=_refused))
             except ValueError:
-                raise InputError(f"{self.path / METRICS}, line {number}: not JSON") from None
+                raise InputError(f"{self.path / name}, line {number}: not JSON") from None
         return rows
 
 

@@ -62,6 +62,11 @@ class SupervisedConfig(OptimizerConfig):
         lt=1,
         description="Fraction of the training images held out for validation, which chooses best.pt; 0 for none.",
     )
+    record_layers: int = Field(
+        0,
+        ge=0,
+        description="Epochs between records of every layer in layers.jsonl (gradients, alignment, weights); 0: none.",
+    )
 
     def work(self, images: int, test_images: int) -> tuple[Work, ...]:
         trained = round((1 - self.valid_fraction) * images)

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from bionas_fast.analysis import probe, record_layers
 from bionas_fast.data import AnyDataset, Augment, LabelledImages, configured
 from bionas_fast.data.mixing import Mixing
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
+from bionas_fast.runs.folder import LAYERS, RunFolder
 from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
@@ -61,6 +63,9 @@ class SupervisedTraining(NetworkTraining):
             if config.ema_decay
             else None
         )
+        #: The rows of layers.jsonl, and the images that they are measured on.
+        self.layers: list[dict[str, Any]] = []
+        self.probe = probe(training, self.device) if config.record_layers else []
         #: The network as the training step calls it.
         self.call: Callable[..., Any] = torch.compile(self.net) if config.compile else self.net
 
@@ -118,7 +123,17 @@ class SupervisedTraining(NetworkTraining):
             self.average.update_parameters(self.net)
         return norm
 
+    def begin(self) -> None:
+        if self.epoch == 0 and self.config.record_layers:
+            self.layers += record_layers(self.net, self.probe, 0)
+
+    def write_results(self, folder: RunFolder) -> None:
+        if self.config.record_layers:
+            folder.write_rows(LAYERS, self.layers)
+
     def conclude(self) -> dict[str, Any]:
+        if self.config.record_layers and (self.epoch + 1) % self.config.record_layers == 0:
+            self.layers += record_layers(self.net, self.probe, self.epoch + 1)
         row: dict[str, Any] = {}
         parts = {"valid": self.held_out, "test": self.data.test}
         for name, part in parts.items():
@@ -131,6 +146,8 @@ class SupervisedTraining(NetworkTraining):
         state: dict[str, Any] = {"precision": self.precision.state_dict()}
         if self.average is not None:
             state["average"] = self.average.state_dict()
+        if self.config.record_layers:
+            state["layers"] = list(self.layers)
         return state
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -138,6 +155,8 @@ class SupervisedTraining(NetworkTraining):
         if self.average is not None:
             expect_form(state["average"], self.average.state_dict(), "average")
             self.average.load_state_dict(state["average"])
+        if self.config.record_layers:
+            self.layers = list(state["layers"])
 
     @classmethod
     def network_state(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""``bionas-fast analyze``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from bionas_fast.analysis import (
+    WeightDistribution,
+    alpha_entropy,
+    composition,
+    figures,
+    measure_weights,
+    probe,
+    record_layers,
+)
+from bionas_fast.cli.options import Plugins, with_plugins
+from bionas_fast.cli.output import out, print_lines, print_table
+from bionas_fast.cli.sources import named_runs
+from bionas_fast.data import load_dataset
+from bionas_fast.report.figure import render
+from bionas_fast.runs.files import write_atomic
+from bionas_fast.runs.folder import ALPHAS, GENOTYPE, LAYERS, NewFolder, RunFolder
+from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.seeds import NOTHING, comma_separated
+from bionas_fast.space import Agreement, Genotype
+from bionas_fast.train import load
+
+_COLUMNS = ("epoch", "layer", "rule", "variance", "noise_scale", "cosine", "angle", "norm_ratio", "sigma", "kurtosis")
+
+
+@with_plugins
+def analyze(
+    runs: Annotated[list[str], typer.Argument(metavar="[NAME=]RUN…", help="Folders of searches and trainings.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the results.  [runs/…]")] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Analyse gradients, alignment and weights of trained networks, and what searches found.
+
+    Trainings with --set record_layers=N are shown over time, others at their end.
+    """
+    named = named_runs(runs)
+    layers: dict[str, list[dict[str, Any]]] = {}
+    weights: dict[str, Sequence[WeightDistribution]] = {}
+    genotypes: dict[str, Genotype] = {}
+    entropies: dict[str, np.ndarray] = {}
+    for name, path in named.items():
+        record = RunFolder.open(path).read()
+        if record.kind in kind_names() and get_kind(record.kind).trains_network:
+            layers[name], weights[name] = _trained(path, data_dir, plugins or ())
+        if os.path.isfile(path / ALPHAS):
+            with np.load(path / ALPHAS, allow_pickle=False) as stored:
+                kinds = [kind for kind in stored.files if kind != "candidates"]
+                entropies[name] = np.stack([alpha_entropy(stored[kind]) for kind in kinds]).mean(axis=0)
+        if os.path.isfile(path / GENOTYPE):
+            genotypes[name] = Genotype.load(path / GENOTYPE)
+    target = NewFolder("analysis-" + "-".join(named)).make() if folder is None else folder
+    target.mkdir(parents=True, exist_ok=True)
+    _write_layers(target, layers, weights)
+    _write_genotypes(target, genotypes, entropies)
+    print_table([_summary(name, layers[name], weights[name]) for name in layers])
+    if layers:
+        out.print()
+    lines = {f"entropy of α, {name}": f"{own[0]:.3f} → {own[-1]:.3f} bits" for name, own in entropies.items()}
+    if len(genotypes) > 1 and len({type(own.skeleton) for own in genotypes.values()}) == 1:
+        lines["in all genotypes"] = str(Agreement.of(list(genotypes.values())))
+    print_lines({**lines, "folder": str(target)})
+
+
+def _trained(
+    path: Path, data_dir: Path | None, plugins: Sequence[str]
+) -> tuple[list[dict[str, Any]], Sequence[WeightDistribution]]:
+    """Return the rows of the layers of a trained network, and its weights by rule."""
+    network = load(path, plugins=plugins)
+    folder = RunFolder.open(path)
+    record = folder.read()
+    if os.path.isfile(path / LAYERS):
+        rows = folder.read_rows(LAYERS)
+    else:
+        data = load_dataset(str(record.settings["dataset"]), data_dir or record.settings.get("data_dir"))
+        rows = record_layers(network, probe(data.train), int(record.settings["epochs"]))
+    return rows, measure_weights(network, by_rule=True)
+
+
+def _write_layers(
+    target: Path, layers: Mapping[str, list[dict[str, Any]]], weights: Mapping[str, Sequence[WeightDistribution]]
+) -> None:
+    if not layers:
+        return
+    rows = [(name, *(row[column] for column in _COLUMNS)) for name, found in layers.items() for row in found]
+    write_atomic(target / "layers.csv", comma_separated(("network", *_COLUMNS), rows))
+    densities = [
+        (name, own.name, float(low), float(high), float(density))
+        for name, found in weights.items()
+        for own in found
+        for low, high, density in zip(own.edges[:-1], own.edges[1:], own.density, strict=True)
+    ]
+    write_atomic(target / "weights.csv", comma_separated(("network", "rule", "from", "to", "density"), densities))
+    write_atomic(target / "gradients.svg", render(figures.gradients_figure(layers), "svg"))
+    write_atomic(target / "weights.svg", render(figures.weights_figure(weights), "svg"))
+    if any(row["angle"] is not None for found in layers.values() for row in found):
+        write_atomic(target / "alignment.svg", render(figures.alignment_figure(layers), "svg"))
+
+
+def _write_genotypes(target: Path, genotypes: Mapping[str, Genotype], entropies: Mapping[str, np.ndarray]) -> None:
+    if genotypes:
+        rows = composition(list(genotypes.values()))
+        write_atomic(target / "composition.csv", comma_separated(tuple(rows[0]), [tuple(row.values()) for row in rows]))
+    if entropies:
+        points = [(name, epoch, value) for name, own in entropies.items() for epoch, value in enumerate(own.tolist())]
+        write_atomic(target / "entropy.csv", comma_separated(("run", "epoch", "bits"), points))
+
+
+def _summary(name: str, rows: list[dict[str, Any]], weights: Sequence[WeightDistribution]) -> dict[str, str]:
+    """Return the means over the layers at the last epoch, as text."""
+    last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+
+    def mean(key: str) -> str:
+        values = [row[key] for row in last if row[key] is not None]
+        return f"{sum(values) / len(values):.3g}" if values else NOTHING
+
+    sigmas = ", ".join(f"{own.name} {own.sigma:.3g} ({own.kurtosis:.2f})" for own in weights)
+    keys = ("variance", "noise_scale", "cosine", "angle", "norm_ratio")
+    return {"network": name, **{key.replace("_", " "): mean(key) for key in keys}, "σ (kurtosis) of weights": sigmas}
