@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -132,9 +134,10 @@ def test_memory_grows_with_the_batch(monkeypatch):
         return train_step(self, x, y)
 
     monkeypatch.setattr(supervised.SupervisedTraining, "train_step", step)
+    process = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     found = bf.estimate(bf.TrainConfig(**SMALL, epochs=2, batch_size=100), GENOTYPE, seconds=1e-6)
     assert found.measured == 8
-    assert 1.8e9 < found.memory < 3.6e9  # with the process itself
+    assert 1.8e9 < found.memory < process + 2.6e9  # with the process itself
 
 
 def test_a_search_is_estimated():
@@ -194,8 +197,7 @@ def run(*arguments) -> int:
     return stop.value.code
 
 
-def test_the_list_of_presets(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+def test_the_list_of_presets(capsys):
     assert run("presets") == 0
     shown = capsys.readouterr().out
     for preset in presets.every():

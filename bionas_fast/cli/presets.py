@@ -46,12 +46,17 @@ def list_presets(
 
 
 def _print_sources(listed: list[Preset]) -> None:
-    table = Table("preset", "for", "data", "network", "steps", "source", box=None, header_style="bold")
+    rows = [("preset", "for", "data", "network", "steps", "source")]
     for preset in listed:
         config = _config(preset)
-        network = _network(config)
-        table.add_row(preset.name, preset.kind, config.dataset, network, f"{steps(config):,}", preset.source)
-    out.print(table)
+        count = f"{steps(config):,}"
+        rows.append((preset.name, preset.kind, config.dataset, _network(config), count, preset.source))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    for index, (*cells, source) in enumerate(rows):
+        # The source has a line of its own, so that nothing is cut on a narrow terminal.
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        style = "bold" if index == 0 else None
+        out.print(f"{line}\n    {source}", style=style, markup=False, highlight=False, soft_wrap=True)
     err.print(
         "bionas-fast presets NAME shows size and settings, and measures the time", highlight=False, soft_wrap=True
     )

@@ -46,8 +46,9 @@ class Source:
         if not equals or os.path.exists(word):
             name, place = "", word
         path = Path(place)
-        if not path.is_dir():
-            return cls(name or (path.stem if path.exists() else place), read_genotype(place), {})
+        # os.path, because Path raises on names that no file can have.
+        if not os.path.isdir(place):
+            return cls(name or (path.stem if os.path.exists(place) else place), read_genotype(place), {})
         name = name or path.resolve().name
         searches = {} if (path / CONFIG).is_file() else _searches(path)
         if searches:

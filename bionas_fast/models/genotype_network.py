@@ -87,7 +87,12 @@ class GenotypeCell(PreprocessedCell):
         outputs: list[Tensor | None] = [None] * len(self.edges)
         for state in range(self.inputs + len(self.entering)):
             if state >= self.inputs:
-                reached = [out for edge in self.entering[state - self.inputs] if (out := outputs[edge]) is not None]
+                # No comprehension over a name of this function: torch.export cannot trace its closure.
+                reached: list[Tensor] = []
+                for edge in self.entering[state - self.inputs]:
+                    out = outputs[edge]
+                    if out is not None:
+                        reached.append(out)
                 states.append(sum(reached[1:], reached[0]) if reached else torch.zeros_like(states[0]))
             self._leave(states[state], state, outputs, paths)
         return torch.cat([states[state] for state in self.concat], dim=1)

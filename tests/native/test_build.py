@@ -56,7 +56,7 @@ class Checkout:
         (self.csrc / "cpu").mkdir(parents=True)
         for name in ("library.cpp", "error_code.h"):
             shutil.copy(ROOT / "csrc" / name, self.csrc)
-        for name in ("dispatch", "*pool"):
+        for name in ("dispatch", "memory_pool"):
             for file in (ROOT / "csrc" / "cpu").glob(f"{name}.*"):
                 shutil.copy(file, self.csrc / "cpu")
         self.compiler.write_text(COMPILER_SCRIPT)

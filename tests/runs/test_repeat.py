@@ -75,7 +75,7 @@ def test_each_run_is_the_one_it_is_alone_and_happens_once(calls, tmp_path):
         alone = train_resnet(ResNetConfig(**{**SMALL, "rule": name, "seed": seed}), out=tmp_path / f"{name}{seed}")
         expect_same(tmp_path / "all" / name / f"seed-{seed}", alone.run_dir)
         network = bf.load(tmp_path / "all" / name / f"seed-{seed}")
-        found = bf.evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+        found = bf.evaluate(network, data.test)
         assert read(tmp_path / "all")[name, seed] == found["accuracy"]
     assert run(variants, tmp_path / "all") == table
     assert len(calls) == 4

@@ -40,13 +40,15 @@ def our_name(name: str, primitives: list[str]) -> str:
     name = re.sub(r"(preprocess\d)\.op\.1", r"\1.1", name)
     edge_and_candidate = re.search(r"(?:_ops\.(\d+)\.)?_ops\.(\d+)\.(.+)$", name)
     if edge_and_candidate is None:
-        return name
+        return re.sub(r"\.conv_(\d)$", r".conv\1", name)
     edge, index, layer = edge_and_candidate.groups()
     primitive = primitives[int(index)]
     if primitive.startswith("sep"):
         layer = _SEPARABLE[layer]
     elif primitive.startswith("dil"):
         layer = _DILATED[layer]
+    else:
+        layer = re.sub(r"^conv_(\d)$", r"conv\1", layer)
     prefix = name[: edge_and_candidate.start()] + (f"edges.{edge}." if edge is not None else "")
     return f"{prefix}candidates.{candidate_order(primitives)[int(index)]}.{layer}"
 
