@@ -80,7 +80,7 @@ def _gradients(network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, 
     with ordinary_modes(), exclusive(), torch.random.fork_rng(_cuda(network)):
         # Both gradients see the same random numbers, such as those of drop-path.
         torch.manual_seed(0)
-        net = copy.deepcopy(network).train()
+        net: nn.Module = copy.deepcopy(network).train()
         layers = [(name, layer) for name, _, layer in weight_layers(net)]
         rows: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
         for images, labels in batches:

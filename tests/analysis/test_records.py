@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
     bf.train_resnet(bf.ResNetConfig(**SMALL, record_layers=2), out=folder / "recorded")
     bf.train_resnet(bf.ResNetConfig(**SMALL), out=folder / "plain")
     search = bf.SearchConfig(
-        epochs=1, channels=1, cells=3, batch_size=512, rules=("usf",), operations=("skip_connect",)
+        epochs=1, channels=1, cells=3, batch_size=512, rules=("usf",), operations=("skip_connect", "sep_conv_3x3")
     )
     bf.search(search, out=folder / "search")
     return folder
