@@ -1,6 +1,6 @@
 """Do searches under learning rules find cells that suffer less under a rule?
 
-``python experiments/cells_under_a_rule.py --dataset npz:small.npz --rule usf --out cells``
+``python experiments/cells_under_a_rule.py --dataset small:fashion-mnist,images=5000,shrink=2 --rule usf --out cells``
 
 DARTS over operations alone (``darts-bp``), DARTS over operations and rules (``bionas``) and random search over both
 each search once per seed. Every genotype found is trained with all its searched edges under back-propagation, and again

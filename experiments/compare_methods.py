@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 import bionas_fast as bf
-from small_dataset import write_small
 
 METHODS = ("darts", "darts2", "eg", "random", "evolution")
 
@@ -23,8 +22,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir")
-    parser.add_argument("--images", type=int, help="number of training images, the same for each class")
-    parser.add_argument("--shrink", type=int, default=1, help="with --images: pixels to average per direction")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="of a search")
@@ -33,21 +30,17 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = given.dataset
-        if given.images is not None:
-            part = write_small(dataset, given.data_dir, Path(folder) / "part.npz", given.images, given.shrink)
-            dataset = f"npz:{part}"
         print("| method | test accuracy %, mean (range) | a search, s |\n|---|---|---|", flush=True)
         for method in given.methods.split(","):
             accuracies, seconds = [], []
             for seed in range(given.seeds):
                 config = bf.SearchConfig(
-                    dataset=dataset, data_dir=given.data_dir, method=method, epochs=given.epochs, seed=seed
+                    dataset=given.dataset, data_dir=given.data_dir, method=method, epochs=given.epochs, seed=seed
                 )
                 found = bf.search(config, out=Path(folder) / f"{method}-{seed}")
                 seconds.append(sum(row["seconds"] for row in found.metrics))
                 training = bf.TrainConfig(
-                    dataset=dataset, data_dir=given.data_dir, epochs=given.train_epochs, seed=seed
+                    dataset=given.dataset, data_dir=given.data_dir, epochs=given.train_epochs, seed=seed
                 )
                 accuracies.append(bf.train(found.genotype, training).test_accuracy)
             mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)

@@ -1,6 +1,6 @@
 """Accuracy against the share of weights that learn by back-propagation.
 
-``python experiments/share_of_bp.py GENOTYPE --dataset npz:small.npz --rule usf --out shares``
+``python experiments/share_of_bp.py GENOTYPE --dataset small:fashion-mnist,images=5000,shrink=2 --out shares``
 
 Of the searched edges of a genotype, a growing part learns by back-propagation, drawn anew for each seed, and the others
 by the rule; the first network has the rule on every layer. Printed is a table in Markdown. The same command continues

@@ -3,6 +3,7 @@
 from bionas_fast.data import imagenet as _imagenet  # these register their datasets
 from bionas_fast.data import imagenet16 as _imagenet16
 from bionas_fast.data import noise as _noise
+from bionas_fast.data import small as _small
 from bionas_fast.data import torchvision_sets as _torchvision_sets
 from bionas_fast.data import user_data as _user_data
 from bionas_fast.data.augment import Augment
