@@ -54,6 +54,7 @@ setup(
     package_data={
         "bionas_fast": ["py.typed"],
         "bionas_fast.presets": ["*.yaml"],
+        "bionas_fast.reproduce": ["*.yaml"],
         "bionas_fast.space": ["*.yaml"],
         "bionas_fast.csrc": ["**/*.cpp", "**/*.h", "**/*.inc", "**/*.cu", "**/*.cuh"],
     },

@@ -41,10 +41,10 @@ def alignment_figure(rows: Mapping[str, Rows]) -> Figure:
 
 
 def weights_figure(weights: Mapping[str, Sequence[WeightDistribution]]) -> Figure:
-    """Draw the distribution of the weights, one panel per rule, with standard deviation and excess kurtosis.
+    """Draw distributions of weights, those of a name in one panel, with standard deviation and excess kurtosis.
 
     Args:
-        weights: the distributions by rule, of each network.
+        weights: distributions, such as those by rule, of each network.
     """
     rules = list(dict.fromkeys(own.name for found in weights.values() for own in found))
     figure, axes = panel_grid(len(rules), min(3, len(rules)), 2.6)

@@ -76,7 +76,7 @@ def analyze(
 def _trained(
     path: Path, data_dir: Path | None, plugins: Sequence[str]
 ) -> tuple[list[dict[str, Any]], Sequence[WeightDistribution]]:
-    """Return the rows of the layers of a trained network, and its weights by rule."""
+    """Return the rows of the layers of a trained network, and its weights: all, and by rule."""
     network = load(path, plugins=plugins)
     folder = RunFolder.open(path)
     record = folder.read()
@@ -85,7 +85,7 @@ def _trained(
     else:
         data = load_dataset(str(record.settings["dataset"]), data_dir or record.settings.get("data_dir"))
         rows = record_layers(network, probe(data.train), int(record.settings["epochs"]))
-    return rows, measure_weights(network, by_rule=True)
+    return rows, (*measure_weights(network, by="network"), *measure_weights(network, by="rule"))
 
 
 def _write_layers(

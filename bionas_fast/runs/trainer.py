@@ -83,6 +83,7 @@ class Trainer:
         command: the command that begins and resumes this kind of run, ``bionas-fast COMMAND``.
         trains_network: whether the run ends with a trained network, which :meth:`load_network` builds.
         sources: the names that the command accepts for this kind of run instead of a genotype.
+        single_process: whether it cannot run in several processes.
         start: begins or resumes a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
         metric_names: the metrics in every row besides those of all trainers.
         divergence: the settings that make the weights diverge when they are too large, the likeliest first.
@@ -96,6 +97,7 @@ class Trainer:
     command: ClassVar[str]
     trains_network: ClassVar[bool] = False
     sources: ClassVar[tuple[str, ...]] = ()
+    single_process: ClassVar[bool] = False
     start: ClassVar[Callable[..., Any]]
     metric_names: tuple[str, ...] = ()
     #: Whether a loss may overflow: then the step is not taken, and loss scaling ends the run if that goes on.

@@ -124,6 +124,7 @@ class SoftHebbTraining(NetworkTraining):
 
     kind = "softhebb"
     sources = ("softhebb",)
+    single_process = True
     start = staticmethod(train_softhebb)
     settings = SoftHebbConfig
     metric_names = ("test_loss", "test_accuracy")

@@ -87,7 +87,7 @@ def test_weights_by_scipy():
     net = network("fa")
     layers = {own.name: own for own in measure_weights(net)}
     assert list(layers) == ["0", "4", "6"]
-    rules = {own.name: own for own in measure_weights(net, by_rule=True)}
+    rules = {own.name: own for own in measure_weights(net, by="rule")}
     together = torch.cat([net[0].weight.flatten(), net[4].weight.flatten()]).detach().double().numpy()
     for own, values in [(layers["6"], net[6].weight.detach().double().numpy().ravel()), (rules["fa"], together)]:
         assert own.count == len(values)
