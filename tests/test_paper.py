@@ -15,6 +15,7 @@ from bionas_fast.cli.app import main
 from bionas_fast.data import Dataset, dataset_size, registry
 from bionas_fast.estimate import steps
 from bionas_fast.models import NetworkOptions, measure_size
+from bionas_fast.reproduce import Plan, Scale, scale_names
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.search.methods import check
@@ -100,6 +101,14 @@ def test_every_command_is_valid(planned):
     for words in commands():
         with pytest.raises(Planned):
             main([*words, "--debug"])
+
+
+@pytest.mark.parametrize("scale", scale_names())
+def test_every_command_of_reproduce_is_valid(planned, tmp_path, scale):
+    own = Scale.read(scale)
+    for step in Plan(own, tmp_path / "runs", 1, ("--device", "cpu")).steps(list(own.runs)):
+        with pytest.raises(Planned):
+            main([*step.command(), "--debug"])
 
 
 @pytest.fixture
