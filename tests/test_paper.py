@@ -48,7 +48,7 @@ ROWS = {
 def commands(text: str = TEXT) -> list[list[str]]:
     """The commands of a text, in its order: what follows ``bionas-fast``."""
     found = re.findall(r"(?:`|^)(?:bionas-fast|torchrun [^`\n]* -m bionas_fast) ([^`\n]+)", text, re.MULTILINE)
-    return [shlex.split(words) for words in found if not words.startswith(("presets", "evaluate"))]
+    return [shlex.split(words) for words in found if not words.startswith(("presets", "evaluate", "reproduce"))]
 
 
 @pytest.mark.parametrize("table", ROWS)
