@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bionas_fast import native
+from helpers import forking
 from helpers.oracles.data import FOLDER
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # pytest may have imported torch before
@@ -36,6 +37,13 @@ def _poisoned_memory():
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """Commands and programs from the outside, without the time to import torch."""
+    with forking.Runner() as runner:
+        yield runner
 
 
 @pytest.fixture(params=["avx512", "avx2", "baseline"])

@@ -27,9 +27,9 @@ def _blocks(language: str) -> list:
 
 
 @pytest.mark.parametrize("code", _blocks("python"))
-def test_example_runs(code, tmp_path):
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_example_runs(code, forked, tmp_path):
+    done = forked.program(code, cwd=tmp_path)
+    assert done.code == 0, done.stderr
 
 
 @pytest.mark.parametrize("text", _blocks("json"))
@@ -37,8 +37,9 @@ def test_example_genotype_is_read(text):
     assert bf.Genotype.from_json(text).rules
 
 
-def test_commands_exist():
-    known = subprocess.run([sys.executable, "-m", "bionas_fast", "--help"], capture_output=True, text=True, check=True)
+def test_commands_exist(forked):
+    known = forked("--help")
+    assert known.code == 0
     for page in PAGES:
         for command in re.findall(r"^bionas-fast (\w+)", page.read_text(), re.MULTILINE):
             assert re.search(rf"^\s+{command}\b", known.stdout, re.MULTILINE), command

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -209,7 +208,7 @@ def test_python_imports_what_a_config_was_given(plugin, tmp_path):
     assert f"bionas-fast train {tmp_path / 'run'} --plugin {plugin}<" in written
 
 
-def test_search_train_and_load_from_the_command_line(plugin, tmp_path, run, forget):
+def test_search_train_and_load_from_the_command_line(plugin, tmp_path, forked, run, forget):
     """A folder of pictures, an operation and a rule of one's own, from the search to the loaded network."""
     for i in range(60):
         path = tmp_path / "photos" / ("dark", "light")[i % 2] / f"{i}.png"
@@ -217,9 +216,8 @@ def test_search_train_and_load_from_the_command_line(plugin, tmp_path, run, forg
         pixels = np.random.default_rng(i).integers(0, 128, (8, 8, 3)) + 127 * (i % 2)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     own = ("--dataset", "folder:photos", "--ops", "own_conv,skip_connect", "--rules", "own_rule,usf")
-    command = [sys.executable, "-m", "bionas_fast", "search", "--plugin", "mine.py", *own, *SMALL, "--out", "run"]
-    done = subprocess.run(map(str, command), capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
+    done = forked("search", "--plugin", "mine.py", *own, *SMALL, "--out", "run", cwd=tmp_path)
+    assert done.code == 0, done.stderr
     assert "imported" in done.stdout and "own_rule" in done.stdout
     assert "bionas-fast train run --plugin mine.py" in done.stdout
     written = yaml.safe_load(Path("run/config.yaml").read_text())

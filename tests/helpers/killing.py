@@ -1,23 +1,14 @@
-"""Runs of the command line in forked children of one process, so that twenty of them cost one import; and their ends.
-
-Run as a script it is that process: it forks before anything has started a thread, reads tasks from stdin, a line each,
-and answers each with how the child ended.
-"""
+"""Runs of the command line that are killed or interrupted, in forked children of one process; their small dataset."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
-import time
-import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from helpers import forking
 
 #: A dataset made for this: so small that an epoch takes a fraction of a second.
 DATASET = "specks"
@@ -25,103 +16,28 @@ DATASET = "specks"
 REPORT = "<svg/>"
 
 
-@dataclass(frozen=True)
-class End:
-    """The end of a child process: exit code, or minus the signal; what it said; the processor time it took."""
+class Runner(forking.Runner):
+    """The process that forks. Runs read the small dataset and write no drawings.
 
-    code: int
-    stdout: str
-    stderr: str
-    seconds: float
-
-
-class Runner:
-    """The process that forks."""
+    Words that its calls take besides ``cwd`` and ``signals``:
+        signal_at_step: ``(step, number, …)``: the process sends itself these within that step, counted from 1.
+        kill_at_write: the write at which the process kills itself, counted in thirds from 0: half-written, whole
+            but not in place, in place.
+        file_limit: the largest file that can be written, in bytes.
+        ordinary: the process gives up the privileges of root, which may read and write everywhere.
+    """
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def __call__(self, *arguments: Any, **how: Any) -> End:
-        """Run ``bionas-fast`` with these arguments.
-
-        Args:
-            signals: ``[(seconds, number), …]``: what is sent to the process, and after how much processor time.
-            signal_at_step: ``(step, number, …)``: the process sends itself these within that step, counted from 1.
-            kill_at_write: the write at which the process kills itself, counted in thirds from 0: half-written, whole
-                but not in place, in place.
-            file_limit: the largest file that can be written, in bytes.
-            ordinary: the process gives up the privileges of root, which may read and write everywhere.
-        """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"arguments": [str(a) for a in arguments], **how}) + "\n")
-        self._process.stdin.flush()
-        return End(**json.loads(self._process.stdout.readline()))
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
+        super().__init__(__name__)
 
 
-def _fork(task: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                _run(**task)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(99)
-        for moment, number in task.get("signals", ()):
-            while _running(child):
-                if _used(child, started) >= moment:
-                    os.kill(child, number)
-                    break
-                time.sleep(0.001)
-        _, status, usage = os.wait4(child, 0)
-        said = [file.seek(0) or file.read().decode() for file in (out, err)]
-        return {
-            "code": os.waitstatus_to_exitcode(status),
-            "stdout": said[0],
-            "stderr": said[1],
-            "seconds": usage.ru_utime + usage.ru_stime,
-        }
-
-
-def _running(child: int) -> bool:
-    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-
-
-def _used(child: int, started: float) -> float:
-    """Processor time, so that a busy machine changes nothing; elsewhere than on Linux the time since it started."""
-    return time.clock_gettime((~child << 3) | 2) if sys.platform == "linux" else time.monotonic() - started
-
-
-def _run(
-    arguments: list[str],
-    signals: object = (),
+def _prepare(
     signal_at_step: tuple[int, ...] | None = None,
     kill_at_write: int | None = None,
     file_limit: int | None = None,
     ordinary: bool = False,
 ) -> None:
     import resource
-
-    from bionas_fast.cli import app
 
     if signal_at_step is not None:
         _signal_at_step(*signal_at_step)
@@ -131,12 +47,6 @@ def _run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if ordinary and os.getuid() == 0:
         _without_capabilities()
-    try:
-        app.main(arguments)
-    except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code)
 
 
 def _without_capabilities() -> None:
@@ -209,18 +119,12 @@ def write_report(path: Path, **_: Any) -> None:
 
 
 def _serve() -> None:
-    # Imported once, not in every child: optimisers, the report of a comparison, the measure of sizes.
-    import torch._dynamo
-    import torch.utils.flop_counter
-
     from bionas_fast import report
     from bionas_fast.data import register_dataset
 
-    torch.set_num_threads(1)
     register_dataset(DATASET)(specks)
     report.write_report = report.write_training_report = write_report
-    for line in sys.stdin:
-        print(json.dumps(_fork(json.loads(line))), flush=True)
+    forking.serve(_prepare)
 
 
 if __name__ == "__main__":

@@ -89,10 +89,18 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
 
 
 def cases() -> Iterator[tuple[int, str, int]]:
-    for index, configuration in enumerate(CONFIGURATIONS):
-        yield from itertools.product([index], ["any", "multiples of 16"], ARCHITECTURES)
-        if not configuration.ones:
-            yield index, "one", ARCHITECTURES[0]
+    """All sizes on all cards; two configurations that differ in a stride or in ``ones`` alone share these.
+
+    Each of both meets every card, and every card both sizes.
+    """
+    launches = [*itertools.product(["any", "multiples of 16"], ARCHITECTURES)]
+    alike: dict[str, list[int]] = {}
+    for index, (kernel, dtype, _, options) in enumerate(CONFIGURATIONS):
+        alike.setdefault(f"{kernel} {dtype} {options | {'STRIDE': None}}", []).append(index)
+    for indices in alike.values():
+        for number, index in enumerate(indices):
+            yield from ((index, *launch) for launch in launches[number :: len(indices)])
+    yield from ((index, "one", ARCHITECTURES[0]) for index, case in enumerate(CONFIGURATIONS) if not case.ones)
 
 
 if __name__ == "__main__":

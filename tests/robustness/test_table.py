@@ -129,7 +129,9 @@ def test_bad_options(words, message, runs, tmp_path, capsys):
 
 
 def test_runs_that_cannot_be_attacked(runs, tmp_path, capsys):
-    bf.search(bf.SearchConfig(epochs=1, channels=1, cells=3, batch_size=512, rules=("usf",)), out=tmp_path / "search")
+    small = {"epochs": 1, "channels": 1, "cells": 1, "batch_size": 512, "train_fraction": 0.1}
+    config = bf.SearchConfig(**small, rules=("usf",), operations=("skip_connect", "max_pool_3x3"))
+    bf.search(config, out=tmp_path / "search")
     assert command(tmp_path / "search") == 2
     assert f"train one first: bionas-fast train {tmp_path / 'search'}" in capsys.readouterr().err
     assert command(runs / "bp", runs / "bp") == 2

@@ -20,7 +20,7 @@ TERMINATE = signal.SIGTERM.value
 class TestKilled:
     """By SIGKILL, at moments spread over the whole run."""
 
-    @pytest.mark.parametrize(("kind", "count"), [("search", 20), ("train", 5), ("softhebb", 4)])
+    @pytest.mark.parametrize(("kind", "count"), [("search", 12), ("train", 5), ("softhebb", 4)])
     def test_at_any_moment(self, kind, count, runner, begin, whole, tmp_path):
         expected, seconds = whole[kind]
         chance = random.Random(0)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -102,14 +99,17 @@ def test_messages_name_the_layer_by_its_place():
         network(torch.randn(4, 1, 8, 8))
 
 
-def command(*arguments):
-    line = [sys.executable, "-m", "bionas_fast", *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def command(forked):
+    def command(*arguments):
+        done = forked(*arguments)
+        assert done.code == 0, done.stderr
+        return done.stdout
+
+    return command
 
 
-def test_search_and_train_from_the_command_line(tmp_path):
+def test_search_and_train_from_the_command_line(command, tmp_path):
     run, small = tmp_path / "search", ("--channels", 2, "--cells", 2, "--epochs", 1, "--batch-size", 256)
     assert "run folder" in command("search", "--space", "bionas-hl-pc", *small, "--out", run)
     genotype = bf.Genotype.load(run / "genotype.json")
@@ -118,7 +118,7 @@ def test_search_and_train_from_the_command_line(tmp_path):
     assert "test accuracy" in command("train", run, *small, "--out", tmp_path / "trained")
 
 
-def test_softhebb_from_the_command_line(tmp_path):
+def test_softhebb_from_the_command_line(command, tmp_path):
     printed = command("train", "softhebb", "--rule", "hard_wta", "--epochs", 1, "--out", tmp_path / "run")
     assert "hard_wta" in printed
     assert "test accuracy" in printed
