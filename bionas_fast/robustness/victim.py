@@ -37,7 +37,8 @@ class Victim(nn.Module):
         eot: int = 0,
     ) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).eval()
+        # The gradient for the images is wanted, not those of the weights.
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         self.to(next(network.parameters()).device)
