@@ -15,19 +15,25 @@ from torch import nn
 from bionas_fast.cli.options import Plugins, takes_record, with_plugins
 from bionas_fast.cli.output import Bars, err, interruptible, out, print_lines, print_table
 from bionas_fast.cli.sources import named_runs
-from bionas_fast.data import Dataset, load_dataset
+from bionas_fast.config import RunConfig
+from bionas_fast.data import AnyDataset, configured, expect_shape
 from bionas_fast.errors import InputError, Interrupted
 from bionas_fast.report.figure import render
-from bionas_fast.robustness import AttackConfig, Robustness, attack_names, expect_possible
+from bionas_fast.robustness import AttackConfig, Robustness, attack_names, expect_possible, parse_attack
 from bionas_fast.robustness import attack as attack_network
 from bionas_fast.robustness import table as tables
 from bionas_fast.robustness.plot import accuracy_figure
 from bionas_fast.runs.files import write_atomic
-from bionas_fast.runs.folder import NewFolder, RunFolder
+from bionas_fast.runs.folder import NewFolder
+from bionas_fast.runs.kinds import get_kind
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.train import load
+from bionas_fast.train.load import expect_trained
+from bionas_fast.train.substitute import substitute_config, train_substitute
 
 PLOT = "accuracy.svg"
+#: The folder, inside that of the results, of the network that transfer attacks are computed on.
+SUBSTITUTE = "bp-substitute"
 _DEFAULTS = AttackConfig()
 
 
@@ -69,7 +75,10 @@ def attack(
     runs: Annotated[list[str], typer.Argument(metavar="[NAME=]RUN…", help="Folders of training runs.")],
     attacker: Attacker,
     source: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Training run of the network that `transfer` is computed on.")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Training run of the network that `transfer` is computed on; by default one is trained."
+        ),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:1.")] = "auto",
@@ -84,22 +93,27 @@ def attack(
     Robust accuracy with its interval for every attack, network and gradient; their difference, blindness; and warnings
     where the figures overstate robustness. Only images that a network classifies correctly are attacked.
     """
-    config, named = attacker.config(), named_runs(runs)
-    networks, data = _networks(named, data_dir, plugins or ())
-    where = resolve_device(device)
-    crafted_on = None if source is None else load(source, plugins=plugins or ()).to(where)
-    expect_possible(config, crafted_on)
+    config, named, where = attacker.config(), named_runs(runs), resolve_device(device)
+    transferred = any(parse_attack(name).family.transferred for name in config.attacks)
+    expect_possible(config, transferred)
+    run, data = _trained_on(named, data_dir, plugins or ())
+    networks = {name: load(path, plugins=plugins or ()) for name, path in named.items()}
+    crafted_on = None if source is None else load(source, plugins=plugins or ())
     path = NewFolder("attack-" + "-".join(named)).make() if folder is None else folder
     results: dict[str, Robustness] = {}
+    place = SUBSTITUTE
     with interruptible():
-        for name, network in networks.items():
-            try:
-                results[name] = attack_network(
-                    network.to(where), data, config, source=crafted_on, out=path / name, progress=Bars()
+        try:
+            if transferred and crafted_on is None:
+                crafted_on = _substitute(run, data, path / SUBSTITUTE, plugins or ())
+            crafted_on = None if crafted_on is None else crafted_on.to(where)
+            for place, network in networks.items():
+                results[place] = attack_network(
+                    network.to(where), data, config, source=crafted_on, out=path / place, progress=Bars()
                 )
-            except KeyboardInterrupt:
-                again = f"give the same command with --out {shlex.quote(str(path))}"
-                raise Interrupted(f"interrupted in {name}; to continue, {again}") from None
+        except KeyboardInterrupt:
+            again = f"give the same command with --out {shlex.quote(str(path))}"
+            raise Interrupted(f"interrupted in {place}; to continue, {again}") from None
     tables.write(results, path)
     if any(own.eps is not None for own in next(iter(results.values())).outcomes):
         write_atomic(path / PLOT, render(accuracy_figure(results), "svg"))
@@ -114,18 +128,33 @@ def attack(
     print_lines({"legend": tables.LEGEND, "folder": str(path)})
 
 
-def _networks(
-    named: dict[str, Path], data_dir: Path | None, plugins: Sequence[str]
-) -> tuple[dict[str, nn.Module], Dataset]:
-    """Load the networks and the dataset that all of them were trained on."""
-    networks = {name: load(run, plugins=plugins) for name, run in named.items()}
-    settings = {name: RunFolder.open(run).read().settings for name, run in named.items()}
-    datasets = {name: str(own["dataset"]) for name, own in settings.items()}
+def _trained_on(named: dict[str, Path], data_dir: Path | None, plugins: Sequence[str]) -> tuple[RunConfig, AnyDataset]:
+    """Return the settings of the first run, and the dataset that all runs were trained on, read as that run reads it.
+
+    Raises:
+        InputError: a run without a trained network; several datasets; a dataset that is missing or has changed.
+    """
+    records = {name: expect_trained(run).read() for name, run in named.items()}
+    datasets = {name: str(record.settings.get("dataset")) for name, record in records.items()}
     if len(set(datasets.values())) > 1:
         known = ", ".join(f"{name}: {dataset}" for name, dataset in datasets.items())
         raise InputError(f"expected runs with the same dataset, got {known}")
-    first = next(iter(settings.values()))
-    return networks, load_dataset(str(first["dataset"]), data_dir or first.get("data_dir"))
+    first = next(iter(records.values()))
+    settings = {**first.settings, "download": False, "plugins": tuple(plugins)}
+    if data_dir is not None:
+        settings["data_dir"] = str(data_dir)
+    config = get_kind(first.kind).settings(**settings)
+    data = configured(config)
+    expect_shape(data, first.network)
+    return config, data
+
+
+def _substitute(run: RunConfig, data: AnyDataset, path: Path, plugins: Sequence[str]) -> nn.Module:
+    """Train a network under back-propagation that transfer attacks are computed on, unless that has been done."""
+    config = substitute_config(run, data)
+    text = f"transfer: computed on a {config.architecture} that {config.epochs} epochs of bp train in {path}"
+    err.print(f"{text}; --source RUN takes another network", markup=False, highlight=False, soft_wrap=True)
+    return train_substitute(config, path, plugins=plugins, progress=Bars())
 
 
 def _number(name: str, text: str) -> float:

@@ -37,10 +37,12 @@ def _search(given: Given, folder: Path | None, resume: Path | None) -> None:
     report.draw_genotype(result.genotype, out)
     out.print()
     plugins = plugin_options(given.options.get("plugins", []))
+    cost = result.cost_of_robustness
     print_lines(
         {
             "validation accuracy": f"{result.final_metrics['valid_accuracy']:.2f} % (supernet)",
             "time": f"{sum(row['seconds'] for row in result.metrics):.0f} s",
+            **({"robust search": f"{cost}, on perturbed images"} if cost else {}),
             "run folder": str(result.run_dir),
             "next": shlex.join(["bionas-fast", "train", str(result.run_dir), *plugins]),
         }

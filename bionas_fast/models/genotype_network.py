@@ -49,6 +49,9 @@ class Paths(NamedTuple):
 class GenotypeCell(PreprocessedCell):
     """A cell of a genotype."""
 
+    #: Whether the kernels of training also run in evaluation, whose outputs then differ by rounding.
+    fast_evaluation: bool = False
+
     def __init__(self, genotype: Genotype, shape: CellShape) -> None:
         super().__init__(genotype.skeleton, shape)
         cell = genotype.cells[self.kind]
@@ -97,10 +100,15 @@ class GenotypeCell(PreprocessedCell):
             self._leave(states[state], state, outputs, paths)
         return torch.cat([states[state] for state in self.concat], dim=1)
 
+    @property
+    def _by_kernels(self) -> bool:
+        # In evaluation the modules run, so that outputs are bit-identical to those of torch.nn's layers.
+        return self.training or self.fast_evaluation
+
     def preprocess(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Map the inputs [N, C_in, H, W] to the channels and size of the cell; they are its first states."""
         modules = self.preprocessing
-        if not (modules and self.training):
+        if not (modules and self._by_kernels):
             return super().preprocess(inputs)
         return [planar.run_chain(module, x) for module, x in zip(modules, inputs, strict=True)]
 
@@ -118,8 +126,7 @@ class GenotypeCell(PreprocessedCell):
     def _leave(self, x: Tensor, state: int, outputs: list[Tensor | None], paths: Paths) -> None:
         """Run all edges from a state: the chains of separable stages together, the others one by one."""
         edges = {index: self.edges[index] for index in self.leaving[state]}
-        # In evaluation the modules run, so that outputs are bit-identical to those of torch.nn's layers.
-        fits = self.training and planar.runs_planar(x)
+        fits = self._by_kernels and planar.runs_planar(x)
         chains = planar.chains(edges) if fits else {}
         if chains:
             into = [self._other(index, chains, outputs) for index in chains]
@@ -218,6 +225,13 @@ class GenotypeNetwork(CellNetwork):
                 auxiliary = self.auxiliary(out)
         logits = self._classify(inputs[-1])
         return logits if auxiliary is None else (logits, auxiliary)
+
+
+def evaluate_fast(network: nn.Module) -> None:
+    """Let the genotype cells of a network run their training kernels in evaluation, too: equal but for rounding."""
+    for module in network.modules():
+        if isinstance(module, GenotypeCell):
+            module.fast_evaluation = True
 
 
 def _checked(drop_path: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.data import Dataset
+from bionas_fast.data import AnyDataset, Dataset, FileDataset
 from bionas_fast.errors import InputError, NotFinite
 from bionas_fast.robustness.attacks import Attack, parse_attack, torchattacks
 from bionas_fast.robustness.checks import doubts
@@ -30,7 +30,7 @@ Images = tuple[Tensor, Tensor]
 
 def attack(
     network: nn.Module,
-    data: Dataset | Images,
+    data: AnyDataset | Images,
     config: AttackConfig | None = None,
     *,
     source: nn.Module | None = None,
@@ -45,8 +45,8 @@ def attack(
 
     Args:
         network: maps images [N, C, H, W] to logits [N, classes].
-        data: a dataset, whose test images are attacked after its own normalisation; or images and labels, for a network
-            that takes images in [0, 1].
+        data: a dataset, whose test images are attacked after its own normalisation; those in files are read as its
+            settings say; or images and labels, for a network that takes images in [0, 1].
         config: the settings.
         source: for ``transfer``, the network that the attack is computed on, such as one under back-propagation.
         out: a folder for the results of every batch; with the same folder, an interrupted attack continues.
@@ -58,7 +58,7 @@ def attack(
         NotFinite: the logits of the network are not finite.
     """
     config, progress = config or AttackConfig(), progress or Progress()
-    attacks = expect_possible(config, source)
+    attacks = expect_possible(config, source is not None)
     with ordinary_modes():
         images, labels, mean, std = _images(data, config.images)
         target = Target(network, source, mean, std, images, labels, config)
@@ -68,15 +68,19 @@ def attack(
     return Robustness(target.clean.cpu(), outcomes, warnings)
 
 
-def expect_possible(config: AttackConfig, source: nn.Module | None) -> list[Attack]:
+def expect_possible(config: AttackConfig, has_source: bool) -> list[Attack]:
     """Return the attacks of the settings.
+
+    Args:
+        config: the settings.
+        has_source: whether there is a network that ``transfer`` is computed on.
 
     Raises:
         InputError: a ``transfer`` without a source; a targeted attack that cannot aim; torchattacks is not installed.
     """
     attacks = [parse_attack(name) for name in config.attacks]
     for own in attacks:
-        if own.family.transferred and source is None:
+        if own.family.transferred and not has_source:
             raise InputError(f"attack {own.name!r}: needs the network that it is computed on, source")
         if config.targeted and not own.family.targets:
             raise InputError(f"attack {own.name!r} cannot aim at a class; leave it out or do not set targeted")
@@ -84,15 +88,19 @@ def expect_possible(config: AttackConfig, source: nn.Module | None) -> list[Atta
     return attacks
 
 
-def _images(data: Dataset | Images, count: int) -> tuple[Tensor, Tensor, Sequence[float], Sequence[float]]:
+def _images(data: AnyDataset | Images, count: int) -> tuple[Tensor, Tensor, Sequence[float], Sequence[float]]:
     """Return float32 images in [0, 1], labels, mean and std."""
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
-    if isinstance(data, Dataset):
+    if isinstance(data, FileDataset):
+        (images, labels), mean, std = _from_files(data, count), data.mean, data.std
+    elif isinstance(data, Dataset):
         images, labels, mean, std = data.test_images, data.test_labels, data.mean, data.std
     else:
         images, labels = data
-    images, labels = images[:count], labels[:count]
+    if len(images) == len(labels):
+        chosen = _chosen(labels, count).to(images.device)
+        images, labels = images[chosen], labels[chosen]
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
         raise InputError(
             f"images: expected [N, C, H, W] with one label each, got {list(images.shape)} and {list(labels.shape)}"
@@ -107,6 +115,28 @@ def _images(data: Dataset | Images, count: int) -> tuple[Tensor, Tensor, Sequenc
             f"images: expected pixels in [0, 1]; {int(bad.sum())} images, the first at {first}, have others"
         )
     return images, labels.long(), mean, std
+
+
+def _from_files(data: FileDataset, count: int) -> Images:
+    """Read the test images that :func:`_chosen` chooses, and no others; with the crop by which the run tests."""
+    wanted = torch.zeros(len(data.test_files), dtype=torch.bool)
+    wanted[_chosen(data.test_files.labels, count)] = True
+    mean, std = (torch.tensor(own).view(-1, 1, 1) for own in (data.mean, data.std))
+    # Decoded pixels are whole numbers of 255ths, which rounding restores exactly.
+    batches = [((x * std + mean) * 255).round() / 255 for x, _ in data.test.take(wanted).batches(250)]
+    return torch.cat(batches), data.test_files.labels[wanted]
+
+
+def _chosen(labels: Tensor, count: int) -> Tensor:
+    """Choose the first images; of images in the order of their classes, such as those of a folder, evenly spaced ones.
+
+    Returns:
+        Their indices in rising order, int64.
+    """
+    total = len(labels)
+    if labels.ndim == 1 and count < total and bool((labels.diff() >= 0).all()):
+        return torch.arange(count) * total // count
+    return torch.arange(min(count, total))
 
 
 @dataclass(eq=False)

@@ -32,7 +32,8 @@ class AttackConfig(Config):
     images: Annotated[int, Option()] = Field(
         1000,
         ge=1,
-        description="Number of test images, from the first on; only those classified correctly are attacked.",
+        description="Number of test images, from the first on, or evenly spaced if they are in the order of their "
+        "classes; only those classified correctly are attacked.",
     )
     targeted: bool = Field(
         False, description="Aim at a random other class (where the attack can) instead of any other."

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bionas_fast.models import evaluate_fast
 from bionas_fast.nn import next_draw, true_gradients
 
 
@@ -37,7 +38,9 @@ class Victim(nn.Module):
         eot: int = 0,
     ) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).eval()
+        # The gradient for the images is wanted, not those of the weights.
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        evaluate_fast(self.network)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         self.to(next(network.parameters()).device)

@@ -24,6 +24,8 @@ from bionas_fast.space.operations import Initialisation
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e6)]
+#: Perturbations in robust search: a random sign at every pixel, or the sign of the true gradient.
+Perturbation = Literal["off", "noise", "fgsm"]
 
 
 class SearchConfig(DescentConfig):
@@ -113,6 +115,15 @@ class SearchConfig(DescentConfig):
     tournament: int = Field(
         10, ge=1, description="Individuals per tournament for a parent (Real et al. 2019: 25 of 100)."
     )
+    robustness: Annotated[Perturbation, Option()] = Field(
+        "off",
+        description="Robust search: add the cross-entropy on perturbed images to the loss of every individual: noise, "
+        "±ε at random at every pixel, or fgsm, by the sign of its true gradient.",
+    )
+    robustness_eps: float = Field(
+        8 / 255, gt=0, le=1, description="Change of a pixel (ε) in robust search, in units of [0, 1]."
+    )
+    robustness_weight: Rate = Field(1.0, description="λ of the cross-entropy on perturbed images in robust search.")
 
     def work(self, images: int, test_images: int) -> tuple[Work, ...]:
         trained = round(self.train_fraction * images)
@@ -124,4 +135,8 @@ class SearchConfig(DescentConfig):
             raise InputError("nesterov: needs a momentum above 0")
         if self.warmup_epochs >= self.epochs:
             raise InputError(f"warmup_epochs: expected fewer than epochs ({self.epochs}), got {self.warmup_epochs}")
+        for name in ("robustness_eps", "robustness_weight"):
+            value = getattr(self, name)
+            if self.robustness == "off" and value != type(self).model_fields[name].default:
+                raise InputError(f"{name}: needs robustness=noise or fgsm; got {value!r} with robustness=off")
         return self

@@ -14,7 +14,8 @@ from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runtime import distributed
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.method import MIXING, SearchMethod, frozen
+from bionas_fast.search.frozen import frozen
+from bionas_fast.search.method import MIXING, SearchMethod
 from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Mixing, Supernet
 

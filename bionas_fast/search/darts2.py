@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bionas_fast.runtime import distributed
 from bionas_fast.search.darts import Batch, Darts
-from bionas_fast.search.method import frozen
+from bionas_fast.search.frozen import frozen
 from bionas_fast.search.methods import register_method
 
 #: Norm of the weight perturbation in the finite difference (Liu et al. 2019, footnote 2).

@@ -12,7 +12,7 @@ from bionas_fast.errors import InputError
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.fitness import cross_entropies, logits_of
-from bionas_fast.search.method import SearchMethod
+from bionas_fast.search.method import ROBUSTNESS, SearchMethod
 from bionas_fast.space import Genotype, one_hot, random_genotype
 from bionas_fast.supernet import Mixing, Supernet
 
@@ -23,7 +23,7 @@ class DiscreteSearch(SearchMethod):
     The alphas are the frequencies of the candidates in the current population, so that reports can be compared.
     """
 
-    options: ClassVar[tuple[str, ...]] = ("population", "generations")
+    options: ClassVar[tuple[str, ...]] = ("population", "generations", *ROBUSTNESS)
 
     def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
         super().__init__(net, config, *rest)
@@ -48,7 +48,8 @@ class DiscreteSearch(SearchMethod):
         """Set the loss of each individual on a validation batch."""
         weights = [self._weights(genotype) for genotype in self.population]
         mixing = {kind: torch.stack([each[kind] for each in weights]) for kind in self.net.space.kinds}
-        self.losses = cross_entropies(logits_of(self.net, x, mixing), y).cpu()
+        clean = cross_entropies(logits_of(self.net, x, mixing), y)
+        self.losses = (clean + self.robustness.loss(self.net, x, y, mixing)).cpu()
 
     def mixing(self) -> Mixing:
         return self._weights(self._random_genotype())

@@ -13,7 +13,7 @@ from bionas_fast.data import Stream
 from bionas_fast.errors import InputError, NotFinite
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.fitness import cross_entropies, logits_of, similarity
-from bionas_fast.search.method import MIXING, SearchMethod
+from bionas_fast.search.method import MIXING, ROBUSTNESS, SearchMethod
 from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Supernet
 
@@ -29,6 +29,7 @@ class PersistentEvolution(SearchMethod):
 
     options = (
         *MIXING,
+        *ROBUSTNESS,
         "population",
         "generations",
         "eg_sigma",
@@ -66,7 +67,7 @@ class PersistentEvolution(SearchMethod):
             if not torch.stack(defined).all(dim=0).any():
                 raise NotFinite("every architecture drawn by the evolution strategy", self.divergence)
             present = architecture.mixing(auxiliary_skip=self.auxiliary_skip)
-            loss = cross_entropies(logits_of(self.net, x, mixing), y)
+            loss = cross_entropies(logits_of(self.net, x, mixing), y) + self.robustness.loss(self.net, x, y, mixing)
             closeness = similarity(mixing, present)
         fitness = self.config.fitness_cross_entropy * loss + self.config.fitness_similarity * closeness
         finite = fitness.isfinite()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from bionas_fast.data import Stream
 from bionas_fast.search.fitness import correct, cross_entropies, logits_of, similarity
-from bionas_fast.search.method import SearchMethod
+from bionas_fast.search.method import ROBUSTNESS, SearchMethod
 from bionas_fast.search.methods import register_method
 from bionas_fast.supernet import Mixing
 
@@ -36,7 +36,7 @@ SEED = 1
 class PublishedEvolution(SearchMethod):
     """One step of the alphas per epoch, after the warm-up."""
 
-    options = ("population", "eg_step", "fitness_similarity")
+    options = ("population", "eg_step", "fitness_similarity", *ROBUSTNESS)
     divergence = ("eg_step",)
 
     @torch.no_grad()
@@ -52,6 +52,7 @@ class PublishedEvolution(SearchMethod):
         logits = logits_of(self.net, x, weights)
         present = logits_of(self.net, x, {kind: w[None] for kind, w in self.net.architecture.mixing().items()})
         scores = fitness(logits, y, rows, alphas, int(correct(present, y)), self.config.fitness_similarity)
+        scores = scores + self.robustness.loss(self.net, x, y, weights)
         direction = twice_softened(weights, best(scores))
         hits = correct(logits_of(self.net, x, {kind: w[None] for kind, w in direction.items()}), y)
         if int(hits):

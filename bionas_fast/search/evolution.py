@@ -16,7 +16,7 @@ class RegularisedEvolution(DiscreteSearch):
     All individuals of a generation are evaluated on the same batch, so that old and new ones can be compared.
     """
 
-    options = ("population", "generations", "tournament")
+    options = (*DiscreteSearch.options, "tournament")
 
     def breed(self) -> list[Genotype]:
         size = self.config.population

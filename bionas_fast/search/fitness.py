@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,18 +14,28 @@ from bionas_fast.supernet import Mixing, Supernet
 
 
 def logits_of(net: Supernet, x: Tensor, mixing: Mixing) -> Tensor:
-    """Compute logits [P, N, classes] in evaluation mode; the network's mode is restored.
+    """Compute logits [P, N, classes] of a population in evaluation mode; see :func:`evaluated`."""
+    return evaluated(net, mixing, len(x), lambda own: net.population(x, own))
+
+
+def evaluated(net: Supernet, mixing: Mixing, images: int, logits: Callable[[Mixing], Tensor]) -> Tensor:
+    """Compute logits [P, images, classes] in evaluation mode; the network's mode is restored.
 
     Several processes divide the individuals among themselves.
+
+    Args:
+        mixing: for each kind of cell [P, edges, candidates].
+        images: the number of images.
+        logits: computes the logits of some of the individuals from their mixing weights.
     """
     training = net.training
     net.eval()
     first, last = distributed.shard_bounds(len(next(iter(mixing.values()))))
     try:
         if first == last:
-            local = x.new_empty(0, len(x), net.num_classes)
+            local = next(net.parameters()).new_empty(0, images, net.num_classes)
         else:
-            local = net.population(x, {kind: rows[first:last] for kind, rows in mixing.items()})
+            local = logits({kind: rows[first:last] for kind, rows in mixing.items()})
         return distributed.all_gather(local)
     finally:
         net.train(training)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bionas_fast.data import Stream
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.search.config import SearchConfig
+from bionas_fast.search.robust import RobustTerm
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import Mixing, Supernet
 
 #: Settings of the mixture of candidates.
 MIXING = ("factorised", "edge_normalisation", "auxiliary_skip")
+#: Settings of robust search, for methods that evaluate individuals.
+ROBUSTNESS = ("robustness", "robustness_eps", "robustness_weight")
 
 
 class SearchMethod:
@@ -30,6 +31,7 @@ class SearchMethod:
         config: the settings of the search.
         optimizer: the optimiser of the weights.
         precision: the precision of forward passes; by default float32.
+        robustness: the term of robust search in the loss of an individual; by default none.
 
     Attributes:
         options: the method-specific settings that this method uses; all others must be left at their defaults.
@@ -46,11 +48,13 @@ class SearchMethod:
         config: SearchConfig,
         optimizer: torch.optim.Optimizer,
         precision: Precision | None = None,
+        robustness: RobustTerm | None = None,
     ) -> None:
         self.net = net
         self.config = config
         self.optimizer = optimizer
         self.precision = precision or Precision()
+        self.robustness = robustness or RobustTerm()
         self.epoch = 0
         self.auxiliary_skip = 0.0
 
@@ -93,16 +97,3 @@ class SearchMethod:
         Raises:
             InputError: the state does not fit. KeyError, TypeError, ValueError and RuntimeError count as the same.
         """
-
-
-@contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Exclude parameters from differentiation inside the block: no gradients are computed for them."""
-    parameters = [p for p in parameters if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

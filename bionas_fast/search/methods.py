@@ -67,7 +67,8 @@ def check(config: SearchConfig) -> None:
     for name in method_options():
         value, default = getattr(config, name), SearchConfig.model_fields[name].default
         if value != default and name not in method.options:
-            raise InputError(f"{name}: method {config.method} has no use for it; got {value!r}")
+            users = ", ".join(other for other in method_names() if name in get_method(other).options)
+            raise InputError(f"{name}: method {config.method} has no use for it, but {users}; got {value!r}")
     if config.engine not in ENGINES:
         raise unknown("engine", config.engine, ENGINES)
     space = get_space(config.space).restricted(config.rules, config.operations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from bionas_fast.runtime.device import resolve_device
 from bionas_fast.runtime.machine import machine
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.method import frozen
+from bionas_fast.search.frozen import frozen
 from bionas_fast.search.methods import check, get_method
+from bionas_fast.search.robust import RobustTerm
 from bionas_fast.search.skip_limit import SkipLimit
 from bionas_fast.space import Genotype, get_space
 from bionas_fast.supernet import Mixture, Supernet, SupernetOptions, build_supernet
@@ -54,6 +55,18 @@ class SearchResult:
     metrics: list[dict[str, Any]]
     final_metrics: dict[str, Any]
     messages: tuple[str, ...]
+
+    @property
+    def cost_of_robustness(self) -> str | None:
+        """The share of the time that robust search spent on perturbed images; None without robust search."""
+        return _cost_of_robustness(self.metrics)
+
+
+def _cost_of_robustness(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    if not any("robustness_seconds" in row for row in metrics):
+        return None
+    spent = sum(row["robustness_seconds"] for row in metrics)
+    return f"{100 * spent / sum(row['seconds'] for row in metrics):.0f} % of the time"
 
 
 def search(
@@ -143,7 +156,10 @@ class Search(Trainer):
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
-        self.method = get_method(config.method)(self.net, config, self.optimizer, self.precision)
+        robustness = RobustTerm(
+            config.robustness, config.robustness_eps, config.robustness_weight, mean=data.mean, std=data.std
+        )
+        self.method = get_method(config.method)(self.net, config, self.optimizer, self.precision, robustness)
         self.limit = SkipLimit(config.skip_limit)
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in space.kinds}
         self._record_alphas()
@@ -222,10 +238,13 @@ class Search(Trainer):
         self._record_alphas()
         if not self.method.warming_up:
             self.limit.update(self.method.genotype())
+        robustness = self.method.robustness.metrics()
+        self.method.robustness.reset()
         return {
             "valid_loss": valid["loss"],
             "valid_accuracy": valid["accuracy"],
             "alpha_entropy": self._alpha_entropy(),
+            **robustness,
             "genotype": self.genotype.hash,
         }
 
@@ -242,6 +261,7 @@ class Search(Trainer):
     def extra_state(self) -> dict[str, Any]:
         return {
             "strategy": self.method.state_dict(),
+            "robustness": self.method.robustness.state_dict(),
             "limit": self.limit.state_dict(),
             "precision": self.precision.state_dict(),
             "valid": self.valid.state_dict(),
@@ -255,6 +275,7 @@ class Search(Trainer):
         self.alphas = {kind: [a.numpy() for a in state["alphas"][kind]] for kind in rows}
         self.valid.load_state_dict(state["valid"])
         self.method.load_state_dict(state["strategy"])
+        self.method.robustness.load_state_dict(state["robustness"])
         self.limit.load_state_dict(state["limit"])
         self.precision.load_state_dict(state["precision"])
 
@@ -263,7 +284,7 @@ class Search(Trainer):
         folder.write(GENOTYPE, self.genotype.to_json())
 
     def write_report(self, folder: RunFolder) -> None:
-        genotype = self.genotype
+        genotype, cost = self.genotype, _cost_of_robustness(self.metrics)
         report.write_report(
             folder.path / REPORT,
             genotype=genotype,
@@ -277,6 +298,7 @@ class Search(Trainer):
                 "rules": ", ".join(genotype.rules),
                 "validation accuracy": f"{self.final_metrics['valid_accuracy']:.2f} %",
                 "time": f"{sum(row['seconds'] for row in self.metrics):.0f} s",
+                **({"robust search": cost} if cost else {}),
                 **({"to be noted": "; ".join(self.messages)} if self.messages else {}),
             },
         )

@@ -27,10 +27,8 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False
     Raises:
         InputError: no such run, a run of another kind, a missing or damaged checkpoint.
     """
-    folder = RunFolder.open(run_dir)
+    folder = expect_trained(run_dir)
     record = folder.read()
-    if record.kind not in kind_names() or not get_kind(record.kind).trains_network:
-        raise InputError(f"{folder.path} holds no trained network; train one first: bionas-fast train {folder.path}")
     DataShape.read(record)
     import_plugins(plugins)
     with ordinary_modes(), exclusive():
@@ -43,3 +41,16 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False
             raise InputError(f"{folder.path}: the checkpoint does not fit the run: {error}") from None
         network.load_state_dict(state)
     return network.eval()
+
+
+def expect_trained(run_dir: str | Path) -> RunFolder:
+    """Open the folder of a training run.
+
+    Raises:
+        InputError: no such run, or a run of another kind; the message names the command that trains a network.
+    """
+    folder = RunFolder.open(run_dir)
+    kind = folder.read().kind
+    if kind not in kind_names() or not get_kind(kind).trains_network:
+        raise InputError(f"{folder.path} holds no trained network; train one first: bionas-fast train {folder.path}")
+    return folder

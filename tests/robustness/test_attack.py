@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torchattacks
+from PIL import Image
 from scipy import stats
 from torch import nn
 
 import bionas_fast as bf
 from bionas_fast import InputError
+from bionas_fast.data import configured
 from bionas_fast.robustness import AttackConfig, Proportion, Victim, attack, parse_attack
 from bionas_fast.runs.progress import Progress
+from helpers.genotypes import GENOTYPE
+from helpers.supernets import relative
+from helpers.tolerances import REORDERED_FLOAT32
 
 EPS = 8 / 255
 
@@ -131,6 +138,69 @@ def test_attack_through_the_true_gradient_is_that_on_the_plain_network(digits, t
     plain = bf.to_torch(trained["usf"])
     outcomes = [attack(net, digits, config).outcomes[0] for net in (trained["usf"], plain)]
     assert torch.equal(outcomes[0].correct, outcomes[1].correct)
+
+
+@pytest.mark.parametrize("gradient", ["feedback", "true"])
+def test_genotype_networks_are_attacked_by_kernels_equal_but_for_rounding(gradient):
+    net = bf.build_network(GENOTYPE, channels=4, cells=3, in_channels=1, num_classes=10).eval()
+    victim, images, labels = Victim(net, gradient=gradient), torch.rand(6, 1, 12, 12), torch.arange(6)
+    assert not any(parameter.requires_grad for parameter in victim.network.parameters())
+    exact = bf.to_torch(net).double().eval() if gradient == "true" else copy.deepcopy(net).double()
+    found = []
+    for own, x in ((victim, images), (exact, images.double())):
+        x = x.clone().requires_grad_()
+        logits = own(x)
+        nn.functional.cross_entropy(logits, labels).backward()
+        found.append((logits.detach().double(), x.grad.double()))
+    for actual, expected in zip(*found, strict=True):
+        assert relative(actual, expected) < REORDERED_FLOAT32
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_few_images_of_classes_in_order_are_of_all_classes(trained):
+    images, labels = torch.rand(100, 1, 8, 8), torch.arange(100) // 10
+    for own, expected in ((labels, torch.arange(0, 100, 5)), (labels.flip(0), torch.arange(20))):
+        config = AttackConfig(attacks=("noise",), images=20)
+        found = attack(trained["bp"], (images, own), config)
+        with torch.no_grad():
+            clean = trained["bp"](images).argmax(dim=1) == own
+        assert torch.equal(found.clean, clean[expected])
+
+
+@pytest.mark.parametrize("gradient", ["true"])
+def test_images_in_files_are_those_in_memory(gradient, tmp_path):
+    """A folder attacked from its files, and the same crops read by PIL."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (2, 12, 32, 32, 3), dtype=np.uint8)
+    for part, own in zip(("train", "test"), pixels, strict=True):
+        for index, image in enumerate(own):
+            (tmp_path / part / f"class{index % 3}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / part / f"class{index % 3}" / f"{index:02}.png")
+    config = bf.ResNetConfig(
+        dataset=f"folder:{tmp_path}", in_memory=False, image_size=32, image_resize=32, workers=0, epochs=1
+    )
+    data = configured(config)
+    net = bf.build_resnet("resnet20", num_classes=3)
+    settings = AttackConfig(attacks=("fgsm",), gradient=gradient, images=6, eps=(0.01,))
+    found = attack(net, data, settings)
+    order = [index for label in range(3) for index in range(label, 12, 3)][::2]  # every other image of each class
+    images = torch.from_numpy(pixels[1][order]).permute(0, 3, 1, 2).float() / 255
+    labels = torch.tensor([index % 3 for index in order])
+    mean, std = (torch.tensor(own).view(-1, 1, 1) for own in (data.mean, data.std))
+    plain = nn.Sequential(Normalise(mean, std), bf.to_torch(net))
+    expected = attack(plain, (images, labels), settings)
+    assert torch.equal(found.clean, expected.clean)
+    for own, other in zip(found.outcomes, expected.outcomes, strict=True):
+        assert torch.equal(own.correct, other.correct) and own.distances == pytest.approx(other.distances, rel=1e-6)
+
+
+class Normalise(nn.Module):
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, x):
+        return (x - self.mean) / self.std
 
 
 def test_network_and_random_numbers_are_left_alone(digits):

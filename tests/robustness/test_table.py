@@ -13,6 +13,7 @@ import bionas_fast as bf
 from bionas_fast.cli.app import main
 from bionas_fast.robustness import Outcome, Robustness, table
 from bionas_fast.robustness.plot import accuracy_figure
+from bionas_fast.train import substitute
 
 
 def result(clean, **left):
@@ -138,3 +139,33 @@ def test_runs_that_cannot_be_attacked(runs, tmp_path, capsys):
     assert "'bp' names two runs; name them: NAME=RUN" in capsys.readouterr().err
     assert command(tmp_path / "nothing") == 2
     assert "no run folder" in capsys.readouterr().err
+
+
+def test_transfer_without_a_source_trains_one(tmp_path, capsys, monkeypatch):
+    """A network under bp on the run's dataset, once, in the folder of the results; then as with that as the source."""
+    monkeypatch.setattr(substitute, "_EPOCHS", 2)
+    data = {"dataset": "noise:1x8x8,classes=2,images=64"}
+    bf.train_resnet(bf.ResNetConfig(**data, rule="usf", epochs=1), out=tmp_path / "run")
+    words = [
+        "attack",
+        str(tmp_path / "run"),
+        "--attacks",
+        "transfer-2",
+        "--images",
+        "20",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert not stop.value.code
+        assert f"in {tmp_path / 'out' / 'bp-substitute'}; --source RUN" in capsys.readouterr().err
+    rows = (tmp_path / "out" / "bp-substitute" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2  # 64,000 images would be 1,000 epochs
+    source = bf.load(tmp_path / "out" / "bp-substitute")
+    config = bf.AttackConfig(attacks=("transfer-2",), images=20)
+    expected = bf.attack(bf.load(tmp_path / "run"), bf.load_dataset(data["dataset"]), config, source=source)
+    (line,) = (tmp_path / "out" / "run" / "outcomes.jsonl").read_text().splitlines()
+    kept = expected.outcomes[0].correct[expected.clean]
+    assert json.loads(line)["correct"] == "".join(str(int(bit)) for bit in kept)
