@@ -1,4 +1,4 @@
-"""What the runs of a plan cost on this machine."""
+"""Costs of the runs of a plan on this machine."""
 
 from __future__ import annotations
 

@@ -118,7 +118,6 @@ def test_command(runs, tmp_path, capsys):
         (("--eps", "300/255"), "eps"),
         (("--eps", "8/0"), "eps: expected a number such as 0.03 or 8/255, got '8/0'"),
         (("--gradient", "both ways"), "gradient"),
-        (("--attacks", "transfer"), "needs the network that it is computed on"),
         (("--images", "0"), "images"),
     ],
 )
