@@ -132,7 +132,7 @@ def test_costs_are_measured_once_for_all_rules(tmp_path, monkeypatch):
         dataset="small:fashion-mnist,images=5000,shrink=2",
         channels=4,
         cells=1,
-        epochs=4,
+        epochs=3,
         space="nb201",
         rules=("usf", "bp"),
         batch_size=32,
