@@ -24,7 +24,7 @@ SEARCHES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     put_dataset(monkeypatch, killing.specks)
-    monkeypatch.setattr(report, "write_training_report", killing.write_report)
+    monkeypatch.setattr(report, "write_report", killing.write_report)
 
 
 def test_the_cells_of_searches_under_one_rule(tmp_path):
