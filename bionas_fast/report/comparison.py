@@ -46,7 +46,7 @@ from bionas_fast.space import Agreement, Genotype
 _DRAWN = 12
 _SEED = "seed-"
 _DOTS = "Dots: seeds. Bars: the mean and its 95 % confidence interval."
-_DIFFERENCES = " Right: differences to the first variant of equal seeds; one whose interval contains 0 is none."
+_DIFFERENCES = " Right: differences to the first variant of equal seeds; an interval with 0 in it shows none."
 
 
 @dataclass(frozen=True)

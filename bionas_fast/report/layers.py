@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bionas_fast.report.charts import panel_grid, series_legend, style_axes
 from bionas_fast.report.colors import series_colors
@@ -15,7 +16,7 @@ from bionas_fast.report.colors import series_colors
 Rows = Sequence[Mapping[str, Any]]
 _GRADIENTS = (
     ("variance", "variance of the gradient", True),
-    ("noise_scale", "noise scale, tr Cov(g) / ‖mean g‖²", True),
+    ("noise_scale", "noise scale", True),
     ("cosine", "cosine to the true gradient", False),
 )
 _ALIGNMENT = (("angle", "angle between B and W, °", False), ("norm_ratio", "‖B‖ / ‖W‖", False))
@@ -43,6 +44,7 @@ def _figure(rows: Mapping[str, Rows], quantities: Sequence[tuple[str, str, bool]
         style_axes(ax, f"{title}, by {'epoch' if over_time else 'layer'}")
         for name, color in series_colors(rows).items():
             draw(ax, [row for row in rows[name] if row[key] is not None], key, color, _mean(logarithmic))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if logarithmic:
             ax.set_yscale("log")
     series_legend(figure, rows)

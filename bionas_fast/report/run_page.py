@@ -211,8 +211,8 @@ def layers(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
         gradients_figure(rows),
         "gradients",
         "Variance of the gradient, noise scale, and cosine to the true gradient, over epochs or layers",
-        "Thin lines: layers; thick: their mean. Variance follows the magnitude of the feedback; noise scale and cosine "
-        "do not, and compare rules.",
+        "Thin lines: layers; thick: their mean. Noise scale: tr Cov(g) / ‖mean g‖². The variance follows the "
+        "magnitude of the feedback; noise scale and cosine do not, and compare rules.",
     )
     if any(row["angle"] is not None for own in rows.values() for row in own):
         yield inline_figure(

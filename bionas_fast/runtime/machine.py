@@ -28,7 +28,7 @@ def machine() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "accelerator": accelerator,
         "date": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        "command": " ".join(Path(word).name if i == 0 else word for i, word in enumerate(sys.argv)),
+        "command": " ".join([_program(), *sys.argv[1:]]),
     }
 
 
@@ -41,6 +41,11 @@ def _processor() -> str:
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     model = next(models, "") or platform.processor() or platform.machine()
     return f"{model}, {os.cpu_count()} logical cores"
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "python -m bionas_fast" if name == "__main__.py" else name
 
 
 def _version(package: str) -> str:
