@@ -42,7 +42,7 @@ a { color: inherit; text-underline-offset: .15em }
 .skip:focus { left: 1rem; top: .5rem }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; margin: 1.2rem 0 0; padding: 0 }
 figure { margin: 0 0 1.2rem }
-figcaption, caption { color: var(--muted); font-size: .88rem; text-align: left; max-width: 60rem; padding: .3rem 0 }
+figcaption, .caption { color: var(--muted); font-size: .88rem; max-width: 60rem; margin: 0; padding: .3rem 0 }
 svg { display: block; width: 100%%; height: auto }
 code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .88em }
 pre { background: var(--surface); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; user-select: all }
@@ -62,6 +62,7 @@ dd { margin: 0; overflow-wrap: anywhere }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%%), 1fr)); gap: 0 2.5rem }
 .pair > section { min-width: 0 }
 .scroll { overflow-x: auto }
+.scroll + .caption { margin-top: 1.2rem }
 .numbers { font-variant-numeric: tabular-nums }
 .numbers th, .numbers td { overflow-wrap: normal }
 .heat { width: auto; font-size: .8rem; font-variant-numeric: tabular-nums }
@@ -186,6 +187,11 @@ def _scrolled(content: str, name: str) -> str:
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{content}</div>'
 
 
+def _captioned(table: str, caption: str) -> str:
+    """Put a table below its caption, which does not scroll with it."""
+    return f'<p class="caption">{escape(caption)}</p>{_scrolled(table, caption)}'
+
+
 def settings_table(settings: Mapping[str, Any]) -> str:
     """Write settings, which may be nested, one per row."""
     lines = (
@@ -220,10 +226,10 @@ def table_of_rows(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
 
     body = "".join(map(line, rows))
     table = (
-        f'<table class="numbers"><caption>{escape(caption)}</caption>'
+        f'<table class="numbers" aria-label="{escape(caption)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
-    return _scrolled(table, caption)
+    return _captioned(table, caption)
 
 
 @dataclass(frozen=True)
@@ -276,10 +282,10 @@ def heat_map(
         row = (cell.html("first" if number in starts else "") for number, cell in enumerate(cells))
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(row)}</tr>')
     table = (
-        f'<table class="heat"><caption>{escape(caption)}</caption><thead><tr>{head}</tr>'
+        f'<table class="heat" aria-label="{escape(caption)}"><thead><tr>{head}</tr>'
         f"{f'<tr>{below}</tr>' if grouped else ''}</thead><tbody>{''.join(lines)}</tbody></table>"
     )
-    return _scrolled(table, caption)
+    return _captioned(table, caption)
 
 
 def breakable(name: str) -> str:

@@ -62,8 +62,8 @@ class TestAlpha:
         alphas["normal"][-1, 0, 5] = math.log(21)  # half of the weight of its edge
         write_report(write_search(tmp_path, GENOTYPE, SPACE, metrics=[{"epoch": 1}], alphas=alphas))
         text = (tmp_path / "report.html").read_text()
-        assert text.count('<table class="heat">') == 2
-        cells = text.split('<table class="heat">')[1].split("</table>")[0]
+        assert text.count('<table class="heat"') == 2
+        cells = text.split('<table class="heat"')[1].split("</table>")[0]
         assert cells.count("<td") == 14 * 22
         row = cells.split("<tbody>")[1].split("</tr>")[0]
         assert [part.split("</td>")[0].rpartition(">")[2] for part in row.split("<td")[1:]].count("50") == 1

@@ -46,7 +46,7 @@ def test_the_cells_of_searches_under_one_rule(tmp_path):
             (series.name, str(seed)) for series in table.series for seed in (0, 1)
         ]
     page = (tmp_path / "all" / "report.html").read_text()
-    assert "Results by share of back-propagation" in page
+    assert "over the share of the weights that learn by back-propagation" in page
 
 
 def test_plans(tmp_path, monkeypatch):
