@@ -10,7 +10,7 @@ import numpy as np
 from bionas_fast.evaluate import Evaluation
 from bionas_fast.report.charts import softmax
 from bionas_fast.report.colors import rule_color
-from bionas_fast.report.layout import cell_title
+from bionas_fast.report.layout import cell_title, state_title
 from bionas_fast.report.page import Heat, heat_map, paragraph, table_of_rows
 from bionas_fast.space import Genotype, Space
 
@@ -36,8 +36,8 @@ def alpha_map(kind: str, alpha: np.ndarray, space: Space, genotype: Genotype) ->
     }
     rows = {}
     for (node, source), row in zip(space.edges, weights, strict=True):
-        names = [skeleton.state_name(state) for state in (source, len(skeleton.input_names) + node)]
-        rows[" → ".join(map(_plain, names))] = [
+        states = (source, len(skeleton.input_names) + node)
+        rows[" → ".join(state_title(skeleton, state) for state in states)] = [
             Heat(
                 f"{100 * weight:.0f}",
                 weight / weights.max(),
@@ -55,11 +55,6 @@ def alpha_map(kind: str, alpha: np.ndarray, space: Space, genotype: Genotype) ->
         f"{100 / len(space.candidates):.1f} % everywhere; outlined: what the genotype has."
     )
     return heat_map(caption, columns, rows, "edge")
-
-
-def _plain(name: str) -> str:
-    """Return the name of a state without the marks of its subscript."""
-    return name.replace("_{", " ").replace("}", "").replace("k-", "k−")
 
 
 def confusion_map(evaluation: Evaluation, classes: Sequence[str] = ()) -> str:

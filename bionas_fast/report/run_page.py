@@ -13,6 +13,7 @@ from bionas_fast.report import charts
 from bionas_fast.report.figure import genotype_figure
 from bionas_fast.report.heat import alpha_map, confusion_map
 from bionas_fast.report.layers import alignment_figure, gradients_figure
+from bionas_fast.report.layout import cell_title, state_title
 from bionas_fast.report.page import (
     Html,
     Section,
@@ -117,14 +118,19 @@ def cells(genotype: Genotype, name: str = "cells") -> Iterator[str]:
         genotype: the genotype.
         name: a prefix of the ids of the drawing, unique on the page.
     """
-    edges = "; ".join(
-        f"{kind} cell: " + ", ".join(f"node {node}: {edge}" for node, own in enumerate(cell.nodes) for edge in own)
+    skeleton = genotype.skeleton
+    inputs = len(skeleton.input_names)
+    edges = [
+        f"{cell_title(kind)}: {edge.candidate} from {state_title(skeleton, edge.source)} "
+        f"to {state_title(skeleton, inputs + node)}"
         for kind, cell in genotype.cells.items()
-    )
+        for node, own in enumerate(cell.nodes)
+        for edge in own
+    ]
     yield inline_figure(
         genotype_figure(genotype),
         name,
-        f"The cells of genotype {genotype.hash} as graphs. {edges}",
+        f"The cells of genotype {genotype.hash} as graphs. {'; '.join(edges)}",
         "An edge applies an operation and propagates errors by its learning rule, which gives it its colour; a node "
         "sums its edges.",
     )
