@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.data import LabelledImages
-from bionas_fast.errors import InputError, NotFinite
+from bionas_fast.errors import InputError, NotFinite, shown
 from bionas_fast.runtime import distributed
 
 
@@ -83,6 +84,41 @@ class Evaluation:
         """The accuracy on each class, in percent; None for a class without images."""
         hits, counts = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
         return tuple(100 * hit / count if count else None for hit, count in zip(hits, counts, strict=True))
+
+    def to_json(self) -> str:
+        """Write all attributes and the accuracy on each class as JSON."""
+        return json.dumps(
+            {
+                "images": self.images,
+                "loss": self.loss,
+                "accuracy": self.accuracy,
+                "top5": self.top5,
+                "calibration_error": self.calibration_error,
+                "per_class": list(self.per_class),
+                "confusion": self.confusion.tolist(),
+            },
+            indent=2,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Evaluation:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: something else.
+        """
+        try:
+            values = json.loads(text)
+            confusion = torch.tensor(values["confusion"], dtype=torch.int64)
+            numbers = {name: float(values[name]) for name in ("loss", "accuracy", "calibration_error")}
+            top5 = None if values["top5"] is None else float(values["top5"])
+            images = int(values["images"])
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"expected an evaluation in JSON, got {shown(text, 40)}: {error!r:.100}") from None
+        square = confusion.dim() == 2 and confusion.shape[0] == confusion.shape[1] > 0
+        if not square or int(confusion.sum()) != images or int(confusion.min()) < 0:
+            raise InputError(f"confusion: expected [classes, classes] counts of {images} images")
+        return cls(images=images, top5=top5, confusion=confusion, **numbers)
 
 
 @torch.no_grad()

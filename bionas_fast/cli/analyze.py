@@ -14,16 +14,17 @@ from bionas_fast.analysis import (
     WeightDistribution,
     alpha_entropy,
     composition,
-    figures,
     measure_weights,
     probe,
     record_layers,
 )
+from bionas_fast.analysis.figures import weights_figure
 from bionas_fast.cli.options import Plugins, with_plugins
 from bionas_fast.cli.output import out, print_lines, print_table
 from bionas_fast.cli.sources import named_runs
 from bionas_fast.data import load_dataset
 from bionas_fast.report.figure import render
+from bionas_fast.report.layers import alignment_figure, gradients_figure
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import ALPHAS, GENOTYPE, LAYERS, NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
@@ -102,10 +103,10 @@ def _write_layers(
         for low, high, density in zip(own.edges[:-1], own.edges[1:], own.density, strict=True)
     ]
     write_atomic(target / "weights.csv", comma_separated(("network", "rule", "from", "to", "density"), densities))
-    write_atomic(target / "gradients.svg", render(figures.gradients_figure(layers), "svg"))
-    write_atomic(target / "weights.svg", render(figures.weights_figure(weights), "svg"))
+    write_atomic(target / "gradients.svg", render(gradients_figure(layers), "svg"))
+    write_atomic(target / "weights.svg", render(weights_figure(weights), "svg"))
     if any(row["angle"] is not None for found in layers.values() for row in found):
-        write_atomic(target / "alignment.svg", render(figures.alignment_figure(layers), "svg"))
+        write_atomic(target / "alignment.svg", render(alignment_figure(layers), "svg"))
 
 
 def _write_genotypes(target: Path, genotypes: Mapping[str, Genotype], entropies: Mapping[str, np.ndarray]) -> None:

@@ -17,6 +17,7 @@ from bionas_fast.cli.evaluate import evaluate
 from bionas_fast.cli.export import export
 from bionas_fast.cli.output import QUIET, err, show_log, show_warning
 from bionas_fast.cli.presets import list_presets
+from bionas_fast.cli.report import report
 from bionas_fast.cli.reproduce import reproduce
 from bionas_fast.cli.runs import list_runs
 from bionas_fast.cli.search import search
@@ -40,6 +41,7 @@ app.command("export")(export)
 app.command("attack")(attack)
 app.command("analyze")(analyze)
 app.command("reproduce")(reproduce)
+app.command("report")(report)
 app.command("runs")(list_runs)
 app.command("show")(show)
 app.command("presets")(list_presets)

@@ -19,10 +19,10 @@ from bionas_fast.config import RunConfig
 from bionas_fast.data import AnyDataset, configured, expect_shape
 from bionas_fast.errors import InputError, Interrupted
 from bionas_fast.report.figure import render
+from bionas_fast.report.robustness import accuracy_figure
 from bionas_fast.robustness import AttackConfig, Robustness, attack_names, expect_possible, parse_attack
 from bionas_fast.robustness import attack as attack_network
 from bionas_fast.robustness import table as tables
-from bionas_fast.robustness.plot import accuracy_figure
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import NewFolder
 from bionas_fast.runs.kinds import get_kind
@@ -115,10 +115,11 @@ def attack(
             again = f"give the same command with --out {shlex.quote(str(path))}"
             raise Interrupted(f"interrupted in {place}; to continue, {again}") from None
     tables.write(results, path)
-    if any(own.eps is not None for own in next(iter(results.values())).outcomes):
-        write_atomic(path / PLOT, render(accuracy_figure(results), "svg"))
+    records = tables.records(results)
+    if any(record["eps"] is not None for record in records):
+        write_atomic(path / PLOT, render(accuracy_figure(records), "svg"))
     if as_json:
-        print(json.dumps(tables.records(results), indent=2))
+        print(json.dumps(records, indent=2))
         return
     print_table(tables.rows(results))
     out.print()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +42,7 @@ def evaluate(
     expect_shape(data, record.network)
     found = measure(network, _test_images(data, trained))
     if as_json:
-        print(json.dumps(_as_json(found), indent=2))
+        print(found.to_json())
     else:
         _print(found)
 
@@ -61,18 +60,6 @@ def _test_images(data: AnyDataset, trained: AnyDataset) -> LabelledImages:
     if isinstance(data, Dataset):
         return MemoryImages(data.test_images, data.test_labels, trained.mean, trained.std)
     return data.test
-
-
-def _as_json(found: Evaluation) -> dict[str, object]:
-    return {
-        "images": found.images,
-        "loss": found.loss,
-        "accuracy": found.accuracy,
-        "top5": found.top5,
-        "calibration_error": found.calibration_error,
-        "per_class": list(found.per_class),
-        "confusion": found.confusion.tolist(),
-    }
 
 
 def _print(found: Evaluation) -> None:

@@ -228,7 +228,7 @@ def with_plugins(command: Command) -> Command:
         given = arguments["plugins"] or []
         import_plugins(given)
         named = (arguments.get(name) for name in ("source", "config", "resume"))
-        places = (*named, *(arguments.get("sources") or ()))
+        places = (*named, *(arguments.get("sources") or ()), *(arguments.get("runs") or ()))
         with plugins_explained(*places, given=given):
             command(**arguments)
 

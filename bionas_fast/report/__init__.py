@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, Any
 from bionas_fast.report.text import draw_genotype
 
 if TYPE_CHECKING:
-    from bionas_fast.report.comparison import write_comparison
+    from bionas_fast.report.comparison import Compared, collect, write_comparison
     from bionas_fast.report.figure import draw_figure
-    from bionas_fast.report.html import write_report, write_training_report
+    from bionas_fast.report.robustness import AttackTable
+    from bionas_fast.report.run_page import write_report
 
 # Imported on use: matplotlib takes half a second.
 _drawing = {
+    "AttackTable": "bionas_fast.report.robustness",
+    "Compared": "bionas_fast.report.comparison",
+    "collect": "bionas_fast.report.comparison",
     "draw_figure": "bionas_fast.report.figure",
     "write_comparison": "bionas_fast.report.comparison",
-    "write_report": "bionas_fast.report.html",
-    "write_training_report": "bionas_fast.report.html",
+    "write_report": "bionas_fast.report.run_page",
 }
 
 

@@ -1,4 +1,4 @@
-"""Charts of the report of a search: shares of learning rules, α over time, curves."""
+"""Charts of runs: shares of learning rules, α over time, curves."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bionas_fast.errors import InputError
-from bionas_fast.report.colors import FAINT, INK, MUTED, NO_RULE, PAPER, SURFACE, TESTED, rule_color
+from bionas_fast.report.colors import FAINT, INK, MUTED, NO_RULE, PAPER, SURFACE, TESTED, rule_color, series_colors
 from bionas_fast.report.layout import cell_title
 from bionas_fast.space import Candidate, Genotype, Space
 
 _WIDTH = 10.8  # inches, the width of the page
 _LEFT = 0.62
+_LEGEND_COLUMNS = 5
 #: Line styles of the first and the second kind of cell.
 _LINES = ("-", (0, (3, 1.5)))
+#: The title of the panel of entropies.
+ENTROPY = "entropy of α, bits"
 _SERIES = (("train", MUTED), ("valid", INK), ("test", TESTED))
 
 
@@ -74,18 +77,33 @@ def edge_shares(genotype: Genotype, kind: str) -> dict[str | None, np.ndarray]:
     return {rule: np.array([node.count(rule) / max(len(node), 1) for node in nodes]) for rule in used}
 
 
-def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """Draw one stacked bar per node: the shares of the rules by α, and on the edges of the genotype."""
+def prior_shares(space: Space, key: Callable[[Candidate], Any]) -> dict[Any, tuple[int, int]]:
+    """Count the candidates with the same key, key → (count, all): their share of the weight before a search begins."""
+    keys = [key(candidate) for candidate in space.candidates]
+    return {k: (keys.count(k), len(keys)) for k in dict.fromkeys(keys)}
+
+
+def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: Space | None) -> Figure:
+    """Draw one stacked bar per node: the shares of the rules by α, and on the edges of the genotype.
+
+    Above the bars by α, one of the shares among the candidates: where equal α begin.
+    """
     panels = []
     for kind in genotype.cells:
-        if kind in alphas:
-            panels.append((f"{cell_title(kind)}, by α", rule_shares(alphas[kind][-1], space)))
-        panels.append((f"{cell_title(kind)}, genotype", edge_shares(genotype, kind)))
+        if space is not None and kind in alphas:
+            prior = prior_shares(space, lambda candidate: candidate.learning)
+            by_alpha = rule_shares(alphas[kind][-1], space)
+            shares = {rule: np.append(prior[rule][0] / prior[rule][1], share) for rule, share in by_alpha.items()}
+            panels.append((f"{cell_title(kind)}, by α", shares))
+        found = edge_shares(genotype, kind)
+        panels.append(
+            (f"{cell_title(kind)}, genotype", {rule: np.append(math.nan, share) for rule, share in found.items()})
+        )
     order = sorted(dict.fromkeys(rule for _, shares in panels for rule in shares), key=lambda rule: rule is None)
-    nodes = max(len(next(iter(shares.values()))) for _, shares in panels)
+    bars = max(len(next(iter(shares.values()))) for _, shares in panels)
     skeleton = genotype.skeleton
-    names = [f"node {skeleton.state_name(len(skeleton.input_names) + n)}" for n in range(nodes)]
-    figure, axes = panel_grid(len(panels), len(panels), 0.36 * nodes + 0.75)
+    names = ["candidates", *(f"node {skeleton.state_name(len(skeleton.input_names) + n)}" for n in range(bars - 1))]
+    figure, axes = panel_grid(len(panels), len(panels), 0.36 * bars + 0.75, left=0.85)
     for ax, (title, shares) in zip(axes, panels, strict=True):
         style_axes(ax, title)
         left = np.zeros(len(next(iter(shares.values()))))
@@ -93,12 +111,29 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
             share = shares[rule]
             ax.barh(range(len(share)), share, 0.68, left, color=rule_color(rule), edgecolor=PAPER, linewidth=1)
             left += share
-        ax.set(xlim=(0, 1), ylim=(nodes - 0.5, -0.5), yticks=range(len(left)), xticks=(0.25, 0.5, 0.75))
+        top = -0.5 if alphas else 0.5
+        ax.set(xlim=(0, 1), ylim=(bars - 0.5, top), yticks=range(len(left)), xticks=(0.25, 0.5, 0.75))
         ax.set_yticklabels(names[: len(left)] if ax is axes[0] else [""] * len(left))
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(False)
         ax.spines["left"].set_visible(False)
-    _legend(figure, [(rule or NO_RULE, rule_color(rule), "s") for rule in order])
+    legend(figure, [(rule or NO_RULE, rule_color(rule), "s") for rule in order])
+    return figure
+
+
+def network_figure(shares: Mapping[str, float]) -> Figure:
+    """Draw one stacked bar: the share of the weights of a network that learn by each rule, in [0, 1]."""
+    figure, (ax,) = panel_grid(1, 1, 1.05)
+    style_axes(ax, "weights of the network by learning rule")
+    left = 0.0
+    for rule, share in shares.items():
+        ax.barh(0, share, 0.6, left, color=rule_color(rule), edgecolor=PAPER, linewidth=1)
+        left += share
+    ax.set(xlim=(0, 1), ylim=(-0.5, 0.5), yticks=(), xticks=(0, 0.25, 0.5, 0.75, 1))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.grid(False)
+    ax.spines["left"].set_visible(False)
+    legend(figure, [(f"{rule} {100 * share:.1f} %", rule_color(rule), "s") for rule, share in shares.items()])
     return figure
 
 
@@ -124,13 +159,17 @@ def _over_time(
 ) -> Figure:
     series = {kind: grouped(softmax(alpha), space, key) for kind, alpha in alphas.items()}
     keys = sorted(next(iter(series.values())), key=lambda k: k is None)
-    top = max(w.mean(axis=-1).max() for groups in series.values() for w in groups.values())
+    prior = prior_shares(space, key)
+    weights = [w.mean(axis=-1).max() for groups in series.values() for w in groups.values()]
+    top = max(*weights, *(count / number for count, number in prior.values()))
     columns = min(len(keys), 5) if len(keys) != 8 else 4
     styles = dict(zip(series, _LINES, strict=False))
     figure, axes = panel_grid(len(keys), columns, 1.55)
     for i, (ax, k) in enumerate(zip(axes, keys, strict=True)):
         title, color = title_and_color(k)
-        style_axes(ax, title)
+        count, number = prior[k]
+        style_axes(ax, f"{title} ({count} of {number})")
+        ax.axhline(count / number, color=MUTED, lw=1, ls=":")
         for kind, groups in series.items():
             weight = groups[k].mean(axis=-1)
             mark = "o" if len(weight) == 1 else None
@@ -140,19 +179,26 @@ def _over_time(
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.tick_params(labelleft=i % columns == 0)
-    _legend(figure, [(cell_title(kind), MUTED, style) for kind, style in styles.items()])
+    entries = [(cell_title(kind), MUTED, style) for kind, style in styles.items()]
+    legend(figure, [*entries, ("share among the candidates, where equal α begin", MUTED, ":")])
     return figure
 
 
-def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Draw loss, accuracy, entropy of α and seconds per epoch, where recorded; None if nothing was recorded."""
+def curves_figure(metrics: Sequence[Mapping[str, Any]], candidates: int | None = None) -> Figure | None:
+    """Draw loss, accuracy, entropy of α and seconds per epoch, where recorded; None if nothing was recorded.
+
+    Args:
+        metrics: one entry per epoch.
+        candidates: number of candidates of an edge, which sets the largest entropy.
+    """
     epochs = [_number(row.get("epoch", i)) for i, row in enumerate(metrics, 1)]
 
     def series(key: str) -> list[float]:
         return [_number(row.get(key)) for row in metrics]
 
     panels = [(name, {s: (series(f"{s}_{name}"), color) for s, color in _SERIES}) for name in ("loss", "accuracy")]
-    panels += [("entropy of α", {"": (series("alpha_entropy"), INK)}), ("seconds", {"": (series("seconds"), INK)})]
+    bits = [nats / math.log(2) for nats in series("alpha_entropy")]
+    panels += [(ENTROPY, {"": (bits, INK)}), ("seconds", {"": (series("seconds"), INK)})]
     panels = [
         (title, {name: s for name, s in lines.items() if any(map(math.isfinite, s[0]))}) for title, lines in panels
     ]
@@ -168,26 +214,46 @@ def curves_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         ax.yaxis.set_major_locator(MaxNLocator(4))
         if title == "seconds":
             ax.set_ylim(0, None)
+        if title == ENTROPY:
+            full_entropy(ax, candidates)
     shown = {name for _, lines in panels for name in lines}
-    _legend(figure, [(name, color, "-") for name, color in _SERIES if name in shown])
+    legend(figure, [(name, color, "-") for name, color in _SERIES if name in shown])
     return figure
+
+
+def full_entropy(ax: Axes, candidates: int | None) -> None:
+    """Show entropies in bits from 0, all edges decided, to their maximum, where a line is: equal α."""
+    ax.set_ylim(0, None if candidates is None else 1.05 * math.log2(candidates))
+    if candidates is not None:
+        ax.axhline(math.log2(candidates), color=MUTED, lw=1, ls=":")
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, Real) else math.nan
 
 
-def panel_grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Lay out ``n`` panels in rows of equal size, with room for a legend below; ``height`` of a row in inches."""
+def panel_grid(
+    n: int, columns: int, height: float, *, left: float = _LEFT, entries: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """Lay out panels in rows of equal size, with room for a legend below.
+
+    Args:
+        n: number of panels.
+        columns: number of panels in a row.
+        height: height of a row, in inches.
+        left: space for the labels at the left, in inches.
+        entries: number of names in a legend of :func:`series_legend`.
+    """
+    below = 0.3 + 0.2 * (-(-entries // _LEGEND_COLUMNS) - 1)
     rows = -(-n // columns)
-    total = rows * height + 0.3
+    total = rows * height + below
     figure = Figure(figsize=(_WIDTH, total), facecolor=PAPER)
     gap = 0.36
-    width = (_WIDTH - _LEFT - 0.2 - gap * (columns - 1)) / columns
+    width = (_WIDTH - left - 0.2 - gap * (columns - 1)) / columns
     axes = []
     for i in range(n):
         row, column = divmod(i, columns)
-        x, y = _LEFT + column * (width + gap), total - (row + 1) * height + 0.28
+        x, y = left + column * (width + gap), total - (row + 1) * height + 0.28
         axes.append(figure.add_axes((x / _WIDTH, y / total, width / _WIDTH, (height - 0.65) / total)))
     return figure, axes
 
@@ -203,8 +269,8 @@ def style_axes(ax: Axes, title: str) -> None:
         spine.set(visible=side in ("left", "bottom"), color=FAINT)
 
 
-def _legend(figure: Figure, entries: Iterable[tuple[str, str, Any]]) -> None:
-    """Draw a one-line legend below the panels: each name with a square (``"s"``) or a line style."""
+def legend(figure: Figure, entries: Iterable[tuple[str, str, Any]], columns: int | None = None) -> None:
+    """Draw a legend below the panels: each name with a square (``"s"``) or a line style; by default on one line."""
     handles = []
     for name, color, style in entries:
         appearance: dict[str, Any] = (
@@ -218,4 +284,11 @@ def _legend(figure: Figure, entries: Iterable[tuple[str, str, Any]]) -> None:
             "borderaxespad": 0,
             "borderpad": 0.1,
         }
-        figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=8.5, labelcolor=INK, **position)
+        columns = len(handles) if columns is None else min(columns, len(handles))
+        figure.legend(handles=handles, ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK, **position)
+
+
+def series_legend(figure: Figure, names: Iterable[str], *others: tuple[str, str, Any]) -> None:
+    """Draw a legend of several networks or runs in their colours, and of ``others``, as of :func:`legend`."""
+    entries = [(name, color, "-") for name, color in series_colors(names).items()]
+    legend(figure, [*entries, *others], _LEGEND_COLUMNS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from types import MappingProxyType
 
 INK = "#1c2129"
@@ -28,9 +29,16 @@ RULE_COLORS = MappingProxyType(
 OWN_RULE_COLORS = MappingProxyType({"hebbian": "#8c510a", "predictive coding": "#5e3c99"})
 #: Tol 2021, "muted": for user-defined rules.
 _OTHER_RULES = ("#882255", "#999933", "#aa4499", "#44aa99", "#332288", "#ddcc77", "#117733", "#cc6677")
+#: Lines of networks or runs (Okabe & Ito 2008, without the yellow, which is faint on white).
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 #: Operations without weights, hence without a rule.
 NO_RULE_COLOR = "#8f97a3"
 NO_RULE = "no weights"
+
+
+def series_colors(names: Iterable[str]) -> dict[str, str]:
+    """Assign a colour, ``#rrggbb``, to each of several networks or runs; beyond eight, colours repeat."""
+    return {name: _SERIES[number % len(_SERIES)] for number, name in enumerate(names)}
 
 
 def rule_color(rule: str | None) -> str:

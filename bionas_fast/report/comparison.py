@@ -1,193 +1,297 @@
-"""The report of runs repeated over seeds: a self-contained HTML page that leads to the runs."""
+"""The page of several runs, such as those repeated over seeds: a self-contained HTML file that leads to the runs."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 
-from bionas_fast import rules
-from bionas_fast.report.charts import panel_grid, style_axes
-from bionas_fast.report.colors import INK, MUTED, SURFACE, rule_color
-from bionas_fast.report.page import headline, html_page, inline_figure, settings_and_machine, table_of_rows
+from bionas_fast.errors import InputError, Unregistered
+from bionas_fast.evaluate import Evaluation
+from bionas_fast.report.charts import ENTROPY, full_entropy, panel_grid, series_legend, style_axes
+from bionas_fast.report.colors import series_colors
+from bionas_fast.report.heat import class_map
+from bionas_fast.report.page import (
+    Section,
+    flat,
+    folded,
+    headline,
+    html_page,
+    inline_figure,
+    link,
+    paragraph,
+    settings_table,
+    table_of_rows,
+)
+from bionas_fast.report.robustness import AttackTable
+from bionas_fast.report.run import ReportedRun
+from bionas_fast.report.run_page import cells, layers, robustness
+from bionas_fast.report.seeds import curves_figure, results_figure, shares_figure
 from bionas_fast.runs.files import write_atomic
-from bionas_fast.runs.folder import METRICS, REPORT, RunFolder
-from bionas_fast.runs.seeds import Interval, SeedTable, Series
-from bionas_fast.runs.summary import accuracy_of
+from bionas_fast.runs.folder import REPORT, RunFolder
+from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.seeds import NOTHING, SeedTable, Series
+from bionas_fast.runs.summary import accuracy_of, find_runs
+from bionas_fast.space import Agreement, Genotype
 
-#: The largest number of panels in a row.
-_COLUMNS = 4
-#: Inches between variants that share a position.
-_DODGE = 0.16
+#: The largest number of genotypes that are drawn.
+_DRAWN = 12
+_SEED = "seed-"
+_DOTS = "Dots: seeds. Bars: the mean and its 95 % confidence interval."
+_DIFFERENCES = " Right: differences to the first variant of equal seeds; an interval with 0 in it shows none."
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Runs whose results are of one kind, on one dataset.
+
+    Attributes:
+        title: title of their section.
+        table: their results; drawn with intervals, and for several variants with paired differences.
+        runs: the run folders of each variant, also of runs without a result.
+    """
+
+    title: str
+    table: SeedTable
+    runs: Mapping[str, Sequence[Path]]
 
 
 def write_comparison(
     path: str | Path,
-    table: SeedTable,
-    runs: Mapping[str, Sequence[Path]],
+    compared: Sequence[Compared],
     *,
     title: str,
-    rows: Sequence[Mapping[str, Any]],
-    remarks: Sequence[str] = (),
+    attacks: Mapping[str, AttackTable] | None = None,
 ) -> None:
-    """Write the report of runs repeated over seeds, as one HTML file without scripts, replaced atomically.
+    """Write a page about several runs: one HTML file without scripts, replaced atomically.
 
     Args:
         path: the file.
-        table: the results; drawn with their intervals, and for several variants with their paired differences.
-        runs: the run folders of each variant. Their metrics over epochs are drawn; the settings and the machine shown
-            are those of the first one.
+        compared: the runs; results of different kinds or datasets stand in sections of their own.
         title: title of the page.
-        rows: the rows of its first table.
-        remarks: sentences below that table.
+        attacks: results of attacks, by name.
 
     Raises:
         InputError: a run cannot be read, or the file cannot be written.
     """
     path = Path(path)
-    write_atomic(path, html_page(title, _content(path.parent, table, runs, title, rows, remarks)))
+    read = [{name: list(map(ReportedRun.read, own)) for name, own in group.runs.items()} for group in compared]
+    every: dict[str, ReportedRun] = {}
+    for group in read:
+        for name, own in group.items():
+            every |= {f"{name}, seed {run.summary.seed}" if len(own) > 1 else name: run for run in own}
+    names = ", ".join(dict.fromkeys(run.summary.dataset for run in every.values()))
+    tables = [group.table for group in compared]
+    header = [
+        f"<h1>{escape(title)} <code>{escape(names)}</code></h1>",
+        headline(
+            {
+                "runs": len(every),
+                "variants": sum(len(table.series) for table in tables),
+                "complete": sum(len(series.values) for table in tables for series in table.series),
+                "failed": sum(len(table.failures) for table in tables),
+            }
+        ),
+    ]
+    parts: dict[str, Iterator[str]] = {
+        **{
+            group.title: _results(group.table, runs, number)
+            for number, (group, runs) in enumerate(zip(compared, read, strict=True))
+        },
+        "Runs": _runs(every, path.parent),
+        "Genotypes": _genotypes({name: run.genotype for name, run in every.items() if run.genotype is not None}),
+        "α over time": _entropies(every),
+        "Test images by class": _classes([own for group in read for own in group.items()]),
+        "Layers": layers({name: run.layers for name, run in every.items() if run.layers}),
+        "Robustness": robustness(attacks or {}),
+        "Configuration": _differences({name: run.settings for name, run in every.items()}),
+        "Machine": _differences({name: run.machine for name, run in every.items()}),
+    }
+    found = {heading: "\n".join(content) for heading, content in parts.items()}
+    sections = [Section(heading, content) for heading, content in found.items() if content]
+    write_atomic(path, html_page(title, header, sections))
 
 
-def _content(
-    folder: Path,
-    table: SeedTable,
-    runs: Mapping[str, Sequence[Path]],
-    title: str,
-    rows: Sequence[Mapping[str, Any]],
-    remarks: Sequence[str],
-) -> Iterator[str]:
-    record = RunFolder.open(next(run for own in runs.values() for run in own)).read()
-    seeds = sorted({seed for series in table.series for seed in series.values})
-    yield f"<h1>{escape(title)} <code>{escape(str(record.settings.get('dataset')))}</code></h1>"
-    yield headline({"seeds": ", ".join(map(str, seeds)), "variants": len(table.series), "failed": len(table.failures)})
-    yield table_of_rows(rows)
-    yield f"<p>{escape(table.legend)}</p>"
-    yield from (f"<p>{escape(remark)}</p>" for remark in (*remarks, *table.failures))
-    if seeds:
-        yield "<h2>Results of the seeds</h2>"
-        yield inline_figure(results_figure(table), "results", f"{table.metric} of every seed, with means and intervals")
-    shares = {round(series.share, 1) for series in table.series if series.shares and series.values}
-    if len(shares) > 1:
-        yield "<h2>Results by share of back-propagation</h2>"
-        yield inline_figure(shares_figure(table), "shares", f"{table.metric} over the share of back-propagation")
-    curves = {name: [_accuracies(run) for run in own] for name, own in runs.items()}
+def collect(named: Mapping[str, Path]) -> list[Compared]:
+    """Find the runs in folders, and sort them by the kind of their result and their dataset.
+
+    Args:
+        named: folders of runs, or of runs repeated over seeds, ``VARIANT/seed-N``, by name.
+
+    Raises:
+        InputError: a folder without runs, or with a damaged one; two runs of a variant have one seed.
+    """
+    groups: dict[tuple[bool, str], dict[str, list[ReportedRun]]] = {}
+    for name, folder in named.items():
+        paths = find_runs(folder)
+        if not paths:
+            raise InputError(f"{folder} holds no runs")
+        for path in paths:
+            run = ReportedRun.read(path)
+            below = [part for part in path.relative_to(folder).parts if not part.startswith(_SEED)]
+            variant = " ".join(below if below and len(named) == 1 else [name, *below])
+            groups.setdefault((run.searches, run.summary.dataset), {}).setdefault(variant, []).append(run)
+    return [_compared(*key, group) for key, group in groups.items()]
+
+
+def _compared(searches: bool, dataset: str, group: Mapping[str, Sequence[ReportedRun]]) -> Compared:
+    series = []
+    for variant, runs in group.items():
+        values, shares = {}, {}
+        seeds = [run.summary.seed for run in runs]
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"{variant}: two of {', '.join(str(run.path) for run in runs)} have one seed")
+        for run in runs:
+            if run.summary.state == "complete" and run.accuracy is not None:
+                values[run.summary.seed] = run.accuracy
+            share = _share_of_bp(run)
+            if share is not None:
+                shares[run.summary.seed] = share
+        series.append(Series(variant, values, shares))
+    metric, title = ("validation accuracy %", "Searches") if searches else ("test accuracy %", "Trainings")
+    paths = {variant: [run.path for run in runs] for variant, runs in group.items()}
+    return Compared(f"{title} on {dataset}", SeedTable(metric, tuple(series)), paths)
+
+
+def _share_of_bp(run: ReportedRun) -> float | None:
+    """Return the share of bp; None without a network, or if the record does not suffice to build it."""
+    if run.record.kind not in kind_names():
+        return None
+    try:
+        return get_kind(run.record.kind).share_of_bp(RunFolder.open(run.path), run.record)
+    except Unregistered:
+        raise
+    except InputError:
+        return None
+
+
+def _results(table: SeedTable, runs: Mapping[str, Sequence[ReportedRun]], number: int) -> Iterator[str]:
+    yield table_of_rows(table.rows(), f"{table.metric} of every variant")
+    yield paragraph(table.legend)
+    yield from map(paragraph, table.failures)
+    with_results = [series for series in table.series if series.values]
+    if with_results:
+        yield inline_figure(
+            results_figure(table),
+            f"results{number}",
+            f"{table.metric} of every seed, with means and intervals: "
+            + "; ".join(f"{series.name} {series.interval}" for series in with_results),
+            _DOTS + (_DIFFERENCES if len(table.series) > 1 else ""),
+        )
+    if len({round(series.share, 1) for series in with_results if series.shares}) > 1:
+        yield inline_figure(
+            shares_figure(table),
+            f"bp{number}",
+            f"{table.metric} over the share of the weights that learn by back-propagation: "
+            + "; ".join(f"{series.name} {series.share:.1f} %" for series in with_results if series.shares),
+            "A variant with much bp says little about its rule.",
+        )
+    curves = {name: list(map(_accuracies, own)) for name, own in runs.items()}
     if any(curve for own in curves.values() for curve in own):
-        yield "<h2>Accuracy over epochs</h2>"
-        yield inline_figure(curves_figure(curves), "curves", "Accuracy over epochs, one line per seed")
-    yield "<h2>Runs</h2>"
-    yield "".join(
-        f"<p>{escape(name)}: {', '.join(_link(run, folder) for run in own)}</p>" for name, own in runs.items()
-    )
-    yield settings_and_machine(record.settings, record.machine)
+        yield inline_figure(
+            curves_figure(curves), f"curves{number}", f"{table.metric} over epochs, one line per seed", table.metric
+        )
 
 
-def _link(run: Path, folder: Path) -> str:
+def _accuracies(run: ReportedRun) -> list[float]:
+    """Return the accuracies over the epochs of a run; none if it failed in the first one."""
+    return [value for row in run.metrics if (value := accuracy_of(row)) is not None]
+
+
+def _runs(runs: Mapping[str, ReportedRun], folder: Path) -> Iterator[str]:
+    rows = [
+        {
+            "run": link(_target(run.path, folder), name),
+            "kind": run.summary.label,
+            "dataset": run.summary.dataset,
+            "seed": run.summary.seed,
+            "epochs": f"{run.summary.done} of {run.summary.epochs}",
+            "state": run.summary.state,
+            "accuracy %": None if run.accuracy is None else f"{run.accuracy:.2f}",
+            "begun": run.record.machine.get("date"),
+        }
+        for name, run in runs.items()
+    ]
+    yield table_of_rows(rows, "All runs; the accuracy is that on the test images, of a search that of its supernet.")
+
+
+def _target(run: Path, folder: Path) -> str:
     target = run / REPORT if (run / REPORT).is_file() else run
-    return f'<a href="{quote(os.path.relpath(target, folder))}">{escape(run.name)}</a>'
+    return quote(os.path.relpath(str(target), str(folder)))
 
 
-def _accuracies(run: Path) -> list[float]:
-    """Read the accuracies over the epochs of a run; none if it failed in the first one."""
-    rows = RunFolder.open(run).read_metrics() if (run / METRICS).is_file() else []
-    return [value for row in rows if (value := accuracy_of(row)) is not None]
-
-
-def results_figure(table: SeedTable) -> Figure:
-    """Draw the result of every seed and the interval of every variant, and the paired differences to the first one."""
-    first, *others = table.series
-    titles = [table.metric, *([f"{table.metric}, minus {first.name}"] if others else [])]
-    figure, axes = panel_grid(len(titles), len(titles), 0.42 * len(table.series) + 0.85)
-    for ax, heading in zip(axes, titles, strict=True):
-        style_axes(ax, heading)
-        ax.grid(axis="x", color=SURFACE, lw=1)
-        ax.set(ylim=(len(table.series) - 0.5, -0.6), yticks=())
-        for position, series in enumerate(table.series):
-            # Above its line, where a name of any length has room.
-            ax.text(0.005, position - 0.22, series.name, color=MUTED, size=8, transform=ax.get_yaxis_transform())
-    for position, series in enumerate(table.series):
-        _draw(axes[0], position, series)
-        common = series.values.keys() & first.values.keys()
-        if others and series is not first and common:
-            _draw(axes[1], position, Series(series.name, {s: series.values[s] - first.values[s] for s in common}))
-    if others:
-        axes[1].axvline(0, color=MUTED, lw=1)
-    return figure
-
-
-def _draw(ax: Axes, position: int, series: Series) -> None:
-    """Draw the values of a series as dots, its mean as a line and its interval as a bar."""
-    if not series.values:
+def _genotypes(genotypes: Mapping[str, Genotype]) -> Iterator[str]:
+    if not genotypes:
         return
-    color, interval = _color(series.name), series.interval
-    ax.plot(list(series.values.values()), [position] * len(series.values), "o", color=color, ms=4, alpha=0.5)
-    ax.errorbar(interval.mean, position, xerr=interval.half_width, fmt="|", color=color, ms=12, capsize=3)
+    rows = [
+        {"run": name, "genotype": genotype.hash, "rules": ", ".join(genotype.rules) or NOTHING}
+        for name, genotype in genotypes.items()
+    ]
+    yield table_of_rows(rows, "The genotype of every search and of every network that has one")
+    distinct = {genotype.hash: genotype for genotype in genotypes.values()}
+    if len(distinct) > 1 and len({type(g.skeleton) and g.skeleton for g in distinct.values()}) == 1:
+        yield paragraph(f"In all genotypes: {Agreement.of(list(distinct.values()))}.")
+    for number, (name, genotype) in enumerate(list(distinct.items())[:_DRAWN]):
+        yield folded(f"The cells of {name}", "\n".join(cells(genotype, f"cells{number}")))
+    if len(distinct) > _DRAWN:
+        yield paragraph(f"{len(distinct) - _DRAWN} more genotypes are drawn in the reports of their runs.")
 
 
-def shares_figure(table: SeedTable) -> Figure:
-    """Draw the mean of every variant and its interval over the share of the weights that learn by back-propagation."""
-    groups: dict[float, list[Series]] = {}
-    for series in table.series:
-        if series.values and series.shares:
-            groups.setdefault(round(series.share, 1), []).append(series)
-    figure, (ax,) = panel_grid(1, 1, 2.6)
-    style_axes(ax, f"{table.metric}, over the share of back-propagation in %")
-    for share, own in groups.items():
-        for number, series in enumerate(own):
-            # Variants with the same share stand next to each other, centred on it.
-            inches = (number - (len(own) - 1) / 2) * _DODGE
-            place = ax.transData + ScaledTranslation(inches, 0, figure.dpi_scale_trans)
-            interval, color = series.interval, _color(series.name)
-            bar: dict[str, Any] = {"fmt": "o", "color": color, "ms": 4, "capsize": 2, "transform": place}
-            ax.errorbar(share, interval.mean, yerr=interval.half_width, **bar)
-            ax.text(
-                share,
-                0.02,
-                series.name,
-                transform=ax.get_xaxis_transform() + ScaledTranslation(inches, 0, figure.dpi_scale_trans),
-                rotation=90,
-                size=8,
-                color=MUTED,
-                ha="center",
-                va="bottom",
-            )
-    ends = [end for own in groups.values() for series in own for end in _ends(series.interval)]
-    height = max(ends) - min(ends) or 1.0
-    # The names stand below the intervals.
-    ax.set(xlim=(-8, 108), ylim=(min(ends) - 0.6 * height, max(ends) + 0.08 * height))
+def _entropies(runs: Mapping[str, ReportedRun]) -> Iterator[str]:
+    searches = {name: run for name, run in runs.items() if run.space is not None and run.metrics}
+    if searches:
+        yield inline_figure(
+            entropy_figure(searches),
+            "entropy",
+            "Entropy of α in bits over epochs, one line per search",
+            "Dotted: equal α; at 0 every edge has decided for one candidate.",
+        )
+
+
+def entropy_figure(searches: Mapping[str, ReportedRun]) -> Figure:
+    """Draw the entropy of α over epochs, one line per search, from 0 to the entropy of equal α."""
+    figure, (ax,) = panel_grid(1, 1, 2.6, entries=len(searches))
+    style_axes(ax, ENTROPY)
+    for name, color in series_colors(searches).items():
+        bits = [float(row.get("alpha_entropy") or math.nan) / math.log(2) for row in searches[name].metrics]
+        ax.plot(range(1, len(bits) + 1), bits, color=color, lw=1.8, marker="o" if len(bits) < 4 else None, ms=4)
+    for number in sorted({len(run.space.candidates) for run in searches.values() if run.space is not None}):
+        full_entropy(ax, number)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    series_legend(figure, searches)
     return figure
 
 
-def _ends(interval: Interval) -> tuple[float, float]:
-    half = 0.0 if math.isnan(interval.half_width) else interval.half_width
-    return interval.mean - half, interval.mean + half
+def _classes(variants: Sequence[tuple[str, Sequence[ReportedRun]]]) -> Iterator[str]:
+    """Write the accuracy by class of the variants, one table for each dataset."""
+    found: dict[tuple[str, tuple[str, ...], int], dict[str, list[Evaluation]]] = {}
+    for name, runs in variants:
+        for run in runs:
+            if run.evaluation is not None:
+                key = run.summary.dataset, run.classes, len(run.evaluation.confusion)
+                found.setdefault(key, {}).setdefault(name, []).append(run.evaluation)
+    for (dataset, classes, _), evaluations in found.items():
+        if len(found) > 1:
+            yield f"<h3>{escape(dataset)}</h3>"
+        yield class_map(evaluations, classes)
 
 
-def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Draw one panel per variant: the accuracy over epochs, one line per seed."""
-    figure, axes = panel_grid(len(curves), min(len(curves), _COLUMNS), 1.7)
-    values = [value for own in curves.values() for curve in own for value in curve]
-    for ax, (name, own) in zip(axes, curves.items(), strict=True):
-        style_axes(ax, name)
-        for curve in own:
-            ax.plot(range(1, len(curve) + 1), curve, color=_color(name), lw=1.3, marker="o" if len(curve) < 2 else None)
-        ax.set_ylim(min(values) - 1, max(values) + 1)
-        if max(map(len, own)) < 2:
-            ax.set(xlim=(0.5, 1.5), xticks=(1,))
-            continue
-        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    return figure
-
-
-def _color(variant: str) -> str:
-    """Return the colour of the rule of a variant; ink for one that is not named after a rule."""
-    rule = variant.rpartition(" ")[2].partition(":")[0]
-    return rule_color(rule) if rule in rules.names() else INK
+def _differences(properties: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Write the properties in which runs differ, one row per run, and those that are the same in all."""
+    own = {name: flat(values) for name, values in properties.items() if values}
+    names = list(dict.fromkeys(name for values in own.values() for name in values))
+    differ = [name for name in names if len({repr(values.get(name)) for values in own.values()}) > 1]
+    if differ:
+        rows = [{"run": run, **{name: values.get(name) for name in differ}} for run, values in own.items()]
+        yield table_of_rows(rows, "Where the runs differ")
+    same = {name: value for values in own.values() for name, value in values.items() if name not in differ}
+    if same:
+        yield folded("The same in all runs" if len(own) > 1 else "All", settings_table(same))

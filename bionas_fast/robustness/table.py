@@ -105,5 +105,10 @@ def write(results: Mapping[str, Robustness], folder: Path) -> None:
     found = records(results)
     write_atomic(folder / TABLE_MARKDOWN, to_markdown(results))
     write_atomic(folder / TABLE_CSV, comma_separated(tuple(found[0]), [tuple(row.values()) for row in found]))
-    content = {"records": found, "warnings": {name: list(own.warnings) for name, own in results.items()}}
+    content = {
+        "records": found,
+        "rows": rows(results),
+        "legend": LEGEND,
+        "warnings": {name: list(own.warnings) for name, own in results.items()},
+    }
     write_atomic(folder / TABLE_JSON, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -32,6 +32,7 @@ CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 GENOTYPE = "genotype.json"
 REPORT = "report.html"
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,24 @@ from bionas_fast.runs.lock import is_locked
 _ACCURACIES = ("test_accuracy", "valid_accuracy")
 #: Runs repeated over seeds are in FOLDER/VARIANT/seed-N.
 _DEPTH = 3
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts about the result of a run that its report cannot read from files.
+
+    Attributes:
+        lines: names and values for people.
+        shares: the share of the weights of the network that learn by each rule, in [0, 1]; empty without a network.
+        notes: remarks needed to interpret the result, in sentences.
+    """
+
+    lines: Mapping[str, str] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+NO_FACTS = RunFacts()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runs.divergence import likely_causes, too_small_a_batch
 from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.summary import NO_FACTS, RunFacts
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.isolation import exclusive
 
@@ -182,6 +183,11 @@ class Trainer:
     def share_of_bp(cls, folder: RunFolder, record: RunRecord) -> float | None:
         """Return the share of the weights that learn by back-propagation, in percent; None without a network."""
         return None
+
+    @classmethod
+    def facts(cls, folder: RunFolder, record: RunRecord) -> RunFacts:
+        """Return facts about the result for the report, from the folder of a run that may not be complete."""
+        return NO_FACTS
 
     @property
     def phase(self) -> Phase:

@@ -123,12 +123,7 @@ def repeat_search(
     table = distributed.broadcast(SearchTable.read(found, path) if distributed.is_main() else None)
     assert table is not None
     if distributed.is_main():
-        report.write_comparison(
-            path / REPORT,
-            found,
-            {variant.name: [variant.path(path, seed) for seed in numbers]},
-            title="Search",
-            rows=table.rows(),
-            remarks=[f"{name}: {value}" for name, value in table.summary().items()],
-        )
+        searches = {variant.name: [variant.path(path, seed) for seed in numbers]}
+        compared = report.Compared(f"Searches on {config.dataset}", found, searches)
+        report.write_comparison(path / REPORT, [compared], title="Search")
     return table

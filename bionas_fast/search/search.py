@@ -13,21 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bionas_fast import report
+from bionas_fast.config import RunRecord
 from bionas_fast.data import Augment, LabelledImages, configured
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder, RunFolder
+from bionas_fast.runs.folder import CHECKPOINT, GENOTYPE, NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.schedule import cosine
+from bionas_fast.runs.summary import NO_FACTS, RunFacts
 from bionas_fast.runs.trainer import Phase, Step, Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
-from bionas_fast.runtime.machine import machine
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.frozen import frozen
@@ -197,15 +198,7 @@ class Search(Trainer):
     @property
     def messages(self) -> tuple[str, ...]:
         """The remarks needed to interpret the genotype."""
-        cells = self.config.cells
-        sequence = self.net.skeleton.sequence(cells)
-        arbitrary = [
-            f"cells={cells}: the network has no {kind} cell, so the genotype's {kind} cell is arbitrary"
-            for kind in self.net.space.kinds
-            if kind not in sequence
-        ]
-        remark = self.limit.message(self.genotype)
-        return (*arbitrary, *([remark] if remark else []))
+        return _messages(self.config.cells, self.limit, self.genotype)
 
     def train_step(self, x: Tensor, y: Tensor) -> Step:
         self.method.before_weight_step(x, y, self.valid)
@@ -284,21 +277,36 @@ class Search(Trainer):
         folder.write(GENOTYPE, self.genotype.to_json())
 
     def write_report(self, folder: RunFolder) -> None:
-        genotype, cost = self.genotype, _cost_of_robustness(self.metrics)
-        report.write_report(
-            folder.path / REPORT,
-            genotype=genotype,
-            config={**self.config.settings(), "plugins": self.config.plugins},
-            metrics=self.metrics,
-            alphas={kind: np.stack(rows) for kind, rows in self.alphas.items()},
-            space=self.net.space,
-            machine=machine(),
-            summary={
-                "genotype": genotype.hash,
-                "rules": ", ".join(genotype.rules),
-                "validation accuracy": f"{self.final_metrics['valid_accuracy']:.2f} %",
-                "time": f"{sum(row['seconds'] for row in self.metrics):.0f} s",
-                **({"robust search": cost} if cost else {}),
-                **({"to be noted": "; ".join(self.messages)} if self.messages else {}),
-            },
-        )
+        report.write_report(folder.path, facts=_facts(self.metrics, self.final_metrics, self.messages))
+
+    @classmethod
+    def facts(cls, folder: RunFolder, record: RunRecord) -> RunFacts:
+        if not (folder.path / CHECKPOINT).is_file() or not (folder.path / GENOTYPE).is_file():
+            return NO_FACTS
+        state, config = folder.read_checkpoint(), SearchConfig(**record.settings)
+        limit = SkipLimit(config.skip_limit)
+        limit.load_state_dict(state["limit"])
+        rows = state["metrics"]
+        if not rows:
+            return NO_FACTS
+        genotype = Genotype.load(folder.path / GENOTYPE)
+        return _facts(rows, rows[-2 if limit.exceeded else -1], _messages(config.cells, limit, genotype))
+
+
+def _facts(metrics: Sequence[Mapping[str, Any]], row: Mapping[str, Any], messages: tuple[str, ...]) -> RunFacts:
+    """Return the facts of a search whose genotype is that of the epoch with the given row of its metrics."""
+    cost = _cost_of_robustness(metrics)
+    figures = {"validation accuracy of the supernet": f"{row['valid_accuracy']:.2f} %"}
+    return RunFacts(figures | ({"robust search": cost} if cost else {}), notes=messages)
+
+
+def _messages(cells: int, limit: SkipLimit, genotype: Genotype) -> tuple[str, ...]:
+    """Return the remarks needed to interpret a genotype of a search with this number of cells."""
+    sequence = genotype.skeleton.sequence(cells)
+    arbitrary = [
+        f"cells={cells}: the network has no {kind} cell, so the genotype's {kind} cell is arbitrary"
+        for kind in genotype.cells
+        if kind not in sequence
+    ]
+    remark = limit.message(genotype)
+    return (*arbitrary, *([remark] if remark else []))

@@ -188,7 +188,8 @@ def _repeated(variants: Sequence[Variant], out: str | Path | NewFolder, progress
     path = table.folder
     if path is not None and distributed.is_main():
         runs = {variant.name: [variant.path(path, seed) for seed in variant.runs] for variant in variants}
-        report.write_comparison(path / REPORT, table, runs, title="Training", rows=table.rows())
+        compared = report.Compared(f"Trainings on {next(iter(variants[0].runs.values())).config.dataset}", table, runs)
+        report.write_comparison(path / REPORT, [compared], title="Training")
     return table
 
 

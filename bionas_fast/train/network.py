@@ -13,11 +13,13 @@ from bionas_fast import report
 from bionas_fast.config import RunRecord
 from bionas_fast.data import AnyDataset
 from bionas_fast.errors import InputError
+from bionas_fast.evaluate import measure
 from bionas_fast.models import NetworkSize, measure_size, weights_by_rule
-from bionas_fast.runs.folder import REPORT, RunFolder
+from bionas_fast.runs.folder import EVALUATION, RunFolder
+from bionas_fast.runs.summary import RunFacts
 from bionas_fast.runs.trainer import Trainer
+from bionas_fast.runtime import distributed
 from bionas_fast.runtime.isolation import exclusive, ordinary_modes
-from bionas_fast.runtime.machine import machine
 from bionas_fast.space import Genotype
 from bionas_fast.train.result import TrainResult
 
@@ -85,7 +87,7 @@ class NetworkTraining(Trainer):
     """The training of a network; a subclass says which.
 
     Attributes:
-        name: the name of the network in the report.
+        name: the name of the network in displays.
         genotype: the genotype of the network, if it has one.
     """
 
@@ -129,12 +131,21 @@ class NetworkTraining(Trainer):
         self.write_config(folder, network=DataShape.of(self.data).entries())
 
     def write_report(self, folder: RunFolder) -> None:
-        report.write_training_report(
-            folder.path / REPORT,
-            name=self.name,
-            genotype=self.genotype,
-            config={**self.config.settings(), "plugins": self.config.plugins},
-            metrics=self.metrics,
-            machine=machine(),
-            summary=self.result(folder).lines(),
-        )
+        images = self.data.test
+        # Of several processes, only this one is here; it can measure images in memory alone.
+        if distributed.world_size() == 1 or not images.divided:
+            folder.write(EVALUATION, measure(self.trained, images).to_json())
+        speed = {"speed": f"{self.images_per_second():,.0f} images/s"}
+        report.write_report(folder.path, facts=_facts(self.size(), speed))
+
+    @classmethod
+    def facts(cls, folder: RunFolder, record: RunRecord) -> RunFacts:
+        shape = DataShape.read(record)
+        with ordinary_modes(), exclusive():
+            network = cls.load_network(folder, record)
+        return _facts(measure_size(network, (shape.in_channels, *shape.image_size)))
+
+
+def _facts(size: NetworkSize, lines: Mapping[str, str] | None = None) -> RunFacts:
+    sizes = {name: line for name, line in size.lines().items() if name != "weights by rule"}
+    return RunFacts({**sizes, **(lines or {})}, size.shares)

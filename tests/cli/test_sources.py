@@ -24,7 +24,6 @@ WORDS = ("--epochs", "1", "--channels", "1", "--cells", "2", "--batch-size", "24
 def small(monkeypatch):
     put_dataset(monkeypatch, killing.specks)
     monkeypatch.setattr(report, "write_report", killing.write_report)
-    monkeypatch.setattr(report, "write_training_report", killing.write_report)
 
 
 @pytest.fixture(scope="module")

@@ -111,11 +111,11 @@ def specks(data_dir: Path | None, *, download: bool, seed: int) -> Any:
     return Dataset.from_tensors(DATASET, (images[:64], labels[:64]), (images[64:], labels[64:]))
 
 
-def write_report(path: Path, **_: Any) -> None:
+def write_report(run: Path, **_: Any) -> None:
     """Replacement of the drawings, which would take longer than the search and have tests of their own."""
     from bionas_fast.runs.files import write_atomic
 
-    write_atomic(path, REPORT)
+    write_atomic(run / "report.html", REPORT)
 
 
 def _serve() -> None:
@@ -123,7 +123,7 @@ def _serve() -> None:
     from bionas_fast.data import register_dataset
 
     register_dataset(DATASET)(specks)
-    report.write_report = report.write_training_report = write_report
+    report.write_report = write_report
     forking.serve(_prepare)
 
 

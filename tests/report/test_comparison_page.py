@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bionas_fast.report import write_comparison
+from bionas_fast.report import Compared, write_comparison
 from bionas_fast.report.colors import INK, RULE_COLORS
-from bionas_fast.report.comparison import curves_figure, results_figure, shares_figure
+from bionas_fast.report.seeds import curves_figure, results_figure, shares_figure
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.seeds import SeedTable, Series
 from bionas_fast.train import ResNetConfig
@@ -105,7 +105,8 @@ def runs(tmp_path):
 
 
 def test_page(runs, tmp_path):
-    write_comparison(tmp_path / "report.html", TABLE, runs, title="<Training>", rows=TABLE.rows(), remarks=["a & b"])
+    compared = Compared("Trainings on a & b", TABLE, runs)
+    write_comparison(tmp_path / "report.html", [compared], title="<Training>")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.tags["svg"] == 3
     assert page.tags["script"] == 0
@@ -124,10 +125,10 @@ def test_page(runs, tmp_path):
 def test_without_results_or_differing_shares(runs, tmp_path):
     """Nothing is drawn over the share of back-propagation if all variants have the same."""
     same = SeedTable(METRIC, (USF, SHUFFLED))
-    write_comparison(tmp_path / "same.html", same, runs, title="Training", rows=same.rows())
+    write_comparison(tmp_path / "same.html", [Compared("Trainings", same, runs)], title="Training")
     assert Page((tmp_path / "same.html").read_text()).tags["svg"] == 2
     failed = SeedTable(METRIC, (Series("usf", {}, {}, {0: "not finite"}),))
     none = {"usf": [tmp_path / "shuffle-1" / "seed-0"]}
-    write_comparison(tmp_path / "failed.html", failed, none, title="Training", rows=failed.rows())
+    write_comparison(tmp_path / "failed.html", [Compared("Trainings", failed, none)], title="Training")
     page = Page((tmp_path / "failed.html").read_text())
     assert page.tags["svg"] == 0 and "usf, seed 0: not finite" in page.text

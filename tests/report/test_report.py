@@ -22,7 +22,7 @@ from bionas_fast.report.colors import OWN_RULE_COLORS, RULE_COLORS, rule_color
 from bionas_fast.report.figure import genotype_figure
 from bionas_fast.report.layout import lay_out
 from bionas_fast.space import Cell, Edge, Genotype, derive_genotype, get_space, operation_names
-from helpers.pages import Page
+from helpers.pages import Page, write_search
 
 
 def random_genotype(seed: int, edges_per_node: int = 2) -> Genotype:
@@ -249,29 +249,30 @@ class TestShares:
         assert {rule: list(share) for rule, share in shares.items()} == expected
 
 
-def report(path, **changes) -> str:
-    epochs = 3
+METRICS = (
+    {"epoch": 1, "train_loss": 2.25, "valid_loss": 2.5, "train_accuracy": 0.125, "seconds": 13.0},
+    {"epoch": 2, "train_loss": 1.0, "valid_accuracy": 94.71234, "alpha_entropy": None},
+    {"epoch": 3, "note": "<b>", "valid_accuracy": 94.71234},
+)
+
+
+def report(folder, **changes) -> str:
     rng = np.random.default_rng(0)
     arguments = {
         "genotype": random_genotype(0),
-        "config": {"dataset": "digits", "optimizer": {"lr": 0.025}, "note": "<script>alert('a & b')</script>"},
-        "metrics": [
-            {"epoch": 1, "train_loss": 2.25, "valid_loss": 2.5, "train_accuracy": 0.125, "seconds": 13.0},
-            {"epoch": 2, "train_loss": 1.0, "valid_accuracy": np.float32(0.25), "alpha_entropy": None},
-            {"epoch": 3, "note": "<b>"},
-        ],
-        "alphas": {kind: rng.normal(size=(epochs + 1, 14, 22)) for kind in ("normal", "reduce")},
+        "settings": {"optimizer": {"lr": 0.025}, "note": "<script>alert('a & b')</script>"},
+        "metrics": METRICS,
+        "alphas": {kind: rng.normal(size=(len(METRICS) + 1, 14, 22)) for kind in ("normal", "reduce")},
         "space": get_space("bionas"),
-        "machine": {"processor": "A & B"},
-        "summary": {"valid_accuracy": 0.9471234},
+        "machine": {"processor": "A & B", "command": "bionas-fast search --seed 0", "date": "2026-01-02"},
     }
-    write_report(path, **{**arguments, **changes})
-    return path.read_text(encoding="utf-8")
+    write_report(write_search(folder, **{**arguments, **changes}))
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> str:
-    return report(tmp_path_factory.mktemp("run one") / "report.html")
+    return report(tmp_path_factory.mktemp("run one"))
 
 
 @pytest.fixture(scope="module")
@@ -284,14 +285,14 @@ class TestReport:
         assert page.tags["svg"] == 5
         for heading in (
             "The cells",
-            "Learning rules over depth",
+            "Learning rules",
             "α over time",
             "Training",
             "Configuration",
             "Machine",
         ):
             assert heading in page.words
-        for words in (random_genotype(0).hash, "optimizer.lr", "0.025", "0.9471", "A & B", "2.25"):
+        for words in (random_genotype(0).hash, "optimizer.lr", "0.025", "94.71 %", "A & B", "2.25", "2026-01-02"):
             assert words in page.text
 
     def test_every_edge_is_drawn(self, page):
@@ -323,14 +324,14 @@ class TestReport:
         command = next(word for word in page.words if word.startswith("bionas-fast train "))
         assert re.fullmatch(r"bionas-fast train '.*run one\d*'", command)
 
-    @pytest.mark.parametrize("alphas", [{}, {"normal": [], "reduce": []}], ids=["absent", "empty"])
-    def test_without_alpha_and_metrics(self, alphas, tmp_path):
-        page = Page(report(tmp_path / "report.html", alphas=alphas, metrics=[], config={}, machine={}, summary={}))
+    def test_without_alpha_and_metrics(self, tmp_path):
+        page = Page(report(tmp_path, alphas={}, metrics=[], settings={}, machine={}))
         assert page.tags["svg"] == 2
         assert "α over time" not in page.words and "Training" not in page.words
 
     def test_smallest_genotype(self, tmp_path):
-        Page(report(tmp_path / "report.html", genotype=Genotype(SMALLEST, WIDE), metrics=[{"train_loss": 1.0}]))
+        found = Genotype(SMALLEST, WIDE)
+        Page(report(tmp_path, genotype=found, alphas={}, metrics=[{"epoch": 1, "train_loss": 1.0}]))
 
     @pytest.mark.parametrize(
         ("alpha", "message"),
@@ -344,5 +345,5 @@ class TestReport:
     def test_alpha_that_does_not_fit(self, alpha, message, tmp_path):
         (tmp_path / "report.html").write_text("old")
         with pytest.raises(InputError, match=message):
-            report(tmp_path / "report.html", alphas={"normal": alpha})
+            report(tmp_path, alphas={"normal": alpha, "reduce": alpha})
         assert (tmp_path / "report.html").read_text() == "old"

@@ -11,8 +11,8 @@ import torch
 
 import bionas_fast as bf
 from bionas_fast.cli.app import main
+from bionas_fast.report.robustness import accuracy_figure
 from bionas_fast.robustness import Outcome, Robustness, table
-from bionas_fast.robustness.plot import accuracy_figure
 from bionas_fast.train import substitute
 
 
@@ -70,7 +70,7 @@ def test_files(results, tmp_path):
 
 
 def test_plot_shows_every_gradient_of_every_network(results):
-    (axes,) = accuracy_figure(results).axes
+    (axes,) = accuracy_figure(table.records(results)).axes
     drawn = {
         (line.get_label(), line.get_linestyle()): line.get_ydata()[-1]
         for line in axes.lines

@@ -28,7 +28,7 @@ SMALL = {**SETTINGS["resnet"], "batch_size": 32}
 
 @pytest.fixture(autouse=True)
 def no_drawings(monkeypatch):
-    monkeypatch.setattr(report, "write_training_report", killing.write_report)
+    monkeypatch.setattr(report, "write_report", killing.write_report)
 
 
 class Calls(list):

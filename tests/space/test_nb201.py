@@ -30,6 +30,7 @@ from bionas_fast.space.cells import CellShape
 from bionas_fast.space.operations import ResidualReduction
 from bionas_fast.supernet import Mixture, SupernetOptions
 from bionas_fast.supernet.modular import ModularCell
+from helpers.pages import write_search
 from helpers.supernets import gradients, relative
 from helpers.tolerances import ENGINES, GRADIENT_FLOAT64, OUTPUT_FLOAT64, POPULATIONS, SAME_BITS
 
@@ -333,16 +334,8 @@ class TestReports:
 
     @pytest.mark.parametrize("text", [MIXED, NOTHING])
     def test_page(self, text, tmp_path):
-        report.write_report(
-            tmp_path / "report.html",
-            genotype=bf.Genotype.from_nb201(text),
-            config={},
-            metrics=[],
-            alphas={"cell": np.random.default_rng(0).normal(size=(3, 6, 13))},
-            space="nb201",
-            machine={},
-            summary={},
-        )
+        alphas = {"cell": np.random.default_rng(0).normal(size=(3, 6, 13))}
+        report.write_report(write_search(tmp_path, bf.Genotype.from_nb201(text), get_space("nb201"), alphas=alphas))
         page = (tmp_path / "report.html").read_text()
         assert "cell, by α" in page
         assert "node 3" in page

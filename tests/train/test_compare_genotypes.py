@@ -24,7 +24,7 @@ SEARCHES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     put_dataset(monkeypatch, killing.specks)
-    monkeypatch.setattr(report, "write_training_report", killing.write_report)
+    monkeypatch.setattr(report, "write_report", killing.write_report)
 
 
 def test_the_cells_of_searches_under_one_rule(tmp_path):
@@ -46,7 +46,7 @@ def test_the_cells_of_searches_under_one_rule(tmp_path):
             (series.name, str(seed)) for series in table.series for seed in (0, 1)
         ]
     page = (tmp_path / "all" / "report.html").read_text()
-    assert "Results by share of back-propagation" in page
+    assert "over the share of the weights that learn by back-propagation" in page
 
 
 def test_plans(tmp_path, monkeypatch):
