@@ -13,9 +13,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bionas_fast.analysis import WeightDistribution, figures, measure_weights
+from bionas_fast.analysis import WeightDistribution, measure_weights
+from bionas_fast.analysis.figures import weights_figure
 from bionas_fast.config import CONFIG
 from bionas_fast.errors import unknown
+from bionas_fast.report.layers import alignment_figure, gradients_figure
 from bionas_fast.reproduce.plan import Plan, Step, read_table
 from bionas_fast.robustness.table import TABLE_JSON
 from bionas_fast.runs.folder import LAYERS, RunFolder
@@ -200,7 +202,7 @@ class GradientFigure(Experiment):
         rows = {name: own for name, own in rows.items() if own}
         if not rows:
             return {}
-        return {"gradients": figures.gradients_figure(rows), "alignment": figures.alignment_figure(rows)}
+        return {"gradients": gradients_figure(rows), "alignment": alignment_figure(rows)}
 
 
 class WeightFigure(Experiment):
@@ -227,7 +229,7 @@ class WeightFigure(Experiment):
         """Draw the distributions of the first seed."""
         weights = {name: _weights(plan.folder(run, 0)) for name, run in self.data["networks"].items()}
         weights = {name: own for name, own in weights.items() if own}
-        return {"weights": figures.weights_figure(weights)} if weights else {}
+        return {"weights": weights_figure(weights)} if weights else {}
 
 
 _KINDS: Mapping[str, type[Experiment]] = {
