@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -149,8 +148,9 @@ def _launches(step: Step) -> bool:
 
 def _stop(running: Sequence[_Process]) -> None:
     """Let the processes save their runs, and wait for them; after a second interrupt, for less."""
+    # Not SIGINT: processes that a shell started in the background, and theirs, ignore it.
     for process in running:
-        process.process.send_signal(signal.SIGINT)
+        process.process.terminate()
     try:
         for process in running:
             process.process.wait()

@@ -217,8 +217,10 @@ def test_dry_run_writes_nothing(small, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+#: As a shell starts it in the background, with SIGINT ignored.
 SLEEPER = """\
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 from pathlib import Path
 from bionas_fast.reproduce import Step, run_steps
 out = Path(sys.argv[1])
