@@ -9,6 +9,7 @@ from bionas_fast.data.dataset import Dataset
 from bionas_fast.data.imagenet import IMAGENET, IMAGENET_COUNTS, TINY, TINY_COUNTS
 from bionas_fast.data.imagenet16 import COUNTS, NAME
 from bionas_fast.data.settings import configured
+from bionas_fast.data.small import SMALL, Part
 
 
 class DatasetSize(NamedTuple):
@@ -44,7 +45,7 @@ SIZES = {
 
 
 def dataset_size(config: RunConfig) -> DatasetSize:
-    """Return the size of the dataset of a run; one that is not among :data:`SIZES` is loaded.
+    """Return the size of the dataset of a run; one that is not among :data:`SIZES`, or part of one, is loaded.
 
     Raises:
         InputError: it cannot be loaded.
@@ -53,6 +54,13 @@ def dataset_size(config: RunConfig) -> DatasetSize:
     if known is not None:
         side = getattr(config, "image_size", 0)
         return known._replace(image=(3, side, side)) if config.dataset == IMAGENET and side else known
+    if config.dataset.startswith(SMALL):
+        part = Part.parse(config.dataset.removeprefix(SMALL))
+        whole = SIZES.get(part.name)
+        if whole is not None:
+            channels, height, width = whole.image
+            image = (channels, height // part.shrink, width // part.shrink)
+            return whole._replace(images=part.images, image=image)
     data = configured(config)
     counts = (
         (len(data.labels), len(data.test_labels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +15,39 @@ from bionas_fast.data.dataset import Dataset
 from bionas_fast.data.registry import load_dataset, register_dataset
 from bionas_fast.errors import InputError
 
+#: The name of the scheme.
+SMALL = "small:"
 _FORM = re.compile(r"([a-z0-9-]+),images=(\d{1,9})(?:,shrink=(\d{1,3}))?")
 
 
-@register_dataset("small:")
+class Part(NamedTuple):
+    """The part of a dataset that a name such as ``small:fashion-mnist,images=5000,shrink=2`` stands for.
+
+    Attributes:
+        name: the name of the whole dataset.
+        images: number of training images.
+        shrink: pixels that are averaged per direction.
+    """
+
+    name: str
+    images: int
+    shrink: int
+
+    @classmethod
+    def parse(cls, argument: str) -> Part:
+        """Parse what follows the colon.
+
+        Raises:
+            InputError: another form.
+        """
+        found = _FORM.fullmatch(argument)
+        if found is None:
+            example = f"{SMALL}fashion-mnist,images=5000,shrink=2"
+            raise InputError(f"dataset {SMALL + argument!r}: expected a form such as {example}")
+        return cls(found[1], int(found[2]), int(found[3] or 1))
+
+
+@register_dataset(SMALL)
 def small(argument: str, data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Some training images of another dataset and all of its test images: ``small:fashion-mnist,images=5000,shrink=2``.
 
@@ -27,12 +57,9 @@ def small(argument: str, data_dir: Path | None = None, *, download: bool = False
     Raises:
         InputError: another form, or a size that does not divide that of the images; otherwise as of the dataset.
     """
-    name = f"small:{argument}"
-    found = _FORM.fullmatch(argument)
-    if found is None:
-        raise InputError(f"dataset {name!r}: expected a form such as small:fashion-mnist,images=5000,shrink=2")
-    whole = load_dataset(found[1], data_dir, download=download, seed=seed)
-    images, shrink = int(found[2]), int(found[3] or 1)
+    name, part = f"{SMALL}{argument}", Part.parse(argument)
+    whole = load_dataset(part.name, data_dir, download=download, seed=seed)
+    images, shrink = part.images, part.shrink
     if not 0 < images <= len(whole.labels):
         raise InputError(f"dataset {name!r}: images must be 1 to {len(whole.labels)}, not {images}")
     if shrink < 1 or any(side % shrink for side in whole.image_size):

@@ -57,9 +57,17 @@ def test_images_are_drawn_in_the_proportions_of_the_classes(bytes_dataset):
     assert torch.equal(part.images, load_dataset("small:bytes,images=20").images)
 
 
-def test_size_of_a_run():
-    size = dataset_size(TrainConfig(dataset="small:digits,images=100,shrink=2"))
-    assert size == (100, 359, (1, 4, 4), 10)
+@pytest.mark.parametrize("name", ["small:digits,images=100,shrink=2", "small:bytes,images=30"])
+def test_size_of_a_run_is_that_of_its_data(bytes_dataset, name):
+    part = load_dataset(name)
+    image = (part.in_channels, *part.image_size)
+    size = dataset_size(TrainConfig(dataset=name))
+    assert size == (len(part.labels), len(part.test_labels), image, part.num_classes)
+
+
+def test_size_of_a_run_needs_no_data(tmp_path):
+    config = TrainConfig(dataset="small:cifar10,images=5000,shrink=2", data_dir=str(tmp_path))
+    assert dataset_size(config) == (5_000, 10_000, (3, 16, 16), 10)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
+        # A word, not only the end of the pipe: a process that a test left behind may hold its other end open.
+        self._process.stdin.write("null\n")
         self._process.stdin.close()
         self._process.wait(timeout=60)
         self._process.stdout.close()
@@ -88,7 +90,10 @@ def serve(prepare: Callable[..., None] = lambda: None) -> None:
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        print(json.dumps(_fork(prepare, **json.loads(line))), flush=True)
+        task = json.loads(line)
+        if task is None:
+            break
+        print(json.dumps(_fork(prepare, **task)), flush=True)
 
 
 def _fork(prepare: Callable[..., None], signals: list[tuple[float, int]] = [], **task: Any) -> dict[str, Any]:  # noqa: B006

@@ -122,6 +122,7 @@ def test_training_reaches_95_percent_on_digits(tmp_path):
         "metrics.jsonl",
         "checkpoint.pt",
         "genotype.json",
+        "evaluation.json",
         "report.html",
     }
     loaded = bf.load(result.run_dir)

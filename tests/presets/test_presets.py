@@ -28,6 +28,8 @@ SHAPES = {
     "cifar100": (3, 32, 100),
     "imagenet16-120": (3, 16, 120),
 }
+#: The dataset of the desk.
+DESK = "small:fashion-mnist,images=5000,shrink=2"
 #: Sizes that are only smaller.
 SHRUNKEN = {
     "search": {"channels": 4, "cells": 3, "batch_size": 4, "checkpoint_every": 0.0},
@@ -86,12 +88,14 @@ def test_two_steps(images, kind, name):
         shrunken["population"] = 4
     if preset.settings["dataset"] == "imagenet":
         shrunken |= FILES
+    if shrunken.get("dataset") == DESK:
+        shrunken["dataset"] = "small:fashion-mnist,images=40,shrink=2"
     if preset.settings.get("valid_batch_size"):
         shrunken["valid_batch_size"] = 4
     config = trainer_class.settings(**shrunken)
     genotype = published("biodarts2").genotype
     trainer = Training(genotype, config) if kind == "train" else trainer_class(config)
-    assert trainer.config.dataset == preset.settings.get("dataset", "digits")
+    assert trainer.config.dataset == shrunken.get("dataset", "digits")
     advance(trainer, 2)
     assert trainer.steps_done == 2
     assert all(parameter.isfinite().all() for parameter in trainer.net.parameters())
@@ -134,10 +138,10 @@ def test_settings_of_the_sources():
 
 #: The rows of the published experiments: data, and what is done with them; each has a preset.
 ROWS = {
-    "search": {"cifar10", "cifar100", "imagenet16-120", "digits", "fashion-mnist"},
-    "train": {"cifar10", "cifar100", "imagenet16-120", "imagenet", "digits", "fashion-mnist"},
-    "resnet": {"cifar10", "cifar100", "imagenet", "fashion-mnist"},
-    "softhebb": {"cifar10", "fashion-mnist"},
+    "search": {"cifar10", "cifar100", "imagenet16-120", "digits", "fashion-mnist", DESK},
+    "train": {"cifar10", "cifar100", "imagenet16-120", "imagenet", "digits", "fashion-mnist", DESK},
+    "resnet": {"cifar10", "cifar100", "imagenet", "fashion-mnist", DESK},
+    "softhebb": {"cifar10", "fashion-mnist", DESK},
 }
 
 
