@@ -16,7 +16,7 @@ from bionas_fast import backends, rules
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import ErrorPath, FeedbackLayer
 from bionas_fast.nn.redraw import Redrawing
-from bionas_fast.ops.feedback import FeedbackSegments, feedback_segments
+from bionas_fast.ops.feedback import FeedbackSegments, run_feedback_segments
 from bionas_fast.rules import FeedbackState, Law
 
 
@@ -68,7 +68,7 @@ class BankFeedback:
         stream: seeds and draws of this pass, independent of other passes.
         segments: the construction of each layer's B; None for B = W.
         advance: the advance of the streams; None if the draws do not change.
-        backend: the backend that computes B; an autograd thread does not know the choice of the forward pass.
+        backend: the chosen backend; an autograd thread, which runs :meth:`make`, does not know the choice of others.
         custom: the layers that ``segments`` does not cover.
     """
 
@@ -77,7 +77,7 @@ class BankFeedback:
     stream: Tensor | None = None
     segments: FeedbackSegments | None = None
     advance: Advance | None = None
-    backend: str | None = None
+    backend: str = "reference"
     custom: tuple[CustomLayer, ...] = ()
 
     def make(self) -> Tensor:
@@ -85,7 +85,7 @@ class BankFeedback:
         weight = self.weight.detach()
         if self.segments is None:
             return weight
-        b = feedback_segments(weight, self.stored, self.stream, self.segments, self.backend)
+        b = run_feedback_segments(weight, self.stored, self.stream, self.segments, self.backend)
         for layer in self.custom:
             layer.fill(b, weight, self.stream)
         if self.advance is not None:

@@ -22,6 +22,7 @@ from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegmen
 from bionas_fast.kernels.window import Window
 from bionas_fast.ops.feedback import conv_transpose, counts, direct, eager
 from bionas_fast.ops.feedback.conv_transpose import TransposeArguments
+from bionas_fast.ops.feedback.eager import feedback_segments as run_feedback_segments
 from bionas_fast.ops.feedback.torch_library import ConvArguments, LinearArguments
 from bionas_fast.ops.geometry import Geometry, PerDimension, per_dimension, window
 
@@ -306,7 +307,7 @@ def feedback_segments(
         backend: an explicit choice of implementation.
     """
     chosen = backends.choose("feedback_segments", weight.device.type, backend)
-    return eager.feedback_segments(weight, stored, stream, segments, chosen)
+    return run_feedback_segments(weight, stored, stream, segments, chosen)
 
 
 def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
