@@ -31,14 +31,14 @@ class MixedOp(nn.Module):
         if self.partial_channels == 1:
             return self._sum(x, weights)
         passed = self._sum(x[:, : self.channels], weights)
-        bypassed = weights.sum() * self.bypass(x[:, self.channels :])
+        bypassed = weighted(weights.sum(), self.bypass(x[:, self.channels :]))
         return shuffle(torch.cat([passed, bypassed], dim=1), self.partial_channels)
 
     def _sum(self, x: Tensor, weights: Tensor) -> Tensor:
         live = [k for k, module in enumerate(self.candidates) if not isinstance(module, Zero)]
-        total = weights[live[0]] * self.candidates[live[0]](x)
+        total = weighted(weights[live[0]], self.candidates[live[0]](x))
         for k in live[1:]:
-            total = total + weights[k] * self.candidates[k](x)
+            total = total + weighted(weights[k], self.candidates[k](x))
         return total
 
 
@@ -51,6 +51,15 @@ def mixed_ops(cell: SearchCell) -> list[MixedOp]:
 def bypass(stride: int) -> nn.Module:
     """Build the path of the channels that bypass the candidates (PC-DARTS): identity, or max pooling at stride 2."""
     return nn.Identity() if stride == 1 else nn.MaxPool2d(stride, ceil_mode=True)
+
+
+def weighted(weight: Tensor, x: Tensor) -> Tensor:
+    """Multiply a tensor by a mixing weight, in the weight's precision at least.
+
+    Under autocast x is narrower: a scalar would be rounded to its dtype, and so would its gradient, a long sum. The
+    alphas start 0.1 % apart, less than the distance of two bfloat16 numbers.
+    """
+    return weight * x.to(torch.promote_types(weight.dtype, x.dtype))
 
 
 def shuffle(x: Tensor, groups: int, dim: int = 1) -> Tensor:

@@ -17,7 +17,7 @@ from bionas_fast.space import Space
 from bionas_fast.space.cells import CellShape
 from bionas_fast.supernet.architecture import Mixing
 from bionas_fast.supernet.base import SearchCell, Supernet
-from bionas_fast.supernet.mixed_op import MixedOp, add, mixed_ops, shuffle
+from bionas_fast.supernet.mixed_op import MixedOp, add, mixed_ops, shuffle, weighted
 from bionas_fast.supernet.modular import ModularCell, ModularSupernet
 from bionas_fast.supernet.stacked_edges import StackedEdges
 
@@ -56,7 +56,7 @@ class StackedCell(SearchCell):
             if self.partial_channels > 1:
                 x, rest = self._split(edges, x)
                 for node, scale in zip(nodes, weights.sum(dim=-1).unbind(), strict=True):
-                    bypassed[node] = add(bypassed.get(node), scale * rest)
+                    bypassed[node] = add(bypassed.get(node), weighted(scale, rest))
             sums = edges(x, weights, [states.get(node) for node in nodes])
             states.update(zip(nodes, sums, strict=True))
             self._complete(source + 1, states, bypassed)

@@ -19,7 +19,7 @@ from bionas_fast.nn.batch_norm import Synchronised
 from bionas_fast.ops.mixed_edges.autograd import mixed_edges
 from bionas_fast.ops.mixed_edges.candidate_maps import candidate_maps
 from bionas_fast.ops.mixed_edges.statistics import Statistics
-from bionas_fast.supernet.mixed_op import MixedOp, add
+from bionas_fast.supernet.mixed_op import MixedOp, add, weighted
 from bionas_fast.supernet.sorting import make_plan, sort_candidates
 from bionas_fast.supernet.weight_bank import BankFeedback, WeightBank
 
@@ -92,6 +92,15 @@ class EdgesFeedback:
         own = self.identities.make()
         factors = self.incidence * self.mixing[self.columns]
         return b, factors.to(own.dtype) @ own.view(factors.shape[1], -1)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply matrices in their own precision, also under autocast."""
+    device = a.device.type
+    if not torch.is_autocast_enabled(device):
+        return a @ b
+    with torch.autocast(device, enabled=False):
+        return a @ b
 
 
 class _Seen(NamedTuple):
@@ -167,12 +176,12 @@ class StackedEdges(Synchronised):
         total = list(into)
         image = x.permute(0, 3, 1, 2).contiguous() if self.others else x
         for (e, k), module in zip(self.other_columns, self.others, strict=True):
-            total[e] = add(total[e], weights[e, k] * module(image).permute(0, 2, 3, 1))
+            total[e] = add(total[e], weighted(weights[e, k], module(image).permute(0, 2, 3, 1)))
         if self.plan.empty:
             return tuple(total)
         sums = mixed_edges(
             x,
-            self.incidence.to(weights.dtype) @ weights.flatten(),
+            _product(self.incidence.to(weights.dtype), weights.flatten()),
             total,
             self.bank.weight,
             self.plan,
@@ -200,13 +209,14 @@ class StackedEdges(Synchronised):
         edges = [e for e, _ in columns]
         if not self.plan.empty:
             maps.append(candidate_maps(x, self.bank.weight, self.plan, self._statistics()))
-            mixing = torch.cat([mixing, weights.flatten(1) @ self.incidence.to(weights.dtype).T], dim=1)
+            mixing = torch.cat([mixing, _product(weights.flatten(1), self.incidence.to(weights.dtype).T)], dim=1)
             edges += [*self.plan.separable.edges, *self.plan.terms.edges]
         stack = torch.cat(maps)
+        stack = stack.to(torch.promote_types(stack.dtype, mixing.dtype))
         sums = []
         for e in range(self.count):
             own = [i for i, edge in enumerate(edges) if edge == e]
-            total = mixing[:, own].to(stack.dtype) @ stack[own].flatten(1)
+            total = _product(mixing[:, own].to(stack.dtype), stack[own].flatten(1))
             sums.append(total.view(-1, *stack.shape[2:]))
         return tuple(sums)
 
