@@ -7,6 +7,7 @@ possible is an error that states the reason.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -66,7 +67,17 @@ def triton_obstacle(device: str) -> str:
         import triton  # noqa: F401
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
-    return ""
+    return _triton_failure() if os.environ.get("TRITON_INTERPRET") != "1" else ""
+
+
+@functools.cache
+def _triton_failure() -> str:
+    """Return the reason why Triton compiles no kernel for the GPU; empty without one, as for fake tensors."""
+    if not torch.cuda.is_available():
+        return ""
+    from bionas_fast.kernels import triton_probe  # slow to import
+
+    return triton_probe.failure()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bionas_fast as bf
-from bionas_fast import backends
+from bionas_fast import InputError, backends
 from bionas_fast.nn import Conv2d, ConvTranspose2d, HebbianConv2d, Linear, PredictiveConv2d, connect_direct_feedback
 from helpers.genotypes import GENOTYPE
 
@@ -70,3 +70,43 @@ def test_no_backward_pass_chooses(build, backend, monkeypatch):
     assert not failures
     assert x.grad.isfinite().all()
     assert choices == []
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """Let the machine seem to have a GPU, and Triton be tried again."""
+    backends._triton_failure.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    yield
+    backends._triton_failure.cache_clear()
+
+
+def test_a_triton_that_cannot_compile_falls_back(forgetful, monkeypatch):
+    """An explicit choice gives Triton's own reason, as doctor does."""
+    triton_probe = pytest.importorskip("bionas_fast.kernels.triton_probe", reason="Triton exists for Linux only")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+    class Broken:
+        def warmup(self, *_: object, **__: object) -> None:
+            raise RuntimeError("Failed to find C compiler.\n  Please specify CC")
+
+    monkeypatch.setattr(triton_probe, "probe_kernel", Broken())
+    choice = backends.explain("mixed_edges", "cuda")
+    assert choice.backend == "reference"
+    reason = "Triton cannot compile a kernel: Failed to find C compiler. Please specify CC"
+    assert choice.reasons["triton"] == reason
+    with pytest.raises(InputError, match=f"mixed_edges cannot run on backend 'triton': {reason}"):
+        backends.choose("mixed_edges", "cuda", "triton")
+
+
+def test_the_probe_compiles_where_there_is_a_gpu():
+    triton_probe = pytest.importorskip("bionas_fast.kernels.triton_probe", reason="Triton exists for Linux only")
+    assert bool(triton_probe.failure()) != torch.cuda.is_available()
+
+
+def test_triton_is_tried_once(forgetful, monkeypatch):
+    triton_probe = pytest.importorskip("bionas_fast.kernels.triton_probe", reason="Triton exists for Linux only")
+    tried: list[int] = []
+    monkeypatch.setattr(triton_probe, "failure", lambda: "" if tried.append(1) is None else "")
+    assert {backends.explain(op, "cuda").backend for op in ("mixed_edges", "feedback_conv")} == {"triton"}
+    assert len(tried) == 1
