@@ -180,3 +180,14 @@ def has_global_module_hooks() -> bool:
     """
     known = getattr(torch.nn.modules.module, "_has_any_global_hook", None)
     return True if known is None else known()
+
+
+def abort_collectives(group: Any) -> None:
+    """Make the pending collective operations of a process group on GPUs return.
+
+    Fallback: they go on waiting for the lost process until their timeout.
+    """
+    find = getattr(group, "_get_backend", None)
+    abort = getattr(find(torch.device("cuda")), "abort", None) if find is not None else None
+    if abort is not None:
+        abort()

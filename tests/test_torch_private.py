@@ -23,6 +23,7 @@ NAMES = {
     "_current_level": torch.autograd.forward_ad,
     "_CheckpointFrame": torch.utils.checkpoint,
     "queue_callback": torch.autograd.Variable._execution_engine,
+    "_get_backend": torch.distributed.ProcessGroup,
 }
 
 
@@ -186,3 +187,22 @@ def test_without_the_mark_the_compilers_own_function_sets_it(monkeypatch):
     monkeypatch.setattr(torch_private, "CONSTANT", "")
     assert torch_private.constant(function)() == "as before"
     assert vars(function), "marked, whatever the mark"
+
+
+def test_collectives_are_aborted_where_torch_can():
+    class Backend:
+        aborted = 0
+
+        def abort(self) -> None:
+            self.aborted += 1
+
+    class Group:
+        backend = Backend()
+
+        def _get_backend(self, device: torch.device) -> Backend:
+            assert device.type == "cuda"
+            return self.backend
+
+    torch_private.abort_collectives(Group())
+    assert Group.backend.aborted == 1
+    torch_private.abort_collectives(object())  # of a torch without the name

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bionas_fast.errors import Interrupted
+from bionas_fast.errors import InputError, Interrupted
 from bionas_fast.runs.folder import REPORT, RunFolder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import resume_command
@@ -32,17 +32,21 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
     complete = trainer.finished
     hint = f"resume with: {resume_command(trainer.kind, folder)}" if folder else "rank 0 says how to resume"
     try:
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, distributed.watched(hint):
             try:
                 if not complete:
                     with _Saver(trainer, folder, interrupts) as saver:
                         _train(trainer, progress, saver.after_step, saver.after_epoch)
                 if folder is not None and not (complete and (folder.path / REPORT).is_file()):
                     trainer.write_report(folder)
-            except distributed.PeerLost as error:
+            except (InputError, RuntimeError) as error:
+                # After the loss of a process, what is read from a GPU may be anything, and so may its error.
+                lost = error if isinstance(error, distributed.PeerLost) else distributed.lost_peer()
+                if lost is None:
+                    raise
                 # The launcher is about to send SIGTERM to the remaining processes; this one has a message to print.
                 interrupts.persist()
-                raise distributed.PeerLost(f"{error}; {hint}") from error
+                raise distributed.PeerLost(f"{lost}; {hint}") from error
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {hint}") from None
 

@@ -12,15 +12,15 @@ from bionas_fast.errors import InputError
 def resolve_device(name: str) -> torch.device:
     """Look up a device by its name; ``auto`` is a CUDA device if one is available, else the CPU.
 
-    Each process that ``torchrun`` starts on a machine gets a separate CUDA device.
+    Each process that ``torchrun`` starts on a machine gets a separate CUDA device; see :func:`local_cuda_index`.
 
     Raises:
         InputError: the device does not exist on this machine.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = automatic()
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        name = f"cuda:{local_cuda_index()}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -30,3 +30,16 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: {name!r} is not supported; write auto, cpu, cuda or cuda:1")
     return device
+
+
+def automatic() -> str:
+    """Return the type of the device ``auto``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def local_cuda_index() -> int:
+    """Return the index of this process's CUDA device, which may not exist: the number of the process on its machine.
+
+    Where a process sees one device only, this is its own: schedulers set ``CUDA_VISIBLE_DEVICES`` for each process.
+    """
+    return 0 if torch.cuda.device_count() == 1 else int(os.environ.get("LOCAL_RANK", 0))

@@ -9,25 +9,45 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterable, Iterator
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bionas_fast import torch_private
 from bionas_fast.errors import InputError
+from bionas_fast.runtime.device import local_cuda_index
+from bionas_fast.runtime.watch import PeerLost, Watch
 
 T = TypeVar("T")
 
-#: Timeout of collective operations.
+#: Timeout of collective operations, and of the watch, which waits for the end of a run.
 TIMEOUT = timedelta(minutes=10)
+NO_TIMEOUT = timedelta(days=365)
 
 
-class PeerLost(InputError):
-    """Another process of the run has ended."""
+class _Groups:
+    """The process groups of this process besides the default one, which is gloo's and serves every device.
+
+    Attributes:
+        nccl: that of CUDA tensors; None if gloo serves them, too.
+        words: that of the watch, which NCCL needs.
+        watch: the watch of the current run.
+    """
+
+    def __init__(self) -> None:
+        self.nccl: dist.ProcessGroup | None = None
+        self.words: dist.ProcessGroup | None = None
+        self.watch: Watch | None = None
+
+
+_groups = _Groups()
 
 
 def active() -> bool:
@@ -59,7 +79,7 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Form a process group if ``torchrun`` started several processes: gloo on the CPU, NCCL on GPUs.
+    """Form the process groups if ``torchrun`` started several processes: gloo on the CPU, NCCL on GPUs.
 
     Raises:
         PeerLost: another process has ended.
@@ -88,14 +108,59 @@ def synchroniser() -> Synchroniser | None:
 
 
 def _initialise() -> None:
-    backend = "gloo"
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)
-        backend = "cpu:gloo,cuda:nccl"
     with _peers_required():
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    atexit.register(dist.destroy_process_group)
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+        atexit.register(dist.destroy_process_group)
+        cards: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(cards, _card())
+        if cuda_backend(cards) == "nccl":
+            torch.cuda.set_device(local_cuda_index())
+            _groups.nccl = _new_group("nccl", TIMEOUT)
+            _groups.words = _new_group("gloo", NO_TIMEOUT)
+
+
+def _new_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend=backend, timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)  # for every process is a member
+    return group
+
+
+def _card() -> str | None:
+    """Identify the CUDA device of this process among those of all machines; None without one."""
+    index = local_cuda_index()
+    if index >= torch.cuda.device_count() or not dist.is_nccl_available():
+        return None
+    return f"{platform.node()} {torch.cuda.get_device_properties(index).uuid}"
+
+
+def cuda_backend(cards: Sequence[str | None]) -> str:
+    """Choose the backend of collective operations on CUDA tensors.
+
+    Args:
+        cards: the CUDA device of each process, or None. NCCL needs one for each.
+    """
+    return "gloo" if None in cards or len({*cards}) < len(cards) else "nccl"
+
+
+@contextmanager
+def watched(hint: str) -> Iterator[None]:
+    """Watch the other processes inside the block if collective operations do not, as those of NCCL.
+
+    Args:
+        hint: appended to the message of a process that waits for a lost one and cannot be freed from that.
+    """
+    groups = _groups
+    if groups.nccl is None or groups.words is None:
+        yield
+        return
+    with Watch(groups.words, partial(torch_private.abort_collectives, groups.nccl), hint) as groups.watch:
+        yield
+    groups.watch = None
+
+
+def lost_peer() -> PeerLost | None:
+    """Return the error to raise because another process was lost; None as long as none is."""
+    return None if _groups.watch is None else _groups.watch.lost
 
 
 def shard(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,11 +285,14 @@ def require_equal(tensors: Iterable[Tensor], subject: str) -> None:
 
 def _sum_in_place(tensor: Tensor) -> None:
     with _peers_required():
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=_groups.nccl if tensor.is_cuda else None)
 
 
 @contextmanager
 def _peers_required() -> Iterator[None]:
+    lost = lost_peer()
+    if lost is not None:
+        raise lost
     try:
         yield
     except (RuntimeError, ValueError, dist.DistError) as error:
