@@ -9,6 +9,7 @@ from bionas_fast.evaluate import evaluate
 from bionas_fast.models import build_network, build_resnet, build_softhebb
 from bionas_fast.nn import convert, rule_shares, to_torch, torch_state_dict, true_gradients
 from bionas_fast.robustness import AttackConfig, attack
+from bionas_fast.runtime.arithmetic import precision
 from bionas_fast.search import Search, SearchConfig, repeat_search, search
 from bionas_fast.space import Genotype
 from bionas_fast.supernet import build_supernet

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from typing_extensions import Self
 
 from bionas_fast.errors import InputError, shown, unknown
+from bionas_fast.kernels.launching import Products
 
 C = TypeVar("C", bound="Config")
 M = TypeVar("M")
@@ -157,6 +158,15 @@ class RunConfig(Config):
         description="Seed of everything random: weights, feedback, order of images.",
     )
     device: Annotated[str, Option(), Changeable()] = Field("auto", description="Device: auto, cpu, cuda or cuda:1.")
+    precision: Annotated[Products, Option()] = Field(
+        "ieee",
+        description="Products of float32 numbers on CUDA devices: ieee, or tf32, faster, of factors with 11 bits.",
+    )
+    deterministic: Annotated[bool, Option()] = Field(
+        False,
+        description="Repeat and resume bit for bit on CUDA devices, too, by deterministic algorithms; an operation "
+        "without one ends the run. On the CPU every run does.",
+    )
     checkpoint_every: Annotated[float, Option(), Changeable()] = Field(
         60.0, ge=0, description="Seconds between checkpoints within an epoch; each epoch also ends with one."
     )

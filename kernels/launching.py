@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 #: Limits of 32-bit counters in kernels: rows, with room for the last block, and offsets inside a block.
 ROW_LIMIT, BLOCK_LIMIT = 2**30, 2**28
+
+
+#: Precisions of products of float32 numbers: exact up to rounding, or of factors rounded to 11 bits.
+Products = Literal["ieee", "tf32"]
 
 
 class Configuration(NamedTuple):
@@ -19,6 +23,16 @@ class Configuration(NamedTuple):
     dtype: torch.dtype
     ones: tuple[str, ...]
     options: dict[str, Any]
+
+
+def precisions(dtype: torch.dtype) -> tuple[Products, ...]:
+    """Return the precisions in which kernels multiply numbers of this dtype; narrower ones are multiplied exactly."""
+    return ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
+
+
+def product_precision(dtype: torch.dtype) -> Products:
+    """Return the precision of products in a launch: that of cuBLAS at this time."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def table(rows: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:

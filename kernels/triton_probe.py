@@ -17,7 +17,7 @@ def probe_kernel(p_out, BLOCK: tl.constexpr):
 def failure() -> str:
     """Compile the kernel for the current GPU, with its launcher, and load both; return the reason of a failure.
 
-    Nothing is launched and no tensor made, so that modes of fake tensors do not matter.
+    Nothing is launched and no tensor is made, so that it also works under modes of fake tensors.
     """
     try:
         _ = probe_kernel.warmup(torch.float32, BLOCK=16, grid=(1,)).run

@@ -107,6 +107,11 @@ def test_the_probe_compiles_where_there_is_a_gpu():
 def test_triton_is_tried_once(forgetful, monkeypatch):
     triton_probe = pytest.importorskip("bionas_fast.kernels.triton_probe", reason="Triton exists for Linux only")
     tried: list[int] = []
-    monkeypatch.setattr(triton_probe, "failure", lambda: "" if tried.append(1) is None else "")
+
+    def failure() -> str:
+        tried.append(1)
+        return ""
+
+    monkeypatch.setattr(triton_probe, "failure", failure)
     assert {backends.explain(op, "cuda").backend for op in ("mixed_edges", "feedback_conv")} == {"triton"}
     assert len(tried) == 1

@@ -15,6 +15,7 @@ from bionas_fast.data import AnyDataset, Dataset, LabelledImages, MemoryImages, 
 from bionas_fast.evaluate import Evaluation, measure
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind
+from bionas_fast.runtime.arithmetic import precision
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.train import load
 
@@ -40,7 +41,8 @@ def evaluate(
     if dataset or data_dir:
         data = configured(_with_dataset(config, trained, dataset or config.dataset, data_dir))
     expect_shape(data, record.network)
-    found = measure(network, _test_images(data, trained))
+    with precision(config.precision):
+        found = measure(network, _test_images(data, trained))
     if as_json:
         print(found.to_json())
     else:

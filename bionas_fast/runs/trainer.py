@@ -22,6 +22,7 @@ from bionas_fast.runs.divergence import likely_causes, too_small_a_batch
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.summary import NO_FACTS, RunFacts
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.arithmetic import not_repeatable, prepare_repeatable
 from bionas_fast.runtime.isolation import exclusive
 
 #: On a GPU, the number of steps after which their losses are read: every reading waits for the device.
@@ -112,6 +113,8 @@ class Trainer:
 
     def __init__(self, config: Any, device: torch.device) -> None:
         import_plugins(config.plugins)
+        if config.deterministic:
+            prepare_repeatable()
         self.config = config
         self.device = device
         self.epoch = 0
@@ -324,7 +327,7 @@ class Trainer:
 
     @contextmanager
     def _located(self, place: str, x: Tensor | None = None) -> Iterator[None]:
-        """Extend errors about numbers that are not finite by the place in the run and likely causes.
+        """Explain errors of the block; those about numbers that are not finite by place in the run and likely causes.
 
         Args:
             place: the place in the epoch, such as ``"step 3"``.
@@ -344,10 +347,18 @@ class Trainer:
             if explained is None:
                 raise
             raise explained from error
+        except RuntimeError as error:
+            operation = not_repeatable(error) if self.config.deterministic else None
+            if operation is None:
+                raise
+            raise InputError(
+                f"deterministic: {operation} has no deterministic implementation on {self.device.type}; leave out the "
+                "layer that uses it, or set deterministic to false"
+            ) from error
 
     @contextmanager
     def isolated_rng(self) -> Iterator[None]:
-        """Use the run's states of PyTorch's generators inside the block, and restore the caller's afterwards.
+        """Use the run's states of PyTorch's generators and its arithmetic; restore the caller's after the block.
 
         Runs in other threads wait meanwhile. Every epoch and step is such a block; they may be nested in another.
         """
@@ -355,7 +366,8 @@ class Trainer:
             yield
             return
         cuda = [self.device] if self.device.type == "cuda" else []
-        with exclusive(), torch.random.fork_rng(cuda):
+        config = self.config
+        with exclusive(config.precision, config.deterministic), torch.random.fork_rng(cuda):
             if cuda and "cuda" in self._random:
                 torch.cuda.set_rng_state(self._random["cuda"], self.device)
             elif cuda:

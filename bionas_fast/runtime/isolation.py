@@ -1,7 +1,8 @@
 """Isolation of runs: from the modes of the code around them, and from each other's random numbers.
 
-PyTorch has one CPU generator and one default dtype for all threads of a process. Whatever uses them takes turns, in
-blocks as short as a training step, so that concurrent runs give the results that each gives alone.
+PyTorch has one CPU generator, one default dtype and one setting of its arithmetic for all threads of a process.
+Whatever uses them takes turns, in blocks as short as a training step, so that concurrent runs give the results that
+each gives alone.
 """
 
 from __future__ import annotations
@@ -12,19 +13,49 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-_turn = threading.RLock()
+from bionas_fast.kernels.launching import Products
+from bionas_fast.runtime.arithmetic import precision, repeatable
+
+
+class _Turn:
+    """The lock of exclusive blocks.
+
+    Attributes:
+        taken: whether a thread is inside such a block.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.taken = False
+
+
+_turn = _Turn()
 
 
 @contextmanager
-def exclusive() -> Iterator[None]:
-    """Exclude all other threads from such blocks. The default dtype inside is float32; it is restored afterwards."""
-    with _turn:
+def exclusive(products: Products = "ieee", deterministic: bool = False) -> Iterator[None]:
+    """Exclude all other threads from such blocks.
+
+    The default dtype inside is float32, and the arithmetic of CUDA devices that of the arguments, whatever the caller
+    has set; both are restored afterwards. A block inside another one changes nothing.
+
+    Args:
+        products: the precision of float32 products, see :func:`.precision`.
+        deterministic: whether to use deterministic algorithms only, see :func:`.repeatable`.
+    """
+    with _turn.lock:
+        if _turn.taken:
+            yield
+            return
         dtype = torch.get_default_dtype()
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)
+        _turn.taken = True
         try:
-            yield
+            with precision(products), repeatable(deterministic):
+                yield
         finally:
+            _turn.taken = False
             if dtype != torch.float32:
                 torch.set_default_dtype(dtype)
 
@@ -40,7 +71,7 @@ def seeded(seed: int) -> Iterator[None]:
 @contextmanager
 def preserved_generator() -> Iterator[None]:
     """Restore the state of PyTorch's CPU generator after the block; other threads wait."""
-    with _turn, torch.random.fork_rng(devices=[]):
+    with _turn.lock, torch.random.fork_rng(devices=[]):
         yield
 
 

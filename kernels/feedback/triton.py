@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launching import table
+from ..launching import product_precision, table
 from ..window import Window
 from . import reference
 from .records import COMPUTED, SEGMENT_MODES, Feedback, FeedbackSegments
@@ -173,7 +173,7 @@ def _product(down: Tensor, up: Tensor, weight: Tensor, feedback: Feedback, split
             product_kernel[grid](
                 p_down=down, p_up=up, **operands(weight, feedback), rows=rows, outputs=outputs, inputs=inputs,
                 positions=positions, bound=feedback.bound, scale=feedback.scale,
-                **product_options(feedback.mode, tile),
+                **product_options(feedback.mode, product_precision(down.dtype), tile),
             )  # fmt: skip
 
 

@@ -6,13 +6,14 @@ Prefixes: p_ pointer, b_ block of values, o_ offsets, i_ index, s_ stride. ``up`
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from ..launching import Configuration
+from ..launching import Configuration, Products, precisions
 from .records import COMPUTED, SEGMENT_MODES
 
 #: The dtypes of the kernels. Stored magnitudes may be float32 with a narrower weight, as under autocast.
@@ -108,7 +109,8 @@ def segments_kernel(p_out, p_weight, p_stored, p_stream, p_segments, p_numbers, 
 @triton.jit
 def product_kernel(
     p_down, p_up, p_weight, p_stored, p_stream, rows, outputs, inputs, positions, bound, scale,
-    MODE: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    MODE: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Compute δ_in[n, i, p] = Σ_o δ_out[n, o, p] B[o, i] for row r = (n, p); a matrix product for one position.
 
@@ -127,11 +129,10 @@ def product_kernel(
         o_n, o_p = (o_r // positions).to(tl.int64), o_r % positions
         o_up = (o_n * outputs * positions + o_p)[:, None]
         o_down = (o_n * inputs * positions + o_p)[:, None]
-        # "ieee": TF32 keeps 10 of the 23 bits of a float32, too few to agree with the reference.
         if RESIDENT:
             p_block = p_up + o_up + (o_o * positions)[None, :]
             b_up = tl.load(p_block, mask=mask_r & (o_o < outputs)[None, :], other=0)
-            b_down = tl.dot(b_up, b_feedback, input_precision="ieee")
+            b_down = tl.dot(b_up, b_feedback, input_precision=PRECISION)
         else:
             b_down = tl.zeros((BLOCK_R, BLOCK_I), dtype=tl.float32)
             for i_k in range(0, outputs, BLOCK_O):
@@ -144,7 +145,7 @@ def product_kernel(
                 )
                 p_block = p_up + i_o * positions + o_up + (o_o * positions)[None, :]
                 b_up = tl.load(p_block, mask=mask_r & mask_o[None, :], other=0)
-                b_down = tl.dot(b_up, b_feedback, b_down, input_precision="ieee")
+                b_down = tl.dot(b_up, b_feedback, b_down, input_precision=PRECISION)
         p_block = p_down + i_i * positions + o_down + (o_i * positions)[None, :]
         tl.store(p_block, b_down.to(p_down.dtype.element_ty), mask=mask_r & mask_i)
 
@@ -191,9 +192,9 @@ def configurations() -> Iterator[Configuration]:
         for mode in COMPUTED:
             for ones in (("channels", "taps"), ()):
                 yield Configuration(weight_kernel, dtype, ones, weight_options(mode))
-            for tile in TILES[dtype.itemsize]:
+            for tile, precision in product(TILES[dtype.itemsize], precisions(dtype)):
                 for ones in (("positions",), ()):
-                    yield Configuration(product_kernel, dtype, ones, product_options(mode, tile))
+                    yield Configuration(product_kernel, dtype, ones, product_options(mode, precision, tile))
             for layout in DEPTHWISE_BLOCKS:
                 for ones in (("stride_h", "stride_w", "dilation_h", "dilation_w"), ()):
                     yield Configuration(depthwise_kernel, dtype, ones, depthwise_options(mode, layout))
@@ -203,9 +204,9 @@ def weight_options(mode: str) -> dict[str, Any]:
     return {"MODE": mode, "BLOCK": WEIGHT_BLOCK, "num_warps": 4, "num_stages": 1}
 
 
-def product_options(mode: str, tile: Tile) -> dict[str, Any]:
+def product_options(mode: str, precision: Products, tile: Tile) -> dict[str, Any]:
     blocks = {"RESIDENT": tile.resident, "BLOCK_R": tile.rows, "BLOCK_O": tile.outputs, "BLOCK_I": tile.inputs}
-    return {"MODE": mode, **blocks, "num_warps": tile.warps, "num_stages": tile.stages}
+    return {"MODE": mode, "PRECISION": precision, **blocks, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def depthwise_options(mode: str, layout: torch.memory_format) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launching import addresses, fits, grid, table
+from ..launching import addresses, fits, grid, product_precision, table
 from ..records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums
 from . import reference
 from .triton_kernels import (
@@ -45,7 +45,7 @@ def forward(x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | Non
     size = (triton.cdiv(height, stage.stride), triton.cdiv(width, stage.stride))
     z = x.new_empty(branches, images, *size, outputs)
     rows = z[0, ..., 0].numel()
-    options = product_options(max(inputs, outputs))
+    options = product_options(max(inputs, outputs), product_precision(x.dtype))
     sums = x.new_empty(2, branches, triton.cdiv(rows, options["BLOCK_R"]), outputs, dtype=torch.float32)
     scale, shift = _rows(affine, weights.pointwise)
     with torch.cuda.device_of(x):
@@ -100,7 +100,7 @@ def backward(
     scale, shift = _rows(affine, weights.pointwise)
     read = {"p_x": x, "p_scale": scale, "p_shift": shift, "p_branches": _branches(stage, inputs, x.device)}
     sizes = {"height": height, "width": width, "out_height": z.shape[2], "out_width": z.shape[3]}
-    options = product_options(max(inputs, outputs))
+    options = product_options(max(inputs, outputs), product_precision(x.dtype))
     error, none = z.new_empty(branches, rows, inputs), x.new_empty(0)
     depthwise_grad = pointwise_grad = none
     with torch.cuda.device_of(x):
@@ -133,7 +133,7 @@ def backward(
                 **delta,
                 **read,
                 **sizes,
-                **weight_options(max(inputs, outputs)),
+                **weight_options(max(inputs, outputs), product_precision(x.dtype)),
             )
             depthwise_grad = depthwise_grads.sum(dim=0).to(weights.depthwise.dtype)
             pointwise_grad = pointwise_grads.sum(dim=0).to(weights.pointwise.dtype)

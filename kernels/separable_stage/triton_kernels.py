@@ -7,13 +7,14 @@ program writes its sums over rows to a separate location, and the launcher adds 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ..launching import Configuration
+from ..launching import Configuration, Products, precisions
 from ..triton_blocks import block_rows, inside, store_sums
 
 #: The dtypes of the kernels. Sums are float32 or wider; the factors of matrix products have the activations' dtype.
@@ -70,7 +71,7 @@ def _delta(p_grads, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs):
 def stage_kernel(
     p_z, p_sums, p_x, p_depthwise, p_pointwise, p_scale, p_shift, p_branches,
     branches, rows, inputs, outputs, height, width, out_height, out_width, stride, own_images,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute z_k, and Σ z and Σ z² of each block of rows. ``own_images`` is 0 if all branches share an input.
 
@@ -97,8 +98,7 @@ def stage_kernel(
             b_middle += b_relu * b_weight.to(tl.float32)[None, :]
         p_block = p_pointwise + i_k * outputs * inputs + (o_o * inputs)[None, :] + o_c[:, None]
         b_weight = tl.load(p_block, mask=mask_c[:, None] & mask_o[None, :], other=0)
-        # "ieee": TF32 keeps 10 of the 23 bits of a float32, too few to agree with the reference.
-        b_z = tl.dot(b_middle.to(b_weight.dtype), b_weight, b_z, input_precision="ieee")
+        b_z = tl.dot(b_middle.to(b_weight.dtype), b_weight, b_z, input_precision=PRECISION)
     b_z = b_z.to(p_z.dtype.element_ty)
     p_block = p_z + (i_k * rows + i_r * BLOCK_R) * outputs + (o_r * outputs)[:, None] + o_o[None, :]
     tl.store(p_block, b_z, mask=mask_r[:, None] & mask_o[None, :])
@@ -109,7 +109,7 @@ def stage_kernel(
 @triton.jit
 def error_kernel(
     p_error, p_grads, p_z, p_a, p_b, p_d, p_feedback, branches, rows, inputs, outputs,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute the error below the pointwise feedback: the gradient of z_k times B_k, [rows, inputs]."""
     i_k, i_row = (tl.program_id(0) % branches).to(tl.int64), tl.program_id(0) // branches * BLOCK_R
@@ -121,7 +121,7 @@ def error_kernel(
         b_delta = _delta(p_grads, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs)
         p_block = p_feedback + i_k * outputs * inputs + (o_o * inputs)[:, None] + o_c[None, :]
         b_feedback = tl.load(p_block, mask=(o_o < outputs)[:, None] & mask_c, other=0)
-        b_error = tl.dot(b_delta, b_feedback, b_error, input_precision="ieee")
+        b_error = tl.dot(b_delta, b_feedback, b_error, input_precision=PRECISION)
     p_block = p_error + (i_k * rows + i_row) * inputs + (o_r * inputs)[:, None] + o_c[None, :]
     tl.store(p_block, b_error.to(p_error.dtype.element_ty), mask=(o_r < rows - i_row)[:, None] & mask_c)
 
@@ -130,7 +130,7 @@ def error_kernel(
 def weight_gradient_kernel(
     p_depthwise_grad, p_pointwise_grad, p_error, p_grads, p_z, p_a, p_b, p_d, p_x, p_depthwise, p_scale, p_shift,
     p_branches, rows, inputs, outputs, height, width, out_height, out_width, stride, own_images, weights,
-    TAPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr, TAPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute both weight gradients over the rows of this program, [weights] and [branches, outputs, inputs].
 
@@ -164,7 +164,7 @@ def weight_gradient_kernel(
             b_middle += b_relu * b_weight.to(tl.float32)[None, :]
             b_taps += tl.where((o_taps == i_tap)[:, None], tl.sum(b_error * b_relu, axis=0)[None, :], 0)
         b_delta = _delta(p_grads, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs)
-        b_pointwise = tl.dot(tl.trans(b_delta), b_middle.to(b_delta.dtype), b_pointwise, input_precision="ieee")
+        b_pointwise = tl.dot(tl.trans(b_delta), b_middle.to(b_delta.dtype), b_pointwise, input_precision=PRECISION)
     p_block = p_depthwise_grad + i_p * weights + i_d + (o_c * kernel * kernel)[None, :] + o_taps[:, None]
     tl.store(p_block, b_taps, mask=(o_taps < kernel * kernel)[:, None] & (mask_c & (i_o == 0))[None, :])
     p_block = p_pointwise_grad + (i_p * tl.num_programs(0) + i_k) * outputs * inputs
@@ -216,22 +216,22 @@ def input_kernel(
 def configurations() -> Iterator[Configuration]:
     """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     for dtype in DTYPES:
-        for channels in WIDTHS:
-            yield Configuration(stage_kernel, dtype, (), product_options(channels))
-            yield Configuration(error_kernel, dtype, (), product_options(channels))
-            yield Configuration(weight_gradient_kernel, dtype, (), weight_options(channels))
+        for channels, precision in product(WIDTHS, precisions(dtype)):
+            yield Configuration(stage_kernel, dtype, (), product_options(channels, precision))
+            yield Configuration(error_kernel, dtype, (), product_options(channels, precision))
+            yield Configuration(weight_gradient_kernel, dtype, (), weight_options(channels, precision))
         for stride in STRIDES:
             yield Configuration(input_kernel, dtype, (), input_options(stride))
 
 
-def product_options(channels: int) -> dict[str, Any]:
+def product_options(channels: int, precision: Products) -> dict[str, Any]:
     """Return the options for the larger of the two numbers of channels."""
     width = next((width for width in WIDTHS if channels <= width), WIDTHS[-1])
-    return {"BLOCK_R": ROWS, "BLOCK_C": width, "num_warps": 4, "num_stages": 1}
+    return {"PRECISION": precision, "BLOCK_R": ROWS, "BLOCK_C": width, "num_warps": 4, "num_stages": 1}
 
 
-def weight_options(channels: int) -> dict[str, Any]:
-    return {**product_options(channels), "TAPS": TAPS, "num_warps": 8}
+def weight_options(channels: int, precision: Products) -> dict[str, Any]:
+    return {**product_options(channels, precision), "TAPS": TAPS, "num_warps": 8}
 
 
 def input_options(stride: int) -> dict[str, Any]:

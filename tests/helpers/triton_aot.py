@@ -89,14 +89,14 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
 
 
 def cases() -> Iterator[tuple[int, str, int]]:
-    """All sizes on all cards; two configurations that differ in a stride or in ``ones`` alone share these.
+    """All sizes on all cards; those that differ in a stride, in ``ones`` or in precision alone share these.
 
     Each of both meets every card, and every card both sizes.
     """
     launches = [*itertools.product(["any", "multiples of 16"], ARCHITECTURES)]
     alike: dict[str, list[int]] = {}
     for index, (kernel, dtype, _, options) in enumerate(CONFIGURATIONS):
-        alike.setdefault(f"{kernel} {dtype} {options | {'STRIDE': None}}", []).append(index)
+        alike.setdefault(f"{kernel} {dtype} {options | {'STRIDE': None, 'PRECISION': None}}", []).append(index)
     for indices in alike.values():
         for number, index in enumerate(indices):
             yield from ((index, *launch) for launch in launches[number :: len(indices)])

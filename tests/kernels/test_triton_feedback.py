@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import bionas_fast as bf
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
@@ -318,7 +319,10 @@ def interpreted_every_configuration_is_launched(monkeypatch):
         grad, x, w, stored = case.tensors(dtype)
         for last in (False, True) if len(case.input) == 4 else (False,):
             layout = torch.channels_last if last else torch.contiguous_format
-            case.ours(grad, x.contiguous(memory_format=layout), w, feedback_of(mode, stored), (True, False, False))
+            for precision in ("ieee", "tf32"):
+                with bf.precision(precision):
+                    images = x.contiguous(memory_format=layout)
+                    case.ours(grad, images, w, feedback_of(mode, stored), (True, False, False))
     segments = FeedbackSegments((2,), ("sign",), (0.0,), (1.0,))
     for dtype in kernels.DTYPES:
         kernels.feedback_segments(torch.ones(2, dtype=dtype), None, None, segments)

@@ -232,9 +232,10 @@ def interpreted_stage_float64_as_the_reference():
 def interpreted_stage_every_configuration_is_launched(monkeypatch):
     """The cases above launch exactly the configurations that are compiled ahead of time for real cards."""
     launched = record_launches(stage, monkeypatch)
-    for case, dtype in product(STAGES.values(), stage.DTYPES):
-        stage.forward(*low(case.forward(), dtype))
-        stage.backward(*low(case.backward(), dtype))
+    for case, dtype, precision in product(STAGES.values(), stage.DTYPES, ("ieee", "tf32")):
+        with bf.precision(precision):
+            stage.forward(*low(case.forward(), dtype))
+            stage.backward(*low(case.backward(), dtype))
     monkeypatch.undo()
     assert launched == listed(stage)
 
