@@ -133,8 +133,11 @@ class Trainer:
         """Train on this process's shard of a batch and return the outcome, without waiting for it."""
         raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
 
+    def record(self) -> None:
+        """Hook after the last step of an epoch, for what is recorded besides metrics."""
+
     def conclude(self) -> dict[str, Any]:
-        """Hook after the last step of an epoch; return further metrics for its row."""
+        """Evaluate after the last step of an epoch; return further metrics for its row."""
         return {}
 
     def extra_state(self) -> dict[str, Any]:
@@ -278,6 +281,7 @@ class Trainer:
         started, tally = time.perf_counter(), self._tally
         self.read()
         with self.isolated_rng(), self._located(f"after step {tally.steps}"):
+            self.record()
             further = self.conclude()
             for name, value in further.items():
                 if isinstance(value, float) and not math.isfinite(value):
