@@ -15,7 +15,7 @@ from bionas_fast.cli.attack import attack
 from bionas_fast.cli.doctor import doctor
 from bionas_fast.cli.evaluate import evaluate
 from bionas_fast.cli.export import export
-from bionas_fast.cli.output import QUIET, err, show_log, show_warning
+from bionas_fast.cli.output import err, show_log, show_warning, silence_other_ranks
 from bionas_fast.cli.presets import list_presets
 from bionas_fast.cli.report import report
 from bionas_fast.cli.reproduce import reproduce
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
+    silence_other_ranks()
     warnings.showwarning = show_warning
     show_log("bionas_fast")
     try:
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug or not (format_message or isinstance(error, InputError)):
             raise
         # Of several processes, only rank 0 reports bad input; every one reports that another process has died.
-        console = Console(stderr=True, quiet=QUIET and not isinstance(error, distributed.PeerLost))
+        console = Console(stderr=True, quiet=err.quiet and not isinstance(error, distributed.PeerLost))
         message = format_message() if format_message else error
         console.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -19,9 +19,12 @@ from bionas_fast.runs import progress
 from bionas_fast.runtime import distributed
 from bionas_fast.train import TrainResult
 
-#: Only rank 0 prints.
-QUIET = not distributed.is_main()
-out, err = Console(quiet=QUIET), Console(stderr=True, quiet=QUIET)
+out, err = Console(), Console(stderr=True)
+
+
+def silence_other_ranks() -> None:
+    """Let only rank 0 print."""
+    out.quiet = err.quiet = not distributed.is_main()
 
 
 class Bars(progress.Progress):
