@@ -13,7 +13,7 @@ import typer
 from torch import nn
 
 from bionas_fast.cli.options import Plugins, takes_record, with_plugins
-from bionas_fast.cli.output import Bars, err, interruptible, out, print_lines, print_table
+from bionas_fast.cli.output import err, interruptible, out, print_lines, print_table, progress
 from bionas_fast.cli.sources import named_runs
 from bionas_fast.config import RunConfig
 from bionas_fast.data import AnyDataset, configured, expect_shape
@@ -109,7 +109,7 @@ def attack(
             crafted_on = None if crafted_on is None else crafted_on.to(where)
             for place, network in networks.items():
                 results[place] = attack_network(
-                    network.to(where), data, config, source=crafted_on, out=path / place, progress=Bars()
+                    network.to(where), data, config, source=crafted_on, out=path / place, progress=progress()
                 )
         except KeyboardInterrupt:
             again = f"give the same command with --out {shlex.quote(str(path))}"
@@ -155,7 +155,7 @@ def _substitute(run: RunConfig, data: AnyDataset, path: Path, plugins: Sequence[
     config = substitute_config(run, data)
     text = f"transfer: computed on a {config.architecture} that {config.epochs} epochs of bp train in {path}"
     err.print(f"{text}; --source RUN takes another network", markup=False, highlight=False, soft_wrap=True)
-    return train_substitute(config, path, plugins=plugins, progress=Bars())
+    return train_substitute(config, path, plugins=plugins, progress=progress())
 
 
 def _number(name: str, text: str) -> float:

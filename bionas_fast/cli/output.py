@@ -9,13 +9,11 @@ from typing import Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
 from bionas_fast.errors import BionasWarning, printable
-from bionas_fast.runs import progress
+from bionas_fast.runs.terminal import TerminalProgress
 from bionas_fast.runtime import distributed
 from bionas_fast.train import TrainResult
 
@@ -27,53 +25,9 @@ def silence_other_ranks() -> None:
     out.quiet = err.quiet = not distributed.is_main()
 
 
-class Bars(progress.Progress):
-    """Two progress bars on stderr: epochs, and the steps of the current epoch with their rate."""
-
-    def start(self, description: str, epochs: int, steps: int) -> None:
-        self._steps = steps
-        self._bars = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=err,
-        )
-        self._all = self._bars.add_task(description, total=epochs * steps, note="", rate="")
-        self._epochs, self._done = epochs, 0
-        self._bars.start()
-
-    def resume(self, epochs: int, steps: int) -> None:
-        self._done = epochs
-        self._bars.reset(self._all, completed=epochs * self._steps + steps, note="", rate="")
-
-    def step(self, loss: float | None = None) -> None:
-        self._bars.advance(self._all)
-        speed = self._bars.tasks[0].speed
-        rate = ""
-        if speed:
-            rate = f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.2f} s/step"
-        note = "" if loss is None else f"epoch {self._done + 1}/{self._epochs}  loss {loss:.3f}"
-        self._bars.update(self._all, rate=rate, note=note)
-
-    def epoch(self, row: Mapping[str, float]) -> None:
-        self._done += 1
-        name = next((n for n in ("valid_accuracy", "test_accuracy") if n in row), None)
-        accuracy = f"   {name.partition('_')[0]} {row[name]:.2f} %" if name else ""
-        self._bars.console.print(
-            f"epoch {row['epoch']:>3}   train {row['train_accuracy']:.2f} %{accuracy}   {row['seconds']:.1f} s",
-            highlight=False,
-        )
-
-    def result(self, variant: str, seed: int, accuracy: float) -> None:
-        err.print(f"{variant}, seed {seed}: {accuracy:.2f} %", markup=False, highlight=False, soft_wrap=True)
-
-    def finish(self) -> None:
-        self._bars.stop()
+def progress() -> TerminalProgress:
+    """Return a listener that shows the progress of a run on stderr."""
+    return TerminalProgress(err)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import bionas_fast as bf
 from bionas_fast import report
 from bionas_fast.cli.options import Given, Out, Resume, Seeds, repeated_folder, takes_settings, with_plugins
-from bionas_fast.cli.output import Bars, err, interruptible, out, print_lines, print_table
+from bionas_fast.cli.output import err, interruptible, out, print_lines, print_table, progress
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import plugin_options
 
@@ -22,7 +22,7 @@ def search(given: Given, seeds: Seeds = None, folder: Out = None, resume: Resume
         return
     config, folder = bf.SearchConfig(**given.settings("search")), repeated_folder(folder, resume)
     with interruptible():
-        table = bf.repeat_search(config, seeds=seeds, out=folder, progress=Bars())
+        table = bf.repeat_search(config, seeds=seeds, out=folder, progress=progress())
     print_table(table.rows())
     out.print()
     print_lines({**table.summary(), "folder": str(table.folder)})
@@ -33,7 +33,7 @@ def search(given: Given, seeds: Seeds = None, folder: Out = None, resume: Resume
 def _search(given: Given, folder: Path | None, resume: Path | None) -> None:
     config = bf.SearchConfig(**given.settings("search")) if resume is None else given.resumed("search", resume)
     with interruptible():
-        result = bf.search(config, out=folder, resume=resume, progress=Bars())
+        result = bf.search(config, out=folder, resume=resume, progress=progress())
     report.draw_genotype(result.genotype, out)
     out.print()
     plugins = plugin_options(given.options.get("plugins", []))

@@ -22,7 +22,7 @@ from bionas_fast.cli.options import (
     takes_settings,
     with_plugins,
 )
-from bionas_fast.cli.output import Bars, interruptible, out, print_lines, print_table, print_trained
+from bionas_fast.cli.output import interruptible, out, print_lines, print_table, print_trained, progress
 from bionas_fast.cli.show import read_genotype
 from bionas_fast.cli.sources import Source, configuration
 from bionas_fast.config import CONFIG
@@ -219,7 +219,7 @@ def _repetition(repetition: Repetition) -> Callable[..., SeedTable]:
 def _print_repeated(repeat: Callable[..., SeedTable], folder: Path | None) -> None:
     """Run the trainings that are not complete, and print the table of all."""
     with interruptible():
-        table = repeat(out=folder, progress=Bars())
+        table = repeat(out=folder, progress=progress())
     print_table(table.rows())
     out.print()
     out.print(table.legend, markup=False, highlight=False, soft_wrap=True)
@@ -236,7 +236,7 @@ def _train_network(trainer: type[Trainer], given: Given, folder: Path | None, re
     else:
         config = given.resumed(trainer.kind, resume)
     with interruptible():
-        result = trainer.start(config, out=place, resume=resume, progress=Bars())
+        result = trainer.start(config, out=place, resume=resume, progress=progress())
     if result.run_dir is not None:  # this process writes, and prints
         print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])})
 
@@ -259,5 +259,5 @@ def _train_genotype(
         genotype = None if found is None else assignment.of(found)
         config = given.resumed("train", resume)
     with interruptible():
-        result = bf.train(genotype, config, out=place, resume=resume, progress=Bars())
+        result = bf.train(genotype, config, out=place, resume=resume, progress=progress())
     print_trained(result, {"genotype": result.network.genotype.hash})
