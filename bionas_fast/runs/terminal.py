@@ -25,11 +25,19 @@ class TerminalProgress(Progress):
 
     Args:
         console: the console; by default the standard error stream.
+        copy: receives every line that is printed, and one a minute even if there is a terminal.
         clock: the time in seconds.
     """
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        copy: Callable[[str], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.console = console or Console(stderr=True)
+        self._copy = copy
         self._clock = clock
         self._live: Live | None = None
 
@@ -37,6 +45,8 @@ class TerminalProgress(Progress):
         width = max(map(len, facts), default=0)
         for name, value in facts.items():
             self.console.print(Text.assemble((f"{name:<{width}}  ", "bold"), value), soft_wrap=True)
+            if self._copy is not None:
+                self._copy(f"{name:<{width}}  {value}")
 
     def start(self, description: str, epochs: int, steps: int) -> None:
         self._epochs, self._steps = epochs, steps
@@ -81,15 +91,21 @@ class TerminalProgress(Progress):
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self._copy is not None:
+            self._copy(text)
 
     def _say(self) -> None:
-        """Print a line if there is no terminal and it is time for one."""
-        if self.console.is_terminal:
+        """Print a line if there is no terminal, and copy it, if it is time for one."""
+        if self._live is not None and self._copy is None:
             return
         now = self._clock()
         if now - self._said >= (FIRST_LINE if self._first else LINE_EVERY):
             self._said, self._first = now, False
-            self._print("  ".join(self._parts()))
+            line = "  ".join(self._parts())
+            if self._live is None:
+                self._print(line)
+            elif self._copy is not None:
+                self._copy(line)
 
     def _parts(self) -> list[str]:
         total, here, elapsed = self._epochs * self._steps, self._done - self._before, self._clock() - self._begun

@@ -27,7 +27,7 @@ def shown():
 
     def make(**console):
         clock, file = Clock(), StringIO()
-        return TerminalProgress(Console(file=file, width=80, **console), clock), clock, file.getvalue
+        return TerminalProgress(Console(file=file, width=80, **console), clock=clock), clock, file.getvalue
 
     return make
 
