@@ -219,7 +219,9 @@ class DescentConfig(RunConfig):
         description="Shorter side to which images from files are scaled once, to be kept decoded in decoded_dir; "
         "0 decodes them in every epoch.",
     )
-    decoded_dir: Annotated[str, Changeable()] = Field("~/.cache/bionas-fast", description="Folder of decoded images.")
+    decoded_dir: Annotated[str | None, Changeable()] = Field(
+        None, description="Folder of decoded images; by default bionas-fast in XDG_CACHE_HOME or ~/.cache."
+    )
 
     @model_validator(mode="after")
     def _expect_sizes_that_fit(self) -> Self:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 import bionas_fast as bf
 from bionas_fast import presets
-from bionas_fast.cli.output import err, out, print_lines
+from bionas_fast.cli.output import out, print_lines, say
 from bionas_fast.cli.show import read_genotype
 from bionas_fast.estimate import duration, steps
 from bionas_fast.presets import Preset
@@ -57,9 +57,7 @@ def _print_sources(listed: list[Preset]) -> None:
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
         style = "bold" if index == 0 else None
         out.print(f"{line}\n    {source}", style=style, markup=False, highlight=False, soft_wrap=True)
-    err.print(
-        "bionas-fast presets NAME shows size and settings, and measures the time", highlight=False, soft_wrap=True
-    )
+    say("bionas-fast presets NAME shows size and settings, and measures the time")
 
 
 def _print_costs(listed: list[Preset], genotype: str, seconds: float) -> None:
@@ -96,7 +94,7 @@ def _print_preset(preset: Preset, genotype: str, seconds: float) -> None:
 
 
 def _estimate(preset: Preset, genotype: str, seconds: float) -> Any:
-    err.print(f"measuring {preset.name}", markup=False, highlight=False)
+    say(f"measuring {preset.name}")
     return bf.estimate(_config(preset), read_genotype(genotype) if preset.kind == "train" else None, seconds=seconds)
 
 

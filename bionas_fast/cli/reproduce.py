@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bionas_fast.cli.output import err, interruptible, out, print_lines, print_table
+from bionas_fast.cli.output import err, interruptible, out, print_lines, print_table, say
 from bionas_fast.errors import InputError
 from bionas_fast.estimate import duration
 from bionas_fast.report.figure import render
@@ -115,7 +115,7 @@ def _page(parts: Sequence[Part], command: str) -> str:
 def _print_costs(steps: Sequence[Step], plan: Plan) -> None:
     """Measure and print what the steps cost."""
     first = [step for step in steps if step.seed == 0]
-    costs = estimate_costs(first, measuring=lambda step: err.print(f"measuring {step.name}", highlight=False))
+    costs = estimate_costs(first, measuring=lambda step: say(f"measuring {step.name}"))
     rows = [
         {
             "run": cost.step.name,
@@ -131,7 +131,7 @@ def _print_costs(steps: Sequence[Step], plan: Plan) -> None:
     known = sum(cost.estimate.seconds for cost in costs if cost.estimate is not None)
     unknown = {cost.step.name: cost.failure for cost in costs if cost.estimate is None}
     for name, failure in unknown.items():
-        err.print(f"note: {name}: {failure}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {name}: {failure}")
     done = sum(is_done(step) for step in steps)
     print_lines(
         {

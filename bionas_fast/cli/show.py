@@ -11,7 +11,7 @@ import typer
 import bionas_fast as bf
 from bionas_fast import report
 from bionas_fast.cli.options import Plugins, with_plugins
-from bionas_fast.cli.output import err, out, print_lines
+from bionas_fast.cli.output import out, print_lines, say
 from bionas_fast.errors import InputError
 from bionas_fast.models import measure_size
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
@@ -41,7 +41,7 @@ def show(
     if genotype is not None:
         if save is not None:
             report.draw_figure(genotype, save)
-            err.print(f"wrote {save}", highlight=False, soft_wrap=True)
+            say(f"wrote {save}")
         report.draw_genotype(genotype, out)
         out.print()
     if folder is not None and record is not None and trained:

@@ -27,14 +27,16 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
         InputError: the training cannot continue, or a file cannot be written. The last checkpoint remains valid.
     """
     if folder is None and not distributed.active():
+        progress.begin(trainer.describe())
         _train(trainer, progress, lambda: None, lambda row: None)
         return
     complete = trainer.finished
     hint = f"resume with: {resume_command(trainer.kind, folder)}" if folder else "rank 0 says how to resume"
     try:
-        with Interrupts() as interrupts:
+        with Interrupts(progress.interrupted) as interrupts:
             try:
                 if not complete:
+                    progress.begin(trainer.describe() | ({"run folder": str(folder.path)} if folder else {}))
                     with _Saver(trainer, folder, interrupts) as saver:
                         _train(trainer, progress, saver.after_step, saver.after_epoch)
                 if folder is not None and not (complete and (folder.path / REPORT).is_file()):
@@ -55,6 +57,7 @@ def _train(
 ) -> None:
     """Train epoch by epoch; ``progress`` is started and finished once per phase."""
     phase: Phase | None = None
+    trainer.announce = progress.note
     try:
         while not trainer.finished:
             if trainer.phase is not phase:

@@ -22,6 +22,7 @@ from bionas_fast.runs.divergence import likely_causes, too_small_a_batch
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.summary import NO_FACTS, RunFacts
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import describe_device
 from bionas_fast.runtime.isolation import exclusive
 
 #: On a GPU, the number of steps after which their losses are read: every reading waits for the device.
@@ -89,6 +90,7 @@ class Trainer:
         metric_names: the metrics in every row besides those of all trainers.
         divergence: the settings that make the weights diverge when they are too large, the likeliest first.
         read_every: the number of steps after which their losses are read from the device.
+        announce: called with what is done before longer work between two steps.
         epoch: the number of epochs done, over all phases.
         metrics: one row for every epoch of a counted phase.
     """
@@ -114,6 +116,7 @@ class Trainer:
         import_plugins(config.plugins)
         self.config = config
         self.device = device
+        self.announce: Callable[[str], object] = lambda doing: None
         self.epoch = 0
         self.metrics: list[dict[str, Any]] = []
         self._tally = Tally()
@@ -125,6 +128,10 @@ class Trainer:
 
     def prepare(self) -> None:
         """Set modes and learning rates for the epoch. Called whenever an epoch begins or is resumed."""
+
+    def describe(self) -> dict[str, str]:
+        """Describe the run for people, before its first step."""
+        return {"device": describe_device(self.device)}
 
     def begin(self) -> None:
         """Hook before the first step of an epoch; not called when an epoch is resumed."""
