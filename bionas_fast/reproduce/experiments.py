@@ -230,7 +230,7 @@ class WeightFigure(Experiment):
             found = [_weights(plan.folder(run, seed)) for seed in range(plan.seeds)]
             whole = [own[0] for own in found if own]
             if whole:
-                near = {"of these, |w| < 0.01, %": [100 * own.near_zero for own in whole]}
+                near = {"within ±0.01, %": [100 * own.near_zero for own in whole]}
                 spread = {"σ": [own.sigma for own in whole], "excess kurtosis": [own.kurtosis for own in whole]}
                 rows.append(_measured(name, spread | near))
         legend = f"{_data_of(plan, self.data['networks'].values())}All weight matrices together. {LEGEND}"

@@ -159,7 +159,7 @@ def test_figure_of_weights(reproduced):
         kurtosis.append(stats.kurtosis(whole))
         near.append(100 * np.mean(np.abs(whole) < 0.01))
     assert row["excess kurtosis"] == shown(kurtosis, "{:.3g} ± {:.2g}")
-    assert row["of these, |w| < 0.01, %"] == shown(near, "{:.3g} ± {:.2g}")
+    assert row["within ±0.01, %"] == shown(near, "{:.3g} ± {:.2g}")
     assert (reproduced / "figure4-weights.svg").is_file()
 
 
