@@ -148,7 +148,7 @@ class _Phase:
         begin: before each epoch.
         step: of a training step.
         record: of what is recorded after an epoch.
-        evaluation: after each epoch.
+        evaluation: of an evaluation.
     """
 
     work: Work
@@ -161,8 +161,8 @@ class _Phase:
     @property
     def seconds(self) -> float:
         """The time of the whole phase."""
-        epoch = self.begin + self.work.steps * self.step + self.record + self.evaluation
-        return self.once + self.work.epochs * epoch
+        epoch = self.begin + self.work.steps * self.step + self.record
+        return self.once + self.work.epochs * epoch + self.work.evaluations * self.evaluation
 
     def scaled(self, few: _Phase, work: Work) -> _Phase:
         """Extrapolate to more work, from this measurement and one with fewer images a step.
@@ -257,6 +257,8 @@ def _shrunken(config: RunConfig, batch_size: int) -> RunConfig:
             changes[name] = min(value, max(2, ceil(value * batch_size / config.batch_size)))
     if hasattr(config, "warmup_epochs"):
         changes["warmup_epochs"] = 0
+    if hasattr(config, "evaluate_every"):
+        changes["evaluate_every"] = 1  # the measured epoch shall have an evaluation
     small = config.with_settings(**changes)
     images = batch_size
     while min(work.steps for work in small.work(images, images)) <= _STEPS:

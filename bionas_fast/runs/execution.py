@@ -121,8 +121,8 @@ class _Saver:
         return any(distributed.all_reduce_sum(self.interrupts.requested))
 
     def _is_best(self) -> bool:
-        accuracies = [row["valid_accuracy"] for row in self.trainer.metrics if "valid_accuracy" in row]
-        return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
+        *before, last = (row.get("valid_accuracy", -1.0) for row in self.trainer.metrics)
+        return last > max(before, default=-1.0)
 
     def _save(self, best: bool = False) -> None:
         self.trainer.read()

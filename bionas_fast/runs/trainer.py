@@ -140,6 +140,10 @@ class Trainer:
         """Train on this process's shard of a batch and return the outcome, without waiting for it."""
         raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
 
+    def metrics_of(self, number: int) -> tuple[str, ...]:
+        """Return the metrics in the row of an epoch, counted from 1, besides those of all trainers."""
+        return self.metric_names
+
     def record(self) -> None:
         """Hook after the last step of an epoch, for what is recorded besides metrics."""
 
@@ -450,8 +454,8 @@ class Trainer:
             begun += phase.epochs
         if not isinstance(rows, list) or len(rows) != expected:
             raise InputError(f"metrics: expected {expected} rows")
-        names = ("train_accuracy", "learning_rate", "seconds", *self.metric_names)
         for number, row in enumerate(rows, start=1):
+            names = ("train_accuracy", "learning_rate", "seconds", *self.metrics_of(number))
             plain = isinstance(row, dict) and all(map(_is_plain, (*row, *row.values())))
             measured = plain and all(type(row.get(name)) is float for name in names)
             if not measured or row.get("epoch") != number or "train_loss" not in row:
