@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from bionas_fast.cli.options import Plugins, takes_record, with_plugins
+from bionas_fast.cli.options import AsJson, Plugins, takes_record, with_plugins
 from bionas_fast.cli.output import interruptible, out, print_json, print_lines, print_table, progress, say
 from bionas_fast.cli.sources import named_runs
 from bionas_fast.config import RunConfig
@@ -81,7 +81,7 @@ def attack(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:1.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of the results; the same continues an attack.  [runs/…]")
     ] = None,

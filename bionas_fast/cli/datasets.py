@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bionas_fast.cli.options import Plugins, with_plugins
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import print_entry, print_json, print_lines, say
 from bionas_fast.data import SIZES, dataset_names, describe_dataset, load_dataset
 
@@ -17,7 +17,7 @@ def list_datasets(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Load this dataset and describe it.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Download the dataset if it is missing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """List the datasets; with a name, load it, or say where it was looked for and how to get it."""

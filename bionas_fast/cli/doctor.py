@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
 from rich.table import Table
 
 from bionas_fast import backends, rules
-from bionas_fast.cli.options import Plugins, with_plugins
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_json, print_lines
 from bionas_fast.data import dataset_names
 from bionas_fast.runs.folder import machine
@@ -18,7 +15,7 @@ from bionas_fast.space import operation_names, space_names
 
 @with_plugins
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """Show versions, registered names, and the backend of every op."""

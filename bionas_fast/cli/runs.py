@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from bionas_fast.cli.options import AsJson
 from bionas_fast.cli.output import out, print_json, say
 from bionas_fast.errors import InputError
 from bionas_fast.runs.summary import RunSummary, find_runs
@@ -16,7 +17,7 @@ from bionas_fast.runs.summary import RunSummary, find_runs
 
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of run folders.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder, those repeated over seeds too: kind, data, state, figures."""
     summaries, damaged = [], []

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bionas_fast.cli.options import Plugins, with_plugins
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_entry, print_json
 from bionas_fast.cli.settings_table import Setting, settings_of
 from bionas_fast.errors import unknown
@@ -16,7 +16,7 @@ from bionas_fast.runs.kinds import get_kind, kind_names
 @with_plugins
 def list_settings(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Of this kind of run only.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """List all settings of runs: meaning, default, values, and the option of each that has one.

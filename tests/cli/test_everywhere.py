@@ -176,6 +176,24 @@ def test_results_as_json(run, tmp_path):
     assert list(variant["accuracies"]) == ["0"]
 
 
+def test_lists_and_files_as_json(run, tmp_path):
+    words = ("train", "resnet20", "--epochs", "1", "--batch-size", "700", "--out", tmp_path / "run", "--json")
+    trained = json.loads(run(*words)[1])
+    shown = json.loads(run("show", tmp_path / "run", "--json")[1])
+    assert (shown["genotype"], shown["parameters"]) == (None, trained["parameters"])
+    analysed = json.loads(run("analyze", tmp_path / "run", "--out", tmp_path / "analysis", "--json")[1])
+    assert analysed["networks"][0]["network"] == "run"
+    assert (tmp_path / "analysis" / "layers.csv").is_file()
+    written = json.loads(run("report", tmp_path / "run", "--json")[1])
+    assert written == {"report": str(tmp_path / "run" / "report.html")}
+    exported = json.loads(run("export", tmp_path / "run", tmp_path / "net.pt2", "--json")[1])
+    assert exported["num_classes"] == 10
+    assert exported["test_accuracy"] == trained["test_accuracy"]
+    presets = {row["preset"]: row for row in json.loads(run("presets", "--json")[1])}
+    assert presets["desk-train"]["steps"] == 5 * (5_000 // 64)
+    assert presets["desk-train"]["settings"]["evaluate_every"] == 5
+
+
 def test_options_count_before_set(run):
     """An option that was typed counts more than --set, and an empty value is null."""
     words = ("search", "--epochs", "7", "--set", "epochs=5", "--set", "valid_batch_size=", "--dry-run")
