@@ -97,6 +97,11 @@ def use_backend(name: str) -> Iterator[None]:
         chosen.backend = before
 
 
+def chosen() -> str | None:
+    """Return the choice of :func:`use_backend`; None for the fastest."""
+    return _thread.chosen.backend
+
+
 def choose(op: str, device: str, backend: str | None = None) -> str:
     """Choose the backend of ``op`` on tensors of this device type.
 

@@ -125,18 +125,25 @@ class Work:
         epochs: number of epochs.
         images: number of training images.
         batch_size: images per batch, without more than there are.
-        evaluated: number of images that are evaluated after each epoch.
+        evaluated: number of images that are evaluated at a time.
+        evaluate_every: epochs between evaluations; the last epoch ends with one.
     """
 
     epochs: int
     images: int
     batch_size: int
     evaluated: int
+    evaluate_every: int = 1
 
     @property
     def steps(self) -> int:
         """Training steps per epoch; an incomplete batch is left out."""
         return self.images // min(self.batch_size, self.images)
+
+    @property
+    def evaluations(self) -> int:
+        """The number of evaluations."""
+        return -(-self.epochs // self.evaluate_every)
 
 
 class RunConfig(Config):
@@ -229,7 +236,9 @@ class DescentConfig(RunConfig):
         description="Shorter side to which images from files are scaled once, to be kept decoded in decoded_dir; "
         "0 decodes them in every epoch.",
     )
-    decoded_dir: Annotated[str, Changeable()] = Field("~/.cache/bionas-fast", description="Folder of decoded images.")
+    decoded_dir: Annotated[str | None, Changeable()] = Field(
+        None, description="Folder of decoded images; by default bionas-fast in XDG_CACHE_HOME or ~/.cache."
+    )
 
     @model_validator(mode="after")
     def _expect_sizes_that_fit(self) -> Self:

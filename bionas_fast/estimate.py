@@ -147,19 +147,22 @@ class _Phase:
         once: before the first epoch.
         begin: before each epoch.
         step: of a training step.
-        end: after each epoch, with the evaluation.
+        record: of what is recorded after an epoch.
+        evaluation: of an evaluation.
     """
 
     work: Work
     once: float
     begin: float
     step: float
-    end: float
+    record: float
+    evaluation: float
 
     @property
     def seconds(self) -> float:
         """The time of the whole phase."""
-        return self.once + self.work.epochs * (self.begin + self.work.steps * self.step + self.end)
+        epoch = self.begin + self.work.steps * self.step + self.record
+        return self.once + self.work.epochs * epoch + self.work.evaluations * self.evaluation
 
     def scaled(self, few: _Phase, work: Work) -> _Phase:
         """Extrapolate to more work, from this measurement and one with fewer images a step.
@@ -177,7 +180,7 @@ class _Phase:
 
         evaluated = work.evaluated / self.work.evaluated if self.work.evaluated else 1
         once = self.once * work.images / self.work.images
-        return _Phase(work, once, of_batch("begin"), of_batch("step"), self.end * evaluated)
+        return _Phase(work, once, of_batch("begin"), of_batch("step"), self.record, self.evaluation * evaluated)
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,11 @@ def _run(small: RunConfig, build: Callable[[RunConfig], Trainer], batch_size: in
         first = _timed(trainer.enter_epoch)
         begin = _timed(trainer.enter_epoch)
         taken = [_timed(partial(_step, trainer)) for _ in range(work.steps)]
-        end = _timed(trainer.end_epoch)
+        evaluation = _timed(trainer.conclude)
+        end = _timed(trainer.end_epoch)  # evaluates once more
         trainer.epoch += phase.epochs - phase.epochs // 2 - 1
-        phases.append(_Phase(work, max(0.0, first - begin), begin, statistics.median(taken[1:]), end))
+        step, record = statistics.median(taken[1:]), max(0.0, end - evaluation)
+        phases.append(_Phase(work, max(0.0, first - begin), begin, step, record, evaluation))
     elapsed, peak = time.perf_counter() - started, watch.read()
     return _Sample(found, batch_size, trainer.device, phases, elapsed, peak, peak - before)
 
@@ -252,6 +257,8 @@ def _shrunken(config: RunConfig, batch_size: int) -> RunConfig:
             changes[name] = min(value, max(2, ceil(value * batch_size / config.batch_size)))
     if hasattr(config, "warmup_epochs"):
         changes["warmup_epochs"] = 0
+    if hasattr(config, "evaluate_every"):
+        changes["evaluate_every"] = 1  # the measured epoch shall have an evaluation
     small = config.with_settings(**changes)
     images = batch_size
     while min(work.steps for work in small.work(images, images)) <= _STEPS:

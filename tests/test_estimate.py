@@ -67,12 +67,12 @@ def test_sizes_of_datasets(tmp_path):
 
 def test_a_larger_phase():
     """Computed by hand: a step takes 1 s and 0.5 s per image, the beginning of an epoch 0.25 s per image."""
-    few = _Phase(Work(1, 12, 2, 6), once=1.0, begin=0.5, step=2.0, end=6.0)
-    some = _Phase(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, end=6.0)
-    assert some.seconds == 2 + 1 + 3 * 3 + 6
+    few = _Phase(Work(1, 12, 2, 6), once=1.0, begin=0.5, step=2.0, record=7.0, evaluation=6.0)
+    some = _Phase(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, record=7.0, evaluation=6.0)
+    assert some.seconds == 2 + 1 + 3 * 3 + 7 + 6
     large = Work(10, 120, 8, 60)
-    assert some.scaled(few, large) == _Phase(large, once=20.0, begin=2.0, step=5.0, end=60.0)
-    assert some.scaled(few, large).seconds == 20 + 10 * (2 + 15 * 5 + 60)
+    assert some.scaled(few, large) == _Phase(large, once=20.0, begin=2.0, step=5.0, record=7.0, evaluation=60.0)
+    assert some.scaled(few, large).seconds == 20 + 10 * (2 + 15 * 5 + 7 + 60)
     # From one measurement, in proportion; a step of more images never takes less.
     assert some.scaled(some, large).step == 6
     assert some.scaled(replace(few, step=3.5), large).step == 3
@@ -81,7 +81,7 @@ def test_a_larger_phase():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock on which a training step takes 3 s and 0.5 s per image, and an evaluation 0.1 s per image."""
+    """A clock: a training step takes 3 s and 0.5 s per image, an evaluation 0.1 s per image, a record of layers 7 s."""
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(MODULE, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
     train_step, evaluate = supervised.SupervisedTraining.train_step, supervised.evaluate
@@ -94,21 +94,26 @@ def clock(monkeypatch):
         now.seconds += 0.1 * len(images.labels)
         return evaluate(network, images, *arguments, **options)
 
+    def record(*arguments):
+        now.seconds += 7
+        return []
+
     monkeypatch.setattr(supervised.SupervisedTraining, "train_step", step)
+    monkeypatch.setattr(supervised, "record_layers", record)
     monkeypatch.setattr(supervised, "evaluate", timed)
     return now
 
 
 @pytest.mark.parametrize("seconds", [1.0, 1e9], ids=["few images", "whole batches"])
 def test_the_time_is_that_of_the_run(clock, seconds):
-    config = bf.TrainConfig(**SMALL, epochs=2, batch_size=100, valid_fraction=0.25)
+    config = bf.TrainConfig(**SMALL, epochs=2, batch_size=100, valid_fraction=0.25, record_layers=1)
     found = bf.estimate(config, GENOTYPE, seconds=seconds)
     assert found.measured == (100 if seconds > 1 else 8)
     assert found.batch_size == 100
     assert found.step_seconds == pytest.approx(53)
     clock.seconds = 0.0
     bf.train(GENOTYPE, config)
-    assert found.seconds == pytest.approx(clock.seconds)
+    assert found.seconds == pytest.approx(clock.seconds - 7)  # the record of the untrained network is not counted
     assert found.steps == 2 * 10
     network = bf.build_network(GENOTYPE, **SMALL, in_channels=1)
     assert found.size == measure_size(network, (1, 8, 8))

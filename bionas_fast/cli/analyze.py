@@ -19,8 +19,8 @@ from bionas_fast.analysis import (
     record_layers,
 )
 from bionas_fast.analysis.figures import weights_figure
-from bionas_fast.cli.options import Plugins, with_plugins
-from bionas_fast.cli.output import out, print_lines, print_table
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
+from bionas_fast.cli.output import out, print_json, print_lines, print_table
 from bionas_fast.cli.sources import named_runs
 from bionas_fast.data import load_dataset
 from bionas_fast.report.figure import render
@@ -40,6 +40,7 @@ def analyze(
     runs: Annotated[list[str], typer.Argument(metavar="[NAME=]RUN…", help="Folders of searches and trainings.")],
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder of the results.  [runs/…]")] = None,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """Analyse gradients, alignment and weights of trained networks, and what searches found.
@@ -65,7 +66,12 @@ def analyze(
     target.mkdir(parents=True, exist_ok=True)
     _write_layers(target, layers, weights)
     _write_genotypes(target, genotypes, entropies)
-    print_table([_summary(name, layers[name], weights[name]) for name in layers])
+    summaries = [_summary(name, layers[name], weights[name]) for name in layers]
+    if as_json:
+        courses = {name: entropy.tolist() for name, entropy in entropies.items()}
+        print_json({"networks": summaries, "bits of α by epoch": courses, "folder": str(target)})
+        return
+    print_table(summaries)
     if layers:
         out.print()
     lines = {f"entropy of α, {name}": f"{own[0]:.3f} → {own[-1]:.3f} bits" for name, own in entropies.items()}

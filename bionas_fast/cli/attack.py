@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from bionas_fast.cli.options import Plugins, takes_record, with_plugins
-from bionas_fast.cli.output import Bars, err, interruptible, out, print_lines, print_table
+from bionas_fast.cli.options import AsJson, Plugins, takes_record, with_plugins
+from bionas_fast.cli.output import interruptible, out, print_json, print_lines, print_table, progress, say
 from bionas_fast.cli.sources import named_runs
 from bionas_fast.config import RunConfig
 from bionas_fast.data import AnyDataset, configured, expect_shape
@@ -82,7 +81,7 @@ def attack(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:1.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of the results; the same continues an attack.  [runs/…]")
     ] = None,
@@ -109,7 +108,7 @@ def attack(
             crafted_on = None if crafted_on is None else crafted_on.to(where)
             for place, network in networks.items():
                 results[place] = attack_network(
-                    network.to(where), data, config, source=crafted_on, out=path / place, progress=Bars()
+                    network.to(where), data, config, source=crafted_on, out=path / place, progress=progress()
                 )
         except KeyboardInterrupt:
             again = f"give the same command with --out {shlex.quote(str(path))}"
@@ -119,13 +118,13 @@ def attack(
     if any(record["eps"] is not None for record in records):
         write_atomic(path / PLOT, render(accuracy_figure(records), "svg"))
     if as_json:
-        print(json.dumps(records, indent=2))
+        print_json(records)
         return
     print_table(tables.rows(results))
     out.print()
     for name, own in results.items():
         for warning in own.warnings:
-            err.print(f"warning: {name}: {warning}", markup=False, highlight=False, soft_wrap=True)
+            say(f"warning: {name}: {warning}")
     print_lines({"legend": tables.LEGEND, "folder": str(path)})
 
 
@@ -154,8 +153,8 @@ def _substitute(run: RunConfig, data: AnyDataset, path: Path, plugins: Sequence[
     """Train a network under back-propagation that transfer attacks are computed on, unless that has been done."""
     config = substitute_config(run, data)
     text = f"transfer: computed on a {config.architecture} that {config.epochs} epochs of bp train in {path}"
-    err.print(f"{text}; --source RUN takes another network", markup=False, highlight=False, soft_wrap=True)
-    return train_substitute(config, path, plugins=plugins, progress=Bars())
+    say(f"{text}; --source RUN takes another network")
+    return train_substitute(config, path, plugins=plugins, progress=progress())
 
 
 def _number(name: str, text: str) -> float:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
-
-import typer
 from rich.table import Table
 
 from bionas_fast import backends, rules
-from bionas_fast.cli.options import Plugins, with_plugins
-from bionas_fast.cli.output import out, print_lines
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
+from bionas_fast.cli.output import out, print_json, print_lines
 from bionas_fast.data import dataset_names
 from bionas_fast.runs.folder import machine
 from bionas_fast.search import method_names
@@ -19,7 +15,7 @@ from bionas_fast.space import operation_names, space_names
 
 @with_plugins
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """Show versions, registered names, and the backend of every op."""
@@ -36,7 +32,7 @@ def doctor(
     }
     if as_json:
         ops = [{"op": c.op, "device": c.device, "backend": c.backend, "reasons": dict(c.reasons)} for c in choices]
-        print(json.dumps({"machine": machine(), **known, "ops": ops}, indent=2))
+        print_json({"machine": machine(), **known, "ops": ops})
         return
     print_lines(machine())
     out.print()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bionas_fast.cli.options import Plugins, with_plugins
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_lines
 from bionas_fast.config import DescentConfig, RunConfig
 from bionas_fast.data import AnyDataset, Dataset, LabelledImages, MemoryImages, configured, expect_shape
@@ -30,7 +30,7 @@ def evaluate(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the dataset.")] = None,
     best: Annotated[bool, typer.Option("--best", help="Use best.pt, chosen by held-out images.")] = False,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:1.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """Test a trained network: accuracy (top-1 and top-5), per class, confusion matrix, calibration."""

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 import bionas_fast as bf
-from bionas_fast.cli.options import Plugins, with_plugins
-from bionas_fast.cli.output import print_lines
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
+from bionas_fast.cli.output import print_json, print_lines
 
 
 @with_plugins
@@ -25,12 +25,16 @@ def export(
             "--normalised", help="Leave the normalisation out: expect normalised images, not those in [0, 1]."
         ),
     ] = False,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """Export a trained network for programs without this package: images [N, C, H, W] to logits, for any N."""
     found = bf.export(run, file, best=best, normalised=normalised, plugins=plugins or ())
     height, width = found["image_size"]
     accuracy = found["test_accuracy"]
+    if as_json:
+        print_json({"file": str(file), **found})
+        return
     print_lines(
         {
             "file": f"{file} ({file.stat().st_size / 1e6:,.1f} MB)",

@@ -105,12 +105,52 @@ Seeds = Annotated[
         "give the command again, with the same --out or with --resume.",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print the settings, measure what the run would cost on this machine, and begin nothing."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Resume = Annotated[
     Path | None,
     typer.Option(
         metavar="RUN", help="Resume the run in this folder; with several seeds or variants, all that are not complete."
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The folder of a run, and what is wanted of it, as options.
+
+    Attributes:
+        folder: the folder of a new run.
+        resume: the folder of a run to resume.
+        dry_run: whether to print the settings and the costs only.
+        as_json: whether to print the result as JSON.
+    """
+
+    folder: Out = None
+    resume: Resume = None
+    dry_run: DryRun = False
+    as_json: AsJson = False
+
+    def repeated_folder(self) -> Path | None:
+        """Return the folder of runs repeated over seeds, from ``--out`` or ``--resume``; the latter must hold runs.
+
+        Raises:
+            InputError: there are no runs to resume; or both were given; or ``--dry-run``, which is for one run.
+        """
+        if self.dry_run:
+            raise InputError("--dry-run: of one run; omit --seeds and --compare, whose runs cost as much each")
+        if self.resume is None:
+            return self.folder
+        if self.folder is not None:
+            raise InputError("--out and --resume: give one of them")
+        if not find_runs(self.resume):
+            raise InputError(f"{self.resume}: no runs to resume; begin them with --out")
+        return self.resume
 
 
 @dataclass(frozen=True)
@@ -145,11 +185,14 @@ class Given:
             settings |= RunRecord.read(self.file).settings
         return settings | dict(self.options)
 
+    def recorded(self, kind: str, run: Path | None = None) -> Any:
+        """Return the configuration of these settings, or that of a run updated by them."""
+        settings = {} if run is None else RunFolder.open(run).read().settings
+        return get_kind(kind).settings(**{**settings, **self.settings(kind)})
+
     def resumed(self, kind: str, run: Path) -> Any:
         """Return the configuration of a run updated by these settings, or None if there are none."""
-        settings = self.settings(kind)
-        recorded = RunFolder.open(run).read().settings
-        return get_kind(kind).settings(**{**recorded, **settings}) if settings else None
+        return self.recorded(kind, run) if self.settings(kind) else None
 
 
 def takes_settings(command: str) -> Callable[[Command], Command]:
@@ -171,9 +214,9 @@ def takes_settings(command: str) -> Callable[[Command], Command]:
 
     def decorate(function: Command) -> Command:
         def run(preset: str | None, config: Path | None, sets: list[str] | None, **arguments: Any) -> None:
-            typed = {name: _split(name, arguments.pop(name), owners[name]) for name in options} | _parsed(sets or ())
-            given = Given(preset, config, {name: value for name, value in typed.items() if value is not None})
-            function(given, **arguments)
+            typed = {name: _split(name, arguments.pop(name), owners[name]) for name in options}
+            typed = {name: value for name, value in typed.items() if value is not None}
+            function(Given(preset, config, {**_parsed(sets or ()), **typed}), **arguments)
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
         added = {"preset": Preset, "config": ConfigFile, **options, "sets": Sets}
@@ -233,21 +276,6 @@ def with_plugins(command: Command) -> Command:
             command(**arguments)
 
     return run
-
-
-def repeated_folder(folder: Path | None, resume: Path | None) -> Path | None:
-    """Return the folder of runs repeated over seeds, from ``--out`` or ``--resume``; the latter must hold runs.
-
-    Raises:
-        InputError: there are no runs to resume; or both were given.
-    """
-    if resume is None:
-        return folder
-    if folder is not None:
-        raise InputError("--out and --resume: give one of them")
-    if not find_runs(resume):
-        raise InputError(f"{resume}: no runs to resume; begin them with --out")
-    return resume
 
 
 def _split(name: str, value: Any, configs: Configs) -> Any:

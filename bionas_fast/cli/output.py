@@ -2,75 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bionas_fast.errors import BionasWarning, printable
-from bionas_fast.runs import progress
+from bionas_fast.errors import BionasWarning, InputError, printable
+from bionas_fast.runs.terminal import TerminalProgress
 from bionas_fast.runtime import distributed
-from bionas_fast.train import TrainResult
 
-#: Only rank 0 prints.
-QUIET = not distributed.is_main()
-out, err = Console(quiet=QUIET), Console(stderr=True, quiet=QUIET)
+out, err = Console(), Console(stderr=True)
 
 
-class Bars(progress.Progress):
-    """Two progress bars on stderr: epochs, and the steps of the current epoch with their rate."""
+#: The file that messages and progress also go to, if there is one.
+_log_files: list[TextIO] = []
 
-    def start(self, description: str, epochs: int, steps: int) -> None:
-        self._steps = steps
-        self._bars = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=err,
-        )
-        self._all = self._bars.add_task(description, total=epochs * steps, note="", rate="")
-        self._epochs, self._done = epochs, 0
-        self._bars.start()
 
-    def resume(self, epochs: int, steps: int) -> None:
-        self._done = epochs
-        self._bars.reset(self._all, completed=epochs * self._steps + steps, note="", rate="")
-
-    def step(self, loss: float | None = None) -> None:
-        self._bars.advance(self._all)
-        speed = self._bars.tasks[0].speed
-        rate = ""
-        if speed:
-            rate = f"{speed:.2f} steps/s" if speed >= 1 else f"{1 / speed:.2f} s/step"
-        note = "" if loss is None else f"epoch {self._done + 1}/{self._epochs}  loss {loss:.3f}"
-        self._bars.update(self._all, rate=rate, note=note)
-
-    def epoch(self, row: Mapping[str, float]) -> None:
-        self._done += 1
-        name = next((n for n in ("valid_accuracy", "test_accuracy") if n in row), None)
-        accuracy = f"   {name.partition('_')[0]} {row[name]:.2f} %" if name else ""
-        self._bars.console.print(
-            f"epoch {row['epoch']:>3}   train {row['train_accuracy']:.2f} %{accuracy}   {row['seconds']:.1f} s",
-            highlight=False,
-        )
-
-    def result(self, variant: str, seed: int, accuracy: float) -> None:
-        err.print(f"{variant}, seed {seed}: {accuracy:.2f} %", markup=False, highlight=False, soft_wrap=True)
-
-    def finish(self) -> None:
-        self._bars.stop()
+def progress() -> TerminalProgress:
+    """Return a listener that shows the progress of a run on stderr, and writes it into the log file."""
+    return TerminalProgress(err, copy=note_down if _log_files else None)
 
 
 @contextmanager
@@ -79,13 +39,26 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        err.print(str(stop) or "interrupted", markup=False, highlight=False, soft_wrap=True)
+        say(str(stop) or "interrupted")
         raise typer.Exit(130) from None
 
 
-def print_trained(result: TrainResult[Any], head: Mapping[str, str]) -> None:
-    """Print the result of a training, after the lines of ``head``."""
-    print_lines({**head, **result.lines(), "run folder": str(result.run_dir)})
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    if not out.quiet:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def say(message: object) -> None:
+    """Print a message on one line of stderr."""
+    err.print(str(message), markup=False, highlight=False, soft_wrap=True)
+    note_down(str(message))
+
+
+def note_down(message: str) -> None:
+    """Write a message into the log file, with the time."""
+    for file in _log_files:
+        print(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {message}", file=file, flush=True)
 
 
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:
@@ -98,6 +71,13 @@ def print_table(rows: Sequence[Mapping[str, str]]) -> None:
     out.print(table)
 
 
+def print_entry(head: str, *texts: str) -> None:
+    """Print an entry of a list: its head, and indented texts, wrapped to the width of the terminal."""
+    out.print(Text(head, style="bold"))
+    for text in filter(None, texts):
+        out.print(Padding(Text(text), (0, 0, 0, 4)))
+
+
 def print_lines(pairs: Mapping[str, str]) -> None:
     """Print names and values, one pair per line."""
     width = max(map(len, pairs), default=0)
@@ -105,35 +85,54 @@ def print_lines(pairs: Mapping[str, str]) -> None:
         out.print(Text.assemble((f"{name:<{width}}  ", "bold"), str(value)), soft_wrap=True)
 
 
-def show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a warning of this package on one line and drop all others; replaces :func:`warnings.showwarning`."""
-    if issubclass(category, BionasWarning):
-        err.print(f"note: {printable(str(message))}", markup=False, highlight=False, soft_wrap=True)
+def show_messages(verbosity: int, log_file: Path | None) -> None:
+    """Show the messages of the library on one line each; of several processes, only rank 0 prints.
+
+    Args:
+        verbosity: -1 for none, 0 for those of this package, 1 for warnings of other packages, too.
+        log_file: a file to which the messages and the progress of runs are appended.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    out.quiet = not distributed.is_main()
+    err.quiet = out.quiet or verbosity < 0
+    while _log_files:
+        _log_files.pop().close()
+    if log_file is not None and not out.quiet:
+        try:
+            _log_files.append(open(log_file, "a", encoding="utf-8"))  # noqa: SIM115
+        except OSError as error:
+            raise InputError(f"--log-file: cannot write to {log_file}: {error.strerror or error}") from None
+    logger = logging.getLogger("bionas_fast")
+    logger.handlers = [_Lines()]
+    logger.setLevel(logging.INFO)
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, BionasWarning):
+            say(f"note: {printable(str(message))}")
+        elif verbosity > 0:
+            say(f"{category.__name__}: {printable(str(message))}")
+
+    warnings.showwarning = show
 
 
-class LogLines(logging.Handler):
-    """Handler that prints each message of the library once, on one line of stderr."""
+class _Lines(logging.Handler):
+    """Handler that says each message of the library once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._printed: set[str] = set()
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if message not in self._printed:
-            self._printed.add(message)
-            err.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def show_log(name: str) -> None:
-    """Print the messages of a logger and those below it on stderr."""
-    logger = logging.getLogger(name)
-    logger.handlers = [LogLines()]
-    logger.setLevel(logging.INFO)
+        if message not in self._said:
+            self._said.add(message)
+            say(message)

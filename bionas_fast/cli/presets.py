@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,8 @@ from rich.table import Table
 
 import bionas_fast as bf
 from bionas_fast import presets
-from bionas_fast.cli.output import err, out, print_lines
+from bionas_fast.cli.options import AsJson
+from bionas_fast.cli.output import out, print_json, print_lines, say
 from bionas_fast.cli.show import read_genotype
 from bionas_fast.estimate import duration, steps
 from bionas_fast.presets import Preset
@@ -30,6 +32,7 @@ def list_presets(
     seconds: Annotated[
         float, typer.Option(min=0.1, max=3600, help="Time for measuring each preset, without building its network.")
     ] = 30.0,
+    as_json: AsJson = False,
 ) -> None:
     """List the presets, their steps and the sources they follow; with names, also their size, time and memory.
 
@@ -37,12 +40,29 @@ def list_presets(
     """
     chosen = [presets.get(name) for name in wanted or ()]
     everything = sorted(presets.every(), key=lambda preset: kind_names().index(preset.kind))
+    if as_json:
+        listed = chosen or everything
+        print_json([_record(own, genotype, seconds if measured or chosen else None) for own in listed])
+        return
     if measured and not chosen:
         _print_costs(everything, genotype, seconds)
     elif not chosen:
         _print_sources(everything)
     for preset in chosen:
         _print_preset(preset, genotype, seconds)
+
+
+def _record(preset: Preset, genotype: str, seconds: float | None) -> dict[str, Any]:
+    """Describe a preset by plain values, and measure what it costs if there is time for it."""
+    config = _config(preset)
+    record = {
+        "preset": preset.name,
+        "kind": preset.kind,
+        "source": preset.source,
+        "steps": steps(config),
+        "settings": config.settings(),
+    }
+    return record if seconds is None else record | asdict(_estimate(preset, genotype, seconds))
 
 
 def _print_sources(listed: list[Preset]) -> None:
@@ -57,9 +77,7 @@ def _print_sources(listed: list[Preset]) -> None:
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
         style = "bold" if index == 0 else None
         out.print(f"{line}\n    {source}", style=style, markup=False, highlight=False, soft_wrap=True)
-    err.print(
-        "bionas-fast presets NAME shows size and settings, and measures the time", highlight=False, soft_wrap=True
-    )
+    say("bionas-fast presets NAME shows size and settings, and measures the time")
 
 
 def _print_costs(listed: list[Preset], genotype: str, seconds: float) -> None:
@@ -96,7 +114,7 @@ def _print_preset(preset: Preset, genotype: str, seconds: float) -> None:
 
 
 def _estimate(preset: Preset, genotype: str, seconds: float) -> Any:
-    err.print(f"measuring {preset.name}", markup=False, highlight=False)
+    say(f"measuring {preset.name}")
     return bf.estimate(_config(preset), read_genotype(genotype) if preset.kind == "train" else None, seconds=seconds)
 
 

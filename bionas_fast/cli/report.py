@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from bionas_fast import report as reports
-from bionas_fast.cli.options import Plugins, with_plugins
-from bionas_fast.cli.output import print_lines
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
+from bionas_fast.cli.output import print_json, print_lines
 from bionas_fast.cli.sources import named_runs
 from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
@@ -34,6 +34,7 @@ def report(
         list[str] | None,
         typer.Option("--attack", metavar="[NAME=]FOLDER", help="Results of `bionas-fast attack`; repeatable."),
     ] = None,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """Write the report of a run again, or one page that compares several.
@@ -51,7 +52,7 @@ def report(
         compared = _collected(named)
         page = NewFolder("report-" + "-".join(named)).make() / REPORT if file is None else _expect_page(file)
         reports.write_comparison(page, compared, title="Comparison", attacks=tables)
-    print_lines({"report": str(page)})
+    (print_json if as_json else print_lines)({"report": str(page)})
 
 
 def _collected(named: Mapping[str, Path]) -> Sequence[reports.Compared]:

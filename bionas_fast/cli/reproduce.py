@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bionas_fast.cli.output import err, interruptible, out, print_lines, print_table
+from bionas_fast.cli.options import AsJson, takes_record
+from bionas_fast.cli.output import err, interruptible, out, print_json, print_lines, print_table, say
 from bionas_fast.errors import InputError
 from bionas_fast.estimate import duration
 from bionas_fast.report.figure import render
@@ -33,33 +35,42 @@ from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.summary import RunSummary
 
 
-def reproduce(
-    names: Annotated[list[str], typer.Argument(metavar="|".join(experiment_names()), help="Tables and figures.")],
-    scale: Annotated[str, typer.Option(help=f"Size of the runs: {' or '.join(scale_names())}.")] = "desk",
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Number of seeds.  [desk: 3, paper: 1]", show_default=False)
-    ] = None,
+@dataclass(frozen=True)
+class Execution:
+    """The execution of the runs, as options."""
+
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="Runs at a time.  [desk: one per core, paper: 1]", show_default=False),
-    ] = None,
+    ] = None
     options: Annotated[
         str, typer.Option(help="Further options of every search and training, such as '--dataset digits'.")
-    ] = "",
+    ] = ""
     launcher: Annotated[
         str,
         typer.Option(
             metavar="COMMAND",
             help="Program that starts searches and trainings, such as 'torchrun --nproc-per-node=8'.",
         ),
-    ] = "",
+    ] = ""
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the commands, measure what they cost here, and end.")
-    ] = False,
+    ] = False
+
+
+@takes_record("execution", Execution)
+def reproduce(
+    names: Annotated[list[str], typer.Argument(metavar="|".join(experiment_names()), help="Tables and figures.")],
+    execution: Execution,
+    scale: Annotated[str, typer.Option(help=f"Size of the runs: {' or '.join(scale_names())}.")] = "desk",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds.  [desk: 3, paper: 1]", show_default=False)
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of all runs, shared by all tables.  [runs/desk, runs/paper]"),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Reproduce tables and figures of the paper, beside the published figures.
 
@@ -68,44 +79,56 @@ def reproduce(
     """
     experiments = [get_experiment(name) for name in dict.fromkeys(names)]
     own = Scale.read(scale)
-    plan = Plan(own, folder or Path("runs") / own.name, seeds or own.seeds, tuple(shlex.split(options)))
+    plan = Plan(own, folder or Path("runs") / own.name, seeds or own.seeds, tuple(shlex.split(execution.options)))
     steps = list(dict.fromkeys(step for experiment in experiments for step in experiment.steps(plan)))
-    if dry_run:
+    if execution.dry_run:
         for step in steps:
             out.print(str(step), markup=False, highlight=False, soft_wrap=True)
-    if dry_run or scale == "paper":
+    if execution.dry_run or scale == "paper":
         _print_costs(steps, plan)
-    if dry_run:
+    if execution.dry_run:
         return
     plan.claim()
-    at_once = jobs or (max(1, os.cpu_count() or 1) if scale == "desk" else 1)
+    at_once = execution.jobs or (max(1, os.cpu_count() or 1) if scale == "desk" else 1)
     try:
         with interruptible(), _Lines(steps) as lines:
-            failures = run_steps(steps, plan.out / LOGS, jobs=at_once, launcher=shlex.split(launcher), listener=lines)
+            failures = run_steps(
+                steps, plan.out / LOGS, jobs=at_once, launcher=shlex.split(execution.launcher), listener=lines
+            )
     finally:
-        for experiment in experiments:
-            _present(experiment, plan)
+        parts = {experiment.name: _write(experiment, plan) for experiment in experiments}
+        if as_json:
+            print_json(
+                {name: [{"title": part.title, "rows": part.rows} for part in own] for name, own in parts.items()}
+            )
+        else:
+            for experiment in experiments:
+                _present(experiment, plan, parts[experiment.name])
     if failures:
         texts = (f"{step.name}, seed {step.seed}: {text}" for step, text in failures.items())
         raise InputError(f"{'; '.join(texts)}; what they printed is in {plan.out / LOGS}")
 
 
-def _present(experiment: Experiment, plan: Plan) -> None:
-    """Print what there is of a table or figure, and write it into the folder of all runs."""
+def _write(experiment: Experiment, plan: Plan) -> list[Part]:
+    """Write what there is of a table or figure into the folder of all runs."""
     parts = experiment.parts(plan)
-    if not parts:
-        return
+    if parts:
+        again = shlex.join(["bionas-fast", "reproduce", experiment.name, "--scale", plan.scale.name])
+        write_atomic(plan.out / f"{experiment.name}.md", _page(parts, f"{again} --seeds {plan.seeds}"))
+        for name, figure in experiment.figures(plan).items():
+            write_atomic(plan.out / f"{experiment.name}-{name}.svg", render(figure, "svg"))
+    return parts
+
+
+def _present(experiment: Experiment, plan: Plan, parts: Sequence[Part]) -> None:
+    """Print what was written."""
     for part in parts:
         out.print(f"\n{part.title}", style="bold", markup=False, highlight=False, soft_wrap=True)
         print_table(part.rows)
         out.print(part.legend, markup=False, highlight=False, soft_wrap=True)
-    again = shlex.join(["bionas-fast", "reproduce", experiment.name, "--scale", plan.scale.name])
-    path = plan.out / f"{experiment.name}.md"
-    write_atomic(path, _page(parts, f"{again} --seeds {plan.seeds}"))
-    drawn = {plan.out / f"{experiment.name}-{name}.svg": figure for name, figure in experiment.figures(plan).items()}
-    for file, figure in drawn.items():
-        write_atomic(file, render(figure, "svg"))
-    print_lines({"files": ", ".join(map(str, (path, *drawn)))})
+    if parts:
+        files = sorted(plan.out.glob(f"{experiment.name}[-.]*"))
+        print_lines({"files": ", ".join(map(str, files))})
 
 
 def _page(parts: Sequence[Part], command: str) -> str:
@@ -115,7 +138,7 @@ def _page(parts: Sequence[Part], command: str) -> str:
 def _print_costs(steps: Sequence[Step], plan: Plan) -> None:
     """Measure and print what the steps cost."""
     first = [step for step in steps if step.seed == 0]
-    costs = estimate_costs(first, measuring=lambda step: err.print(f"measuring {step.name}", highlight=False))
+    costs = estimate_costs(first, measuring=lambda step: say(f"measuring {step.name}"))
     rows = [
         {
             "run": cost.step.name,
@@ -131,7 +154,7 @@ def _print_costs(steps: Sequence[Step], plan: Plan) -> None:
     known = sum(cost.estimate.seconds for cost in costs if cost.estimate is not None)
     unknown = {cost.step.name: cost.failure for cost in costs if cost.estimate is None}
     for name, failure in unknown.items():
-        err.print(f"note: {name}: {failure}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {name}: {failure}")
     done = sum(is_done(step) for step in steps)
     print_lines(
         {

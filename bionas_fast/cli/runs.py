@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,14 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from bionas_fast.cli.output import err, out
+from bionas_fast.cli.options import AsJson
+from bionas_fast.cli.output import out, print_json, say
 from bionas_fast.errors import InputError
 from bionas_fast.runs.summary import RunSummary, find_runs
 
 
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of run folders.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder, those repeated over seeds too: kind, data, state, figures."""
     summaries, damaged = [], []
@@ -27,7 +27,7 @@ def list_runs(
         except InputError as error:
             damaged.append(str(error))
     if as_json:
-        print(json.dumps([_row(summary, folder) for summary in summaries], indent=2))
+        print_json([_row(summary, folder) for summary in summaries])
     else:
         run = Column("run", overflow="fold")  # the words of further commands, never cut
         table = Table(run, "kind", "data", "seed", "epochs", "state", "accuracy %", box=None, header_style="bold")
@@ -35,7 +35,7 @@ def list_runs(
             table.add_row(*(_text(value) for value in _row(summary, folder).values()))
         out.print(table)
     for message in damaged:
-        err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {message}")
 
 
 def _row(summary: RunSummary, folder: Path) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,8 @@ import typer
 
 import bionas_fast as bf
 from bionas_fast import report
-from bionas_fast.cli.options import Plugins, with_plugins
-from bionas_fast.cli.output import err, out, print_lines
+from bionas_fast.cli.options import AsJson, Plugins, with_plugins
+from bionas_fast.cli.output import out, print_json, print_lines, say
 from bionas_fast.errors import InputError
 from bionas_fast.models import measure_size
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
@@ -27,6 +28,7 @@ def show(
         typer.Argument(metavar="RUN|GENOTYPE", help="A run folder, a genotype file, or a published genotype's name."),
     ],
     save: Annotated[Path | None, typer.Option(help="Also save the drawing as .svg or .png.")] = None,
+    as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
     """Draw a genotype, and print the size of its network: that of a training, or that of the published evaluation."""
@@ -41,9 +43,10 @@ def show(
     if genotype is not None:
         if save is not None:
             report.draw_figure(genotype, save)
-            err.print(f"wrote {save}", highlight=False, soft_wrap=True)
-        report.draw_genotype(genotype, out)
-        out.print()
+            say(f"wrote {save}")
+        if not as_json:
+            report.draw_genotype(genotype, out)
+            out.print()
     if folder is not None and record is not None and trained:
         network = get_kind(record.kind).load_network(folder, record)
         shape = DataShape.read(record)
@@ -52,7 +55,13 @@ def show(
         channels, cells = genotype.skeleton.published
         network, image = bf.build_network(genotype, channels=channels, cells=cells), (3, 32, 32)
         head = {"network": f"{cells} cells, {channels} channels, images of 32x32 pixels"}
-    print_lines({**head, **measure_size(network, image).lines()})
+    size = measure_size(network, image)
+    if as_json:
+        drawn = None if genotype is None else json.loads(genotype.to_json())
+        sizes = {"parameters": size.parameters, "multiply-adds": size.operations, "weights by rule": size.weights}
+        print_json({"genotype": drawn, **head, **sizes})
+    else:
+        print_lines({**head, **size.lines()})
 
 
 def read_genotype(source: str | Path) -> Genotype:

@@ -10,6 +10,7 @@ from typing import Any
 
 import bionas_fast as bf
 from bionas_fast.cli.options import Given
+from bionas_fast.cli.output import say
 from bionas_fast.cli.show import read_genotype
 from bionas_fast.config import CONFIG, FILE_SETTINGS
 from bionas_fast.errors import InputError
@@ -54,7 +55,11 @@ class Source:
         if searches:
             found = {seed: read_genotype(search) for seed, search in searches.items()}
             return cls(name, found, {str(search): _settings(search) for search in searches.values()})
-        return cls(name, read_genotype(place), {place: _settings(path)})
+        genotype, record = read_genotype(place), RunFolder.open(path).read()
+        run = RunSummary.read(path)
+        if record.kind == "search" and run.state != "complete":
+            say(f"note: {place}: the search is not complete; its genotype is that of epoch {run.done} of {run.epochs}")
+        return cls(name, genotype, {place: record.settings})
 
 
 def configuration(sources: Sequence[Source], given: Given) -> bf.TrainConfig:
@@ -76,6 +81,8 @@ def configuration(sources: Sequence[Source], given: Given) -> bf.TrainConfig:
             if name in _AGREED and own.get(name, value) != value:
                 raise InputError(f"{name}: expected {value} as in the run {place}, got {own[name]}")
         if values:
+            if name == "dataset" and own.get(name, values[first]) != values[first] and name not in given.options:
+                say(f"note: dataset {own[name]}, not {values[first]} as in the run {first}; --dataset chooses")
             own.setdefault(name, values[first])
     return bf.TrainConfig(**own)
 

@@ -7,22 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 import bionas_fast as bf
-from bionas_fast.cli.options import (
-    Given,
-    Out,
-    Resume,
-    Seeds,
-    repeated_folder,
-    takes_record,
-    takes_settings,
-    with_plugins,
-)
-from bionas_fast.cli.output import Bars, interruptible, out, print_lines, print_table, print_trained
+from bionas_fast.cli.dry_run import print_plan
+from bionas_fast.cli.options import Given, Seeds, Wanted, takes_record, takes_settings, with_plugins
+from bionas_fast.cli.output import interruptible, out, print_json, print_lines, print_table, progress
 from bionas_fast.cli.show import read_genotype
 from bionas_fast.cli.sources import Source, configuration
 from bionas_fast.config import CONFIG
@@ -31,6 +23,7 @@ from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.seeds import SeedTable
 from bionas_fast.runs.trainer import Trainer
+from bionas_fast.train import TrainResult
 
 #: The names of networks other than genotypes, from the kinds of run.
 _NETWORKS: Mapping[str, type[Trainer]] = {
@@ -137,13 +130,9 @@ class Repetition:
 @takes_settings("train")
 @takes_record("assignment", Assignment)
 @takes_record("repetition", Repetition)
+@takes_record("wanted", Wanted)
 def train(
-    given: Given,
-    assignment: Assignment,
-    repetition: Repetition,
-    sources: Sources = None,
-    folder: Out = None,
-    resume: Resume = None,
+    given: Given, assignment: Assignment, repetition: Repetition, wanted: Wanted, sources: Sources = None
 ) -> None:
     """Train the genotype of a search, or another network, from scratch and test it.
 
@@ -152,7 +141,7 @@ def train(
 
     The dataset and its folder default to those of the search; skip_rules and initialisation are those of the search.
     """
-    words = sources or []
+    words, resume = sources or [], wanted.resume
     if not words and resume is None:
         known = " or ".join(("a genotype", *_NETWORKS))
         raise InputError(f"nothing to train: give a run folder, {known}, or resume a run with --resume RUN")
@@ -163,15 +152,16 @@ def train(
         named = network.settings_of_source(words[0]) if words else {}
         given = given.with_options(**named, **assignment.settings(network.kind))
         if repetition.given:
-            _repeat_network(network, given, repetition, repeated_folder(folder, resume))
+            config: Any = given.recorded(network.kind)
+            _print_repeated(partial(_repetition(repetition), None, config), wanted)
         else:
-            _train_network(network, given, folder, resume)
+            _train_network(network, given, wanted)
         return
     read = [Source.read(word) for word in words]
     if repetition.given or any(not isinstance(source.found, bf.Genotype) for source in read) or len(read) > 1:
-        _repeat_genotypes(read, given, assignment, repetition, repeated_folder(folder, resume))
+        _repeat_genotypes(read, given, assignment, repetition, wanted)
     else:
-        _train_genotype(read, given, assignment, folder, resume)
+        _train_genotype(read, given, assignment, wanted)
 
 
 def _network(words: Sequence[str], resume: Path | None) -> type[Trainer] | None:
@@ -188,24 +178,19 @@ def _network(words: Sequence[str], resume: Path | None) -> type[Trainer] | None:
     return network
 
 
-def _repeat_network(network: type[Trainer], given: Given, repetition: Repetition, folder: Path | None) -> None:
-    config: Any = network.settings(**given.settings(network.kind))
-    _print_repeated(partial(_repetition(repetition), None, config), folder)
-
-
 def _repeat_genotypes(
-    read: Sequence[Source], given: Given, assignment: Assignment, repetition: Repetition, folder: Path | None
+    read: Sequence[Source], given: Given, assignment: Assignment, repetition: Repetition, wanted: Wanted
 ) -> None:
     config = configuration(read, given)
     if len(read) == 1 and isinstance(read[0].found, bf.Genotype):
-        _print_repeated(partial(_repetition(repetition), assignment.of(read[0].found), config), folder)
+        _print_repeated(partial(_repetition(repetition), assignment.of(read[0].found), config), wanted)
         return
     genotypes = {source.name: source.found for source in read}
     if len(genotypes) < len(read):
         raise InputError(f"expected different names, got {', '.join(s.name for s in read)}; give NAME=GENOTYPE")
     variants = repetition.variants or [assignment.variant]
     compare = partial(bf.compare_genotypes, genotypes, config, variants=variants, seeds=repetition.seeds)
-    _print_repeated(compare, folder)
+    _print_repeated(compare, wanted)
 
 
 def _repetition(repetition: Repetition) -> Callable[..., SeedTable]:
@@ -216,41 +201,47 @@ def _repetition(repetition: Repetition) -> Callable[..., SeedTable]:
     return partial(bf.compare_rules, seeds=seeds, variants=variants)
 
 
-def _print_repeated(repeat: Callable[..., SeedTable], folder: Path | None) -> None:
+def _print_repeated(repeat: Callable[..., SeedTable], wanted: Wanted) -> None:
     """Run the trainings that are not complete, and print the table of all."""
+    folder = wanted.repeated_folder()
     with interruptible():
-        table = repeat(out=folder, progress=Bars())
-    print_table(table.rows())
-    out.print()
-    out.print(table.legend, markup=False, highlight=False, soft_wrap=True)
-    print_lines({"folder": str(table.folder)})
+        table = repeat(out=folder, progress=progress())
+    if wanted.as_json:
+        variants = [{"variant": own.name, "accuracies": own.values, "bp %": own.shares} for own in table.series]
+        print_json({"folder": str(table.folder), "metric": table.metric, "variants": variants})
+    else:
+        print_table(table.rows())
+        out.print()
+        out.print(table.legend, markup=False, highlight=False, soft_wrap=True)
+        print_lines({"folder": str(table.folder)})
     if table.failures:
         raise InputError("; ".join(table.failures))
 
 
-def _train_network(trainer: type[Trainer], given: Given, folder: Path | None, resume: Path | None) -> None:
-    place: Path | NewFolder | None = folder
+def _train_network(trainer: type[Trainer], given: Given, wanted: Wanted) -> None:
+    resume, place = wanted.resume, cast("Path | NewFolder | None", wanted.folder)
+    if wanted.dry_run:
+        print_plan(given.recorded(trainer.kind, resume))
+        return
     if resume is None:
-        config: Any = trainer.settings(**given.settings(trainer.kind))
-        place = folder or NewFolder(f"{trainer.kind}-{config.dataset}-{config.rule}")
+        config: Any = given.recorded(trainer.kind)
+        place = place or NewFolder(f"{trainer.kind}-{config.dataset}-{config.rule}")
     else:
         config = given.resumed(trainer.kind, resume)
     with interruptible():
-        result = trainer.start(config, out=place, resume=resume, progress=Bars())
+        result = trainer.start(config, out=place, resume=resume, progress=progress())
     if result.run_dir is not None:  # this process writes, and prints
-        print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])})
+        _print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])}, wanted)
 
 
-def _train_genotype(
-    read: Sequence[Source], given: Given, assignment: Assignment, folder: Path | None, resume: Path | None
-) -> None:
+def _train_genotype(read: Sequence[Source], given: Given, assignment: Assignment, wanted: Wanted) -> None:
     found = next((source.found for source in read if isinstance(source.found, bf.Genotype)), None)
-    place: Path | NewFolder | None = folder
+    resume, place = wanted.resume, cast("Path | NewFolder | None", wanted.folder)
     if resume is None:
         assert found is not None
         config = configuration(read, given)
         genotype: bf.Genotype | None = assignment.of(found)
-        place = folder or NewFolder(f"train-{config.dataset}-{assignment.of(found).hash}")
+        place = place or NewFolder(f"train-{config.dataset}-{assignment.of(found).hash}")
     else:
         if found is None and assignment.shuffle_rules is not None:
             raise InputError("--shuffle-rules: the rules of the resumed run are shuffled already; omit it")
@@ -258,6 +249,21 @@ def _train_genotype(
             found = read_genotype(resume)
         genotype = None if found is None else assignment.of(found)
         config = given.resumed("train", resume)
+    if wanted.dry_run:
+        if resume is not None:
+            config, genotype = given.recorded("train", resume), genotype or read_genotype(resume)
+        print_plan(config, genotype)
+        return
     with interruptible():
-        result = bf.train(genotype, config, out=place, resume=resume, progress=Bars())
-    print_trained(result, {"genotype": result.network.genotype.hash})
+        result = bf.train(genotype, config, out=place, resume=resume, progress=progress())
+    _print_trained(result, {"genotype": result.network.genotype.hash}, wanted)
+
+
+def _print_trained(result: TrainResult[Any], head: Mapping[str, str], wanted: Wanted) -> None:
+    """Print the result of a training, after the lines of ``head``."""
+    if wanted.as_json:
+        size = {"parameters": result.size.parameters, "multiply-adds": result.size.operations}
+        last = {"weights by rule": result.size.weights, "images per second": result.images_per_second}
+        print_json({**head, "run": str(result.run_dir), **size, **last, **result.metrics[-1]})
+    else:
+        print_lines({**head, **result.lines(), "run folder": str(result.run_dir)})

@@ -12,6 +12,6 @@ from bionas_fast.data.dataset import Dataset, Source
 from bionas_fast.data.file_dataset import AnyDataset, FileDataset, Reading
 from bionas_fast.data.file_stream import FileImages, FileStream, Views
 from bionas_fast.data.labelled import LabelledImages, Stream
-from bionas_fast.data.registry import dataset_names, load_dataset, open_dataset, register_dataset
+from bionas_fast.data.registry import dataset_names, describe_dataset, load_dataset, open_dataset, register_dataset
 from bionas_fast.data.settings import configured, expect_shape, network_shape
-from bionas_fast.data.sizes import DatasetSize, dataset_size
+from bionas_fast.data.sizes import SIZES, DatasetSize, dataset_size

@@ -15,6 +15,7 @@ from torch import Tensor
 from bionas_fast.data.dataset import Dataset, Source, summarise
 from bionas_fast.data.decoded import decoded
 from bionas_fast.data.file_stream import MEAN, STD, FileImages, Views
+from bionas_fast.data.files import default_folder
 from bionas_fast.data.images import read_image
 from bionas_fast.errors import InputError
 
@@ -81,13 +82,13 @@ class Reading:
         workers: number of processes that read them; see :class:`FileImages`.
         decoded_size: shorter side to which images are scaled once and kept decoded, in pixels; 0 decodes them whenever
             they are used.
-        decoded_dir: folder of the decoded images.
+        decoded_dir: folder of the decoded images; by default that of datasets.
     """
 
     views: Views = field(default_factory=Views)
     workers: int | None = None
     decoded_size: int = 0
-    decoded_dir: Path = Path("~/.cache/bionas-fast")
+    decoded_dir: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +131,8 @@ class FileDataset:
         reading = self.reading
         if not reading.decoded_size:
             return FileImages(files, reading.views, reading.workers)
-        kept = decoded(files, reading.decoded_size, Path(os.path.expanduser(reading.decoded_dir)), reading.workers)
+        folder = reading.decoded_dir or default_folder()
+        kept = decoded(files, reading.decoded_size, Path(os.path.expanduser(folder)), reading.workers)
         return FileImages(kept, reading.views, reading.workers)
 
     @property

@@ -109,3 +109,8 @@ def _read_shape(file: Readable, path: Path, ndim: int) -> tuple[int, ...]:
     if len(header) < 4 + 4 * ndim:
         raise InputError(f"{path}: truncated or damaged: expected a header of {4 + 4 * ndim} bytes, got {len(header)}")
     return tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4))
+
+
+def default_folder() -> Path:
+    """Return the default dataset folder: ``bionas-fast`` in ``XDG_CACHE_HOME``, by default in ``~/.cache``."""
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "bionas-fast"

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from bionas_fast.data.cache import read_arrays, write_arrays
-from bionas_fast.data.registry import CACHE, Dataset, register_dataset
+from bionas_fast.data.files import default_folder
+from bionas_fast.data.registry import Dataset, register_dataset
 from bionas_fast.errors import InputError
 
 NAME = "imagenet16-120"
@@ -44,7 +45,7 @@ def imagenet16_120(data_dir: Path | None = None, *, download: bool = False, seed
         InputError: a file is missing, damaged, or holds other values than arrays of images and labels; another number
             of images; ``download``, as the files must be requested from image-net.org.
     """
-    root = Path(os.path.expanduser(CACHE)) if data_dir is None else data_dir
+    root = default_folder() if data_dir is None else data_dir
     folders = (root, root / "ImageNet16", root / NAME)
     folder = next((f for f in folders if any(os.path.isfile(f / n) for n in (_SELECTED, *TRAIN_FILES))), None)
     if folder is None:

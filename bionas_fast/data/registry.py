@@ -8,6 +8,7 @@ def stripes(data_dir, *, download, seed):
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import tempfile
@@ -23,12 +24,9 @@ from bionas_fast.data import memory
 from bionas_fast.data.batches import split
 from bionas_fast.data.dataset import Dataset
 from bionas_fast.data.file_dataset import AnyDataset, FileDataset, Reading
-from bionas_fast.data.files import read_idx
+from bionas_fast.data.files import default_folder, read_idx
 from bionas_fast.errors import InputError, printable
 from bionas_fast.registry import Registry
-
-#: Default dataset folder.
-CACHE = "~/.cache/bionas-fast"
 
 #: Folder of Debian's package dataset-fashion-mnist.
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -71,6 +69,15 @@ def dataset_names() -> tuple[str, ...]:
     return _registry.names()
 
 
+def describe_dataset(name: str) -> str:
+    """Return the documentation of the loader of a dataset, whose first line says what the images are.
+
+    Raises:
+        InputError: there is no such dataset.
+    """
+    return inspect.getdoc(_registry.get(name)) or ""
+
+
 def load_dataset(name: str, data_dir: str | Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Load a dataset by its name, and log in one line what was taken (:meth:`Dataset.summary`).
 
@@ -78,7 +85,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
         name: one of :func:`dataset_names`; one that ends in a colon is followed by an argument, as in
             ``folder:photos`` or ``npz:digits.npz``.
         data_dir: the folder to search, in the layouts of torchvision and of plain files. By default
-            ``~/.cache/bionas-fast``, and for fashion-mnist Debian's package before it. For ``folder:`` and ``npz:``,
+            :func:`default_folder`, and for fashion-mnist Debian's package before it. For ``folder:`` and ``npz:``,
             the base of relative paths.
         download: download a missing dataset through torchvision into that folder.
         seed: seed for randomly generated datasets; the built-in ones ignore it.
@@ -182,11 +189,6 @@ def cifar10(data_dir: Path | None = None, *, download: bool = False, seed: int =
 def cifar100(data_dir: Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
     """Photographs of 100 classes, 32×32 colour, 50,000 + 10,000 (A. Krizhevsky, 2009)."""
     return _load_cifar("cifar100", "CIFAR100", 100, data_dir or default_folder(), download)
-
-
-def default_folder() -> Path:
-    """Return the default dataset folder."""
-    return Path(os.path.expanduser(CACHE))
 
 
 _IDX_FILES = (

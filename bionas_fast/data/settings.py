@@ -23,7 +23,9 @@ def configured(config: RunConfig) -> AnyDataset:
     if not isinstance(config, DescentConfig):
         return load_dataset(config.dataset, config.data_dir, download=config.download)
     views = Views(config.image_size, config.image_resize, config.crop_scale, config.color_jitter)
-    reading = Reading(views, config.workers, config.decoded_size, Path(config.decoded_dir))
+    reading = Reading(
+        views, config.workers, config.decoded_size, Path(config.decoded_dir) if config.decoded_dir else None
+    )
     data = open_dataset(
         config.dataset, config.data_dir, download=config.download, in_memory=config.in_memory, reading=reading
     )

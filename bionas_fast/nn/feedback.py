@@ -14,7 +14,6 @@ from torch.nn.parameter import is_lazy
 
 from bionas_fast import backends, rules, torch_private
 from bionas_fast.errors import InputError, ShapeError
-from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn import repeats
 from bionas_fast.nn.direct import OUTSIDE, DirectFeedback, DirectPass, Logits, active_pass, connection, detach
@@ -22,6 +21,7 @@ from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.nn.to_torch import become, plain_class
 from bionas_fast.nn.true_gradients import ErrorPath
 from bionas_fast.ops import feedback as ops
+from bionas_fast.ops.feedback import draws
 from bionas_fast.rules import FeedbackState, Law
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         return torch.tensor([self._seed, 0], dtype=torch.int64, device=device)
 
     def _draw(self, shape: tuple[int, ...], device: torch.device | None = None) -> None:
-        numbers = reference.uniform(shape, self._new_stream(device))
+        numbers = draws.uniform(shape, self._new_stream(device))
         if rules.get(self.rule).stores == "direct":
             numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound / self.meeting
         elif rules.get(self.rule).stores == "magnitude":
@@ -308,7 +308,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def _uniform(self, weight: Tensor) -> Tensor:
         assert self.feedback_stream is not None
-        return reference.uniform(weight.shape, self.feedback_stream).to(weight.dtype)
+        return draws.uniform(weight.shape, self.feedback_stream).to(weight.dtype)
 
     def _is_direct(self, input: Tensor) -> bool:
         """Whether the error reaches ``input`` from the logits at this forward pass."""

@@ -209,7 +209,9 @@ def curves_figure(metrics: Sequence[Mapping[str, Any]], candidates: int | None =
     for ax, (title, lines) in zip(axes, panels, strict=True):
         style_axes(ax, title)
         for values, color in lines.values():
-            ax.plot(epochs, values, color=color, lw=1.8, marker="o" if len(values) < 4 else None, ms=4)
+            # A line from each measured epoch to the next one.
+            points = [point for point in zip(epochs, values, strict=True) if math.isfinite(point[1])]
+            ax.plot(*zip(*points, strict=True), color=color, lw=1.8, marker="o" if len(points) < 4 else None, ms=4)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(4))
         if title == "seconds":

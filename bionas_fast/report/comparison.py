@@ -201,9 +201,10 @@ def _results(table: SeedTable, runs: Mapping[str, Sequence[ReportedRun]], number
         )
 
 
-def _accuracies(run: ReportedRun) -> list[float]:
-    """Return the accuracies over the epochs of a run; none if it failed in the first one."""
-    return [value for row in run.metrics if (value := accuracy_of(row)) is not None]
+def _accuracies(run: ReportedRun) -> dict[int, float]:
+    """Return the accuracy after each epoch of a run that has one."""
+    found = ((epoch, accuracy_of(row)) for epoch, row in enumerate(run.metrics, start=1))
+    return {epoch: accuracy for epoch, accuracy in found if accuracy is not None}
 
 
 def _runs(runs: Mapping[str, ReportedRun], folder: Path) -> Iterator[str]:

@@ -92,17 +92,24 @@ def _ends(interval: Interval) -> tuple[float, float]:
     return interval.mean - half, interval.mean + half
 
 
-def curves_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Draw one panel per variant: the accuracy over epochs, one line per seed."""
+def curves_figure(curves: Mapping[str, Sequence[Mapping[int, float]]]) -> Figure:
+    """Draw one panel per variant: the accuracy over epochs, one line per seed.
+
+    Args:
+        curves: for each variant and seed, the accuracy after the epochs that have one.
+    """
     figure, axes = panel_grid(len(curves), min(len(curves), _COLUMNS), 1.7)
-    values = [value for own in curves.values() for curve in own for value in curve]
+    values = [value for own in curves.values() for curve in own for value in curve.values()]
     for ax, (name, own) in zip(axes, curves.items(), strict=True):
         style_axes(ax, name)
         for curve in own:
-            ax.plot(range(1, len(curve) + 1), curve, color=_color(name), lw=1.3, marker="o" if len(curve) < 2 else None)
+            epochs, accuracies = list(curve), list(curve.values())
+            ax.plot(epochs, accuracies, color=_color(name), lw=1.3, marker="o" if len(curve) < 2 else None)
         ax.set_ylim(min(values) - 1, max(values) + 1)
-        if max(map(len, own)) < 2:
-            ax.set(xlim=(0.5, 1.5), xticks=(1,))
+        reached = {epoch for curve in own for epoch in curve}
+        if len(reached) == 1:
+            (epoch,) = reached
+            ax.set(xlim=(epoch - 0.5, epoch + 0.5), xticks=(epoch,))
             continue
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure

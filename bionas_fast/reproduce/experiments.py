@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from abc import ABC, abstractmethod
@@ -183,16 +184,26 @@ class GradientFigure(Experiment):
         return plan.steps(list(self.data["networks"].values()))
 
     def parts(self, plan: Plan) -> list[Part]:
-        """Compute the means over layers and recorded epochs."""
+        """Compute the means over layers and recorded epochs, and the ratios to the first network."""
         rows = []
+        first: dict[str, dict[int, float]] = {}
         for name, run in self.data["networks"].items():
-            found = [own for seed in range(plan.seeds) if (own := _layers(plan.folder(run, seed)))]
-            if found:
-                values = {title: [_mean(own, key) for own in found] for title, key in _GRADIENTS.items()}
-                rows.append(_measured(name, values))
+            found = {seed: own for seed in range(plan.seeds) if (own := _layers(plan.folder(run, seed)))}
+            if not found:
+                continue
+            row = {"network": name, "seeds": str(len(found))}
+            for title, key in _GRADIENTS.items():
+                values = {seed: _mean(own, key) for seed, own in found.items()}
+                row[title] = (_geometric if key in _GEOMETRIC else _precise)(list(values.values()))
+                if key in _GEOMETRIC:
+                    base = first.setdefault(key, values)
+                    ratios = [values[seed] / base[seed] for seed in values if seed in base]
+                    row[f"{title}, ratio"] = NOTHING if base is values or not ratios else _geometric(ratios)
+            rows.append(row)
         legend = (
-            f"{_data_of(plan, self.data['networks'].values())}Means over layers and recorded epochs but the first, of "
-            f"variance and noise scale geometric ones. {LEGEND}"
+            f"{_data_of(plan, self.data['networks'].values())}Means over layers and recorded epochs but the first. Of "
+            "variance and noise scale geometric means, with the 95 % confidence interval over seeds in brackets, and "
+            f"ratios to the first network, paired by seed. {LEGEND}"
         )
         return [Part(self.title, rows, legend)] if rows else []
 
@@ -219,7 +230,7 @@ class WeightFigure(Experiment):
             found = [_weights(plan.folder(run, seed)) for seed in range(plan.seeds)]
             whole = [own[0] for own in found if own]
             if whole:
-                near = {"of these, |w| < 0.01, %": [100 * own.near_zero for own in whole]}
+                near = {"within ±0.01, %": [100 * own.near_zero for own in whole]}
                 spread = {"σ": [own.sigma for own in whole], "excess kurtosis": [own.kurtosis for own in whole]}
                 rows.append(_measured(name, spread | near))
         legend = f"{_data_of(plan, self.data['networks'].values())}All weight matrices together. {LEGEND}"
@@ -325,6 +336,13 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 def _measured(name: str, values: Mapping[str, Sequence[float]]) -> dict[str, str]:
     count = len(next(iter(values.values())))
     return {"network": name, "seeds": str(count), **{title: _precise(own) for title, own in values.items()}}
+
+
+def _geometric(values: Sequence[float]) -> str:
+    """Format a geometric mean and the interval that follows from that of the logarithms."""
+    own = Interval.of([math.log(value) for value in values])
+    low, high = math.exp(own.mean - own.half_width), math.exp(own.mean + own.half_width)
+    return f"{math.exp(own.mean):.3g}" + ("" if len(values) == 1 else f" [{low:.2g}, {high:.2g}]")
 
 
 def _precise(values: Sequence[float]) -> str:

@@ -22,6 +22,7 @@ from bionas_fast.robustness.record import Part, Record
 from bionas_fast.robustness.results import Outcome, Robustness
 from bionas_fast.robustness.victim import Victim
 from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime.isolation import exclusive, ordinary_modes
 
 #: Labelled images in [0, 1], [N, C, H, W] and int64 [N]; the network does its own normalisation.
@@ -35,7 +36,7 @@ def attack(
     *,
     source: nn.Module | None = None,
     out: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Robustness:
     """Attack a network through the package torchattacks, and check whether its attacker is blind.
 
@@ -50,14 +51,14 @@ def attack(
         config: the settings.
         source: for ``transfer``, the network that the attack is computed on, such as one under back-propagation.
         out: a folder for the results of every batch; with the same folder, an interrupted attack continues.
-        progress: receives the progress.
+        progress: receives the progress; True shows it on stderr.
 
     Raises:
         InputError: images outside of [0, 1] or not finite; a ``transfer`` without a source; a targeted attack that
             cannot aim; a folder with the results of another attack; torchattacks is not installed.
         NotFinite: the logits of the network are not finite.
     """
-    config, progress = config or AttackConfig(), progress or Progress()
+    config, progress = config or AttackConfig(), listener(progress)
     attacks = expect_possible(config, source is not None)
     with ordinary_modes():
         images, labels, mean, std = _images(data, config.images)

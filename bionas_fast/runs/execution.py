@@ -27,14 +27,16 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
         InputError: the training cannot continue, or a file cannot be written. The last checkpoint remains valid.
     """
     if folder is None and not distributed.active():
+        progress.begin(trainer.describe())
         _train(trainer, progress, lambda: None, lambda row: None)
         return
     complete = trainer.finished
     hint = f"resume with: {resume_command(trainer.kind, folder)}" if folder else "rank 0 says how to resume"
     try:
-        with Interrupts() as interrupts, distributed.watched(hint):
+        with Interrupts(progress.interrupted) as interrupts, distributed.watched(hint):
             try:
                 if not complete:
+                    progress.begin(trainer.describe() | ({"run folder": str(folder.path)} if folder else {}))
                     with _Saver(trainer, folder, interrupts) as saver:
                         _train(trainer, progress, saver.after_step, saver.after_epoch)
                 if folder is not None and not (complete and (folder.path / REPORT).is_file()):
@@ -59,6 +61,7 @@ def _train(
 ) -> None:
     """Train epoch by epoch; ``progress`` is started and finished once per phase."""
     phase: Phase | None = None
+    trainer.announce = progress.note
     try:
         while not trainer.finished:
             if trainer.phase is not phase:
@@ -122,8 +125,8 @@ class _Saver:
         return any(distributed.all_reduce_sum(self.interrupts.requested))
 
     def _is_best(self) -> bool:
-        accuracies = [row["valid_accuracy"] for row in self.trainer.metrics if "valid_accuracy" in row]
-        return bool(accuracies) and accuracies[-1] > max(accuracies[:-1], default=-1.0)
+        *before, last = (row.get("valid_accuracy", -1.0) for row in self.trainer.metrics)
+        return last > max(before, default=-1.0)
 
     def _save(self, best: bool = False) -> None:
         self.trainer.read()

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 class Progress:
     """Listener of a run's progress: override the methods of interest; by default they do nothing."""
 
+    def begin(self, facts: Mapping[str, str]) -> None:
+        """Called before the first step of a run that begins or resumes, with what it is, by name."""
+
     def start(self, description: str, epochs: int, steps: int) -> None:
         """Called when a phase of ``epochs`` epochs with ``steps`` steps each begins."""
 
@@ -17,11 +20,17 @@ class Progress:
     def step(self, loss: float | None = None) -> None:
         """Called after a step; ``loss`` is the loss of its training batch, if it has one."""
 
+    def note(self, doing: str) -> None:
+        """Called before longer work between two steps, such as judging a population."""
+
     def epoch(self, row: Mapping[str, float]) -> None:
         """Called after an epoch; ``row`` holds its metrics."""
 
     def result(self, variant: str, seed: int, accuracy: float) -> None:
         """Called after a run of several, repeated over seeds; ``accuracy`` is in percent."""
+
+    def interrupted(self) -> None:
+        """Called when a signal asks the run to stop; it does after the current step."""
 
     def finish(self) -> None:
         """Called when the phase has ended, also after an error."""

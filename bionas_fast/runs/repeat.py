@@ -17,6 +17,7 @@ from bionas_fast.runs.folder import CHECKPOINT, REPORT, NewFolder, RunFolder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.seeds import SeedTable, Series
 from bionas_fast.runs.summary import accuracy_of
+from bionas_fast.runs.terminal import listener
 from bionas_fast.runs.trainer import Trainer, expect_run
 from bionas_fast.runtime import distributed
 
@@ -122,7 +123,7 @@ def repeat(
     out: str | Path | NewFolder,
     *,
     metric: str,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     write: Callable[[SeedTable, Path], object] = SeedTable.write,
 ) -> SeedTable:
     """Complete the runs of all variants, in ``out/FOLDER/seed-N``; complete runs are read, stopped ones resumed.
@@ -134,7 +135,7 @@ def repeat(
         variants: the runs; the table compares each variant with the first one.
         out: the folder: new, empty, or that of an earlier call.
         metric: the accuracy in the table, with its unit.
-        progress: receives the progress of each run and its result.
+        progress: receives the progress of each run and its result; True shows it on stderr.
         write: writes a table into the folder.
 
     Returns:
@@ -144,7 +145,7 @@ def repeat(
         InputError: the folder is used otherwise; a run cannot begin, continue or be read.
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved; the same call continues them.
     """
-    progress = progress or Progress()
+    progress = listener(progress)
     with distributed.process_group():
         path = distributed.broadcast(distributed.run_on_all_ranks(lambda: _make(out)))
         results: list[dict[int, Result]] = [{} for _ in variants]

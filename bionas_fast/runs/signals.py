@@ -1,13 +1,14 @@
-"""Interrupts: Ctrl-C, and SIGTERM, by which clusters end a job."""
+"""Interrupts: Ctrl-C; SIGTERM, by which clusters end a job; SIGHUP, when the terminal closes."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 
 class Interrupts:
@@ -15,10 +16,14 @@ class Interrupts:
 
     Signals that the process ignores from its start stay ignored. Outside the main thread nothing is changed, because
     Python delivers signals only to the main thread.
+
+    Args:
+        listener: called at the first signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Callable[[], object] = lambda: None) -> None:
         self.requested = False
+        self._listener = listener
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -40,3 +45,4 @@ class Interrupts:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        self._listener()

@@ -23,6 +23,7 @@ from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.summary import NO_FACTS, RunFacts
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.arithmetic import not_repeatable, prepare_repeatable
+from bionas_fast.runtime.device import describe_device
 from bionas_fast.runtime.isolation import exclusive
 
 #: On a GPU, the number of steps after which their losses are read: every reading waits for the device.
@@ -90,6 +91,7 @@ class Trainer:
         metric_names: the metrics in every row besides those of all trainers.
         divergence: the settings that make the weights diverge when they are too large, the likeliest first.
         read_every: the number of steps after which their losses are read from the device.
+        announce: called with what is done before longer work between two steps.
         epoch: the number of epochs done, over all phases.
         metrics: one row for every epoch of a counted phase.
     """
@@ -117,6 +119,7 @@ class Trainer:
             prepare_repeatable()
         self.config = config
         self.device = device
+        self.announce: Callable[[str], object] = lambda doing: None
         self.epoch = 0
         self.metrics: list[dict[str, Any]] = []
         self._tally = Tally()
@@ -129,6 +132,10 @@ class Trainer:
     def prepare(self) -> None:
         """Set modes and learning rates for the epoch. Called whenever an epoch begins or is resumed."""
 
+    def describe(self) -> dict[str, str]:
+        """Describe the run for people, before its first step."""
+        return {"device": describe_device(self.device)}
+
     def begin(self) -> None:
         """Hook before the first step of an epoch; not called when an epoch is resumed."""
 
@@ -136,8 +143,15 @@ class Trainer:
         """Train on this process's shard of a batch and return the outcome, without waiting for it."""
         raise NotImplementedError(f"{type(self).__name__} defines no train_step()")
 
+    def metrics_of(self, number: int) -> tuple[str, ...]:
+        """Return the metrics in the row of an epoch, counted from 1, besides those of all trainers."""
+        return self.metric_names
+
+    def record(self) -> None:
+        """Hook after the last step of an epoch, for what is recorded besides metrics."""
+
     def conclude(self) -> dict[str, Any]:
-        """Hook after the last step of an epoch; return further metrics for its row."""
+        """Evaluate after the last step of an epoch; return further metrics for its row."""
         return {}
 
     def extra_state(self) -> dict[str, Any]:
@@ -281,6 +295,7 @@ class Trainer:
         started, tally = time.perf_counter(), self._tally
         self.read()
         with self.isolated_rng(), self._located(f"after step {tally.steps}"):
+            self.record()
             further = self.conclude()
             for name, value in further.items():
                 if isinstance(value, float) and not math.isfinite(value):
@@ -451,8 +466,8 @@ class Trainer:
             begun += phase.epochs
         if not isinstance(rows, list) or len(rows) != expected:
             raise InputError(f"metrics: expected {expected} rows")
-        names = ("train_accuracy", "learning_rate", "seconds", *self.metric_names)
         for number, row in enumerate(rows, start=1):
+            names = ("train_accuracy", "learning_rate", "seconds", *self.metrics_of(number))
             plain = isinstance(row, dict) and all(map(_is_plain, (*row, *row.values())))
             measured = plain and all(type(row.get(name)) is float for name in names)
             if not measured or row.get("epoch") != number or "train_loss" not in row:

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from bionas_fast import backends, native
 from bionas_fast.errors import InputError
 
 
@@ -43,3 +44,23 @@ def local_cuda_index() -> int:
     Where a process sees one device only, this is its own: schedulers set ``CUDA_VISIBLE_DEVICES`` for each process.
     """
     return 0 if torch.cuda.device_count() == 1 else int(os.environ.get("LOCAL_RANK", 0))
+
+
+def describe_device(device: torch.device, op: str = "feedback_conv") -> str:
+    """Describe a device and the backend that runs an op on it, for people; say what is missing for a faster one."""
+    if device.type == "cuda":
+        place = f"{device}, {torch.cuda.get_device_name(device)}"
+    else:
+        threads = torch.get_num_threads()
+        place = f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
+    choice = backends.explain(op, device.type)
+    chosen = backends.chosen() or choice.backend
+    if chosen == "native":
+        return f"{place}, compiled kernels ({native.status().isa})"
+    if chosen == "triton":
+        return f"{place}, Triton kernels"
+    if backends.chosen():
+        return f"{place}, plain PyTorch as chosen, several times slower than the kernels"
+    wanted = "native" if device.type == "cpu" else "triton"
+    advice = "; a C++ compiler, such as Debian's g++, is all they need" if wanted == "native" else ""
+    return f"{place}, plain PyTorch, several times slower than the kernels ({choice.reasons.get(wanted, '')}{advice})"

@@ -35,7 +35,8 @@ class DiscreteSearch(SearchMethod):
     def before_epoch(self, valid: Stream) -> None:
         if self.warming_up:
             return
-        for _ in range(self.config.generations):
+        for number in range(self.config.generations):
+            self.announce(f"judging population {number + 1} of {self.config.generations}")
             self.population = self.breed()
             self.evaluate(*next(valid))
         self._set_alphas()

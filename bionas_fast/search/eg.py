@@ -46,7 +46,8 @@ class PersistentEvolution(SearchMethod):
     def before_epoch(self, valid: Stream) -> None:
         if self.warming_up:
             return
-        for _ in range(self.config.generations):
+        for number in range(self.config.generations):
+            self.announce(f"judging population {number + 1} of {self.config.generations}")
             individuals = torch.from_numpy(self.distribution.ask())
             self.distribution.tell(self.fitness(individuals, *next(valid)).numpy())
         self._set_alphas(self.distribution.mean)

@@ -43,6 +43,7 @@ class PublishedEvolution(SearchMethod):
     def before_epoch(self, valid: Stream) -> None:
         if self.warming_up:
             return
+        self.announce("judging the population")
         alphas = dict(self.net.alphas.items())
         x, y = next(valid)
         noisy = [torch.softmax(alpha, dim=-1) + NOISE * torch.randn_like(alpha) for alpha in alphas.values()]

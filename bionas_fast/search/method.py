@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,7 @@ class SearchMethod:
         options: the method-specific settings that this method uses; all others must be left at their defaults.
         divergence: the settings that make the alphas diverge when they are too large, the likeliest first.
         auxiliary_skip: the weight of the auxiliary skip connection in the current epoch.
+        announce: called with what is done before longer work, for displays of the progress.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
@@ -57,6 +59,7 @@ class SearchMethod:
         self.robustness = robustness or RobustTerm()
         self.epoch = 0
         self.auxiliary_skip = 0.0
+        self.announce: Callable[[str], object] = lambda doing: None
 
     def prepare(self, epoch: int) -> None:
         """Set the values that depend on the number of the epoch. Called whenever an epoch begins or is resumed."""

@@ -86,7 +86,7 @@ def repeat_search(
     *,
     seeds: int,
     out: str | Path | NewFolder | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SearchTable:
     """Search with several seeds; each run is in ``out/seed-N``, and can be trained by itself.
 
@@ -97,7 +97,7 @@ def repeat_search(
         config: the settings of every search, the first seed among them.
         seeds: number of seeds.
         out: the folder: new, empty, or that of an earlier call; by default one under ``runs/``.
-        progress: receives the progress of each run and its result.
+        progress: receives the progress of each run and its result; True shows it on stderr.
 
     Raises:
         InputError: ``out`` holds other runs; a search that cannot begin or continue.

@@ -26,9 +26,10 @@ from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.schedule import cosine
 from bionas_fast.runs.summary import NO_FACTS, RunFacts
+from bionas_fast.runs.terminal import listener
 from bionas_fast.runs.trainer import Phase, Step, Trainer
 from bionas_fast.runtime import distributed
-from bionas_fast.runtime.device import resolve_device
+from bionas_fast.runtime.device import describe_device, resolve_device
 from bionas_fast.runtime.precision import Precision
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.frozen import frozen
@@ -75,7 +76,7 @@ def search(
     *,
     out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SearchResult:
     """Search for an architecture and the learning rule of every layer in it.
 
@@ -84,7 +85,7 @@ def search(
         out: the run folder, new or empty; by default one under ``runs/``, named after dataset, method and time.
         resume: the folder of an interrupted search. It is resumed, and its result is that of an uninterrupted one; only
             settings that do not affect the result may be changed.
-        progress: receives the progress of the search.
+        progress: receives the progress of the search; True shows it on stderr.
 
     Raises:
         InputError: an unknown name in a setting, a missing dataset, a non-empty folder, or a run that cannot be
@@ -98,7 +99,7 @@ def search(
         distributed.process_group(),
         open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
     ):
-        execute(search, folder, progress or Progress())
+        execute(search, folder, listener(progress))
         path = distributed.broadcast(None if folder is None else folder.path)
         assert path is not None
         return SearchResult(search.genotype, path, search.metrics, search.final_metrics, search.messages)
@@ -172,7 +173,19 @@ class Search(Trainer):
         self.optimizer.param_groups[0]["lr"] = rate
         self.method.prepare(self.epoch)
 
+    def describe(self) -> dict[str, str]:
+        config, space = self.config, self.net.space
+        weights = sum(own.numel() for own in self.net.weight_parameters())
+        training, validation = len(self.train.labels), len(self.validation)
+        return {
+            "space": f"{space.name}: {len(space.candidates)} candidates on each of {len(space.edges)} edges",
+            "supernet": f"{config.cells} cells, {config.channels} channels, {weights:,} weights",
+            "method": f"{config.method}: {training:,} images for the weights, {validation:,} for the architecture",
+            "device": describe_device(self.device, "mixed_edges"),
+        }
+
     def begin(self) -> None:
+        self.method.announce = self.announce
         self.method.before_epoch(self.valid)
 
     @property

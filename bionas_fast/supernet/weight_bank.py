@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bionas_fast import backends, rules
-from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn import ErrorPath, FeedbackLayer
 from bionas_fast.nn.redraw import Redrawing
-from bionas_fast.ops.feedback import FeedbackSegments, run_feedback_segments
+from bionas_fast.ops.feedback import FeedbackSegments, draws, run_feedback_segments
 from bionas_fast.rules import FeedbackState, Law
 
 
@@ -39,7 +38,7 @@ class CustomLayer:
     def fill(self, b: Tensor, weights: Tensor, stream: Tensor | None) -> None:
         """Compute B of this layer into the flat B of the bank."""
         assert stream is not None
-        numbers = partial(reference.uniform, self.shape, stream[self.number])
+        numbers = partial(draws.uniform, self.shape, stream[self.number])
         stored = None if self.stored is None else self.stored.view(self.shape)
         state = FeedbackState(self.law, stored, lambda: numbers().to(b.dtype))
         place = slice(self.start, self.start + math.prod(self.shape))

@@ -38,7 +38,7 @@ def compare_rules(
     variants: Iterable[str] = (ALL,),
     seeds: int = 1,
     out: str | Path | NewFolder | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SeedTable:
     """Train a network under several assignments of learning rules, each with several seeds, and compare them.
 
@@ -56,7 +56,7 @@ def compare_rules(
             rule). Otherwise: a rule of the network, or ``all``.
         seeds: number of seeds; they count from that of ``config``.
         out: the folder: new, empty, or that of an earlier call; by default one under ``runs/``.
-        progress: receives the progress of each run and its result.
+        progress: receives the progress of each run and its result; True shows it on stderr.
 
     Returns:
         The table of test accuracies, in percent. Runs whose numbers are no longer finite are among its ``failures``.
@@ -92,7 +92,7 @@ def compare_genotypes(
     variants: Iterable[str] = (AS_FOUND,),
     seeds: int | None = None,
     out: str | Path | NewFolder | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SeedTable:
     """Train several genotypes under the same assignments of learning rules, each with several seeds, and compare them.
 
@@ -136,7 +136,7 @@ def repeat_training(
     *,
     seeds: int,
     out: str | Path | NewFolder | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SeedTable:
     """Train a network with several seeds; each run is in ``out/seed-N``.
 
@@ -183,7 +183,7 @@ def _seeds_of(genotypes: Mapping[str, Genotypes], least: int) -> list[int]:
     return next(iter(seeds.values()), [])
 
 
-def _repeated(variants: Sequence[Variant], out: str | Path | NewFolder, progress: Progress | None) -> SeedTable:
+def _repeated(variants: Sequence[Variant], out: str | Path | NewFolder, progress: Progress | bool | None) -> SeedTable:
     table = repeat(variants, out, metric=_METRIC, progress=progress)
     path = table.folder
     if path is not None and distributed.is_main():

@@ -62,6 +62,7 @@ class SupervisedConfig(OptimizerConfig):
         lt=1,
         description="Fraction of the training images held out for validation, which chooses best.pt; 0 for none.",
     )
+    evaluate_every: int = Field(1, ge=1, description="Epochs between evaluations; the last epoch always ends with one.")
     record_layers: int = Field(
         0,
         ge=0,
@@ -70,7 +71,7 @@ class SupervisedConfig(OptimizerConfig):
 
     def work(self, images: int, test_images: int) -> tuple[Work, ...]:
         trained = round((1 - self.valid_fraction) * images)
-        return (Work(self.epochs, trained, self.batch_size, images - trained + test_images),)
+        return (Work(self.epochs, trained, self.batch_size, images - trained + test_images, self.evaluate_every),)
 
     @model_validator(mode="after")
     def _expect_a_schedule_that_fits(self) -> Self:

@@ -18,6 +18,7 @@ from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
@@ -57,7 +58,7 @@ def train(
     *,
     out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> TrainResult[GenotypeNetwork]:
     """Train the network of a genotype from scratch and test it.
 
@@ -67,7 +68,7 @@ def train(
         out: a run folder, new or empty; by default nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
-        progress: receives the progress of the training.
+        progress: receives the progress of the training; True shows it on stderr.
 
     Raises:
         InputError: an unknown name in a setting, a missing dataset, a non-empty folder, a loss that is no longer
@@ -85,7 +86,7 @@ def train(
         distributed.process_group(),
         open_run(Training, config, out=out, resume=resume, make=make) as (training, folder),
     ):
-        execute(training, folder, progress or Progress())
+        execute(training, folder, listener(progress))
         return training.result(folder)
 
 

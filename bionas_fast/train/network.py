@@ -101,6 +101,12 @@ class NetworkTraining(Trainer):
         """The network that is tested."""
         return self.net
 
+    def describe(self) -> dict[str, str]:
+        weights = weights_by_rule(self.trained)
+        total = sum(weights.values())
+        shares = ", ".join(f"{rule} {100 * own / total:.1f} %" for rule, own in weights.items())
+        return {"network": f"{self.name}, {total:,} weights: {shares}", **super().describe()}
+
     def size(self) -> NetworkSize:
         """Measure the size of the network on the images of the run."""
         return measure_size(self.trained, (self.data.in_channels, *self.data.image_size))

@@ -20,6 +20,7 @@ from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime import distributed
 from bionas_fast.train.config import SupervisedConfig
 from bionas_fast.train.network import DataShape
@@ -62,7 +63,7 @@ def train_resnet(
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> TrainResult[nn.Module]:
     """Train a residual network with one learning rule on every layer, and test it.
 
@@ -71,7 +72,7 @@ def train_resnet(
         out: a run folder, new or empty; by default nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
-        progress: receives the progress of the training.
+        progress: receives the progress of the training; True shows it on stderr.
 
     Raises:
         InputError: an unknown name in a setting, a missing dataset, a non-empty folder, a loss that is no longer
@@ -86,7 +87,7 @@ def train_resnet(
         distributed.process_group(),
         open_run(ResNetTraining, config, out=out, resume=resume, make=make) as (training, folder),
     ):
-        execute(training, folder, progress or Progress())
+        execute(training, folder, listener(progress))
         return training.result(folder)
 
 

@@ -24,6 +24,7 @@ from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.terminal import listener
 from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
@@ -92,7 +93,7 @@ def train_softhebb(
     *,
     out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> TrainResult[SoftHebbNetwork]:
     """Train filters without labels and a linear head with labels, and test the network.
 
@@ -101,7 +102,7 @@ def train_softhebb(
         out: a run folder, new or empty; by default nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
-        progress: receives the progress of the training.
+        progress: receives the progress of the training; True shows it on stderr.
 
     Raises:
         InputError: an unknown name in a setting, a missing dataset, a non-empty folder, filters that are no longer
@@ -114,7 +115,7 @@ def train_softhebb(
         return SoftHebbTraining(config)
 
     with open_run(SoftHebbTraining, config, out=out, resume=resume, make=make) as (training, folder):
-        execute(training, folder, progress or Progress())
+        execute(training, folder, listener(progress))
         return training.result(folder)
 
 

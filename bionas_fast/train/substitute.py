@@ -11,6 +11,7 @@ from bionas_fast.config import FILE_SETTINGS, RunConfig
 from bionas_fast.data import AnyDataset, Dataset
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.repeat import PlannedRun
+from bionas_fast.runs.terminal import listener
 from bionas_fast.train.load import load
 from bionas_fast.train.resnet import ResNetConfig, ResNetTraining, train_resnet
 
@@ -40,7 +41,7 @@ def substitute_config(run: RunConfig, data: AnyDataset) -> ResNetConfig:
 
 
 def train_substitute(
-    config: ResNetConfig, out: str | Path, *, plugins: Sequence[str] = (), progress: Progress | None = None
+    config: ResNetConfig, out: str | Path, *, plugins: Sequence[str] = (), progress: Progress | bool | None = None
 ) -> nn.Module:
     """Train the network of :func:`substitute_config`, continue its training, or load it if it is complete.
 
@@ -48,5 +49,5 @@ def train_substitute(
         InputError: the folder holds another run; the training cannot begin or continue.
         Interrupted: after Ctrl-C or SIGTERM. The training is saved.
     """
-    PlannedRun(ResNetTraining, config, train_resnet).complete(Path(out), progress or Progress())
+    PlannedRun(ResNetTraining, config, train_resnet).complete(Path(out), listener(progress))
     return load(out, plugins=plugins)

@@ -131,9 +131,17 @@ class SupervisedTraining(NetworkTraining):
         if self.config.record_layers:
             folder.write_rows(LAYERS, self.layers)
 
-    def conclude(self) -> dict[str, Any]:
+    def record(self) -> None:
         if self.config.record_layers and (self.epoch + 1) % self.config.record_layers == 0:
             self.layers += record_layers(self.net, self.probe, self.epoch + 1)
+
+    def metrics_of(self, number: int) -> tuple[str, ...]:
+        config = self.config
+        return () if number % config.evaluate_every and number < config.epochs else self.metric_names
+
+    def conclude(self) -> dict[str, Any]:
+        if not self.metrics_of(self.epoch + 1):
+            return {}
         row: dict[str, Any] = {}
         parts = {"valid": self.held_out, "test": self.data.test}
         for name, part in parts.items():

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Runner:
 
         Args:
             cwd: the folder in which it runs.
+            processes: how many, as ``torchrun`` would start them; they end as the first that fails, and what they said
+                is that of all, one after the other.
             signals: ``[(seconds, number), …]``: what is sent to the process, and after how much processor time.
             how: more of it, which the module understands.
         """
@@ -96,15 +99,40 @@ def serve(prepare: Callable[..., None] = lambda: None) -> None:
         print(json.dumps(_fork(prepare, **task)), flush=True)
 
 
-def _fork(prepare: Callable[..., None], signals: list[tuple[float, int]] = [], **task: Any) -> dict[str, Any]:  # noqa: B006
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.monotonic()
-        child = os.fork()
-        if child == 0:
+def _fork(
+    prepare: Callable[..., None],
+    signals: Sequence[tuple[float, int]] = (),
+    processes: int = 1,
+    **task: Any,
+) -> dict[str, Any]:
+    if processes == 1:
+        return _Child(prepare, task).end(signals)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes}
+    children = [_Child(prepare, task, {**world, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(processes)]
+    ends = [child.end() for child in children]
+    return {
+        "code": next((end["code"] for end in ends if end["code"]), 0),
+        **{name: "".join(end[name] for end in ends) for name in ("stdout", "stderr")},
+        "seconds": sum(end["seconds"] for end in ends),
+    }
+
+
+class _Child:
+    """A child process that runs a task, with more in its environment."""
+
+    def __init__(self, prepare: Callable[..., None], task: dict[str, Any], more: Mapping[str, Any] = {}) -> None:
+        self.files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self.started = time.monotonic()
+        self.process = os.fork()
+        if self.process == 0:
             code = 1
             try:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
+                for number, file in enumerate(self.files, start=1):
+                    os.dup2(file.fileno(), number)
+                os.environ.update({name: str(value) for name, value in more.items()})
                 code = _run(prepare, **task)
             except BaseException:
                 traceback.print_exc()
@@ -112,14 +140,22 @@ def _fork(prepare: Callable[..., None], signals: list[tuple[float, int]] = [], *
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
+
+    def end(self, signals: Sequence[tuple[float, int]] = ()) -> dict[str, Any]:
+        """Wait for the end of the child, and send it signals meanwhile."""
+        child = self.process
         for moment, number in signals:
             while _running(child):
-                if _used(child, started) >= moment:
+                if _used(child, self.started) >= moment:
                     os.kill(child, number)
                     break
                 time.sleep(0.001)
         _, status, usage = os.wait4(child, 0)
-        said = [file.seek(0) or file.read().decode() for file in (out, err)]
+        said = []
+        for file in self.files:
+            with file:
+                file.seek(0)
+                said.append(file.read().decode())
         return {
             "code": os.waitstatus_to_exitcode(status),
             "stdout": said[0],

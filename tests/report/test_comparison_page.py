@@ -75,15 +75,16 @@ def test_results_over_the_share_of_back_propagation():
 
 def test_colours_are_those_of_the_rules():
     names = ["usf", "usf:everywhere", "found usf", "found usf:everywhere", "genotype", "shuffle:1", "usf-cells"]
-    colors = [ax.lines[0].get_color() for ax in curves_figure({name: [[1.0, 2.0]] for name in names}).axes]
+    colors = [ax.lines[0].get_color() for ax in curves_figure({name: [{1: 1.0, 2: 2.0}] for name in names}).axes]
     assert colors == [RULE_COLORS["usf"]] * 4 + [INK] * 3
 
 
 def test_curves():
-    axes = curves_figure({"bp": [[10.0, 20.0, 30.0], [11.0, 22.0]], "usf": [[5.0], []]}).axes
+    axes = curves_figure({"bp": [{1: 10.0, 2: 20.0, 5: 30.0}, {1: 11.0, 2: 22.0}], "usf": [{4: 5.0}, {}]}).axes
     assert [list(line.get_ydata()) for line in axes[0].lines] == [[10, 20, 30], [11, 22]]
-    assert [list(line.get_xdata()) for line in axes[0].lines] == [[1, 2, 3], [1, 2]]
+    assert [list(line.get_xdata()) for line in axes[0].lines] == [[1, 2, 5], [1, 2]]
     assert axes[1].lines[0].get_marker() == "o"
+    assert list(axes[1].get_xticks()) == [4]
     assert all(ax.get_ylim()[0] < 5 and ax.get_ylim()[1] > 30 for ax in axes)
 
 

@@ -15,6 +15,7 @@ from helpers.runs import expect_same, finish
 KILL = signal.SIGKILL.value
 INTERRUPT = signal.SIGINT.value
 TERMINATE = signal.SIGTERM.value
+HANG_UP = signal.SIGHUP.value
 
 
 class TestKilled:
@@ -68,13 +69,14 @@ class TestKilled:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("number", [INTERRUPT, TERMINATE], ids=["SIGINT", "SIGTERM"])
+    @pytest.mark.parametrize("number", [INTERRUPT, TERMINATE, HANG_UP], ids=["SIGINT", "SIGTERM", "SIGHUP"])
     def test_saves_and_says_how_to_resume(self, number, runner, begin, whole, tmp_path):
         folder = tmp_path / "a run"
         end = runner(*begin["search"], "--checkpoint-every", 1e6, "--out", folder, signal_at_step=(7, number))
         assert end.code == 130
         assert end.stdout == ""
         said = end.stderr.strip().splitlines()
+        assert said[-2] == "finishing this step, then saving; interrupt once more to stop without saving"
         assert said[-1] == f"interrupted; resume with: bionas-fast search --resume '{folder}'"
         state = RunFolder.open(folder).read_checkpoint()
         assert (state["epoch"], state["tally"]["steps"]) == (1, 3)  # of 4 steps an epoch

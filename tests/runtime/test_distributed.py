@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,31 +80,30 @@ def test_a_dead_process_ends_the_other_with_a_checkpoint(tmp_path):
     assert np.abs(alphas[0] - alphas[1]).max() < 1e-2 * moved
 
 
-def test_what_is_wrong_with_one_process_is_said_once(tmp_path):
-    refused = launch(distributed_worker.__file__, "blind", tmp_path)
-    assert refused.returncode != 0
+def test_what_is_wrong_with_one_process_is_said_once(forked, tmp_path):
+    program = f"from pathlib import Path; from helpers import distributed_worker as w; w.blind(Path({str(tmp_path)!r}))"
+    refused = forked.program(program, processes=2)
+    assert refused.code != 0
     assert refused.stderr.count("error: process 1: digits: not on this machine") == 1
     assert "another process" not in refused.stderr
     assert not (tmp_path / "blind").exists()
 
 
-def test_torchrun_of_the_command(tmp_path):
-    """Prints once, resumes, and refuses a batch that cannot be divided, once."""
-    words = ["-m", "bionas_fast", "search", "--channels", "1", "--cells", "1", "--epochs", "1", "--set"]
-    words += ["train_fraction=0.05", "--rules", "usf", "--ops", "skip_connect,max_pool_3x3"]
-    refused = launch(*words, "--batch-size", "31", "--out", tmp_path / "odd")
+def test_the_command_in_two_processes(forked, tmp_path):
+    """Prints once, resumes, trains, and refuses a batch that cannot be divided, once."""
+    words = ["search", "--channels", "1", "--cells", "1", "--epochs", "1", "--set", "train_fraction=0.05"]
+    words += ["--rules", "usf", "--ops", "skip_connect,max_pool_3x3"]
+    refused = forked(*words, "--batch-size", "31", "--out", tmp_path / "odd", processes=2)
     assert refused.stderr.count("a batch of 31 images cannot be divided evenly among 2 processes") == 1
-    done = launch(*words, "--out", tmp_path / "run")
+    done = launch("-m", "bionas_fast", *words, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("validation accuracy") == 1
-    again = launch("-m", "bionas_fast", "search", "--resume", tmp_path / "run")
-    assert again.returncode == 0, again.stderr[-3000:]
+    again = forked("search", "--resume", tmp_path / "run", processes=2)
+    assert again.code == 0, again.stderr[-3000:]
     assert again.stdout.count("validation accuracy") == 1
-    trained = launch("-m", "bionas_fast", "train", tmp_path / "run", "--epochs", "1", "--out", tmp_path / "trained")
-    assert trained.returncode == 0, trained.stderr[-3000:]
-    other = launch("-m", "bionas_fast", "train", "resnet20", "--epochs", "1", "--out", tmp_path / "resnet")
-    assert other.returncode == 0, other.stderr[-3000:]
-    for run in (trained, other):
+    for source in (tmp_path / "run", "resnet20"):
+        run = forked("train", source, "--epochs", "1", "--out", tmp_path / f"of-{Path(source).name}", processes=2)
+        assert run.code == 0, run.stderr[-3000:]
         assert run.stdout.count("test accuracy") == 1
 
 

@@ -12,6 +12,7 @@ from bionas_fast import InputError
 from bionas_fast.data import Augment
 from bionas_fast.data.mixing import Mixing
 from bionas_fast.nn import FeedbackLayer
+from bionas_fast.runs.progress import Progress
 from bionas_fast.train.genotype import Training
 from bionas_fast.train.resnet import ResNetTraining
 from helpers.genotypes import GENOTYPE
@@ -43,6 +44,31 @@ def test_averaged_weights_are_tested_and_loaded(tmp_path):
         torch.testing.assert_close(parameter.detach(), average[name])
         assert torch.equal(loaded[name], parameter)
     assert result.metrics[-1]["test_accuracy"] == result.test_accuracy
+
+
+def test_some_epochs_end_with_an_evaluation(tmp_path):
+    """Every second and the last one, also of a run that is resumed; nothing else differs."""
+    settings = {**SMALL, "epochs": 5, "valid_fraction": 0.5}
+    whole = bf.train(GENOTYPE, bf.TrainConfig(**settings))
+    config = bf.TrainConfig(**settings, evaluate_every=2)
+
+    class Stopping(Progress):
+        def epoch(self, row):
+            if row["epoch"] == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bf.train(GENOTYPE, config, out=tmp_path / "run", progress=Stopping())
+    found = bf.train(resume=tmp_path / "run")
+    measured = [name for name in whole.metrics[0] if name.startswith(("test_", "valid_"))]
+    for number, (own, expected) in enumerate(zip(found.metrics, whole.metrics, strict=True), start=1):
+        left_out = measured if number in (1, 3) else []
+        del own["seconds"]
+        assert own == {name: value for name, value in expected.items() if name not in ("seconds", *left_out)}
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    accuracies = {number: row["valid_accuracy"] for number, row in enumerate(found.metrics, 1) if number in (2, 4, 5)}
+    assert best["epoch"] == max(accuracies, key=lambda number: (accuracies[number], -number))
+    assert config.work(100, 10)[0].evaluations == 3
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])

@@ -1,0 +1,116 @@
+"""The progress of runs in a terminal of 80 columns, and in files."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+import bionas_fast as bf
+from bionas_fast.errors import InputError
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.terminal import TerminalProgress, listener
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def shown():
+    """A display, its clock, and what it has printed."""
+
+    def make(**console):
+        clock, file = Clock(), StringIO()
+        return TerminalProgress(Console(file=file, width=80, **console), clock=clock), clock, file.getvalue
+
+    return make
+
+
+def test_lines_of_a_file(shown):
+    """The first after five seconds, then one a minute: count and time left first."""
+    display, clock, printed = shown()
+    display.begin({"space": "bionas", "run folder": "runs/a"})
+    display.start("searching digits", 4, 50)
+    for _ in range(150):
+        clock.now += 1
+        display.step(2.5)
+    display.finish()
+    assert printed().splitlines() == [
+        "space       bionas",
+        "run folder  runs/a",
+        "searching digits: 4 epochs of 50 steps",
+        "5/200  3:15 left  epoch 1/4  loss 2.500  1.00 steps/s",
+        "65/200  2:15 left  epoch 2/4  loss 2.500  1.00 steps/s",
+        "125/200  1:15 left  epoch 3/4  loss 2.500  1.00 steps/s",
+    ]
+
+
+def test_a_resumed_run_is_not_faster(shown):
+    display, clock, printed = shown()
+    display.start("training a", 2, 100)
+    display.resume(1, 50)
+    clock.now += 20
+    display.step(0.5)
+    assert printed().splitlines()[-1] == "151/200  16:20 left  epoch 2/2  loss 0.500  20.00 s/step"
+
+
+def test_populations(shown):
+    display, clock, printed = shown()
+    display.start("searching digits", 1, 10)
+    clock.now += 6
+    display.note("judging population 2 of 10")
+    assert printed().splitlines()[-1] == "0/10  judging population 2 of 10"
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 7), (4, 11), (600, 520), (2_000, 1_000_000)])
+def test_eighty_columns(shown, epochs, steps):
+    """Nothing is cut in a terminal, and the bar is what gives way."""
+    display, clock, printed = shown(force_terminal=True)
+    display.start("searching " + "a" * 100, epochs, steps)
+    display.resume(epochs // 2, 0)
+    clock.now += 1
+    for _ in range(5):
+        clock.now += 1e4
+        display.step(2.345)
+        line = display._line()
+        assert len(line.plain) <= 79
+        assert line.plain.startswith(f"{display._done}/{epochs * steps}  ")
+        assert " left" in line.plain
+        assert "loss 2.345" in line.plain
+    display.finish()
+    assert "…" not in printed()
+
+
+def test_narrow_terminals(shown):
+    display, clock, _ = shown(force_terminal=True)
+    display.console.width = 20
+    display.start("training", 3, 100)
+    clock.now += 9
+    display.step(1.0)
+    assert display._line().plain == "1/300  44:51 left"
+    display.finish()
+
+
+def test_what_an_argument_stands_for():
+    own = Progress()
+    assert listener(own) is own
+    assert isinstance(listener(True), TerminalProgress)
+    assert type(listener(None)) is type(listener(False)) is Progress
+    with pytest.raises(InputError, match="progress: expected True or a Progress, got str"):
+        bf.search(bf.SearchConfig(), progress="yes")
+
+
+def test_progress_from_python(capfd, tmp_path):
+    config = bf.ResNetConfig(epochs=1, batch_size=700)
+    bf.train_resnet(config, out=tmp_path / "run", progress=True)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "network     resnet20 bp, " in printed.err
+    assert "training resnet20 bp: 2 steps" in printed.err
+    assert "device      cpu, 1 thread, compiled kernels (" in printed.err
