@@ -37,7 +37,8 @@ def product_precision(dtype: torch.dtype) -> Products:
 
 def table(rows: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """Create a look-up table of a kernel, [rows, columns]; the transfer to a GPU is asynchronous."""
-    return torch.tensor(rows, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    table = torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+    return table.to(device, non_blocking=True)
 
 
 def addresses(maps: Iterable[Tensor | None], dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:

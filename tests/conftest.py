@@ -12,10 +12,26 @@ import pytest
 import torch
 
 from bionas_fast import native
-from helpers import forking
+from bionas_fast.runtime import device as devices
+from helpers import cards, forking
 from helpers.oracles.data import FOLDER
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # pytest may have imported torch before
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="cuda: also run the tests that need a CUDA device; all others stay on the CPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The process of -n that only distributes the tests leaves the environment to those that run them.
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        cards.begin(config.getoption("--device"))
 
 
 def pytest_report_header() -> str:
@@ -37,6 +53,25 @@ def _poisoned_memory():
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch):
+    """The device ``auto`` is the CPU, also in a process that sees a CUDA device for the tests that ask for it."""
+    monkeypatch.setattr(devices, "automatic", lambda: "cpu")
+    if not cards.COMPILED:
+        yield
+        return
+    with torch.device("cuda"):
+        yield
+
+
+@pytest.fixture
+def cuda(request) -> torch.device:
+    """A CUDA device, for tests that need one."""
+    if request.config.getoption("--device") != "cuda":
+        pytest.skip("needs a CUDA device")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ class Architecture(nn.Module):
 
     def edge_weights(self) -> dict[str, Tensor]:
         """Compute the softmax weights of the edges into each node, [edges] by kind of cell; empty without betas."""
-        nodes = torch.tensor([node for node, _ in self.space.edges])
+        nodes = torch.tensor([node for node, _ in self.space.edges], device="cpu")
         weights = {}
         for kind, beta in self.betas.items():
             weights[kind] = torch.zeros_like(beta)
@@ -143,7 +143,7 @@ def skip_share(space: Space) -> Tensor:
     Raises:
         InputError: the space has no skip connections.
     """
-    skips = torch.tensor([candidate.operation == SKIP for candidate in space.candidates])
+    skips = torch.tensor([candidate.operation == SKIP for candidate in space.candidates], device="cpu")
     if not skips.any():
         raise InputError(f"auxiliary_skip: space {space.name!r} has no {SKIP} under these restrictions")
     return skips / skips.sum()

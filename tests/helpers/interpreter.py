@@ -1,8 +1,8 @@
 """Helpers of the tests of Triton kernels.
 
 The interpreter must be chosen before Triton is imported, so those files run themselves again in a process that has
-chosen it; what that process runs is named ``interpreted_*``. bfloat16 is left out: the interpreter does not round it as
-a card does.
+chosen it; what that process runs is named ``interpreted_*``. Where there is a card, they run compiled as well.
+bfloat16 is left to the card: the interpreter does not round it as one does.
 """
 
 from __future__ import annotations
@@ -20,20 +20,32 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import cards
 from helpers.tolerances import TOLERANCES
 
 #: Options of every launch besides the kernel's own, which are written in capitals.
 OPTIONS = ("num_warps", "num_stages")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+#: Whether the launchers can be imported and run in this process: under the interpreter, or compiled on a card.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" or cards.COMPILED
 
 
 def run_interpreted(file: str) -> None:
     """Run the functions of a test file that are named ``interpreted_*``, under the interpreter."""
+    _run(file, os.environ | {"TRITON_INTERPRET": "1"})
+
+
+def run_compiled(file: str) -> None:
+    """Run the same functions compiled, on tensors of a CUDA device, and with bfloat16, too."""
+    environment = {name: value for name, value in cards.environment().items() if name != "TRITON_INTERPRET"}
+    _run(file, environment | {"BIONAS_FAST_TESTS_COMPILED": "1"}, "--device", "cuda")
+
+
+def _run(file: str, environment: dict[str, str], *words: str) -> None:
     pytest.importorskip("triton", reason="Triton exists for Linux only")
-    options = ["-q", "-p", "no:cacheprovider", "-o", "python_functions=interpreted_*"]
+    options = ["-q", "-n0", "-p", "no:cacheprovider", "-o", "python_functions=interpreted_*", *words]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, file],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        env=environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -48,7 +60,8 @@ def by_name(name: str, cases: dict) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(name, cases.values(), ids=cases)
 
 
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+_DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if cards.COMPILED else [])]
+every_dtype = pytest.mark.parametrize("dtype", _DTYPES, ids=str)
 
 
 def strided(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from helpers.interpreter import (
     every_dtype,
     listed,
     record_launches,
+    run_compiled,
     run_interpreted,
     strided,
 )
@@ -33,6 +34,11 @@ Grads = tuple[Tensor, ...]
 @pytest.mark.slow
 def test_under_the_interpreter():
     run_interpreted(__file__)
+
+
+@pytest.mark.slow
+def test_compiled_on_a_card(cuda):
+    run_compiled(__file__)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from helpers.interpreter import (
     every_dtype,
     listed,
     record_launches,
+    run_compiled,
     run_interpreted,
     strided,
 )
@@ -38,6 +39,11 @@ if INTERPRETED:
 @pytest.mark.slow
 def test_under_the_interpreter():
     run_interpreted(__file__)
+
+
+@pytest.mark.slow
+def test_compiled_on_a_card(cuda):
+    run_compiled(__file__)
 
 
 def mapped(function: Any, value: Any) -> Any:

@@ -177,14 +177,10 @@ def test_an_explicit_choice_without_a_gpu_says_why():
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
+def gpu(cuda):
     if not native.cuda_status().available:
         pytest.skip(native.cuda_status().reason)
-    torch.use_deterministic_algorithms(False)  # which cuBLAS has with a setting of the environment only
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    return torch.device("cuda")
+    return cuda
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["", "own activity"])

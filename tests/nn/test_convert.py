@@ -101,9 +101,8 @@ def test_weights_are_drawn_anew_on_request():
             assert torch.equal(ours.weight, two.get_submodule(name).weight)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_weights_are_drawn_anew_on_a_gpu():
-    model = small().cuda()
+def test_weights_are_drawn_anew_on_a_gpu(cuda):
+    model = small().to(cuda)
     converted = convert(model, "fa", copy_weights=False, seed=1)
     assert converted[4].weight.is_cuda and not torch.equal(converted[4].weight, model[4].weight)
 

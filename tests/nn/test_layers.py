@@ -296,10 +296,9 @@ def test_seeds_have_a_range(seed):
         Conv2d(3, 4, 3, rule="fa", seed=seed)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_layers_made_on_a_gpu_have_feedback_of_their_own():
+def test_layers_made_on_a_gpu_have_feedback_of_their_own(cuda):
     torch.manual_seed(0)
-    one, two = (Linear(3, 3, rule="fa", device="cuda") for _ in range(2))
+    one, two = (Linear(3, 3, rule="fa", device=cuda) for _ in range(2))
     assert not torch.equal(one.feedback, two.feedback)
 
 
