@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ import bionas_fast as bf
 from bionas_fast import InputError, backends
 from bionas_fast.nn import Conv2d, ConvTranspose2d, HebbianConv2d, Linear, PredictiveConv2d, connect_direct_feedback
 from helpers.genotypes import GENOTYPE
+from helpers.tolerances import SAME_BITS
 
 
 def every_layer() -> nn.Module:
@@ -70,6 +72,20 @@ def test_no_backward_pass_chooses(build, backend, monkeypatch):
     assert not failures
     assert x.grad.isfinite().all()
     assert choices == []
+
+
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+def test_the_default_device_does_not_matter(build):
+    """Whatever a pass creates lies on the devices of its arguments; tensors of the default one have no memory here."""
+    torch.manual_seed(0)
+    net, x, results = build(), torch.randn(4, 4, 8, 8), []
+    for own in (net, copy.deepcopy(net)):
+        with torch.device("meta" if own is not net else "cpu"):
+            out = own(x)
+            out.square().sum().backward()
+        results.append([out, *(p.grad for p in own.parameters() if p.grad is not None), *own.buffers()])
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, **SAME_BITS)
 
 
 @pytest.fixture

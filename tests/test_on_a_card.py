@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -181,8 +182,8 @@ def test_a_captured_half_step_is_the_eager_one(card, half):
     for (name, ours), theirs in zip(net.state_dict().items(), twin.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
     if half == "weights":
-        assert all(not torch.equal(a, b) for before, after in zip(draws, draws[1:], strict=False)
-                   for a, b in zip(before, after, strict=True))  # fmt: skip
+        for before, after in pairwise(draws):
+            assert not any(map(torch.equal, before, after))
 
 
 SMALL = distributed_worker.BASE.with_settings(device="cuda", deterministic=True, epochs=1)
