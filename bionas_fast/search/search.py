@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bionas_fast import report
 from bionas_fast.config import RunRecord
 from bionas_fast.data import Augment, LabelledImages, configured
+from bionas_fast.errors import expect_type
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
@@ -92,6 +93,7 @@ def search(
             resumed. Then nothing has been written.
         Interrupted: Ctrl-C or SIGTERM. The search is saved.
     """
+    expect_type("config", config, (SearchConfig, type(None)), "write bf.SearchConfig(dataset='digits')")
     if resume is None:
         config = config or SearchConfig()
         out = NewFolder(f"search-{config.dataset}-{config.method}") if out is None else out
