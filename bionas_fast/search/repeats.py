@@ -112,7 +112,7 @@ def repeat_search(
     variant = Variant(config.method, runs)
     found = repeat(
         [variant],
-        NewFolder(f"seeds-{config.dataset}-{config.method}") if out is None else out,
+        NewFolder(f"seeds-{config.dataset}-{config.space}-{config.method}") if out is None else out,
         metric=_METRIC,
         progress=progress,
         write=lambda table, folder: SearchTable.read(table, folder).write(),

@@ -52,7 +52,7 @@ def search(
 
     Args:
         config: the settings; by default scikit-learn's digits at a size for two processor cores.
-        out: the run folder, new or empty; by default one under ``runs/``, named after dataset, method and time.
+        out: the run folder, new or empty; by default one under ``runs/``, named after dataset, space, method, seed and time.
         resume: the folder of an interrupted search. It is resumed, and its result is that of an uninterrupted one; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the search; True shows it on stderr.
@@ -65,7 +65,11 @@ def search(
     expect_type("config", config, (SearchConfig, type(None)), "write bf.SearchConfig(dataset='digits')")
     if resume is None:
         config = config or SearchConfig()
-        out = NewFolder(f"search-{config.dataset}-{config.method}") if out is None else out
+        out = (
+            NewFolder(f"search-{config.dataset}-{config.space}-{config.method}-seed{config.seed}")
+            if out is None
+            else out
+        )
     with (
         distributed.process_group(),
         open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
