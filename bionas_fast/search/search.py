@@ -52,7 +52,7 @@ def search(
 
     Args:
         config: the settings; by default scikit-learn's digits at a size for two processor cores.
-        out: the run folder, new or empty; by default one under ``runs/``, named after dataset, space, method, seed, time.
+        out: the run folder, new or empty; by default one under ``runs/``, named after the settings and the time.
         resume: the folder of an interrupted search. It is resumed, and its result is that of an uninterrupted one; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the search; True shows it on stderr.
