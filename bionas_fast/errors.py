@@ -80,6 +80,33 @@ def unknown(
     return error(f"{place}unknown {kind} {shown(name)}; {hint}known: {', '.join(known) or 'none'}")
 
 
+def expect_type(name: str, value: object, kind: type | tuple[type, ...], advice: str = "") -> None:
+    """Check the type of an argument.
+
+    Args:
+        advice: what to write instead, put after the message.
+
+    Raises:
+        InputError: another type.
+    """
+    if isinstance(value, kind) and not (isinstance(value, bool) and kind is int):
+        return
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wanted = " or ".join("None" if own is type(None) else own.__name__ for own in kinds)
+    raise InputError(f"{name}: expected {wanted}, got {type(value).__name__}{f'; {advice}' if advice else ''}")
+
+
+def expect_count(name: str, value: int) -> None:
+    """Check a number of things, which is an integer of at least 1.
+
+    Raises:
+        InputError: another value.
+    """
+    expect_type(name, value, int)
+    if value < 1:
+        raise InputError(f"{name}: expected at least 1, got {value}")
+
+
 def printable(text: str) -> str:
     """Escape the characters of a text that are not printable, as :func:`repr` does."""
     if text.isprintable():

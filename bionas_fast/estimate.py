@@ -21,7 +21,7 @@ import torch
 from bionas_fast.config import FILE_SETTINGS, RunConfig, Work
 from bionas_fast.data import dataset_size, memory
 from bionas_fast.data.registry import logger
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import NetworkSize, measure_size
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.trainer import Trainer
@@ -108,6 +108,7 @@ def estimate(config: RunConfig, genotype: Genotype | None = None, *, seconds: fl
     Raises:
         InputError: a training without its genotype, settings that the run would refuse, too little memory.
     """
+    expect_type("config", config, RunConfig, "such as bf.SearchConfig(), or presets.get(NAME).settings in one")
     trainer_class: Any = next(get_kind(name) for name in kind_names() if get_kind(name).settings is type(config))
     if (trainer_class is Training) != (genotype is not None):
         raise InputError(f"genotype: a {trainer_class.kind} takes {'one' if trainer_class is Training else 'none'}")

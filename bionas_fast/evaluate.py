@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.data import LabelledImages
-from bionas_fast.errors import InputError, NotFinite, shown
+from bionas_fast.errors import InputError, NotFinite, expect_type, shown
 from bionas_fast.runtime import distributed
+
+#: What can be evaluated: labelled images; images [N, C, H, W] and labels [N]; batches of these.
+Evaluated = LabelledImages | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    images: LabelledImages,
+    images: Evaluated,
     *,
     batch_size: int = 256,
     forward: Callable[[Tensor], Tensor] | None = None,
@@ -32,28 +36,46 @@ def evaluate(
 
     Args:
         network: maps normalised images [N, C, H, W] to logits [N, classes].
-        images: the images, such as ``dataset.test``.
+        images: the images, such as ``dataset.test``; images and labels; or batches of both, such as a DataLoader.
         batch_size: number of images per batch.
         forward: called instead of the network, if that takes further arguments.
 
     Raises:
+        InputError: no images, or something else than these.
         NotFinite: the cross-entropy is not finite; the predicted classes are then arbitrary.
     """
-    device = next(network.parameters()).device
-    correct, among, loss = 0, 0, 0.0
+    expect_type("network", network, nn.Module)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    count, correct, among, loss = 0, 0, 0, 0.0
     with _evaluating(network):
-        for x, y in images.batches(batch_size, device):
+        for x, y in _batches(images, batch_size, device):
+            count += len(y)
             logits = (forward or network)(x)
             correct += int((logits.argmax(dim=1) == y).sum())
             among += int((logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
-    if images.divided:
-        hits, near, loss = distributed.all_reduce_sum(correct, among, loss)
-        correct, among = int(hits), int(near)
+    if isinstance(images, LabelledImages) and images.divided:
+        hits, near, loss, all_images = distributed.all_reduce_sum(correct, among, loss, count)
+        correct, among, count = int(hits), int(near), int(all_images)
+    if not count:
+        raise InputError("images: expected at least one")
     if not math.isfinite(loss):
         raise NotFinite(f"the cross-entropy of the evaluated images ({loss})")
-    found = {"accuracy": 100 * correct / len(images), "loss": loss / len(images)}
-    return found | {"top5": 100 * among / len(images)} if logits.shape[1] > 5 else found
+    found = {"accuracy": 100 * correct / count, "loss": loss / count}
+    return found | {"top5": 100 * among / count} if logits.shape[1] > 5 else found
+
+
+def _batches(images: Evaluated, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(images, LabelledImages):
+        yield from images.batches(batch_size, device)
+        return
+    if isinstance(images, (tuple, list)) and len(images) == 2 and all(isinstance(part, Tensor) for part in images):
+        tensors = cast("Sequence[Tensor]", images)
+        images = zip(*(part.split(batch_size) for part in tensors), strict=True)
+    if isinstance(images, (str, Mapping)) or not isinstance(images, Iterable):
+        raise InputError(f"images: expected labelled images or batches of them, got {type(images).__name__}")
+    for x, y in images:
+        yield x.to(device), y.to(device)
 
 
 @dataclass(frozen=True)

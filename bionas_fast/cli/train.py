@@ -225,7 +225,7 @@ def _train_network(trainer: type[Trainer], given: Given, wanted: Wanted) -> None
         return
     if resume is None:
         config: Any = given.recorded(trainer.kind)
-        place = place or NewFolder(f"{trainer.kind}-{config.dataset}-{config.rule}")
+        place = place or NewFolder(f"{trainer.kind}-{config.dataset}-{config.rule}-seed{config.seed}")
     else:
         config = given.resumed(trainer.kind, resume)
     with interruptible():
@@ -241,7 +241,7 @@ def _train_genotype(read: Sequence[Source], given: Given, assignment: Assignment
         assert found is not None
         config = configuration(read, given)
         genotype: bf.Genotype | None = assignment.of(found)
-        place = place or NewFolder(f"train-{config.dataset}-{assignment.of(found).hash}")
+        place = place or NewFolder(f"train-{config.dataset}-{assignment.of(found).hash}-seed{config.seed}")
     else:
         if found is None and assignment.shuffle_rules is not None:
             raise InputError("--shuffle-rules: the rules of the resumed run are shuffled already; omit it")

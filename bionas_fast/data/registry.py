@@ -25,7 +25,7 @@ from bionas_fast.data.batches import split
 from bionas_fast.data.dataset import Dataset
 from bionas_fast.data.file_dataset import AnyDataset, FileDataset, Reading
 from bionas_fast.data.files import default_folder, read_idx
-from bionas_fast.errors import InputError, printable
+from bionas_fast.errors import InputError, expect_type, printable
 from bionas_fast.registry import Registry
 
 #: Folder of Debian's package dataset-fashion-mnist.
@@ -129,6 +129,7 @@ def open_dataset(
 
 
 def _load(name: str, data_dir: str | Path | None, **further: Any) -> AnyDataset:
+    expect_type("dataset", name, str, f"such as {_registry.names()[0]!r}")
     plain, colon, argument = name.partition(":")
     load = _registry.get(plain + colon)
     if colon and not argument:

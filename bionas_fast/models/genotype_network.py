@@ -13,7 +13,7 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import planar
 from bionas_fast.nn import FeedbackLayer, Linear, connect_direct_feedback, name_layers
 from bionas_fast.nn.leaf import leaf
@@ -283,6 +283,7 @@ def build_network(
     Raises:
         InputError: a number out of range; an unknown stem or initialisation, or ImageNet's for NAS-Bench-201.
     """
+    expect_type("genotype", genotype, Genotype, "bf.Genotype.load(PATH) reads one")
     options, fixed = options or NetworkOptions(), genotype.fixed
     shape = NetworkShape(channels, cells, num_classes, in_channels, fixed, True, options.stem, options.initialisation)
     with seeded(seed):

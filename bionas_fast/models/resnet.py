@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import expect_count, unknown
 from bionas_fast.nn import convert, name_layers
 from bionas_fast.runtime.isolation import seeded
 
@@ -87,8 +87,7 @@ def build_resnet(
     if name not in RESNETS:
         raise unknown("network", name, RESNETS)
     for argument, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
-        if value < 1:
-            raise InputError(f"{argument}: expected at least 1, got {value}")
+        expect_count(argument, value)
     with seeded(seed):
         if name in _BLOCKS:
             network: nn.Module = SmallResNet(_BLOCKS[name], num_classes, in_channels)

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, expect_count, unknown
 from bionas_fast.nn import HebbianConv2d, Linear, Triangle, name_layers
 from bionas_fast.runtime.isolation import seeded
 
@@ -163,8 +163,7 @@ def build_softhebb(
     if architecture not in ARCHITECTURES:
         raise unknown("architecture", architecture, ARCHITECTURES)
     for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
-        if value < 1:
-            raise InputError(f"{name}: expected at least 1, got {value}")
+        expect_count(name, value)
     with seeded(seed):
         network = SoftHebbNetwork(
             ARCHITECTURES[architecture],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bionas_fast import rules
-from bionas_fast.errors import BionasWarning, InputError, unknown
+from bionas_fast.errors import BionasWarning, InputError, expect_type, unknown
 from bionas_fast.nn.attention import MultiheadAttention
 from bionas_fast.nn.classes import CLASSES, class_with_rule, give_class
 from bionas_fast.nn.feedback import connect_direct_feedback, random_state, seed_from
@@ -65,6 +65,7 @@ def convert(
             computed from others; with ``strict``, a module that keeps learning by back-propagation. The model is
             unchanged.
     """
+    expect_type("model", model, nn.Module)
     rules.get_law(feedback_init, (1, 1))
     layers = {name: module for name, module in model.named_modules() if class_with_rule(module) is not None}
     others = _without_rule(model)
@@ -135,6 +136,8 @@ def _choose(
                     f"matches only {_listed(matched)}"
                 )
         return {name: _first_match(patterns, name) for name in layers}
+    if not callable(choice):
+        raise InputError(f"rule: expected a rule, a mapping of patterns or a function, got {type(choice).__name__}")
     named = {name: choice(name, module) for name, module in layers.items()}
     return {name: None if rule is None else rules.get(rule) for name, rule in named.items()}
 

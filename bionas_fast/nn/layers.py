@@ -12,7 +12,7 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast import rules
-from bionas_fast.errors import ShapeError
+from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.window import Window
 from bionas_fast.nn.feedback import FeedbackLayer
 from bionas_fast.nn.leaf import leaf
@@ -137,6 +137,8 @@ class _Conv(Initialised):
         generator: torch.Generator | None = None,
     ) -> None:
         check_rule(rule, feedback_init)
+        if isinstance(stride, str):
+            raise InputError(f"stride: expected integers, got {stride!r}; a learning rule is rule={stride!r}")
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
         self._set_up(rule, feedback_init, num_classes, seed, generator)

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from bionas_fast.errors import expect_type
 from bionas_fast.nn.attention import MultiheadAttention
 from bionas_fast.nn.feedback import FeedbackLayer
 from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear
@@ -39,6 +40,7 @@ def rule_shares(model: nn.Module) -> dict[str, float]:
         - ``"hebbian"`` and ``"predictive"``: Hebbian layers, and predictive-coding layers with local credit;
         - ``"frozen"``: parameters that do not require gradients.
     """
+    expect_type("model", model, nn.Module)
     counts = count_weights(model)
     total = sum(counts.values())
     return {rule: count / total for rule, count in counts.items()}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, expect_type
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -32,6 +32,7 @@ def to_torch(model: nn.Module) -> nn.Module:
     Raises:
         InputError: a layer that no layer of torch.nn can replace, such as predictive coding. The message names it.
     """
+    expect_type("model", model, nn.Module)
     network = copy.deepcopy(model)
     for module in network.modules():
         _remove_hooks(module)

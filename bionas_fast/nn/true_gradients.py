@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from bionas_fast.errors import expect_type
 from bionas_fast.nn import switches
 
 
@@ -28,5 +29,6 @@ def true_gradients(model: nn.Module) -> Iterator[None]:
     For attacks and analysis. Several passes may be in flight; the error path is fixed by the forward pass. Passes that
     other threads run at the same time are not affected.
     """
+    expect_type("model", model, nn.Module)
     with switches.switched_on([m for m in model.modules() if isinstance(m, ErrorPath)], "_true_in"):
         yield

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bionas_fast.report.text import draw_genotype
+from bionas_fast.space import Genotype
 
 if TYPE_CHECKING:
     from bionas_fast.report.comparison import Compared, collect, write_comparison
@@ -26,3 +27,13 @@ def __getattr__(name: str) -> Any:
     if name not in _drawing:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_drawing[name]), name)
+
+
+def _drawn(genotype: Genotype) -> str:
+    """Draw a genotype for a notebook."""
+    from bionas_fast.report.figure import genotype_figure, render
+
+    return render(genotype_figure(genotype), "svg").decode()
+
+
+Genotype.to_html = staticmethod(_drawn)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, expect_count, unknown
 from bionas_fast.runs.files import write_atomic
 
 #: The file, in the folder of all runs, that says what they are.
@@ -126,8 +126,7 @@ class Plan:
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise InputError(f"seeds: expected at least 1, got {self.seeds}")
+        expect_count("seeds", self.seeds)
         for word in ("--out", "--resume", "--seed", "--seeds", "--compare"):
             if word in self.options:
                 raise InputError(f"options: {word} is chosen here; leave it out")

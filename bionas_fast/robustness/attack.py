@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bionas_fast.data import AnyDataset, Dataset, FileDataset
-from bionas_fast.errors import InputError, NotFinite
+from bionas_fast.errors import InputError, NotFinite, expect_type
 from bionas_fast.robustness.attacks import Attack, parse_attack, torchattacks
 from bionas_fast.robustness.checks import doubts
 from bionas_fast.robustness.config import AttackConfig, Gradient
@@ -58,6 +58,8 @@ def attack(
             cannot aim; a folder with the results of another attack; torchattacks is not installed.
         NotFinite: the logits of the network are not finite.
     """
+    expect_type("network", network, nn.Module, "bf.load(RUN) reads one")
+    expect_type("config", config, (AttackConfig, type(None)), "write bf.AttackConfig(attacks=('fgsm',))")
     config, progress = config or AttackConfig(), listener(progress)
     attacks = expect_possible(config, source is not None)
     with ordinary_modes():
@@ -98,6 +100,7 @@ def _images(data: AnyDataset | Images, count: int) -> tuple[Tensor, Tensor, Sequ
     elif isinstance(data, Dataset):
         images, labels, mean, std = data.test_images, data.test_labels, data.mean, data.std
     else:
+        expect_type("data", data, (Dataset, tuple, list), "bf.load_dataset(NAME) reads one, or give (images, labels)")
         images, labels = data
     if len(images) == len(labels):
         chosen = _chosen(labels, count).to(images.device)

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from bionas_fast.config import CONFIG, RunRecord
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, expect_type
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.files import is_draft, write_atomic
 from bionas_fast.runs.lock import HOLDER, LOCK, FolderLock
@@ -124,6 +124,7 @@ class RunFolder:
         Raises:
             InputError: there is no such folder, or it holds no run.
         """
+        expect_type("run", path, (str, os.PathLike), "give the folder of a run")
         path = Path(path)
         # os.path, because Path raises on a folder without read permission.
         if not os.path.isdir(path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import subprocess
 import sys
 from datetime import datetime
 from importlib import metadata
@@ -22,6 +24,7 @@ def machine() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **packages,
+        "host": platform.node() or "unknown",
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -29,7 +32,19 @@ def machine() -> dict[str, str]:
         "accelerator": accelerator,
         "date": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         "command": " ".join([_program(), *sys.argv[1:]]),
+        "git commit": _commit(os.getcwd()),
     }
+
+
+@functools.cache
+def _commit(folder: str) -> str:
+    """Return the commit that a folder is at; ``none`` outside of git."""
+    command = ["git", "-C", folder, "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return done.stdout.strip() or "none"
 
 
 def _processor() -> str:

@@ -10,4 +10,5 @@ from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.method import SearchMethod
 from bionas_fast.search.methods import get_method, method_names, register_method
 from bionas_fast.search.repeats import SearchTable, repeat_search
-from bionas_fast.search.search import Search, SearchResult, search
+from bionas_fast.search.result import SearchResult
+from bionas_fast.search.search import Search, search

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bionas_fast import report
-from bionas_fast.errors import InputError
+from bionas_fast.errors import expect_count, expect_type
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder
@@ -103,16 +103,16 @@ def repeat_search(
         InputError: ``out`` holds other runs; a search that cannot begin or continue.
         Interrupted: after Ctrl-C or SIGTERM. The searches are saved.
     """
+    expect_type("config", config, (SearchConfig, type(None)), "write bf.SearchConfig(dataset='digits')")
+    expect_count("seeds", seeds)
     config = config or SearchConfig()
     import_plugins(config.plugins)
-    if seeds < 1:
-        raise InputError(f"seeds: expected at least 1, got {seeds}")
     numbers = range(config.seed, config.seed + seeds)
     runs = {seed: PlannedRun(Search, config.with_settings(seed=seed), search) for seed in numbers}
     variant = Variant(config.method, runs)
     found = repeat(
         [variant],
-        NewFolder(f"seeds-{config.dataset}-{config.method}") if out is None else out,
+        NewFolder(f"seeds-{config.dataset}-{config.space}-{config.method}") if out is None else out,
         metric=_METRIC,
         progress=progress,
         write=lambda table, folder: SearchTable.read(table, folder).write(),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from bionas_fast import report
 from bionas_fast.config import RunRecord
 from bionas_fast.data import Augment, LabelledImages, configured
+from bionas_fast.errors import expect_type
 from bionas_fast.evaluate import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
@@ -34,41 +34,11 @@ from bionas_fast.runtime.precision import Precision
 from bionas_fast.search.config import SearchConfig
 from bionas_fast.search.frozen import frozen
 from bionas_fast.search.methods import check, get_method
+from bionas_fast.search.result import SearchResult, messages
 from bionas_fast.search.robust import RobustTerm
 from bionas_fast.search.skip_limit import SkipLimit
 from bionas_fast.space import Genotype, get_space
 from bionas_fast.supernet import Mixture, Supernet, SupernetOptions, build_supernet
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The result of a search.
-
-    Attributes:
-        genotype: the architecture and learning rules that the search chose.
-        run_dir: the run folder.
-        metrics: one mapping per epoch.
-        final_metrics: the metrics of the epoch from which the genotype is taken.
-        messages: remarks needed to interpret the genotype, in sentences.
-    """
-
-    genotype: Genotype
-    run_dir: Path
-    metrics: list[dict[str, Any]]
-    final_metrics: dict[str, Any]
-    messages: tuple[str, ...]
-
-    @property
-    def cost_of_robustness(self) -> str | None:
-        """The share of the time that robust search spent on perturbed images; None without robust search."""
-        return _cost_of_robustness(self.metrics)
-
-
-def _cost_of_robustness(metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    if not any("robustness_seconds" in row for row in metrics):
-        return None
-    spent = sum(row["robustness_seconds"] for row in metrics)
-    return f"{100 * spent / sum(row['seconds'] for row in metrics):.0f} % of the time"
 
 
 def search(
@@ -82,7 +52,7 @@ def search(
 
     Args:
         config: the settings; by default scikit-learn's digits at a size for two processor cores.
-        out: the run folder, new or empty; by default one under ``runs/``, named after dataset, method and time.
+        out: the run folder, new or empty; by default one under ``runs/``, named after the settings and the time.
         resume: the folder of an interrupted search. It is resumed, and its result is that of an uninterrupted one; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the search; True shows it on stderr.
@@ -92,9 +62,14 @@ def search(
             resumed. Then nothing has been written.
         Interrupted: Ctrl-C or SIGTERM. The search is saved.
     """
+    expect_type("config", config, (SearchConfig, type(None)), "write bf.SearchConfig(dataset='digits')")
     if resume is None:
         config = config or SearchConfig()
-        out = NewFolder(f"search-{config.dataset}-{config.method}") if out is None else out
+        out = (
+            NewFolder(f"search-{config.dataset}-{config.space}-{config.method}-seed{config.seed}")
+            if out is None
+            else out
+        )
     with (
         distributed.process_group(),
         open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
@@ -102,7 +77,7 @@ def search(
         execute(search, folder, listener(progress))
         path = distributed.broadcast(None if folder is None else folder.path)
         assert path is not None
-        return SearchResult(search.genotype, path, search.metrics, search.final_metrics, search.messages)
+        return search.result(path)
 
 
 @register_kind
@@ -211,7 +186,11 @@ class Search(Trainer):
     @property
     def messages(self) -> tuple[str, ...]:
         """The remarks needed to interpret the genotype."""
-        return _messages(self.config.cells, self.limit, self.genotype)
+        return messages(self.config.cells, self.limit, self.genotype)
+
+    def result(self, path: Path) -> SearchResult:
+        """Return the result of the search in a folder."""
+        return SearchResult(self.genotype, path, self.metrics, self.final_metrics, self.messages)
 
     def train_step(self, x: Tensor, y: Tensor) -> Step:
         self.method.before_weight_step(x, y, self.valid)
@@ -290,36 +269,11 @@ class Search(Trainer):
         folder.write(GENOTYPE, self.genotype.to_json())
 
     def write_report(self, folder: RunFolder) -> None:
-        report.write_report(folder.path, facts=_facts(self.metrics, self.final_metrics, self.messages))
+        report.write_report(folder.path, facts=self.result(folder.path).facts)
 
     @classmethod
     def facts(cls, folder: RunFolder, record: RunRecord) -> RunFacts:
         if not (folder.path / CHECKPOINT).is_file() or not (folder.path / GENOTYPE).is_file():
             return NO_FACTS
-        state, config = folder.read_checkpoint(), SearchConfig(**record.settings)
-        limit = SkipLimit(config.skip_limit)
-        limit.load_state_dict(state["limit"])
-        rows = state["metrics"]
-        if not rows:
-            return NO_FACTS
-        genotype = Genotype.load(folder.path / GENOTYPE)
-        return _facts(rows, rows[-2 if limit.exceeded else -1], _messages(config.cells, limit, genotype))
-
-
-def _facts(metrics: Sequence[Mapping[str, Any]], row: Mapping[str, Any], messages: tuple[str, ...]) -> RunFacts:
-    """Return the facts of a search whose genotype is that of the epoch with the given row of its metrics."""
-    cost = _cost_of_robustness(metrics)
-    figures = {"validation accuracy of the supernet": f"{row['valid_accuracy']:.2f} %"}
-    return RunFacts(figures | ({"robust search": cost} if cost else {}), notes=messages)
-
-
-def _messages(cells: int, limit: SkipLimit, genotype: Genotype) -> tuple[str, ...]:
-    """Return the remarks needed to interpret a genotype of a search with this number of cells."""
-    sequence = genotype.skeleton.sequence(cells)
-    arbitrary = [
-        f"cells={cells}: the network has no {kind} cell, so the genotype's {kind} cell is arbitrary"
-        for kind in genotype.cells
-        if kind not in sequence
-    ]
-    remark = limit.message(genotype)
-    return (*arbitrary, *([remark] if remark else []))
+        found = SearchResult.read(folder, record)
+        return NO_FACTS if found is None else found.facts

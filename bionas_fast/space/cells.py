@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, expect_count, unknown
 from bionas_fast.nn import Linear
 from bionas_fast.space.operations import (
     FactorizedReduce,
@@ -76,9 +76,7 @@ class NetworkShape:
 
     def __post_init__(self) -> None:
         for name in ("channels", "cells", "num_classes", "in_channels"):
-            value = getattr(self, name)
-            if value < 1:
-                raise InputError(f"{name}: expected at least 1, got {value}")
+            expect_count(name, getattr(self, name))
         if self.stem not in get_args(Stem):
             raise unknown("stem", self.stem, get_args(Stem))
         if self.initialisation not in get_args(Initialisation):

@@ -10,10 +10,12 @@ import codecs
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError, unknown
@@ -46,7 +48,7 @@ def fixed_rules(fixed: Mapping[str, str] | None = None) -> dict[str, str]:
     return complete
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Genotype:
     """An architecture and its learning rules.
 
@@ -65,6 +67,8 @@ class Genotype:
 
     cells: dict[str, Cell]
     fixed: dict[str, str]
+    #: Draws a genotype as HTML, for notebooks; set by the package of reports.
+    to_html: ClassVar[Callable[[Genotype], str] | None] = None
 
     def __init__(
         self,
@@ -256,6 +260,27 @@ class Genotype:
             return cls.from_text(text.replace("\r\n", "\n"))
         except InputError as error:
             raise error.at(str(path)) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the genotype into a file, as JSON.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            Path(path).write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write genotype {path}: {error.strerror or error}") from None
+
+    def __repr__(self) -> str:
+        edges = [edge for cell in self.cells.values() for edge in cell.edges]
+        counts = Counter(edge.candidate.learning or "no rule" for edge in edges)
+        learning = ", ".join(f"{rule} {count}" for rule, count in counts.most_common())
+        return f"Genotype({self.hash}: {len(edges)} edges, {learning})"
+
+    def _repr_html_(self) -> str | None:
+        draw = Genotype.to_html
+        return None if draw is None else draw(self)
 
 
 def _with_next_rule(rules_left: Mapping[bool, Iterator[str]], candidate: Candidate) -> Candidate:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, expect_count
 from bionas_fast.space import Genotype, Space, derive_genotype
 from bionas_fast.space.candidates import SKIP
 
@@ -39,8 +39,7 @@ class Mixture:
     partial_channels: int = 1
 
     def __post_init__(self) -> None:
-        if self.partial_channels < 1:
-            raise InputError(f"partial_channels: expected at least 1, got {self.partial_channels}")
+        expect_count("partial_channels", self.partial_channels)
 
 
 class Architecture(nn.Module):

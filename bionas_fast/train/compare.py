@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from bionas_fast import report, rules
 from bionas_fast.config import RunConfig
-from bionas_fast.errors import InputError, unknown
+from bionas_fast.errors import InputError, expect_count, expect_type, unknown
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
@@ -66,6 +66,7 @@ def compare_rules(
             other runs; a run that cannot begin or continue.
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved.
     """
+    expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
     config = _ready(config)
     numbers = _numbers(config, seeds)
     if genotype is not None:
@@ -112,6 +113,7 @@ def compare_genotypes(
             :func:`compare_rules`.
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved.
     """
+    expect_type("genotypes", genotypes, Mapping, "write {'a name': genotype, …}")
     settings = _ready(config)
     if not genotypes:
         raise InputError("genotypes: expected at least one")
@@ -158,14 +160,14 @@ def repeat_training(
 
 def _ready(config: RunConfig | None) -> RunConfig:
     """Return the settings, by default those of a genotype, after importing plugins: they may bring rules."""
+    expect_type("config", config, (RunConfig, type(None)), "write bf.TrainConfig(dataset='digits')")
     config = config or TrainConfig()
     import_plugins(config.plugins)
     return config
 
 
 def _numbers(config: RunConfig, seeds: int) -> Sequence[int]:
-    if seeds < 1:
-        raise InputError(f"seeds: expected at least 1, got {seeds}")
+    expect_count("seeds", seeds)
     return range(config.seed, config.seed + seeds)
 
 
@@ -195,6 +197,8 @@ def _repeated(variants: Sequence[Variant], out: str | Path | NewFolder, progress
 
 def _expanded(variants: Iterable[str], every: Sequence[str]) -> list[str]:
     """Return the words of the variants, with those that ``all`` stands for in its place."""
+    if isinstance(variants, str):
+        raise InputError(f"variants: expected a list, got {variants!r}; write [{variants!r}]")
     words = [word for given in variants for word in (every if given == ALL else (given,))]
     if not words:
         raise InputError("variants: expected at least one")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bionas_fast.config import Cells, Channels, Coefficient, Epochs, RunRecord, SkipRules
 from bionas_fast.data import AnyDataset
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
@@ -75,6 +75,8 @@ def train(
             finite; a run that cannot be resumed.
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
+    expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
+    expect_type("config", config, (TrainConfig, type(None)), "write bf.TrainConfig(dataset='digits')")
     if genotype is None and resume is None:
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 

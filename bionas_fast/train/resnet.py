@@ -12,7 +12,7 @@ from torch import nn
 from bionas_fast import rules
 from bionas_fast.config import Epochs, RunRecord
 from bionas_fast.data import AnyDataset
-from bionas_fast.errors import unknown
+from bionas_fast.errors import expect_type, unknown
 from bionas_fast.models.resnet import RESNETS, build_resnet
 from bionas_fast.rules import LAWS
 from bionas_fast.runs.execution import execute
@@ -79,6 +79,7 @@ def train_resnet(
             finite; a run that cannot be resumed.
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
+    expect_type("config", config, (ResNetConfig, type(None)), "write bf.ResNetConfig(dataset='digits')")
 
     def make(config: ResNetConfig, folder: RunFolder | None) -> ResNetTraining:
         return ResNetTraining(config)

@@ -13,7 +13,7 @@ from bionas_fast.models import NetworkSize
 Network = TypeVar("Network", bound=nn.Module)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainResult(Generic[Network]):
     """A trained network.
 
@@ -32,6 +32,10 @@ class TrainResult(Generic[Network]):
     run_dir: Path | None
     size: NetworkSize
     images_per_second: float
+
+    def __repr__(self) -> str:
+        network = f"{type(self.network).__name__} of {self.size.parameters:,} parameters"
+        return f"TrainResult({network}, test accuracy {self.test_accuracy:.2f} %, {self.run_dir})"
 
     def lines(self) -> dict[str, str]:
         """Format the result as names and values for people."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bionas_fast.config import Option, Rate, RunConfig, RunRecord, Work
 from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, normalise
-from bionas_fast.errors import NotFinite
+from bionas_fast.errors import NotFinite, expect_type
 from bionas_fast.evaluate import evaluate
 from bionas_fast.models.softhebb import ARCHITECTURES, SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
@@ -109,6 +109,7 @@ def train_softhebb(
             finite; a run that cannot be resumed.
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
+    expect_type("config", config, (SoftHebbConfig, type(None)), "write bf.SoftHebbConfig(dataset='digits')")
     distributed.require_single_process("SoftHebb networks learn")
 
     def make(config: SoftHebbConfig, folder: RunFolder | None) -> SoftHebbTraining:

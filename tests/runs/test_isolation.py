@@ -192,7 +192,7 @@ def test_runs_started_together_get_different_folders(tmp_path):
         check=True,
     )
     assert "Traceback" not in done.stderr, done.stderr
-    first = f"search-{killing.DATASET}-darts-20260102-030405"
+    first = f"search-{killing.DATASET}-bionas-darts-seed0-20260102-030405"
     names = {first, *(f"{first}-{number}" for number in range(2, 7))}
     assert {line.rpartition("/")[2] for line in done.stdout.split()} == names
     assert {path.name for path in (tmp_path / "runs").iterdir()} == names

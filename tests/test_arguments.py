@@ -1,0 +1,77 @@
+"""Arguments of the wrong kind: each public function names the argument and what it expects."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bionas_fast as bf
+from bionas_fast import InputError
+from helpers.genotypes import GENOTYPE
+
+MODEL = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+WRONG = {
+    "search": (lambda: bf.search("digits"), "config: expected SearchConfig or None, got str; write bf.SearchConfig("),
+    "search of a training": (lambda: bf.search(bf.TrainConfig()), "config: expected SearchConfig or None"),
+    "seeds": (lambda: bf.repeat_search(seeds="3"), "seeds: expected int, got str"),
+    "seeds of a search": (lambda: bf.repeat_search(3, seeds=1), "config: expected SearchConfig or None, got int"),
+    "train": (lambda: bf.train("runs/a"), "genotype: expected Genotype or None, got str; bf.Genotype.load(PATH)"),
+    "train with": (lambda: bf.train(GENOTYPE, {"epochs": 1}), "config: expected TrainConfig or None, got dict"),
+    "resnet": (lambda: bf.train_resnet("resnet20"), "config: expected ResNetConfig or None, got str"),
+    "softhebb": (lambda: bf.train_softhebb("cifar10"), "config: expected SoftHebbConfig or None, got str"),
+    "compare": (lambda: bf.compare_rules(GENOTYPE, "usf"), "config: expected RunConfig or None, got str"),
+    "variants": (lambda: bf.compare_rules(GENOTYPE, variants="usf"), "variants: expected a list, got 'usf'"),
+    "genotypes": (lambda: bf.compare_genotypes([GENOTYPE]), "genotypes: expected Mapping, got list"),
+    "evaluate": (lambda: bf.evaluate(MODEL, "digits"), "images: expected labelled images or batches of them, got str"),
+    "evaluate what": (lambda: bf.evaluate("run", "digits"), "network: expected Module, got str"),
+    "attack": (lambda: bf.attack("run", "digits"), "network: expected Module, got str; bf.load(RUN) reads one"),
+    "attack on": (lambda: bf.attack(MODEL, "digits"), "data: expected Dataset or tuple or list, got str"),
+    "attack how": (lambda: bf.attack(MODEL, (), "fgsm"), "config: expected AttackConfig or None, got str"),
+    "estimate": (lambda: bf.estimate("cifar10-paper"), "config: expected RunConfig, got str"),
+    "load": (lambda: bf.load(MODEL), "run: expected str or PathLike, got Sequential"),
+    "export": (lambda: bf.export(MODEL, "a.onnx"), "run: expected str or PathLike, got Sequential"),
+    "convert": (lambda: bf.convert([MODEL], "usf"), "model: expected Module, got list"),
+    "convert to": (lambda: bf.convert(MODEL, 3), "rule: expected a rule, a mapping of patterns or a function, got int"),
+    "to_torch": (lambda: bf.to_torch("run"), "model: expected Module, got str"),
+    "rule_shares": (lambda: bf.rule_shares(3), "model: expected Module, got int"),
+    "true_gradients": (lambda: bf.true_gradients(3).__enter__(), "model: expected Module, got int"),
+    "build_network": (lambda: bf.build_network("biodarts2"), "genotype: expected Genotype, got str"),
+    "channels": (lambda: bf.build_network(GENOTYPE, channels=3.5), "channels: expected int, got float"),
+    "build_supernet": (lambda: bf.build_supernet(cells="4"), "cells: expected int, got str"),
+    "build_resnet": (lambda: bf.build_resnet("resnet20", num_classes="10"), "num_classes: expected int, got str"),
+    "load_dataset": (lambda: bf.load_dataset(3), "dataset: expected str, got int; such as 'digits'"),
+    "rule as stride": (
+        lambda: bf.nn.Conv2d(3, 4, 3, "usf"),
+        "stride: expected integers, got 'usf'; a learning rule is",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
+def test_the_argument_is_named(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        call()
+    assert str(error.value).startswith(message)
+    assert not any(tmp_path.iterdir())
+
+
+def test_truth_is_no_number():
+    with pytest.raises(InputError, match="channels: expected int, got bool"):
+        bf.build_network(GENOTYPE, channels=True)
+
+
+def test_batches_of_images_can_be_evaluated():
+    data = bf.load_dataset("digits")
+    expected = bf.evaluate(MODEL, data.test)
+    batches = list(data.test.batches(100, torch.device("cpu")))
+    whole = tuple(torch.cat(part) for part in zip(*batches, strict=True))
+    for given in (whole, batches, DataLoader(TensorDataset(*whole), batch_size=77)):
+        found = bf.evaluate(MODEL, given)
+        assert found["accuracy"] == expected["accuracy"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    with pytest.raises(InputError, match="images: expected at least one"):
+        bf.evaluate(MODEL, [])
