@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -81,8 +82,8 @@ class Watch:
             return
         message = "another process of this run has ended or cannot be reached"
         self.lost = PeerLost(message)
-        threading.Thread(target=self._tell, args=(_LOST,), daemon=True).start()
-        self._release()
+        for action in (partial(self._tell, _LOST), self._release):  # either may block, or fail
+            threading.Thread(target=action, daemon=True).start()
         if not self._left.wait(self._grace):
             print(f"error: {'; '.join(filter(None, (message, self._hint)))}", file=sys.stderr, flush=True)
             os._exit(2)
