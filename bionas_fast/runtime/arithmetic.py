@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -38,7 +39,8 @@ def precision(products: Products) -> Iterator[None]:
     known = precisions(torch.float32)
     if products not in known:
         raise unknown("precision", products, known)
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    flags: Any = torch.backends  # whose modules set attributes that type checkers do not see
+    matmul, cudnn = flags.cuda.matmul, flags.cudnn
     before = [own.fp32_precision for own in (matmul, cudnn.conv, cudnn.rnn)]
     # PyTorch has two sets of flags. Setting the older ones sets both; reading them raises if the caller set only the
     # newer ones.
@@ -68,7 +70,8 @@ def repeatable(enabled: bool = True) -> Iterator[None]:
     if not enabled:
         yield
         return
-    utils, cudnn = torch.utils.deterministic, torch.backends.cudnn
+    utils: Any = torch.utils.deterministic
+    cudnn = torch.backends.cudnn
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill, benchmark = utils.fill_uninitialized_memory, cudnn.benchmark
     try:
