@@ -39,9 +39,8 @@ def precision(products: Products) -> Iterator[None]:
     known = precisions(torch.float32)
     if products not in known:
         raise unknown("precision", products, known)
-    # Modules whose attributes are properties that type checkers do not see.
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
+    flags: Any = torch.backends  # whose modules set attributes that type checkers do not see
+    matmul, cudnn = flags.cuda.matmul, flags.cudnn
     before = [own.fp32_precision for own in (matmul, cudnn.conv, cudnn.rnn)]
     # PyTorch has two sets of flags. Setting the older ones sets both; reading them raises if the caller set only the
     # newer ones.
@@ -72,7 +71,7 @@ def repeatable(enabled: bool = True) -> Iterator[None]:
         yield
         return
     utils: Any = torch.utils.deterministic
-    cudnn: Any = torch.backends.cudnn
+    cudnn = torch.backends.cudnn
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill, benchmark = utils.fill_uninitialized_memory, cudnn.benchmark
     try:
