@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -132,6 +133,10 @@ class _Child:
             try:
                 for number, file in enumerate(self.files, start=1):
                     os.dup2(file.fileno(), number)
+                # As at the start of a program, whatever the process of the tests ignores.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                for number in (signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_DFL)
                 os.environ.update({name: str(value) for name, value in more.items()})
                 code = _run(prepare, **task)
             except BaseException:

@@ -91,16 +91,15 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
 def cases() -> Iterator[tuple[int, str, int]]:
     """All sizes on all cards; two configurations that differ in a stride or in ``ones`` alone share these.
 
-    Each of both meets every card, and every card both sizes. TF32 meets every card in one size.
+    Each of both meets every card, and every card both sizes.
     """
     launches = [*itertools.product(["any", "multiples of 16"], ARCHITECTURES)]
     alike: dict[str, list[int]] = {}
     for index, (kernel, dtype, _, options) in enumerate(CONFIGURATIONS):
         alike.setdefault(f"{kernel} {dtype} {options | {'STRIDE': None}}", []).append(index)
     for indices in alike.values():
-        own = [launch for launch in launches if not rounds(indices[0]) or launch[0] == "multiples of 16"]
         for number, index in enumerate(indices):
-            yield from ((index, *launch) for launch in own[number :: len(indices)])
+            yield from ((index, *launch) for launch in launches[number :: len(indices)])
     ones = (index for index, case in enumerate(CONFIGURATIONS) if not case.ones and not rounds(index))
     yield from ((index, "one", ARCHITECTURES[0]) for index in ones)
 
