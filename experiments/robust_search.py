@@ -21,7 +21,7 @@ import bionas_fast as bf
 from bionas_fast.data import configured
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.seeds import Series
-from bionas_fast.search import SearchResult
+from bionas_fast.searching import SearchResult
 
 #: Epochs of the plain search by which its duration is estimated.
 PROBE = 2

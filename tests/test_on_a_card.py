@@ -22,8 +22,8 @@ from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.kernels.pooling import reference as pooling_reference
 from bionas_fast.ops.feedback import feedback_linear
-from bionas_fast.search import Search, search
-from bionas_fast.search.frozen import frozen
+from bionas_fast.searching import Search, search
+from bionas_fast.searching.frozen import frozen
 from bionas_fast.space import get_space
 from bionas_fast.supernet import Mixture, Supernet, SupernetOptions
 from helpers import cards, distributed_worker

@@ -13,12 +13,12 @@ import bionas_fast as bf
 from bionas_fast import presets
 from bionas_fast.cli.app import main
 from bionas_fast.data import Dataset, dataset_size, registry
-from bionas_fast.estimate import steps
+from bionas_fast.estimation import steps
 from bionas_fast.models import NetworkOptions, measure_size
 from bionas_fast.reproduce import Plan, Scale, scale_names
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.search.methods import check
+from bionas_fast.searching.methods import check
 from bionas_fast.space import get_space, published
 from bionas_fast.space.sampling import random_genotype
 

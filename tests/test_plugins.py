@@ -304,7 +304,7 @@ def test_the_guides_searches_run(run, monkeypatch):
 
 
 METHOD = """
-from bionas_fast.search import SearchMethod, register_method
+from bionas_fast.searching import SearchMethod, register_method
 
 
 @register_method("fixed-alphas")

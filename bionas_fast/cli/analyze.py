@@ -30,7 +30,7 @@ from bionas_fast.runs.folder import ALPHAS, GENOTYPE, LAYERS, NewFolder, RunFold
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.seeds import NOTHING, comma_separated
 from bionas_fast.space import Agreement, Genotype
-from bionas_fast.train import load
+from bionas_fast.training import load
 
 _COLUMNS = ("epoch", "layer", "rule", "variance", "noise_scale", "cosine", "angle", "norm_ratio", "sigma", "kurtosis")
 

@@ -26,9 +26,9 @@ from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import NewFolder
 from bionas_fast.runs.kinds import get_kind
 from bionas_fast.runtime.device import resolve_device
-from bionas_fast.train import load
-from bionas_fast.train.load import expect_trained
-from bionas_fast.train.substitute import substitute_config, train_substitute
+from bionas_fast.training import load
+from bionas_fast.training.load import expect_trained
+from bionas_fast.training.substitute import substitute_config, train_substitute
 
 PLOT = "accuracy.svg"
 #: The folder, inside that of the results, of the network that transfer attacks are computed on.

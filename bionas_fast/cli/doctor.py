@@ -9,7 +9,7 @@ from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_json, print_lines
 from bionas_fast.data import dataset_names
 from bionas_fast.runs.folder import machine
-from bionas_fast.search import method_names
+from bionas_fast.searching import method_names
 from bionas_fast.space import operation_names, space_names
 
 

@@ -12,12 +12,12 @@ from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_lines
 from bionas_fast.config import DescentConfig, RunConfig
 from bionas_fast.data import AnyDataset, Dataset, LabelledImages, MemoryImages, configured, expect_shape
-from bionas_fast.evaluate import Evaluation, measure
+from bionas_fast.evaluation import Evaluation, measure
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind
 from bionas_fast.runtime.arithmetic import precision
 from bionas_fast.runtime.device import resolve_device
-from bionas_fast.train import load
+from bionas_fast.training import load
 
 #: The largest confusion matrix that is printed.
 _PRINTED = 20

@@ -20,7 +20,7 @@ from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.summary import find_runs
-from bionas_fast.search import method_names
+from bionas_fast.searching import method_names
 from bionas_fast.space import operation_names, space_names
 
 Command = Callable[..., None]

@@ -13,7 +13,7 @@ from bionas_fast import presets
 from bionas_fast.cli.options import AsJson
 from bionas_fast.cli.output import out, print_json, print_lines, say
 from bionas_fast.cli.show import read_genotype
-from bionas_fast.estimate import duration, steps
+from bionas_fast.estimation import duration, steps
 from bionas_fast.presets import Preset
 from bionas_fast.runs.kinds import get_kind, kind_names
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bionas_fast.cli.options import AsJson, takes_record
 from bionas_fast.cli.output import err, interruptible, out, print_json, print_lines, print_table, say
 from bionas_fast.errors import InputError
-from bionas_fast.estimate import duration
+from bionas_fast.estimation import duration
 from bionas_fast.report.figure import render
 from bionas_fast.reproduce import (
     Experiment,

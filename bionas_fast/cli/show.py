@@ -18,7 +18,7 @@ from bionas_fast.models import measure_size
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind
 from bionas_fast.space import Genotype, published, published_names
-from bionas_fast.train.network import DataShape
+from bionas_fast.training.network import DataShape
 
 
 @with_plugins

@@ -23,7 +23,7 @@ from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.seeds import SeedTable
 from bionas_fast.runs.trainer import Trainer
-from bionas_fast.train import TrainResult
+from bionas_fast.training import TrainResult
 
 #: The names of networks other than genotypes, from the kinds of run.
 _NETWORKS: Mapping[str, type[Trainer]] = {

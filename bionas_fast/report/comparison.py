@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bionas_fast.errors import InputError, Unregistered
-from bionas_fast.evaluate import Evaluation
+from bionas_fast.evaluation import Evaluation
 from bionas_fast.report.charts import ENTROPY, full_entropy, panel_grid, series_legend, style_axes
 from bionas_fast.report.colors import series_colors
 from bionas_fast.report.heat import class_map

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from bionas_fast.evaluate import Evaluation
+from bionas_fast.evaluation import Evaluation
 from bionas_fast.report.charts import softmax
 from bionas_fast.report.colors import rule_color
 from bionas_fast.report.layout import cell_title, state_title

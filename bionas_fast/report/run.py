@@ -12,7 +12,7 @@ import numpy as np
 
 from bionas_fast.config import RunRecord
 from bionas_fast.errors import InputError
-from bionas_fast.evaluate import Evaluation
+from bionas_fast.evaluation import Evaluation
 from bionas_fast.report.charts import check_alphas
 from bionas_fast.runs.folder import ALPHAS, EVALUATION, GENOTYPE, LAYERS, METRICS, RunFolder
 from bionas_fast.runs.summary import RunSummary, accuracy_of

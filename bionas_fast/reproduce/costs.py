@@ -13,12 +13,12 @@ import yaml
 from bionas_fast import presets
 from bionas_fast.config import RunConfig
 from bionas_fast.errors import InputError
-from bionas_fast.estimate import Estimate, estimate
+from bionas_fast.estimation import Estimate, estimate
 from bionas_fast.reproduce.plan import Step
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.space import Genotype, get_space, published, published_names
 from bionas_fast.space.sampling import random_genotype
-from bionas_fast.train import TrainConfig
+from bionas_fast.training import TrainConfig
 
 #: Options that do not change what a training costs, with the number of words after them.
 _FREE = {"--rule": 1, "--everywhere": 0, "--shuffle-rules": 1}

@@ -25,7 +25,7 @@ from bionas_fast.runs.folder import LAYERS, RunFolder
 from bionas_fast.runs.kinds import get_kind
 from bionas_fast.runs.seeds import LEGEND, NOTHING, Interval, SeedTable, Series, markdown
 from bionas_fast.runs.summary import RunSummary
-from bionas_fast.train import load
+from bionas_fast.training import load
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import yaml
 
 import bionas_fast as bf
 from bionas_fast import presets
-from bionas_fast.search import SearchConfig
+from bionas_fast.searching import SearchConfig
 from helpers.forking import End
 
 SEARCH = ["search", "--rules", "usf,brsf", "--ops", "dil_conv_3x3", "--channels", "1", "--batch-size", "512"]

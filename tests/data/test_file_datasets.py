@@ -22,7 +22,7 @@ from bionas_fast.data import Augment, FileDataset, Reading, Views, file_stream, 
 from bionas_fast.data.decoded import decoded
 from bionas_fast.errors import InputError
 from bionas_fast.runtime import distributed
-from bionas_fast.train.resnet import ResNetTraining
+from bionas_fast.training.resnet import ResNetTraining
 from helpers.runs import advance, plain
 
 CLASSES, SIDE = 3, 12

@@ -8,7 +8,7 @@ import torch
 
 from bionas_fast.data import Dataset, dataset_size, load_dataset, register_dataset
 from bionas_fast.errors import InputError
-from bionas_fast.train import TrainConfig
+from bionas_fast.training import TrainConfig
 from helpers.registries import restored
 
 NOTED = np.random.default_rng(0).integers(0, 256, (60, 2, 4, 6), dtype=np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 from bionas_fast.runtime import distributed
-from bionas_fast.search import Search, SearchConfig, search
+from bionas_fast.searching import Search, SearchConfig, loop, search
 
 BASE = SearchConfig(
     channels=2,
@@ -65,15 +64,14 @@ def blind(folder: Path) -> None:
     from bionas_fast import InputError
     from bionas_fast.cli.app import main
 
-    module = importlib.import_module("bionas_fast.search.search")  # whose name in the package is the function's
-    load = module.configured
+    load = loop.configured
 
     def configured(config):
         if distributed.rank() == 1:
             raise InputError(f"{config.dataset}: not on this machine")
         return load(config)
 
-    module.configured = configured
+    loop.configured = configured
     main(["search", "--out", str(folder / "blind")])
 
 

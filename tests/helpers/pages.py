@@ -15,7 +15,7 @@ import yaml
 
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.space import Genotype, Space
-from bionas_fast.train import ResNetConfig
+from bionas_fast.training import ResNetConfig
 
 
 class Page(HTMLParser):

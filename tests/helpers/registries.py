@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from bionas_fast import rules
 from bionas_fast.data import registry as data
-from bionas_fast.search import methods
+from bionas_fast.searching import methods
 from bionas_fast.space import candidates
 
 REGISTRIES = (rules._registry, candidates._operations, candidates._spaces, data._registry, methods._registry)

@@ -18,10 +18,10 @@ from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind
 from bionas_fast.runs.trainer import Trainer
-from bionas_fast.search import Search, SearchConfig
-from bionas_fast.train.genotype import Training
-from bionas_fast.train.resnet import ResNetConfig, ResNetTraining
-from bionas_fast.train.softhebb import SoftHebbTraining
+from bionas_fast.searching import Search, SearchConfig
+from bionas_fast.training.genotype import Training
+from bionas_fast.training.resnet import ResNetConfig, ResNetTraining
+from bionas_fast.training.softhebb import SoftHebbTraining
 from helpers import killing
 from helpers.genotypes import GENOTYPE
 

@@ -15,9 +15,9 @@ from bionas_fast.data import Dataset, registry
 from bionas_fast.data.user_data import open_folder
 from bionas_fast.models import softhebb
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.search.methods import get_method
+from bionas_fast.searching.methods import get_method
 from bionas_fast.space import published
-from bionas_fast.train.genotype import Training
+from bionas_fast.training.genotype import Training
 from helpers.runs import advance
 
 #: Images in memory: channels, size, classes.

@@ -13,7 +13,7 @@ from bionas_fast.report.colors import INK, RULE_COLORS
 from bionas_fast.report.seeds import curves_figure, results_figure, shares_figure
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.seeds import SeedTable, Series
-from bionas_fast.train import ResNetConfig
+from bionas_fast.training import ResNetConfig
 from helpers.pages import Page
 
 METRIC = "test accuracy %"

@@ -12,7 +12,7 @@ import torch
 
 from bionas_fast import InputError
 from bionas_fast.cli.app import main
-from bionas_fast.evaluate import Evaluation
+from bionas_fast.evaluation import Evaluation
 from bionas_fast.report import AttackTable, collect, write_report
 from bionas_fast.report.charts import curves_figure, operations_figure, rules_figure, shares_figure
 from bionas_fast.report.layers import alignment_figure, gradients_figure

@@ -9,9 +9,9 @@ import pytest
 from bionas_fast.errors import InputError
 from bionas_fast.reproduce import Plan, Scale, costs, estimate_costs, experiment_names, get_experiment, scale_names
 from bionas_fast.reproduce.plan import Attacks
-from bionas_fast.search import SearchConfig
+from bionas_fast.searching import SearchConfig
 from bionas_fast.space import get_space
-from bionas_fast.train import ResNetConfig, TrainConfig
+from bionas_fast.training import ResNetConfig, TrainConfig
 from helpers.oracles import data
 
 PAPER = data.FOLDER.parent / "seeds"

@@ -13,7 +13,7 @@ import bionas_fast as bf
 from bionas_fast.cli.app import main
 from bionas_fast.report.robustness import accuracy_figure
 from bionas_fast.robustness import Outcome, Robustness, table
-from bionas_fast.train import substitute
+from bionas_fast.training import substitute
 
 
 def result(clean, **left):

@@ -25,7 +25,7 @@ from bionas_fast.config import RunRecord
 from bionas_fast.data import registry
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
-from bionas_fast.search import Search, SearchConfig
+from bionas_fast.searching import Search, SearchConfig
 from helpers import killing
 from helpers.genotypes import random_genotype
 

@@ -16,17 +16,16 @@ from bionas_fast.cli.app import main
 from bionas_fast.config import Config
 from bionas_fast.data import MemoryImages
 from bionas_fast.errors import BionasWarning
-from bionas_fast.evaluate import evaluate
+from bionas_fast.evaluation import evaluate
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.search import method_names
-from bionas_fast.search.fitness import cross_entropies
-from bionas_fast.train import softhebb, supervised
+from bionas_fast.searching import loop, method_names
+from bionas_fast.searching.fitness import cross_entropies
+from bionas_fast.training import softhebb, supervised
 from helpers import killing
 from helpers.runs import SETTINGS, advance, make, plain, start
 
-search_module = __import__("bionas_fast.search.search", fromlist=["evaluate"])
-MODULES = {"search": search_module, "train": supervised, "resnet": supervised, "softhebb": softhebb}
+MODULES = {"search": loop, "train": supervised, "resnet": supervised, "softhebb": softhebb}
 
 
 def settings_of(kind: str, **settings: Any) -> Config:

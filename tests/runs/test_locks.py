@@ -15,7 +15,7 @@ import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.lock import HOLDER, LOCK
-from bionas_fast.search import SearchConfig
+from bionas_fast.searching import SearchConfig
 from helpers import killing
 from helpers.runs import SETTINGS, contents, expect_same
 

@@ -18,7 +18,7 @@ from bionas_fast.errors import Interrupted
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.repeat import PlannedRun, Variant, repeat
 from bionas_fast.runs.seeds import SeedTable
-from bionas_fast.train.resnet import ResNetConfig, ResNetTraining, train_resnet
+from bionas_fast.training.resnet import ResNetConfig, ResNetTraining, train_resnet
 from helpers import killing
 from helpers.genotypes import GENOTYPE
 from helpers.runs import SETTINGS, advance, contents, expect_same

@@ -16,7 +16,7 @@ from bionas_fast import InputError
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
-from bionas_fast.search import SearchConfig, method_names
+from bionas_fast.searching import SearchConfig, method_names
 from helpers import killing
 from helpers.genotypes import GENOTYPE
 from helpers.runs import SETTINGS, advance, contents, expect_same, make, plain, put_dataset, refuse

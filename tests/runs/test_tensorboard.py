@@ -13,7 +13,7 @@ import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.runs import tensorboard
 from bionas_fast.runs.folder import RunFolder
-from bionas_fast.search import SearchConfig
+from bionas_fast.searching import SearchConfig
 from helpers.runs import SETTINGS, refuse
 
 KILL = signal.SIGKILL.value

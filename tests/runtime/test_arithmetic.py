@@ -15,7 +15,7 @@ from bionas_fast.runs.progress import Progress
 from bionas_fast.runtime import arithmetic
 from bionas_fast.runtime.arithmetic import precision, repeatable
 from bionas_fast.runtime.isolation import exclusive
-from bionas_fast.search import Search
+from bionas_fast.searching import Search
 from helpers.distributed_worker import BASE
 
 SMALL = BASE.with_settings(cells=1, epochs=1)

@@ -18,7 +18,7 @@ from bionas_fast.nn.batch_norm import SyncedBatchNorm2d, synchronise_statistics
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runtime import distributed
-from bionas_fast.search import Search, search
+from bionas_fast.searching import Search, search
 from helpers import distributed_worker
 
 

@@ -10,8 +10,8 @@ import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.data import normalise
 from bionas_fast.nn import HebbianConv2d, PredictiveConv2d
-from bionas_fast.search import SearchConfig
-from bionas_fast.search.darts import Darts
+from bionas_fast.searching import SearchConfig
+from bionas_fast.searching.darts import Darts
 from bionas_fast.space import Candidate, Space, get_space
 from helpers.tolerances import ENGINES, PLASTIC_ENGINES, PLASTIC_GRADIENTS, TOLERANCES
 

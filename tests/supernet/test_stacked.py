@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import bionas_fast as bf
 from bionas_fast import native
-from bionas_fast.search import Search, SearchConfig
-from bionas_fast.search.frozen import frozen
+from bionas_fast.searching import Search, SearchConfig
+from bionas_fast.searching.frozen import frozen
 from bionas_fast.space import Candidate, Space, get_space
 from bionas_fast.space.operations import SeparableStage
 from bionas_fast.supernet import SupernetOptions

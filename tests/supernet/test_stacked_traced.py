@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bionas_fast as bf
-from bionas_fast.search.frozen import frozen
+from bionas_fast.searching.frozen import frozen
 from bionas_fast.space import get_space
 from helpers.native import needs_native
 from helpers.tolerances import SAME_BITS

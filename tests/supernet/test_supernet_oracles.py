@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bionas_fast.search.config import SearchConfig
-from bionas_fast.search.darts import Darts
+from bionas_fast.searching.config import SearchConfig
+from bionas_fast.searching.darts import Darts
 from bionas_fast.space import get_space
 from bionas_fast.space.cells import CellShape
 from bionas_fast.supernet import SupernetOptions, build_supernet

@@ -1,0 +1,125 @@
+"""BioNAS-DARTS: architecture parameters by gradient descent (Liu et al. 2019; BioNAS, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bionas_fast.data import Stream
+from bionas_fast.nn import frozen_plasticity
+from bionas_fast.runs.checkpoint import expect_form, load_optimizer
+from bionas_fast.runtime import distributed
+from bionas_fast.searching.config import SearchConfig
+from bionas_fast.searching.frozen import frozen
+from bionas_fast.searching.method import MIXING, SearchMethod
+from bionas_fast.searching.methods import register_method
+from bionas_fast.supernet import Mixing, Supernet
+
+Batch = tuple[Tensor, Tensor]
+
+
+@register_method("darts")
+class Darts(SearchMethod):
+    """First order: before every weight step, one Adam step of the alphas on a validation batch."""
+
+    options = (
+        *MIXING,
+        "beta_decay",
+        "sampling",
+        "gdas_temperature",
+        "alpha_learning_rate",
+        "alpha_betas",
+        "alpha_weight_decay",
+    )
+    divergence = ("alpha_learning_rate", "alpha_weight_decay", "beta_decay")
+
+    def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
+        super().__init__(net, config, *rest)
+        self.alpha_optimizer = torch.optim.Adam(
+            net.alpha_parameters(),
+            config.alpha_learning_rate,
+            betas=config.alpha_betas,
+            weight_decay=config.alpha_weight_decay,
+        )
+        self.generator = torch.Generator().manual_seed(config.seed + 2)
+        self.temperature = 1.0
+
+    def prepare(self, epoch: int) -> None:
+        super().prepare(epoch)
+        first, last = self.config.gdas_temperature
+        self.temperature = first + (last - first) * epoch / max(self.config.epochs - 1, 1)
+
+    def before_weight_step(self, x: Tensor, y: Tensor, valid: Stream) -> None:
+        if self.warming_up:
+            return
+        alphas = self.net.alpha_parameters()
+        with frozen_plasticity(self.net):
+            grads = self.gradients((x, y), distributed.shard(*next(valid)))
+        distributed.average(grads)
+        if not all(g is None or torch.isfinite(g).all() for g in grads):
+            self.precision.overflowed("the architecture's gradient")
+            return
+        for alpha, grad, decay in zip(alphas, grads, self._beta_decay(alphas), strict=True):
+            alpha.grad = _sum(grad, decay)
+        self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad()
+
+    def gradients(self, train: Batch, valid: Batch) -> Sequence[Tensor | None]:
+        """Compute the gradient of the validation loss for each architecture parameter; None for an unused one."""
+        with frozen(self.net.weight_parameters()):
+            return self.precision.gradients(self._loss(*valid), self.net.alpha_parameters())
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        with self.precision.autocast():
+            return F.cross_entropy(self.net(x, self.mixing()), y)
+
+    def _beta_decay(self, alphas: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Compute the gradient of λ · mean logsumexp(alpha), with λ growing from 0 (β-DARTS, Ye et al. 2022)."""
+        strength = self.config.beta_decay * self.epoch / self.config.epochs
+        if not strength:
+            return [None] * len(alphas)
+        decay = torch.cat(list(self.net.architecture.logits().values())).logsumexp(dim=-1).mean()
+        return torch.autograd.grad(strength * decay, alphas, allow_unused=True)
+
+    def mixing(self) -> Mixing:
+        return self.net.architecture.mixing(
+            self._sampled if self.config.sampling == "gdas" else None, auxiliary_skip=self.auxiliary_skip
+        )
+
+    def evaluation_mixing(self) -> Mixing:
+        # GDAS trains one candidate per edge; the weights have never been trained under the mixture of all.
+        return self.net.architecture.mixing(
+            _strongest if self.config.sampling == "gdas" else None, auxiliary_skip=self.auxiliary_skip
+        )
+
+    def _sampled(self, logits: Tensor) -> Tensor:
+        """Sample one candidate per edge from the softmax, with the gradient of the Gumbel-softmax (GDAS, Dong 2019)."""
+        uniform = torch.rand(logits.shape, generator=self.generator, dtype=torch.float64).clamp_min(1e-300)
+        gumbel = -(-uniform.log()).log()
+        soft = torch.softmax((torch.log_softmax(logits, dim=-1) + gumbel.to(logits)) / self.temperature, dim=-1)
+        hard = F.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft)
+        return hard - soft.detach() + soft
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.alpha_optimizer.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_optimizer(self.alpha_optimizer, state["optimizer"], "strategy.optimizer")
+        expect_form(state["generator"], self.generator.get_state(), "strategy.generator")
+        self.generator.set_state(state["generator"])
+
+
+def _strongest(logits: Tensor) -> Tensor:
+    """Select the candidate with the largest logit on every edge, as one-hot weights."""
+    return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Add two gradients, either of which may be absent."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

@@ -1,0 +1,77 @@
+"""The registry of search methods, and the checks of the settings against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from bionas_fast.errors import InputError, unknown
+from bionas_fast.registry import Registry
+from bionas_fast.searching.config import SearchConfig
+from bionas_fast.searching.method import SearchMethod
+from bionas_fast.space import get_space
+from bionas_fast.space.genotype import fixed_rules
+from bionas_fast.supernet import ENGINES
+from bionas_fast.supernet.architecture import skip_share
+
+M = TypeVar("M", bound=type[SearchMethod])
+
+_registry: Registry[type[SearchMethod]] = Registry("method")
+
+
+def register_method(name: str) -> Callable[[M], M]:
+    """Register a search method under a name. Use as a decorator of a subclass of :class:`SearchMethod`.
+
+    Raises:
+        InputError: the name is not lower-case letters, digits and hyphens, or is taken by another class.
+    """
+    if not name.replace("-", "").isalnum() or name != name.lower():
+        raise InputError(f"a method's name must be lower-case, such as 'eg-published', not {name!r}")
+
+    def register(method: M) -> M:
+        _registry.register(name, method)
+        return method
+
+    return register
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all registered methods, in the order of registration."""
+    return _registry.names()
+
+
+def get_method(name: str) -> type[SearchMethod]:
+    """Look up a search method by its name.
+
+    Raises:
+        InputError: no such method; the message suggests the nearest names.
+    """
+    return _registry.get(name)
+
+
+def method_options() -> tuple[str, ...]:
+    """Return the names of the settings that only some methods use."""
+    return tuple(sorted({option for name in method_names() for option in get_method(name).options}))
+
+
+def check(config: SearchConfig) -> None:
+    """Check the settings that depend on registered names, before anything is built.
+
+    The validators of the configuration cannot do this: a plugin may register any of the names, and merely reading or
+    copying settings must not import plugins, which would run their code. At this point they have been imported.
+
+    Raises:
+        InputError: an unknown name, a setting that the method does not use, settings that do not fit the space.
+    """
+    method = get_method(config.method)
+    for name in method_options():
+        value, default = getattr(config, name), SearchConfig.model_fields[name].default
+        if value != default and name not in method.options:
+            users = ", ".join(other for other in method_names() if name in get_method(other).options)
+            raise InputError(f"{name}: method {config.method} has no use for it, but {users}; got {value!r}")
+    if config.engine not in ENGINES:
+        raise unknown("engine", config.engine, ENGINES)
+    space = get_space(config.space).restricted(config.rules, config.operations)
+    fixed_rules(config.fixed)
+    if config.auxiliary_skip:
+        skip_share(space)

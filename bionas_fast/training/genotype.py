@@ -1,0 +1,167 @@
+"""Training of genotype networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from bionas_fast.config import Cells, Channels, Coefficient, Epochs, RunRecord, SkipRules
+from bionas_fast.data import AnyDataset
+from bionas_fast.errors import InputError, expect_type
+from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
+from bionas_fast.runs.execution import execute
+from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
+from bionas_fast.runs.kinds import register_kind
+from bionas_fast.runs.memory import expect_memory
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.terminal import listener
+from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import resolve_device
+from bionas_fast.space import Genotype
+from bionas_fast.space.cells import Stem
+from bionas_fast.space.operations import Initialisation
+from bionas_fast.training.config import SupervisedConfig
+from bionas_fast.training.network import DataShape
+from bionas_fast.training.result import TrainResult
+from bionas_fast.training.supervised import SupervisedTraining
+
+
+class TrainConfig(SupervisedConfig):
+    """The settings of a training run. The defaults suit scikit-learn's digits on two CPU cores."""
+
+    epochs: Epochs = 20
+    channels: Channels = 8
+    cells: Cells = 3
+    stem: Stem = Field("cifar", description="Layers before the first cell: cifar, or imagenet for large images.")
+    skip_rules: SkipRules = True
+    initialisation: Initialisation = Field(
+        "xavier",
+        description="Law of initial weights: xavier, in every convolution, or published, only in those with a rule "
+        "other than bp; the others have PyTorch's.",
+    )
+    auxiliary_weight: Coefficient = Field(
+        0.0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Final drop-path probability.")
+    drop_path_schedule: Literal["linear", "constant"] = Field(
+        "linear", description="Course of the drop-path probability: linear from 0, or constant (the paper's code)."
+    )
+
+
+def train(
+    genotype: Genotype | None = None,
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | NewFolder | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | bool | None = None,
+) -> TrainResult[GenotypeNetwork]:
+    """Train the network of a genotype from scratch and test it.
+
+    Args:
+        genotype: the architecture and its learning rules; by default those of the resumed run.
+        config: the settings; by default for scikit-learn's digits.
+        out: a run folder, new or empty; by default nothing is written.
+        resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
+            settings that do not affect the result may be changed.
+        progress: receives the progress of the training; True shows it on stderr.
+
+    Raises:
+        InputError: an unknown name in a setting, a missing dataset, a non-empty folder, a loss that is no longer
+            finite; a run that cannot be resumed.
+        Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
+    """
+    expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
+    expect_type("config", config, (TrainConfig, type(None)), "write bf.TrainConfig(dataset='digits')")
+    if genotype is None and resume is None:
+        raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
+
+    def make(config: TrainConfig, folder: RunFolder | None) -> Training:
+        trained = None if genotype is None else trained_genotype(genotype, config)
+        return Training(_genotype_of(trained, folder), config)
+
+    with (
+        distributed.process_group(),
+        open_run(Training, config, out=out, resume=resume, make=make) as (training, folder),
+    ):
+        execute(training, folder, listener(progress))
+        return training.result(folder)
+
+
+def trained_genotype(genotype: Genotype, config: TrainConfig) -> Genotype:
+    """Return the genotype with the rules that a configuration trains, as its run records it."""
+    return genotype if config.skip_rules else genotype.without_skip_rules()
+
+
+def _genotype_of(genotype: Genotype | None, folder: RunFolder | None) -> Genotype:
+    """Choose the genotype to train: that of the resumed run, if the run was killed after writing it."""
+    if folder is None or (genotype is not None and not (folder.path / GENOTYPE).exists()):
+        assert genotype is not None
+        return genotype
+    stored = Genotype.load(folder.file(GENOTYPE))
+    if genotype is not None and genotype != stored:
+        raise InputError(f"the run {folder.path} trains genotype {stored.hash}, not {genotype.hash}")
+    return stored
+
+
+@register_kind
+class Training(SupervisedTraining):
+    """The training of a genotype network."""
+
+    kind = "train"
+    settings = TrainConfig
+    divergence = (*SupervisedTraining.divergence, "auxiliary_weight")
+    config: TrainConfig
+    net: GenotypeNetwork
+
+    def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
+        self.genotype = genotype = trained_genotype(genotype, config)
+
+        def build(data: AnyDataset) -> GenotypeNetwork:
+            def sized(channels: int, cells: int) -> GenotypeNetwork:
+                settings = config.with_settings(channels=channels, cells=cells)
+                return _build(genotype, settings, data.in_channels, data.num_classes)
+
+            expect_memory(sized, config.channels, config.cells, resolve_device(config.device))
+            return sized(config.channels, config.cells)
+
+        super().__init__(config, build, genotype.hash)
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        config = self.config
+        drop_path = config.drop_path
+        if config.drop_path_schedule == "linear":
+            drop_path = drop_path * self.epoch / config.epochs
+        out = self.call(x, drop_path)
+        return out if isinstance(out, tuple) else (out,)
+
+    def auxiliary_weights(self) -> tuple[float, ...]:
+        return (self.config.auxiliary_weight,) if self.net.auxiliary is not None else ()
+
+    def write_beginning(self, folder: RunFolder) -> None:
+        super().write_beginning(folder)
+        assert self.genotype is not None
+        folder.write(GENOTYPE, self.genotype.to_json())
+
+    @classmethod
+    def load_network(cls, folder: RunFolder, record: RunRecord) -> GenotypeNetwork:
+        shape = DataShape.read(record)
+        genotype = Genotype.load(folder.file(GENOTYPE))
+        return _build(genotype, TrainConfig(**record.settings), shape.in_channels, shape.num_classes)
+
+
+def _build(genotype: Genotype, config: TrainConfig, in_channels: int, num_classes: int) -> GenotypeNetwork:
+    return build_network(
+        genotype,
+        channels=config.channels,
+        cells=config.cells,
+        auxiliary=config.auxiliary_weight > 0,
+        seed=config.seed,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        options=NetworkOptions(config.stem, config.initialisation),
+    )

@@ -1,0 +1,128 @@
+"""Training of residual networks, the baselines with one learning rule on every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+from torch import nn
+
+from bionas_fast import rules
+from bionas_fast.config import Epochs, RunRecord
+from bionas_fast.data import AnyDataset
+from bionas_fast.errors import expect_type, unknown
+from bionas_fast.models.resnet import RESNETS, build_resnet
+from bionas_fast.rules import LAWS
+from bionas_fast.runs.execution import execute
+from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.kinds import register_kind
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.terminal import listener
+from bionas_fast.runtime import distributed
+from bionas_fast.training.config import SupervisedConfig
+from bionas_fast.training.network import DataShape
+from bionas_fast.training.result import TrainResult
+from bionas_fast.training.supervised import SupervisedTraining
+
+
+class ResNetConfig(SupervisedConfig):
+    """The settings of the training of a residual network. The defaults suit small images on two CPU cores."""
+
+    epochs: Epochs = 20
+    architecture: str = Field("resnet20", description=f"Architecture: {', '.join(RESNETS)}.")
+    rule: str = Field("bp", description="Learning rule of every convolution and of the classifier.")
+    initialisation: str = Field(
+        "default", description="Law of weights and random feedback: default (PyTorch's) or xavier (the paper's)."
+    )
+
+    @field_validator("architecture")
+    @classmethod
+    def _expect_an_architecture(cls, name: str) -> str:
+        if name not in RESNETS:
+            raise unknown("architecture", name, RESNETS)
+        return name
+
+    @field_validator("rule")
+    @classmethod
+    def _expect_a_rule(cls, name: str) -> str:
+        return rules.get(name).name
+
+    @field_validator("initialisation")
+    @classmethod
+    def _expect_a_law(cls, name: str) -> str:
+        if name not in LAWS:
+            raise unknown("initialisation", name, LAWS)
+        return name
+
+
+def train_resnet(
+    config: ResNetConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | bool | None = None,
+) -> TrainResult[nn.Module]:
+    """Train a residual network with one learning rule on every layer, and test it.
+
+    Args:
+        config: the settings; by default ResNet-20 by back-propagation on scikit-learn's digits.
+        out: a run folder, new or empty; by default nothing is written.
+        resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
+            settings that do not affect the result may be changed.
+        progress: receives the progress of the training; True shows it on stderr.
+
+    Raises:
+        InputError: an unknown name in a setting, a missing dataset, a non-empty folder, a loss that is no longer
+            finite; a run that cannot be resumed.
+        Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
+    """
+    expect_type("config", config, (ResNetConfig, type(None)), "write bf.ResNetConfig(dataset='digits')")
+
+    def make(config: ResNetConfig, folder: RunFolder | None) -> ResNetTraining:
+        return ResNetTraining(config)
+
+    with (
+        distributed.process_group(),
+        open_run(ResNetTraining, config, out=out, resume=resume, make=make) as (training, folder),
+    ):
+        execute(training, folder, listener(progress))
+        return training.result(folder)
+
+
+@register_kind
+class ResNetTraining(SupervisedTraining):
+    """The training of a residual network."""
+
+    kind = "resnet"
+    sources = RESNETS
+    start = staticmethod(train_resnet)
+    settings = ResNetConfig
+
+    def __init__(self, config: ResNetConfig) -> None:
+        def build(data: AnyDataset) -> nn.Module:
+            return _build(config, data.in_channels, data.num_classes)
+
+        super().__init__(config, build, f"{config.architecture} {config.rule}")
+
+    @classmethod
+    def settings_of_source(cls, source: str) -> Mapping[str, Any]:
+        return {"architecture": source}
+
+    @classmethod
+    def load_network(cls, folder: RunFolder, record: RunRecord) -> nn.Module:
+        shape = DataShape.read(record)
+        return _build(ResNetConfig(**record.settings), shape.in_channels, shape.num_classes)
+
+
+def _build(config: ResNetConfig, in_channels: int, num_classes: int) -> nn.Module:
+    return build_resnet(
+        config.architecture,
+        rule=config.rule,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        initialisation=config.initialisation,
+        seed=config.seed,
+    )

@@ -1,0 +1,252 @@
+"""Training of SoftHebb networks: filters without labels, then a linear head with labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bionas_fast.config import Option, Rate, RunConfig, RunRecord, Work
+from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, normalise
+from bionas_fast.errors import NotFinite, expect_type
+from bionas_fast.evaluation import evaluate
+from bionas_fast.models.softhebb import ARCHITECTURES, SoftHebbNetwork, build_softhebb
+from bionas_fast.nn import frozen_plasticity
+from bionas_fast.runs.execution import execute
+from bionas_fast.runs.folder import NewFolder, RunFolder
+from bionas_fast.runs.kinds import register_kind
+from bionas_fast.runs.progress import Progress
+from bionas_fast.runs.resume import open_run
+from bionas_fast.runs.terminal import listener
+from bionas_fast.runs.trainer import Phase, Step
+from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import resolve_device
+from bionas_fast.training.network import DataShape, NetworkTraining
+from bionas_fast.training.result import TrainResult
+
+#: A fraction between 0 and 1.
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+# Number of images per chunk of features.
+_CHUNK = 250
+
+
+class SoftHebbConfig(RunConfig):
+    """The settings of a run. All defaults except the architecture and the scale are the published ones."""
+
+    epochs: Annotated[int, Option()] = Field(50, ge=1, le=1_000_000, description="Epochs of the head.")
+    architecture: Literal["cifar10", "mnist", "fashion-mnist"] = Field(
+        "mnist", description="Architecture, named after its dataset."
+    )
+    rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = Field(
+        "softhebb",
+        description="Learning rule of the filters; random leaves them at their initial values, as a baseline.",
+    )
+    feature_epochs: int = Field(
+        1, ge=1, le=1_000_000, description="Epochs of the filters; with layerwise, of each block."
+    )
+    feature_batch_size: int = Field(10, ge=1, le=1_000_000, description="Images per batch for the filters.")
+    layerwise: bool = Field(
+        False, description="Train one block after the other instead of all blocks with every batch."
+    )
+    learning_rate: Rate = Field(1e-3, description="Learning rate of the head (Adam).")
+    halve_at: tuple[Fraction, ...] = Field(
+        (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9),
+        description="Halve the learning rate after each of these fractions of the epochs.",
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the head.")
+    # Features of random filters are many times larger than those of learned ones.
+    scale_features: bool = Field(
+        True,
+        description="Divide the features by their root mean square over the training images, so that one learning "
+        "rate suits all rules; the published method does not.",
+    )
+    feature_memory: float = Field(
+        6.0,
+        ge=0,
+        description="GiB for features: computed once if those of all images fit, otherwise in every epoch.",
+    )
+
+    @property
+    def filter_epochs(self) -> int:
+        """The number of epochs of the filters; random ones need one, for the normalisations."""
+        if self.rule == "random":
+            return 1
+        return self.feature_epochs * (len(ARCHITECTURES[self.architecture]) if self.layerwise else 1)
+
+    def work(self, images: int, test_images: int) -> tuple[Work, ...]:
+        return (
+            Work(self.filter_epochs, images, self.feature_batch_size, 0),
+            Work(self.epochs, images, self.batch_size, test_images),
+        )
+
+
+def train_softhebb(
+    config: SoftHebbConfig | None = None,
+    *,
+    out: str | Path | NewFolder | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | bool | None = None,
+) -> TrainResult[SoftHebbNetwork]:
+    """Train filters without labels and a linear head with labels, and test the network.
+
+    Args:
+        config: the settings; by default for scikit-learn's digits.
+        out: a run folder, new or empty; by default nothing is written.
+        resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
+            settings that do not affect the result may be changed.
+        progress: receives the progress of the training; True shows it on stderr.
+
+    Raises:
+        InputError: an unknown name in a setting, a missing dataset, a non-empty folder, filters that are no longer
+            finite; a run that cannot be resumed.
+        Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
+    """
+    expect_type("config", config, (SoftHebbConfig, type(None)), "write bf.SoftHebbConfig(dataset='digits')")
+    distributed.require_single_process("SoftHebb networks learn")
+
+    def make(config: SoftHebbConfig, folder: RunFolder | None) -> SoftHebbTraining:
+        return SoftHebbTraining(config)
+
+    with open_run(SoftHebbTraining, config, out=out, resume=resume, make=make) as (training, folder):
+        execute(training, folder, listener(progress))
+        return training.result(folder)
+
+
+@register_kind
+class SoftHebbTraining(NetworkTraining):
+    """The training of a SoftHebb network, in two phases: the filters, then the head."""
+
+    kind = "softhebb"
+    sources = ("softhebb",)
+    single_process = True
+    start = staticmethod(train_softhebb)
+    settings = SoftHebbConfig
+    metric_names = ("test_loss", "test_accuracy")
+    data: Dataset
+    net: SoftHebbNetwork
+
+    def __init__(self, config: SoftHebbConfig) -> None:
+        super().__init__(config, resolve_device(config.device))
+        self.name = f"SoftHebb {config.architecture} {config.rule}"
+        self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
+        self.net = _build(config, DataShape.of(data)).to(self.device)
+        blocks = list(self.net.blocks)
+        #: Groups of blocks that learn together, one group after the other.
+        self.groups = [[block] for block in blocks] if config.layerwise and config.rule != "random" else [blocks]
+
+        def stream(batch_size: int) -> BatchStream:
+            return BatchStream(
+                data.images, data.labels, batch_size, seed=config.seed, mean=data.mean, std=data.std, device=self.device
+            )
+
+        self.filters = Phase(
+            "filters, without labels", config.filter_epochs, stream(config.feature_batch_size), counted=False
+        )
+        #: The images of the head, or their features.
+        self.batches = stream(config.batch_size)
+        self.phases = [self.filters, Phase("linear head", config.epochs, self.batches)]
+        #: The module trained in the epochs of the head: the head on stored features, or the whole network.
+        self.reader: nn.Module | None = None
+        self.optimizer = torch.optim.Adam(self.net.head.parameters(), config.learning_rate)
+
+    @property
+    def group(self) -> list[nn.Module]:
+        """The blocks that learn in the current epoch."""
+        return self.groups[self.phase_epoch * len(self.groups) // self.filters.epochs]
+
+    def prepare(self) -> None:
+        self.net.eval()
+        if self.phase is not self.filters:
+            if self.reader is None:
+                self._begin_head()
+            halved = sum(
+                self.phase_epoch >= max(1, round(fraction * self.config.epochs)) for fraction in self.config.halve_at
+            )
+            self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * 0.5**halved
+        for module in self.group if self.phase is self.filters else [self.net.head]:
+            module.train()
+
+    def train_step(self, x: Tensor, y: Tensor) -> Step:
+        if self.phase is self.filters:
+            self._filter_step(x)
+            return Step(None, None)
+        assert self.reader is not None
+        logits = self.reader(x)
+        loss = F.cross_entropy(logits, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return Step(loss.detach(), (logits.argmax(dim=1) == y).sum())
+
+    @torch.no_grad()
+    def _begin_head(self) -> None:
+        """Compute the features, which no longer change, if they fit into memory, and their scale."""
+        data, config = self.data, self.config
+        shape = next(self._features(data.images[:1])).shape[1:]
+        stored = 4 * shape.numel() * (len(data.images) + len(data.test_images)) <= config.feature_memory * 2**30
+        features, tests = (
+            self._store(images, shape) if stored else images for images in (data.images, data.test_images)
+        )
+        if config.scale_features:
+            chunks = features.split(_CHUNK) if stored else self._features(data.images)
+            squares = sum(float(chunk.square().sum(dtype=torch.float64)) for chunk in chunks)
+            scale = self.net.scale
+            if not math.isfinite(squares):
+                raise NotFinite("the mean square of the filters' features", ("rule", "feature_epochs"))
+            scale.size.fill_(math.sqrt(squares / (len(data.images) * shape.numel())) or 1.0)
+        self.reader = self.net.head if stored else self.net
+        self.tests = tests
+        self.statistics: dict[str, Any] = {} if stored else {"mean": data.mean, "std": data.std}
+        self.batches.show(features, **self.statistics)
+
+    def _store(self, images: Tensor, shape: torch.Size) -> Tensor:
+        features = torch.empty(len(images), *shape, device=self.device)
+        for chunk, computed in zip(features.split(_CHUNK), self._features(images), strict=True):
+            chunk.copy_(computed)
+        return features
+
+    def _features(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the features of ``images``, the input of the head, in chunks."""
+        for chunk in images.split(_CHUNK):
+            yield self.net.features(normalise(chunk.to(self.device), self.data.mean, self.data.std))
+
+    @torch.no_grad()
+    def _filter_step(self, x: Tensor) -> None:
+        """Run the blocks up to the last one that learns. With random filters, only the normalisations are updated."""
+        with frozen_plasticity(self.net) if self.config.rule == "random" else nullcontext():
+            for block in self.net.blocks:
+                x = block(x)
+                if block is self.group[-1]:
+                    return
+
+    def conclude(self) -> dict[str, Any]:
+        if self.phase is self.filters:
+            return {}
+        assert self.reader is not None
+        test = evaluate(self.reader, MemoryImages(self.tests, self.data.test_labels, **self.statistics))
+        return {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
+
+    @classmethod
+    def load_network(cls, folder: RunFolder, record: RunRecord) -> SoftHebbNetwork:
+        return _build(SoftHebbConfig(**record.settings), DataShape.read(record))
+
+
+def _build(config: SoftHebbConfig, shape: DataShape) -> SoftHebbNetwork:
+    rule = "softhebb" if config.rule == "random" else config.rule
+    return build_softhebb(
+        config.architecture,
+        rule=rule,
+        in_channels=shape.in_channels,
+        image_size=shape.image_size,
+        num_classes=shape.num_classes,
+        dropout=config.dropout,
+        seed=config.seed,
+    )

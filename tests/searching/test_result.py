@@ -1,0 +1,70 @@
+"""The result of a search: read from its folder, shown in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+import bionas_fast as bf
+from bionas_fast import InputError
+from bionas_fast.searching import SearchResult
+from helpers.genotypes import GENOTYPE
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    settings = {"channels": 1, "cells": 1, "epochs": 2, "batch_size": 256, "operations": ("skip_connect",)}
+    return bf.search(bf.SearchConfig(**settings), out=tmp_path_factory.mktemp("result") / "run")
+
+
+def test_is_read_from_its_folder(found):
+    assert SearchResult.load(found.run_dir) == found
+    assert SearchResult.load(str(found.run_dir)).genotype == bf.Genotype.load(found.run_dir / "genotype.json")
+
+
+def test_alphas_are_those_of_the_file(found):
+    with np.load(found.run_dir / "alphas.npz") as stored:
+        assert set(found.alphas) == {"normal", "reduce"}
+        for kind, alpha in found.alphas.items():
+            assert alpha.shape[0] == 3
+            assert np.array_equal(alpha, stored[kind])
+
+
+@pytest.mark.parametrize(("by", "panels"), [("rule", 3), ("operation", 1)])
+def test_plot(found, by, panels):
+    assert len(found.plot(by).axes) == panels
+
+
+def test_fits_a_line(found):
+    assert repr(found.genotype) in repr(found)
+    assert str(found.run_dir) in repr(found)
+    edges = sum(len(cell.edges) for cell in GENOTYPE.cells.values())
+    assert repr(GENOTYPE).startswith(f"Genotype({GENOTYPE.hash}: {edges} edges, ")
+    assert len(repr(GENOTYPE)) < 120
+
+
+def test_a_notebook_draws_the_cells(found):
+    for shown in (found._repr_html_(), found.genotype._repr_html_()):
+        drawn = ET.fromstring(shown[shown.index("<svg") :])
+        assert drawn.tag.endswith("svg")
+        assert found.genotype.hash in shown
+
+
+def test_other_runs(tmp_path):
+    result = bf.train_resnet(bf.ResNetConfig(epochs=1, batch_size=700), out=tmp_path / "trained")
+    assert repr(result).startswith("TrainResult(SmallResNet of 269,434 parameters, test accuracy ")
+    with pytest.raises(InputError, match="trained: a resnet run, not a search"):
+        SearchResult.load(tmp_path / "trained")
+    with pytest.raises(InputError, match="no run folder"):
+        SearchResult.load(tmp_path / "none")
+
+
+def test_a_genotype_is_saved(tmp_path):
+    GENOTYPE.save(tmp_path / "cell.json")
+    assert json.loads((tmp_path / "cell.json").read_text()) == json.loads(GENOTYPE.to_json())
+    assert bf.Genotype.load(tmp_path / "cell.json") == GENOTYPE
+    with pytest.raises(InputError, match="cannot write genotype"):
+        GENOTYPE.save(tmp_path / "none" / "cell.json")

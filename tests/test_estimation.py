@@ -1,0 +1,234 @@
+"""Estimates of what a run costs: counted steps, and times and memory that follow from measured ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import bionas_fast as bf
+from bionas_fast import InputError, presets
+from bionas_fast.cli.app import main
+from bionas_fast.config import Work
+from bionas_fast.data import dataset_size, load_dataset
+from bionas_fast.estimation import _Phase, duration, steps
+from bionas_fast.models import measure_size
+from bionas_fast.searching import Search, SearchConfig
+from bionas_fast.space import published
+from bionas_fast.training import supervised
+from bionas_fast.training.genotype import Training
+from bionas_fast.training.resnet import ResNetTraining
+from bionas_fast.training.softhebb import SoftHebbTraining
+from helpers.genotypes import GENOTYPE
+
+MODULE = sys.modules["bionas_fast.estimation"]
+SMALL = {"channels": 1, "cells": 1}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Search(SearchConfig(**SMALL, epochs=3, batch_size=50, train_fraction=0.3)),
+        lambda: Training(GENOTYPE, bf.TrainConfig(**SMALL, epochs=2, batch_size=100, valid_fraction=0.17)),
+        lambda: Training(GENOTYPE, bf.TrainConfig(**SMALL, batch_size=10_000)),
+        lambda: ResNetTraining(bf.ResNetConfig(epochs=5)),
+        lambda: SoftHebbTraining(bf.SoftHebbConfig(layerwise=True, feature_epochs=2, epochs=4)),
+        lambda: SoftHebbTraining(bf.SoftHebbConfig(layerwise=True, feature_epochs=2, rule="random")),
+    ],
+    ids=["search", "held out", "one batch", "resnet", "softhebb", "random filters"],
+)
+def test_the_steps_are_those_of_the_run(make):
+    trainer = make()
+    size = dataset_size(trainer.config)
+    works = trainer.config.work(size.images, size.test_images)
+    expected = [(phase.epochs, len(phase.batches)) for phase in trainer.phases]
+    assert [(work.epochs, work.steps) for work in works] == expected
+    assert steps(trainer.config) == sum(epochs * number for epochs, number in expected)
+    assert size == (1438, 359, (1, 8, 8), 10)
+    if isinstance(trainer, Search):
+        assert works[0].evaluated == len(trainer.validation.labels)
+    elif isinstance(trainer, Training):
+        held_out = 0 if trainer.held_out is None else len(trainer.held_out.labels)
+        assert works[0].evaluated == held_out + 359
+
+
+def test_sizes_of_datasets(tmp_path):
+    data = load_dataset("digits")
+    assert dataset_size(bf.TrainConfig()) == (len(data.labels), len(data.test_labels), (1, 8, 8), 10)
+    noise = bf.TrainConfig(dataset="noise:2x5x4,classes=3,images=7")
+    assert dataset_size(noise) == (7, 7, (2, 5, 4), 3)
+    assert dataset_size(bf.TrainConfig(dataset="imagenet", image_size=192)).image == (3, 192, 192)
+
+
+def test_a_larger_phase():
+    """Computed by hand: a step takes 1 s and 0.5 s per image, the beginning of an epoch 0.25 s per image."""
+    few = _Phase(Work(1, 12, 2, 6), once=1.0, begin=0.5, step=2.0, record=7.0, evaluation=6.0)
+    some = _Phase(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, record=7.0, evaluation=6.0)
+    assert some.seconds == 2 + 1 + 3 * 3 + 7 + 6
+    large = Work(10, 120, 8, 60)
+    assert some.scaled(few, large) == _Phase(large, once=20.0, begin=2.0, step=5.0, record=7.0, evaluation=60.0)
+    assert some.scaled(few, large).seconds == 20 + 10 * (2 + 15 * 5 + 7 + 60)
+    # From one measurement, in proportion; a step of more images never takes less.
+    assert some.scaled(some, large).step == 6
+    assert some.scaled(replace(few, step=3.5), large).step == 3
+    assert some.scaled(replace(few, step=0.5), large).step == 6
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock: a training step takes 3 s and 0.5 s per image, an evaluation 0.1 s per image, a record of layers 7 s."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(MODULE, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    train_step, evaluate = supervised.SupervisedTraining.train_step, supervised.evaluate
+
+    def step(self, x, y):
+        now.seconds += 3 + 0.5 * len(x)
+        return train_step(self, x, y)
+
+    def timed(network, images, *arguments, **options):
+        now.seconds += 0.1 * len(images.labels)
+        return evaluate(network, images, *arguments, **options)
+
+    def record(*arguments):
+        now.seconds += 7
+        return []
+
+    monkeypatch.setattr(supervised.SupervisedTraining, "train_step", step)
+    monkeypatch.setattr(supervised, "record_layers", record)
+    monkeypatch.setattr(supervised, "evaluate", timed)
+    return now
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1e9], ids=["few images", "whole batches"])
+def test_the_time_is_that_of_the_run(clock, seconds):
+    config = bf.TrainConfig(**SMALL, epochs=2, batch_size=100, valid_fraction=0.25, record_layers=1)
+    found = bf.estimate(config, GENOTYPE, seconds=seconds)
+    assert found.measured == (100 if seconds > 1 else 8)
+    assert found.batch_size == 100
+    assert found.step_seconds == pytest.approx(53)
+    clock.seconds = 0.0
+    bf.train(GENOTYPE, config)
+    assert found.seconds == pytest.approx(clock.seconds - 7)  # the record of the untrained network is not counted
+    assert found.steps == 2 * 10
+    network = bf.build_network(GENOTYPE, **SMALL, in_channels=1)
+    assert found.size == measure_size(network, (1, 8, 8))
+
+
+def test_memory_limits_what_is_measured(clock, monkeypatch):
+    config = bf.TrainConfig(**SMALL, epochs=2, batch_size=100)
+    monkeypatch.setattr(MODULE, "_free", lambda device: 1000)
+    found = bf.estimate(config, GENOTYPE, seconds=1e9)
+    assert found.measured == 4
+    assert "measured with 4" in found.lines()["step"]
+    assert "more than" not in found.lines()["memory"]
+    assert replace(found, memory=10**15).lines()["memory"] == "about 1000000.0 GB, more than is free here"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is reset through /proc")
+def test_memory_grows_with_the_batch(monkeypatch):
+    """Every image of a step takes 20 MB: 100 of them 2 GB, which are not used."""
+    train_step = supervised.SupervisedTraining.train_step
+
+    def step(self, x, y):
+        torch.ones(len(x), 5_000_000)
+        return train_step(self, x, y)
+
+    monkeypatch.setattr(supervised.SupervisedTraining, "train_step", step)
+    process = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    found = bf.estimate(bf.TrainConfig(**SMALL, epochs=2, batch_size=100), GENOTYPE, seconds=1e-6)
+    assert found.measured == 8
+    assert 1.8e9 < found.memory < process + 2.6e9  # with the process itself
+
+
+def test_a_search_is_estimated():
+    config = SearchConfig(**SMALL, operations=("skip_connect",), method="eg", population=4, generations=1, epochs=4)
+    found = bf.estimate(config.with_settings(warmup_epochs=2, valid_batch_size=32), seconds=0.1)
+    assert found.kind == "search"
+    assert found.steps == 4 * (719 // 64)
+    assert found.seconds > 0
+    assert "weights by rule" not in found.lines()
+
+
+def test_what_has_to_be_given():
+    with pytest.raises(InputError, match="genotype: a train takes one"):
+        bf.estimate(bf.TrainConfig())
+    with pytest.raises(InputError, match="genotype: a resnet takes none"):
+        bf.estimate(bf.ResNetConfig(), GENOTYPE)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00123, "0.0012 s"),
+        (1.26, "1.3 s"),
+        (59, "59 s"),
+        (130, "2.2 minutes"),
+        (7_300, "2.0 hours"),
+        (40_000, "11 hours"),
+        (41 * 86_400, "41 days"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "form", ["", "3x8", "3x8x8,classes=2", "0x8x8,classes=2,images=5", "3x8x8,classes=2,images=-1"]
+)
+def test_noise_of_no_form(form):
+    with pytest.raises(InputError, match=r"expected (a form such as|an argument)"):
+        load_dataset(f"noise:{form}")
+
+
+def test_noise():
+    data = load_dataset("noise:3x8x6,classes=4,images=500")
+    assert data.images.shape == data.test_images.shape == (500, 3, 8, 6)
+    assert data.labels.bincount().tolist() == [125] * 4
+    assert not torch.equal(data.images, data.test_images)
+    assert torch.equal(data.images, load_dataset("noise:3x8x6,classes=4,images=500").images)
+    assert abs(data.mean[0] - 0.5) < 0.01
+    with pytest.raises(InputError, match="of memory, but"):
+        load_dataset("noise:3x224x224,classes=1000,images=100000000")
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return stop.value.code
+
+
+def test_the_list_of_presets(capsys):
+    assert run("presets") == 0
+    shown = capsys.readouterr().out
+    for preset in presets.every():
+        assert preset.name in shown
+        assert preset.source[:40] in shown
+    # 50,000 images in batches of 96, 600 times; 25,000 in batches of 256, 50 times.
+    for words in (("cifar10-train ", "312,000"), ("cifar10-paper", "4,850"), ("imagenet-train", "312,750")):
+        assert any(all(word in line for word in words) for line in shown.splitlines())
+
+
+def test_what_a_preset_costs(capsys):
+    assert run("presets", "cpu-digits-train", "--seconds", "0.1", "--genotype", "darts-v2") == 0
+    shown = capsys.readouterr()
+    size = measure_size(bf.build_network(published("darts-v2").genotype, channels=8, cells=3, in_channels=1), (1, 8, 8))
+    for words in (f"{size.parameters:,}", "440", "about", "this machine", "epochs: 20", "darts-v2"):
+        assert words in shown.out
+    assert "Traceback" not in shown.err
+    assert run("presets", "cpu-digit") == 2
+    assert "'cpu-digits'" in capsys.readouterr().err
+
+
+def test_the_costs_of_all_presets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    few = tuple(preset for preset in presets.every() if preset.name in ("cpu-digits", "cpu-digits-train"))
+    monkeypatch.setattr(presets, "every", lambda: few)
+    assert run("presets", "--estimate", "--seconds", "0.1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, number in (("cpu-digits ", "44"), ("cpu-digits-train", "440")):
+        assert any(name in line and f" {number} " in line and " GB" in line for line in lines)
