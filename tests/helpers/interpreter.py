@@ -60,8 +60,9 @@ def by_name(name: str, cases: dict) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(name, cases.values(), ids=cases)
 
 
-_DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if cards.COMPILED else [])]
-every_dtype = pytest.mark.parametrize("dtype", _DTYPES, ids=str)
+_NARROW = [torch.float16, *([torch.bfloat16] if cards.COMPILED else [])]
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, *_NARROW], ids=str)
+every_narrow_dtype = pytest.mark.parametrize("dtype", _NARROW, ids=str)
 
 
 def strided(tensor: Tensor) -> Tensor:

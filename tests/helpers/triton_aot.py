@@ -6,11 +6,11 @@ Triton compiles nothing.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -28,6 +28,8 @@ from bionas_fast.kernels.pooling import triton as pooling
 from bionas_fast.kernels.separable_stage import triton as separable_stage
 
 ARCHITECTURES = (80, 90, 100)
+#: Divisibility of the whole numbers that a launch is specialised for.
+SIZES = ("any", "multiples of 16")
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 #: Arguments that are neither tensors of the configuration's dtype nor whole numbers.
 TYPES = (
@@ -89,19 +91,21 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
 
 
 def cases() -> Iterator[tuple[int, str, int]]:
-    """All sizes on all cards; two configurations that differ in a stride or in ``ones`` alone share these.
+    """Every configuration on every card, with sizes that alternate along both; without strides, as ones, on the first.
 
-    Each of both meets every card, and every card both sizes.
+    Two configurations that differ in a stride or in ``ones`` alone share these.
     """
-    launches = [*itertools.product(["any", "multiples of 16"], ARCHITECTURES)]
-    alike: dict[str, list[int]] = {}
+    alike: dict[tuple, list[int]] = {}
     for index, (kernel, dtype, _, options) in enumerate(CONFIGURATIONS):
-        alike.setdefault(f"{kernel} {dtype} {options | {'STRIDE': None}}", []).append(index)
-    for indices in alike.values():
-        for number, index in enumerate(indices):
-            yield from ((index, *launch) for launch in launches[number :: len(indices)])
-    ones = (index for index, case in enumerate(CONFIGURATIONS) if not case.ones and not rounds(index))
-    yield from ((index, "one", ARCHITECTURES[0]) for index in ones)
+        alike.setdefault((kernel, options.get("MODE"), dtype, str(options | {"STRIDE": None})), []).append(index)
+    earlier: Counter[tuple] = Counter()
+    for (*of, dtype, _), indices in alike.items():
+        turn = earlier[(*of, dtype)] + list(POINTERS).index(dtype)
+        earlier[(*of, dtype)] += 1
+        for card, architecture in enumerate(ARCHITECTURES):
+            yield indices[card % len(indices)], SIZES[(turn + card) % len(SIZES)], architecture
+    plain = (index for index, case in enumerate(CONFIGURATIONS) if not case.ones and case.dtype == torch.float32)
+    yield from ((index, "one", ARCHITECTURES[0]) for index in plain if not rounds(index))
 
 
 def rounds(index: int) -> bool:

@@ -41,10 +41,13 @@ def builds(tmp_path_factory) -> list[dict]:
 
 
 def test_everything_was_compiled(builds: list[dict]):
-    seen = {(b["kernel"], b["dtype"], b["options"].get("MODE"), (b["sizes"], b["architecture"])) for b in builds}
+    seen = {(b["kernel"], b["dtype"], b["options"].get("MODE"), b["sizes"], b["architecture"]) for b in builds}
     dtypes = [str(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
-    modes = ["sign", "stored_sign", "drawn_sign"]
-    assert seen == {*product(OF_A_MODE, dtypes, modes, LAUNCHES), *product(OTHERS, dtypes, [None], LAUNCHES)}
+    kernels = {*product(OF_A_MODE, ["sign", "stored_sign", "drawn_sign"]), *product(OTHERS, [None])}
+    cards = {(kernel, mode, dtype, card) for (kernel, mode), dtype, card in product(kernels, dtypes, SHARED)}
+    assert {(kernel, mode, dtype, card) for kernel, dtype, mode, _, card in seen} == cards
+    sizes = {(kernel, mode, *launch) for (kernel, mode), launch in product(kernels, LAUNCHES)}
+    assert {(kernel, mode, size, card) for kernel, _, mode, size, card in seen} == sizes
     assert len({json.dumps(b, sort_keys=True) for b in builds}) == len(builds)
 
 
