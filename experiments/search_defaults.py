@@ -1,8 +1,8 @@
 """Compare settings of the default search: do its architecture parameters move, and do seeds agree?
 
 ``python experiments/search_defaults.py --settings '' --settings 'alpha_learning_rate=0.03 epochs=8'`` prints a table in
-Markdown, a row for each: the agreement of two seeds on the edges of the genotype (the same source, operation and rule)
-and on operations alone, beside that of genotypes from alphas whose candidates are permuted within each edge; the largest
+Markdown, a row for each: the edges that the genotypes of two seeds share (the same source, operation and rule), also
+with the rule left out, beside what genotypes share whose candidates are drawn from those of all seeds; the largest
 softmax weight and its lead over the second, means over all edges; the share of skip connections and poolings; the
 epochs since the last change of the genotype; and the processor time of a search.
 """
@@ -54,7 +54,6 @@ def row(settings: dict[str, object], seeds: int) -> list[str]:
     weights = [softmax(kinds[kind][-1]) for kinds in alphas for kind in kinds]
     ordered = [np.sort(each, axis=-1) for each in weights]
     free = [operation for found in genotypes for *_, operation, rule in found if rule is None]
-    best = [{kind: kinds[kind][-1].argmax(-1) for kind in kinds} for kinds in alphas]
     numbers = (
         shared(genotypes),
         chance(genotypes),
@@ -67,7 +66,6 @@ def row(settings: dict[str, object], seeds: int) -> list[str]:
         statistics.mean(result.final_metrics["valid_accuracy"] for result in results),
         statistics.median(seconds),
     )
-    assert len(best) == seeds
     return [f"{number:.3g}" for number in numbers]
 
 
@@ -87,7 +85,7 @@ def shared(found: Sequence[set[tuple]]) -> float:
 
 
 def chance(found: Sequence[set[tuple]], draws: int = 200) -> float:
-    """Return what two genotypes share whose nodes keep their edges' number, but all else is drawn from all genotypes."""
+    """Return what two genotypes share whose sources are random, with candidates drawn from those of all genotypes."""
     generator = np.random.default_rng(0)
     ends = [edge[3:] for each in found for edge in sorted(each, key=str)]
 

@@ -59,6 +59,7 @@ def _search(given: Given, wanted: Wanted) -> None:
     print_lines(
         {
             "validation accuracy": f"{result.final_metrics['valid_accuracy']:.2f} % (supernet)",
+            "decided": str(result.decision),
             "time": f"{sum(row['seconds'] for row in result.metrics):.0f} s",
             **({"robust search": f"{cost}, on perturbed images"} if cost else {}),
             "run folder": str(result.run_dir),

@@ -24,6 +24,7 @@ class DiscreteSearch(SearchMethod):
     """
 
     options: ClassVar[tuple[str, ...]] = ("population", "generations", *ROBUSTNESS)
+    from_alphas = False
 
     def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
         super().__init__(net, config, *rest)

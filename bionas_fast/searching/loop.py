@@ -34,10 +34,10 @@ from bionas_fast.runtime.precision import Precision
 from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.frozen import frozen
 from bionas_fast.searching.methods import check, get_method
-from bionas_fast.searching.result import SearchResult, messages
+from bionas_fast.searching.result import SearchResult, decided, messages
 from bionas_fast.searching.robust import RobustTerm
 from bionas_fast.searching.skip_limit import SkipLimit
-from bionas_fast.space import Genotype, get_space
+from bionas_fast.space import Decision, Genotype, get_space
 from bionas_fast.supernet import Mixture, Supernet, SupernetOptions, build_supernet
 
 
@@ -184,13 +184,21 @@ class Search(Trainer):
         return checkpoint["metrics"][-2] if limit.exceeded else super().final_row(checkpoint)
 
     @property
+    def decision(self) -> Decision:
+        """How far the search has decided."""
+        last = -2 if self.limit.exceeded else -1
+        alphas = {kind: rows[last] for kind, rows in self.alphas.items()}
+        rows = self.metrics[: len(self.metrics) + 1 + last]
+        return decided(self.config, self.net.space, self.genotype, alphas, rows)
+
+    @property
     def messages(self) -> tuple[str, ...]:
         """The remarks needed to interpret the genotype."""
-        return messages(self.config.cells, self.limit, self.genotype)
+        return messages(self.config, self.limit, self.genotype, self.decision)
 
     def result(self, path: Path) -> SearchResult:
         """Return the result of the search in a folder."""
-        return SearchResult(self.genotype, path, self.metrics, self.final_metrics, self.messages)
+        return SearchResult(self.genotype, path, self.metrics, self.final_metrics, self.decision, self.messages)
 
     def train_step(self, x: Tensor, y: Tensor) -> Step:
         self.method.before_weight_step(x, y, self.valid)

@@ -36,12 +36,14 @@ class SearchMethod:
 
     Attributes:
         options: the method-specific settings that this method uses; all others must be left at their defaults.
+        from_alphas: whether the genotype is derived from the alphas.
         divergence: the settings that make the alphas diverge when they are too large, the likeliest first.
         auxiliary_skip: the weight of the auxiliary skip connection in the current epoch.
         announce: called with what is done before longer work, for displays of the progress.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
+    from_alphas: ClassVar[bool] = True
     divergence: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

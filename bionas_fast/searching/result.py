@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from bionas_fast.errors import InputError, expect_type
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.summary import RunFacts
 from bionas_fast.searching.config import SearchConfig
+from bionas_fast.searching.methods import get_method, method_names
 from bionas_fast.searching.skip_limit import SkipLimit
-from bionas_fast.space import Genotype
+from bionas_fast.space import Decision, Genotype, Space, get_space, space_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +31,7 @@ class SearchResult:
         run_dir: the run folder.
         metrics: one mapping per epoch.
         final_metrics: the metrics of the epoch from which the genotype is taken.
+        decision: how far the search has decided: the lead on every edge, and the epochs since the last change.
         messages: remarks needed to interpret the genotype, in sentences.
     """
 
@@ -37,6 +39,7 @@ class SearchResult:
     run_dir: Path
     metrics: list[dict[str, Any]]
     final_metrics: dict[str, Any]
+    decision: Decision
     messages: tuple[str, ...]
 
     @classmethod
@@ -64,8 +67,13 @@ class SearchResult:
         if not rows:
             return None
         genotype = Genotype.load(folder.path / GENOTYPE)
-        final = rows[-2 if limit.exceeded else -1]
-        return cls(genotype, folder.path, rows, final, messages(config.cells, limit, genotype))
+        last = -2 if limit.exceeded else -1
+        alphas = {kind: own[last].numpy() for kind, own in state["alphas"].items()}
+        # Those of a plugin that is not imported here are unknown.
+        known = config.space in space_names() and config.method in method_names()
+        space = get_space(config.space).restricted(config.rules, config.operations) if known else None
+        decision = decided(config, space, genotype, alphas, rows[: len(rows) + 1 + last])
+        return cls(genotype, folder.path, rows, rows[last], decision, messages(config, limit, genotype, decision))
 
     @property
     def alphas(self) -> Mapping[str, np.ndarray]:
@@ -87,6 +95,7 @@ class SearchResult:
         """The facts of the search for its report."""
         cost = self.cost_of_robustness
         figures = {"validation accuracy of the supernet": f"{self.final_metrics['valid_accuracy']:.2f} %"}
+        figures["decided"] = str(self.decision)
         return RunFacts(figures | ({"robust search": cost} if cost else {}), notes=self.messages)
 
     def plot(self, by: str = "rule") -> Figure:
@@ -116,13 +125,32 @@ class SearchResult:
         return self.genotype._repr_html_()
 
 
-def messages(cells: int, limit: SkipLimit, genotype: Genotype) -> tuple[str, ...]:
-    """Return the remarks needed to interpret a genotype of a search with this number of cells."""
-    sequence = genotype.skeleton.sequence(cells)
+def decided(
+    config: SearchConfig,
+    space: Space | None,
+    genotype: Genotype,
+    alphas: Mapping[str, np.ndarray],
+    rows: Sequence[Mapping[str, Any]],
+) -> Decision:
+    """Return how far a search has decided after the epochs of these rows of metrics; without a space, no leads."""
+    hashes = [row["genotype"] for row in rows]
+    if space is None or not get_method(config.method).from_alphas:
+        return Decision.of(genotype, hashes)
+    return Decision.of(genotype, hashes, space, alphas)
+
+
+def messages(config: SearchConfig, limit: SkipLimit, genotype: Genotype, decision: Decision) -> tuple[str, ...]:
+    """Return the remarks needed to interpret a genotype."""
+    sequence = genotype.skeleton.sequence(config.cells)
     arbitrary = [
-        f"cells={cells}: the network has no {kind} cell, so the genotype's {kind} cell is arbitrary"
+        f"cells={config.cells}: the network has no {kind} cell, so the genotype's {kind} cell is arbitrary"
         for kind in genotype.cells
         if kind not in sequence
     ]
+    undecided = (
+        f"undecided: on {len(decision.leads) - decision.decided} of {len(decision.leads)} edges the chosen candidate "
+        "leads the next by less than 10 %, so that another seed chooses others; more epochs or a larger learning rate "
+        "of the architecture (alpha_learning_rate, eg_step) decide more"
+    )
     remark = limit.message(genotype)
-    return (*arbitrary, *([remark] if remark else []))
+    return (*arbitrary, *([undecided] if decision.undecided else []), *([remark] if remark else []))

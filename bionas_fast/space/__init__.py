@@ -13,6 +13,7 @@ from bionas_fast.space.candidates import (
     register_space,
     space_names,
 )
+from bionas_fast.space.decision import Decision
 from bionas_fast.space.derive import derive_genotype
 from bionas_fast.space.edges import Cell, Edge
 from bionas_fast.space.genotype import Genotype
