@@ -21,7 +21,7 @@ HANG_UP = signal.SIGHUP.value
 class TestKilled:
     """By SIGKILL, at moments spread over the whole run."""
 
-    @pytest.mark.parametrize(("kind", "count"), [("search", 12), ("train", 5), ("softhebb", 4)])
+    @pytest.mark.parametrize(("kind", "count"), [("search", 6), ("train", 3), ("softhebb", 2)])
     def test_at_any_moment(self, kind, count, runner, begin, whole, tmp_path):
         expected, seconds = whole[kind]
         chance = random.Random(0)
@@ -36,7 +36,7 @@ class TestKilled:
             finish(runner, begin[kind], folder)
             expect_same(folder, expected)
 
-    @pytest.mark.parametrize(("kind", "count"), [("search", 8), ("train", 4)])
+    @pytest.mark.parametrize(("kind", "count"), [("search", 6), ("train", 3)])
     def test_while_it_writes(self, kind, count, runner, begin, whole, tmp_path):
         """Half a file, a whole one under its first name, and one in place, among all that a run writes."""
         expected, _ = whole[kind]

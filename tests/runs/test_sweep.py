@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
+import torch
 
 import bionas_fast as bf
 from bionas_fast import InputError
@@ -73,6 +75,7 @@ def accepted(kind: str, name: str) -> list[Any]:
 @pytest.mark.parametrize(("kind", "name"), SETTINGS, ids=map("-".join, SETTINGS))
 def test_a_value_gives_a_result_or_an_input_error(kind, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # in seconds
     configs = accepted(kind, name)
     assert configs
     refused = []
@@ -103,7 +106,8 @@ def test_a_network_larger_than_the_memory_is_refused_before_it_is_built(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-#: Texts that only the command line parses, none of which is a value of a setting that runs for long.
+#: Texts that only the command line parses, none of which is a value of a setting that runs for long; a third of them
+#: for each setting.
 TEXTS = (
     *("-1", "1e300", "nan", ".inf", "[.nan]", "{a: 1}"),
     *("!!python/object:os.system x", "&a [*a]", "[[[[", "'", "\x00"),
@@ -115,7 +119,7 @@ def test_the_command_line_refuses_in_one_line(kind, name, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "genotype.json").write_text(GENOTYPE.to_json())
     begin = BEGIN[kind]
-    for text in TEXTS:
+    for text in TEXTS[SETTINGS.index((kind, name)) % 3 :: 3]:
         try:
             get_kind(kind).settings(**{name: text})
         except InputError:
