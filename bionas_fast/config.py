@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from bionas_fast.choices import Products
 from bionas_fast.errors import InputError, shown, unknown
-from bionas_fast.kernels.launching import Products
 
 C = TypeVar("C", bound="Config")
 M = TypeVar("M")
@@ -54,7 +54,8 @@ class Config(BaseModel):
     Numbers must be finite, and True and False are no numbers.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # A schema takes long to build, and listing the settings needs none.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def __init__(self, **settings: Any) -> None:
         for name in settings:

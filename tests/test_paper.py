@@ -18,7 +18,7 @@ from bionas_fast.models import NetworkOptions, measure_size
 from bionas_fast.reproduce import Plan, Scale, scale_names
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.searching.methods import check
+from bionas_fast.searching.checks import check
 from bionas_fast.space import get_space, published
 from bionas_fast.space.sampling import random_genotype
 
@@ -93,7 +93,7 @@ def planned(monkeypatch, tmp_path):
         monkeypatch.setattr(bf, name, stop)
     for kind in map(get_kind, kind_names()):
         if kind.sources:
-            monkeypatch.setattr(kind, "start", stop)
+            monkeypatch.setattr(kind.trainer, "start", stop)
 
 
 def test_every_command_is_valid(planned):

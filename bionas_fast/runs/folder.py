@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from bionas_fast.config import CONFIG, RunRecord
 from bionas_fast.errors import InputError, expect_type
-from bionas_fast.runs import checkpoint
 from bionas_fast.runs.files import is_draft, write_atomic
 from bionas_fast.runs.lock import HOLDER, LOCK, FolderLock
 from bionas_fast.runtime.machine import machine
+
+if TYPE_CHECKING:
+    import numpy as np
 
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
@@ -186,6 +187,8 @@ class RunFolder:
 
     def write_alphas(self, alphas: Mapping[str, Sequence[np.ndarray]], candidates: Sequence[str]) -> None:
         """Write the alphas at the start and after every epoch, [epochs+1, edges, candidates] for each kind of cell."""
+        import numpy as np
+
         buffer = io.BytesIO()
         stacked = {kind: np.stack(rows) for kind, rows in alphas.items()}
         np.savez_compressed(buffer, allow_pickle=False, candidates=np.array(candidates), **stacked)
@@ -193,6 +196,8 @@ class RunFolder:
 
     def write_checkpoint(self, state: Mapping[str, Any], *, best: bool = False) -> None:
         """Write the state of a run, tensors and plain values only; with ``best``, also as the best checkpoint."""
+        from bionas_fast.runs import checkpoint
+
         data = checkpoint.pack(state)
         if best:
             self.write(BEST, data)
@@ -204,6 +209,8 @@ class RunFolder:
         Raises:
             InputError: the checkpoint is missing, damaged or foreign. The message names the best one if it is intact.
         """
+        from bionas_fast.runs import checkpoint
+
         if best:
             return checkpoint.unpack(self.file(BEST))
         path = self.file(CHECKPOINT)
@@ -214,6 +221,8 @@ class RunFolder:
 
     def recovery_hint(self) -> str:
         """Recovery hint appended to errors about an unusable checkpoint."""
+        from bionas_fast.runs import checkpoint
+
         unchanged = f"; nothing in {self.path} was changed"
         try:
             epoch = checkpoint.unpack(self.path / BEST)["epoch"]

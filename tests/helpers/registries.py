@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bionas_fast import rules
-from bionas_fast.data import registry as data
-from bionas_fast.searching import methods
-from bionas_fast.space import candidates
+from bionas_fast.data import names as data
+from bionas_fast.searching import names as searching
+from bionas_fast.space import names as space
 
-REGISTRIES = (rules._registry, candidates._operations, candidates._spaces, data._registry, methods._registry)
+REGISTRIES = (rules._registry, space.operations, space.spaces, data.registry, searching.registry)
 
 
 def snapshot() -> Callable[[], None]:
     """Return a function that forgets whatever is registered from now on."""
+    for registry in REGISTRIES:
+        for name in registry.names():
+            registry.get(name)  # imports the module that registers it, if it is not yet
     before = [dict(registry._items) for registry in REGISTRIES]
 
     def restore() -> None:

@@ -123,7 +123,7 @@ def start(kind: str, config: Any, **how: Any) -> Any:
         return bf.search(config, **how)
     if kind == "train":
         return bf.train(config and GENOTYPE, config, **how)
-    return get_kind(kind).start(config, **how)
+    return get_kind(kind).trainer.start(config, **how)
 
 
 def advance(trainer: Trainer, steps: int | None = None) -> None:

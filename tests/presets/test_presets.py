@@ -15,7 +15,7 @@ from bionas_fast.data import Dataset, registry
 from bionas_fast.data.user_data import open_folder
 from bionas_fast.models import softhebb
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.searching.methods import get_method
+from bionas_fast.searching.names import get_method
 from bionas_fast.space import published
 from bionas_fast.training.genotype import Training
 from helpers.runs import advance
@@ -82,7 +82,7 @@ def images(monkeypatch, photographs):
 def test_two_steps(images, kind, name):
     preset = presets.get(name, kind)
     assert preset.source
-    trainer_class = get_kind(kind)
+    trainer_class = get_kind(kind).trainer
     shrunken = {**preset.settings, **SHRUNKEN[kind]}
     if kind == "search" and "population" in get_method(preset.settings.get("method", "darts")).options:
         shrunken["population"] = 4
@@ -92,7 +92,7 @@ def test_two_steps(images, kind, name):
         shrunken["dataset"] = "small:fashion-mnist,images=40,shrink=2"
     if preset.settings.get("valid_batch_size"):
         shrunken["valid_batch_size"] = 4
-    config = trainer_class.settings(**shrunken)
+    config = get_kind(kind).settings(**shrunken)
     genotype = published("biodarts2").genotype
     trainer = Training(genotype, config) if kind == "train" else trainer_class(config)
     assert trainer.config.dataset == shrunken.get("dataset", "digits")
