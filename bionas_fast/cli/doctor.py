@@ -21,7 +21,9 @@ def doctor(
     """Show versions, registered names, and the backend of every op."""
     import torch
 
-    from bionas_fast import backends, supernet  # noqa: F401  (whose import declares all ops)
+    from bionas_fast import backends
+    from bionas_fast.models import planar  # noqa: F401  (their imports declare all ops)
+    from bionas_fast.supernet import stacked  # noqa: F401
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     choices = [backends.explain(op, device) for op in backends.op_names() for device in devices]

@@ -97,7 +97,7 @@ def serve(prepare: Callable[..., None] = lambda: None) -> None:
 
     for name in bf.__all__:
         getattr(bf, name)
-    registries.snapshot()
+    registries.load()
     torch.set_num_threads(1)
     for line in sys.stdin:
         task = json.loads(line)

@@ -13,11 +13,16 @@ from bionas_fast.space import names as space
 REGISTRIES = (rules._registry, space.operations, space.spaces, data.registry, searching.registry)
 
 
-def snapshot() -> Callable[[], None]:
-    """Return a function that forgets whatever is registered from now on."""
+def load() -> None:
+    """Import the modules that register what this package has, which would otherwise happen on first use."""
     for registry in REGISTRIES:
         for name in registry.names():
-            registry.get(name)  # imports the module that registers it, if it is not yet
+            registry.get(name)
+
+
+def snapshot() -> Callable[[], None]:
+    """Return a function that forgets whatever is registered from now on."""
+    load()
     before = [dict(registry._items) for registry in REGISTRIES]
 
     def restore() -> None:
