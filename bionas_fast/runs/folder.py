@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from bionas_fast.config import CONFIG, RunRecord
+from bionas_fast.config import CONFIG, Duration, RunRecord
 from bionas_fast.errors import InputError, expect_type
 from bionas_fast.runs.files import is_draft, write_atomic
 from bionas_fast.runs.lock import HOLDER, LOCK, FolderLock
@@ -34,6 +34,10 @@ BEST = "best.pt"
 GENOTYPE = "genotype.json"
 REPORT = "report.html"
 EVALUATION = "evaluation.json"
+
+
+#: The entry of the duration in a run's configuration.
+_DURATION = re.compile(r"^duration:\n(?: .*\n?)*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,12 @@ class RunFolder:
         shape = {} if network is None else {"network": dict(network)}
         content = {"kind": kind, **settings, "plugins": list(plugins), **shape, "machine": machine()}
         self.write(CONFIG, yaml.safe_dump(content, sort_keys=False))
+
+    def write_duration(self, duration: Duration) -> None:
+        """Replace the duration in the description of the run."""
+        others = _DURATION.sub("", (self.path / CONFIG).read_text(encoding="utf-8")).rstrip("\n")
+        entry = {f"{name}_seconds": round(value, 3) for name, value in asdict(duration).items()}
+        self.write(CONFIG, f"{others}\n{yaml.safe_dump({'duration': entry}, sort_keys=False)}")
 
     def write_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the metrics, one line of JSON per epoch."""
