@@ -14,7 +14,7 @@ from torch import nn
 
 import bionas_fast as bf
 from bionas_fast.robustness import AttackConfig, Victim, attack
-from bionas_fast.space.published import published
+from bionas_fast.space.publications import published
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 IMAGES, BATCH, EPS = 1000, 250, 8 / 255

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bionas_fast as bf
-from bionas_fast.space.published import published
+from bionas_fast.space.publications import published
 from measuring import interleaved, printed, relative
 
 CHANNELS, CELLS, BATCH = 36, 20, 8

@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from bionas_fast.choices import Products
 from bionas_fast.errors import InputError, shown, unknown
-from bionas_fast.kernels.launching import Products
 
 C = TypeVar("C", bound="Config")
 M = TypeVar("M")
@@ -54,7 +54,8 @@ class Config(BaseModel):
     Numbers must be finite, and True and False are no numbers.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # A schema takes long to build, and listing the settings needs none.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def __init__(self, **settings: Any) -> None:
         for name in settings:
@@ -263,7 +264,31 @@ def changeable(config: type[Config]) -> tuple[str, ...]:
 #: The settings file of a run folder.
 CONFIG = "config.yaml"
 #: The entries of that file that are not settings.
-_NO_SETTINGS = ("kind", "plugins", "network", "machine")
+_NO_SETTINGS = ("kind", "plugins", "network", "machine", "duration")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """The time that a run has taken.
+
+    Attributes:
+        wall: in seconds, while one of its processes ran.
+        processor: of all processors and processes together, in seconds.
+    """
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+    @classmethod
+    def read(cls, entry: Any) -> Duration | None:
+        """Read the entry of a run's configuration; None if it is missing or damaged."""
+        values = [entry.get(f"{name}_seconds") for name in ("wall", "processor")] if isinstance(entry, dict) else []
+        if not values or not all(isinstance(value, (int, float)) and 0 <= value < _LARGE for value in values):
+            return None
+        return cls(*map(float, values))
+
+    def __add__(self, other: Duration) -> Duration:
+        return Duration(self.wall + other.wall, self.processor + other.processor)
 
 
 @dataclass(frozen=True)
@@ -279,6 +304,7 @@ class RunRecord:
         plugins: the modules imported by the run; invalid entries are dropped.
         network: arguments of the network that follow from the data; None if not recorded.
         machine: properties of the machine of the run; empty if not recorded.
+        duration: the time that the run has taken up to its last checkpoint, over all resumes; None if not recorded.
     """
 
     path: Path
@@ -287,6 +313,7 @@ class RunRecord:
     plugins: tuple[str, ...]
     network: Any
     machine: Mapping[str, Any]
+    duration: Duration | None = None
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
@@ -304,6 +331,7 @@ class RunRecord:
             plugins=tuple(filter(_is_name, plugins)) if isinstance(plugins, list) else (),
             network=content.get("network"),
             machine=machine if isinstance(machine, dict) else {},
+            duration=Duration.read(content.get("duration")),
         )
 
 

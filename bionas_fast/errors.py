@@ -50,6 +50,10 @@ class Unregistered(InputError):
     """An unregistered name; it may come from a plugin that is not imported."""
 
 
+class PeerLost(InputError):
+    """Another process of the run has ended."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was interrupted by a signal and saved. The message says how to resume it.
 

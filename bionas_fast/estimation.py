@@ -24,6 +24,7 @@ from bionas_fast.data.registry import logger
 from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import NetworkSize, measure_size
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.terminal import duration
 from bionas_fast.runs.trainer import Trainer
 from bionas_fast.runtime.machine import machine
 from bionas_fast.space import Genotype
@@ -79,14 +80,6 @@ class Estimate:
         }
 
 
-def duration(seconds: float) -> str:
-    """Format a time for people, with two digits: ``41 days``."""
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("s", 1)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
-    return f"{seconds:.2g} s"
-
-
 def steps(config: RunConfig) -> int:
     """Count the training steps of a run; a dataset of unknown size is loaded."""
     size = dataset_size(config)
@@ -109,7 +102,8 @@ def estimate(config: RunConfig, genotype: Genotype | None = None, *, seconds: fl
         InputError: a training without its genotype, settings that the run would refuse, too little memory.
     """
     expect_type("config", config, RunConfig, "such as bf.SearchConfig(), or presets.get(NAME).settings in one")
-    trainer_class: Any = next(get_kind(name) for name in kind_names() if get_kind(name).settings is type(config))
+    kind = next(kind for kind in map(get_kind, kind_names()) if kind.settings is type(config))
+    trainer_class: Any = kind.trainer
     if (trainer_class is Training) != (genotype is not None):
         raise InputError(f"genotype: a {trainer_class.kind} takes {'one' if trainer_class is Training else 'none'}")
 

@@ -1,14 +1,43 @@
-"""Reactions to the import of optional packages, which are too slow to be imported here."""
+"""Imports on first use, and reactions to the import of optional packages: what is too slow to be imported here."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+
+def on_first_use(package: str, public: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of a package whose public names are imported on first use (PEP 562).
+
+    The package also imports the names under ``TYPE_CHECKING``, for type checkers and editors, and lists them in
+    ``__all__``. No name may be that of a module of the package, which would take its place once it is imported.
+
+    Args:
+        package: the name of the package.
+        public: by the modules of the package, the public names that they define; under the empty name, the modules that
+            are public themselves.
+    """
+    homes = {name: module for module, names in public.items() for name in names.split()}
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if not homes[name]:
+            return import_module(f"{package}.{name}")
+        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return get, names
 
 
 def after_import(name: str, function: Callable[[ModuleType], None]) -> None:

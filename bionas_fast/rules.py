@@ -28,13 +28,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.kernels.feedback.records import MODES
 from bionas_fast.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ def feedback_of(rule: Rule, weight: Tensor, state: FeedbackState) -> Tensor:
     Raises:
         InputError: the rule returned no tensor, or one of another shape than the weight.
     """
+    from torch import Tensor
+
     b = rule.feedback(weight, state)
     if not isinstance(b, Tensor):
         raise InputError(f"rule {rule.name!r} returned {type(b).__name__} as feedback, not a tensor")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bionas_fast.choices import Products
+
 #: Limits of 32-bit counters in kernels: rows, with room for the last block, and offsets inside a block.
 ROW_LIMIT, BLOCK_LIMIT = 2**30, 2**28
-
-
-#: Precisions of products of float32 numbers: exact up to rounding, or of factors rounded to 11 bits.
-Products = Literal["ieee", "tf32"]
 
 
 class Configuration(NamedTuple):

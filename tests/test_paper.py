@@ -12,15 +12,16 @@ import torch
 import bionas_fast as bf
 from bionas_fast import presets
 from bionas_fast.cli.app import main
-from bionas_fast.data import Dataset, dataset_size, registry
+from bionas_fast.data import Dataset, dataset_size, names
 from bionas_fast.estimation import steps
 from bionas_fast.models import NetworkOptions, measure_size
 from bionas_fast.reproduce import Plan, Scale, scale_names
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.searching.methods import check
+from bionas_fast.searching.checks import check
 from bionas_fast.space import get_space, published
 from bionas_fast.space.sampling import random_genotype
+from helpers import registries
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -93,7 +94,7 @@ def planned(monkeypatch, tmp_path):
         monkeypatch.setattr(bf, name, stop)
     for kind in map(get_kind, kind_names()):
         if kind.sources:
-            monkeypatch.setattr(kind, "start", stop)
+            monkeypatch.setattr(kind.trainer, "start", stop)
 
 
 def test_every_command_is_valid(planned):
@@ -122,7 +123,8 @@ def small_data(monkeypatch, tmp_path):
         y = torch.arange(40) % 10
         return Dataset.from_tensors("fashion-mnist", (x, y), (x[:10], y[:10]), 10)
 
-    monkeypatch.setitem(registry._registry._items, "fashion-mnist", load)
+    registries.load()
+    monkeypatch.setitem(names.registry._items, "fashion-mnist", load)
 
 
 #: Desk commands of every form, which run here; the others differ in names and settings, which are checked above.

@@ -5,32 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
-from bionas_fast.analysis import (
-    WeightDistribution,
-    alpha_entropy,
-    composition,
-    measure_weights,
-    probe,
-    record_layers,
-)
-from bionas_fast.analysis.figures import weights_figure
+import bionas_fast as bf
 from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_json, print_lines, print_table
 from bionas_fast.cli.sources import named_runs
-from bionas_fast.data import load_dataset
-from bionas_fast.report.figure import render
-from bionas_fast.report.layers import alignment_figure, gradients_figure
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import ALPHAS, GENOTYPE, LAYERS, NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.seeds import NOTHING, comma_separated
-from bionas_fast.space import Agreement, Genotype
-from bionas_fast.training import load
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bionas_fast.analysis import WeightDistribution
 
 _COLUMNS = ("epoch", "layer", "rule", "variance", "noise_scale", "cosine", "angle", "norm_ratio", "sigma", "kurtosis")
 
@@ -47,10 +38,12 @@ def analyze(
 
     Trainings with --set record_layers=N are shown over time, others at their end.
     """
+    import numpy as np
+
     named = named_runs(runs)
     layers: dict[str, list[dict[str, Any]]] = {}
     weights: dict[str, Sequence[WeightDistribution]] = {}
-    genotypes: dict[str, Genotype] = {}
+    genotypes: dict[str, bf.Genotype] = {}
     entropies: dict[str, np.ndarray] = {}
     for name, path in named.items():
         record = RunFolder.open(path).read()
@@ -59,9 +52,9 @@ def analyze(
         if os.path.isfile(path / ALPHAS):
             with np.load(path / ALPHAS, allow_pickle=False) as stored:
                 kinds = [kind for kind in stored.files if kind != "candidates"]
-                entropies[name] = np.stack([alpha_entropy(stored[kind]) for kind in kinds]).mean(axis=0)
+                entropies[name] = np.stack([bf.analysis.alpha_entropy(stored[kind]) for kind in kinds]).mean(axis=0)
         if os.path.isfile(path / GENOTYPE):
-            genotypes[name] = Genotype.load(path / GENOTYPE)
+            genotypes[name] = bf.Genotype.load(path / GENOTYPE)
     target = NewFolder("analysis-" + "-".join(named)).make() if folder is None else folder
     target.mkdir(parents=True, exist_ok=True)
     _write_layers(target, layers, weights)
@@ -76,7 +69,7 @@ def analyze(
         out.print()
     lines = {f"entropy of α, {name}": f"{own[0]:.3f} → {own[-1]:.3f} bits" for name, own in entropies.items()}
     if len(genotypes) > 1 and len({type(own.skeleton) for own in genotypes.values()}) == 1:
-        lines["in all genotypes"] = str(Agreement.of(list(genotypes.values())))
+        lines["in all genotypes"] = str(bf.space.Agreement.of(list(genotypes.values())))
     print_lines({**lines, "folder": str(target)})
 
 
@@ -84,20 +77,27 @@ def _trained(
     path: Path, data_dir: Path | None, plugins: Sequence[str]
 ) -> tuple[list[dict[str, Any]], Sequence[WeightDistribution]]:
     """Return the rows of the layers of a trained network, and its weights: all, and by rule."""
-    network = load(path, plugins=plugins)
+    network = bf.load(path, plugins=plugins)
     folder = RunFolder.open(path)
     record = folder.read()
     if os.path.isfile(path / LAYERS):
         rows = folder.read_rows(LAYERS)
     else:
-        data = load_dataset(str(record.settings["dataset"]), data_dir or record.settings.get("data_dir"))
-        rows = record_layers(network, probe(data.train), int(record.settings["epochs"]))
-    return rows, (*measure_weights(network, by="network"), *measure_weights(network, by="rule"))
+        data = bf.load_dataset(str(record.settings["dataset"]), data_dir or record.settings.get("data_dir"))
+        rows = bf.analysis.record_layers(network, bf.analysis.probe(data.train), int(record.settings["epochs"]))
+    measure = bf.analysis.measure_weights
+    return rows, (*measure(network, by="network"), *measure(network, by="rule"))
 
 
 def _write_layers(
-    target: Path, layers: Mapping[str, list[dict[str, Any]]], weights: Mapping[str, Sequence[WeightDistribution]]
+    target: Path,
+    layers: Mapping[str, list[dict[str, Any]]],
+    weights: Mapping[str, Sequence[WeightDistribution]],
 ) -> None:
+    from bionas_fast.analysis.figures import weights_figure
+    from bionas_fast.report.figure import render
+    from bionas_fast.report.layers import alignment_figure, gradients_figure
+
     if not layers:
         return
     rows = [(name, *(row[column] for column in _COLUMNS)) for name, found in layers.items() for row in found]
@@ -115,9 +115,9 @@ def _write_layers(
         write_atomic(target / "alignment.svg", render(alignment_figure(layers), "svg"))
 
 
-def _write_genotypes(target: Path, genotypes: Mapping[str, Genotype], entropies: Mapping[str, np.ndarray]) -> None:
+def _write_genotypes(target: Path, genotypes: Mapping[str, bf.Genotype], entropies: Mapping[str, np.ndarray]) -> None:
     if genotypes:
-        rows = composition(list(genotypes.values()))
+        rows = bf.analysis.composition(list(genotypes.values()))
         write_atomic(target / "composition.csv", comma_separated(tuple(rows[0]), [tuple(row.values()) for row in rows]))
     if entropies:
         points = [(name, epoch, value) for name, own in entropies.items() for epoch, value in enumerate(own.tolist())]

@@ -27,8 +27,8 @@ from bionas_fast.cli.search import search
 from bionas_fast.cli.settings import list_settings
 from bionas_fast.cli.show import show
 from bionas_fast.cli.train import train
-from bionas_fast.errors import InputError
-from bionas_fast.runtime import distributed
+from bionas_fast.errors import InputError, PeerLost
+from bionas_fast.runtime.launch import launched_rank
 
 app = typer.Typer(
     help=bf.__doc__,
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug or not (format_message or isinstance(error, InputError)):
             raise
         # Of several processes, only rank 0 reports bad input; every one reports that another process has died.
-        silent = not distributed.is_main() and not isinstance(error, distributed.PeerLost)
+        silent = launched_rank() != 0 and not isinstance(error, PeerLost)
         console = Console(stderr=True, quiet=silent)
         message = format_message() if format_message else error
         console.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)

@@ -6,29 +6,26 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import nn
 
+import bionas_fast as bf
 from bionas_fast.cli.options import AsJson, Plugins, takes_record, with_plugins
 from bionas_fast.cli.output import interruptible, out, print_json, print_lines, print_table, progress, say
 from bionas_fast.cli.sources import named_runs
 from bionas_fast.config import RunConfig
-from bionas_fast.data import AnyDataset, configured, expect_shape
 from bionas_fast.errors import InputError, Interrupted
-from bionas_fast.report.figure import render
-from bionas_fast.report.robustness import accuracy_figure
-from bionas_fast.robustness import AttackConfig, Robustness, attack_names, expect_possible, parse_attack
-from bionas_fast.robustness import attack as attack_network
-from bionas_fast.robustness import table as tables
+from bionas_fast.robustness.attacks import attack_names, parse_attack
+from bionas_fast.robustness.config import AttackConfig
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import NewFolder
 from bionas_fast.runs.kinds import get_kind
-from bionas_fast.runtime.device import resolve_device
-from bionas_fast.training import load
-from bionas_fast.training.load import expect_trained
-from bionas_fast.training.substitute import substitute_config, train_substitute
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bionas_fast.data import AnyDataset
 
 PLOT = "accuracy.svg"
 #: The folder, inside that of the results, of the network that transfer attacks are computed on.
@@ -92,14 +89,19 @@ def attack(
     Robust accuracy with its interval for every attack, network and gradient; their difference, blindness; and warnings
     where the figures overstate robustness. Only images that a network classifies correctly are attacked.
     """
+    from bionas_fast.report.figure import render
+    from bionas_fast.report.robustness import accuracy_figure
+    from bionas_fast.robustness import table as tables
+    from bionas_fast.runtime.device import resolve_device
+
     config, named, where = attacker.config(), named_runs(runs), resolve_device(device)
     transferred = any(parse_attack(name).family.transferred for name in config.attacks)
-    expect_possible(config, transferred)
+    bf.robustness.expect_possible(config, transferred)
     run, data = _trained_on(named, data_dir, plugins or ())
-    networks = {name: load(path, plugins=plugins or ()) for name, path in named.items()}
-    crafted_on = None if source is None else load(source, plugins=plugins or ())
+    networks = {name: bf.load(path, plugins=plugins or ()) for name, path in named.items()}
+    crafted_on = None if source is None else bf.load(source, plugins=plugins or ())
     path = NewFolder("attack-" + "-".join(named)).make() if folder is None else folder
-    results: dict[str, Robustness] = {}
+    results: dict[str, bf.robustness.Robustness] = {}
     place = SUBSTITUTE
     with interruptible():
         try:
@@ -107,7 +109,7 @@ def attack(
                 crafted_on = _substitute(run, data, path / SUBSTITUTE, plugins or ())
             crafted_on = None if crafted_on is None else crafted_on.to(where)
             for place, network in networks.items():
-                results[place] = attack_network(
+                results[place] = bf.attack(
                     network.to(where), data, config, source=crafted_on, out=path / place, progress=progress()
                 )
         except KeyboardInterrupt:
@@ -134,6 +136,8 @@ def _trained_on(named: dict[str, Path], data_dir: Path | None, plugins: Sequence
     Raises:
         InputError: a run without a trained network; several datasets; a dataset that is missing or has changed.
     """
+    from bionas_fast.training.loading import expect_trained
+
     records = {name: expect_trained(run).read() for name, run in named.items()}
     datasets = {name: str(record.settings.get("dataset")) for name, record in records.items()}
     if len(set(datasets.values())) > 1:
@@ -144,13 +148,15 @@ def _trained_on(named: dict[str, Path], data_dir: Path | None, plugins: Sequence
     if data_dir is not None:
         settings["data_dir"] = str(data_dir)
     config = get_kind(first.kind).settings(**settings)
-    data = configured(config)
-    expect_shape(data, first.network)
+    data = bf.data.configured(config)
+    bf.data.expect_shape(data, first.network)
     return config, data
 
 
 def _substitute(run: RunConfig, data: AnyDataset, path: Path, plugins: Sequence[str]) -> nn.Module:
     """Train a network under back-propagation that transfer attacks are computed on, unless that has been done."""
+    from bionas_fast.training.substitute import substitute_config, train_substitute
+
     config = substitute_config(run, data)
     text = f"transfer: computed on a {config.architecture} that {config.epochs} epochs of bp train in {path}"
     say(f"{text}; --source RUN takes another network")

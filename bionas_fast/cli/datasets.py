@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from bionas_fast import data
 from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import print_entry, print_json, print_lines, say
-from bionas_fast.data import SIZES, dataset_names, describe_dataset, load_dataset
 
 
 @with_plugins
@@ -22,7 +22,7 @@ def list_datasets(
 ) -> None:
     """List the datasets; with a name, load it, or say where it was looked for and how to get it."""
     if name is not None:
-        found = load_dataset(name, data_dir, download=download)
+        found = data.load_dataset(name, data_dir, download=download)
         facts = {
             "dataset": name,
             "training images": len(found.labels),
@@ -35,7 +35,7 @@ def list_datasets(
         else:
             print_lines({key: str(value) for key, value in facts.items()})
         return
-    rows = [_row(known) for known in dataset_names()]
+    rows = [_row(known) for known in data.dataset_names()]
     if as_json:
         print_json(rows)
         return
@@ -46,12 +46,12 @@ def list_datasets(
 
 
 def _row(name: str) -> dict[str, Any]:
-    size = SIZES.get(name)
+    size = data.SIZES.get(name)
     return {
         "dataset": f"{name}…" if name.endswith(":") else name,
         "training": None if size is None else size.images,
         "test": None if size is None else size.test_images,
         "image": None if size is None else "×".join(map(str, size.image)),
         "classes": None if size is None else size.num_classes,
-        "description": describe_dataset(name).partition("\n")[0],
+        "description": data.describe_dataset(name).partition("\n")[0],
     }

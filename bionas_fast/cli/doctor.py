@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from bionas_fast import backends, rules
+from bionas_fast import rules
 from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_json, print_lines
 from bionas_fast.data import dataset_names
-from bionas_fast.runs.folder import machine
+from bionas_fast.runtime.machine import machine
 from bionas_fast.searching import method_names
 from bionas_fast.space import operation_names, space_names
 
@@ -20,6 +20,10 @@ def doctor(
 ) -> None:
     """Show versions, registered names, and the backend of every op."""
     import torch
+
+    from bionas_fast import backends
+    from bionas_fast.models import planar  # noqa: F401  (their imports declare all ops)
+    from bionas_fast.supernet import stacked  # noqa: F401
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     choices = [backends.explain(op, device) for op in backends.op_names() for device in devices]

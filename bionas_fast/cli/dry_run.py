@@ -7,13 +7,12 @@ import yaml
 import bionas_fast as bf
 from bionas_fast.cli.output import out, print_lines, say
 from bionas_fast.config import RunConfig
-from bionas_fast.space import Genotype
 
 #: Seconds for the measurement.
 _SECONDS = 20.0
 
 
-def print_plan(config: RunConfig, genotype: Genotype | None = None) -> None:
+def print_plan(config: RunConfig, genotype: bf.Genotype | None = None) -> None:
     """Print the settings of a run as YAML, and what it would cost on this machine.
 
     Args:

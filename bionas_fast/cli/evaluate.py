@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+import bionas_fast as bf
 from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_lines
 from bionas_fast.config import DescentConfig, RunConfig
-from bionas_fast.data import AnyDataset, Dataset, LabelledImages, MemoryImages, configured, expect_shape
-from bionas_fast.evaluation import Evaluation, measure
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind
-from bionas_fast.runtime.arithmetic import precision
-from bionas_fast.runtime.device import resolve_device
-from bionas_fast.training import load
+
+if TYPE_CHECKING:
+    from bionas_fast.evaluation import Evaluation
 
 #: The largest confusion matrix that is printed.
 _PRINTED = 20
@@ -34,14 +33,17 @@ def evaluate(
     plugins: Plugins = None,
 ) -> None:
     """Test a trained network: accuracy (top-1 and top-5), per class, confusion matrix, calibration."""
-    network = load(run, plugins=plugins or (), best=best).to(resolve_device(device))
+    from bionas_fast.evaluation import measure
+    from bionas_fast.runtime.device import resolve_device
+
+    network = bf.load(run, plugins=plugins or (), best=best).to(resolve_device(device))
     record = RunFolder.open(run).read()
     config = get_kind(record.kind).settings(**{**record.settings, "download": False})
-    trained = data = configured(config)
+    trained = data = bf.data.configured(config)
     if dataset or data_dir:
-        data = configured(_with_dataset(config, trained, dataset or config.dataset, data_dir))
-    expect_shape(data, record.network)
-    with precision(config.precision):
+        data = bf.data.configured(_with_dataset(config, trained, dataset or config.dataset, data_dir))
+    bf.data.expect_shape(data, record.network)
+    with bf.precision(config.precision):
         found = measure(network, _test_images(data, trained))
     if as_json:
         print(found.to_json())
@@ -49,18 +51,18 @@ def evaluate(
         _print(found)
 
 
-def _with_dataset(config: RunConfig, trained: AnyDataset, dataset: str, data_dir: Path | None) -> RunConfig:
+def _with_dataset(config: RunConfig, trained: bf.data.AnyDataset, dataset: str, data_dir: Path | None) -> RunConfig:
     """Replace the dataset in the settings of a run; its images are read in the same way."""
     settings: dict[str, object] = {"dataset": dataset, "data_dir": data_dir and str(data_dir)}
     if isinstance(config, DescentConfig):
-        settings["in_memory"] = isinstance(trained, Dataset)
+        settings["in_memory"] = isinstance(trained, bf.data.Dataset)
     return config.with_settings(**settings)
 
 
-def _test_images(data: AnyDataset, trained: AnyDataset) -> LabelledImages:
+def _test_images(data: bf.data.AnyDataset, trained: bf.data.AnyDataset) -> bf.data.LabelledImages:
     """Return the test images, normalised like the training images of the network."""
-    if isinstance(data, Dataset):
-        return MemoryImages(data.test_images, data.test_labels, trained.mean, trained.std)
+    if isinstance(data, bf.data.Dataset):
+        return bf.data.MemoryImages(data.test_images, data.test_labels, trained.mean, trained.std)
     return data.test
 
 

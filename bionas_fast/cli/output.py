@@ -19,7 +19,7 @@ from rich.text import Text
 
 from bionas_fast.errors import BionasWarning, InputError, printable
 from bionas_fast.runs.terminal import TerminalProgress
-from bionas_fast.runtime import distributed
+from bionas_fast.runtime.launch import launched_rank
 
 out, err = Console(), Console(stderr=True)
 
@@ -95,7 +95,7 @@ def show_messages(verbosity: int, log_file: Path | None) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    out.quiet = not distributed.is_main()
+    out.quiet = launched_rank() != 0
     err.quiet = out.quiet or verbosity < 0
     while _log_files:
         _log_files.pop().close()

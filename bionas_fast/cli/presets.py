@@ -13,7 +13,6 @@ from bionas_fast import presets
 from bionas_fast.cli.options import AsJson
 from bionas_fast.cli.output import out, print_json, print_lines, say
 from bionas_fast.cli.show import read_genotype
-from bionas_fast.estimation import duration, steps
 from bionas_fast.presets import Preset
 from bionas_fast.runs.kinds import get_kind, kind_names
 
@@ -54,6 +53,8 @@ def list_presets(
 
 def _record(preset: Preset, genotype: str, seconds: float | None) -> dict[str, Any]:
     """Describe a preset by plain values, and measure what it costs if there is time for it."""
+    from bionas_fast.estimation import steps
+
     config = _config(preset)
     record = {
         "preset": preset.name,
@@ -66,6 +67,8 @@ def _record(preset: Preset, genotype: str, seconds: float | None) -> dict[str, A
 
 
 def _print_sources(listed: list[Preset]) -> None:
+    from bionas_fast.estimation import steps
+
     rows = [("preset", "for", "data", "network", "steps", "source")]
     for preset in listed:
         config = _config(preset)
@@ -81,6 +84,8 @@ def _print_sources(listed: list[Preset]) -> None:
 
 
 def _print_costs(listed: list[Preset], genotype: str, seconds: float) -> None:
+    from bionas_fast.estimation import duration
+
     table = Table("preset", "parameters", "multiply-adds", "steps", "step", "time", "memory", box=None)
     for preset in listed:
         found = _estimate(preset, genotype, seconds)

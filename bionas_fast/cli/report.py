@@ -71,4 +71,4 @@ def _expect_page(path: Path) -> Path:
 def _facts(path: Path) -> RunFacts:
     folder = RunFolder.open(path)
     record = folder.read()
-    return get_kind(record.kind).facts(folder, record) if record.kind in kind_names() else NO_FACTS
+    return get_kind(record.kind).trainer.facts(folder, record) if record.kind in kind_names() else NO_FACTS

@@ -15,8 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bionas_fast.cli.options import AsJson, takes_record
 from bionas_fast.cli.output import err, interruptible, out, print_json, print_lines, print_table, say
 from bionas_fast.errors import InputError
-from bionas_fast.estimation import duration
-from bionas_fast.report.figure import render
 from bionas_fast.reproduce import (
     Experiment,
     Listener,
@@ -24,7 +22,6 @@ from bionas_fast.reproduce import (
     Plan,
     Scale,
     Step,
-    estimate_costs,
     experiment_names,
     get_experiment,
     run_steps,
@@ -33,6 +30,7 @@ from bionas_fast.reproduce import (
 from bionas_fast.reproduce.runner import LOGS, is_done
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.summary import RunSummary
+from bionas_fast.runs.terminal import duration
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,8 @@ def reproduce(
 
 def _write(experiment: Experiment, plan: Plan) -> list[Part]:
     """Write what there is of a table or figure into the folder of all runs."""
+    from bionas_fast.report.figure import render
+
     parts = experiment.parts(plan)
     if parts:
         again = shlex.join(["bionas-fast", "reproduce", experiment.name, "--scale", plan.scale.name])
@@ -137,6 +137,8 @@ def _page(parts: Sequence[Part], command: str) -> str:
 
 def _print_costs(steps: Sequence[Step], plan: Plan) -> None:
     """Measure and print what the steps cost."""
+    from bionas_fast.reproduce import estimate_costs
+
     first = [step for step in steps if step.seed == 0]
     costs = estimate_costs(first, measuring=lambda step: say(f"measuring {step.name}"))
     rows = [

@@ -27,7 +27,7 @@ def list_runs(
         except InputError as error:
             damaged.append(str(error))
     if as_json:
-        print_json([_row(summary, folder) for summary in summaries])
+        print_json([_row(summary, folder) | _duration(summary) for summary in summaries])
     else:
         run = Column("run", overflow="fold")  # the words of further commands, never cut
         table = Table(run, "kind", "data", "seed", "epochs", "state", "accuracy %", box=None, header_style="bold")
@@ -38,7 +38,7 @@ def list_runs(
         say(f"note: {message}")
 
 
-def _row(summary: RunSummary, folder: Path) -> Mapping[str, Any]:
+def _row(summary: RunSummary, folder: Path) -> dict[str, Any]:
     return {
         "run": str(summary.path.relative_to(folder)) if summary.path != folder else folder.name,
         "kind": summary.label,
@@ -48,6 +48,12 @@ def _row(summary: RunSummary, folder: Path) -> Mapping[str, Any]:
         "state": summary.state,
         "accuracy": summary.accuracy,
     }
+
+
+def _duration(summary: RunSummary) -> Mapping[str, float | None]:
+    found = summary.duration
+    wall, processor = (None, None) if found is None else (found.wall, found.processor)
+    return {"wall_seconds": wall, "processor_seconds": processor}
 
 
 def _text(value: Any) -> str:

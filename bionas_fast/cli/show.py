@@ -10,15 +10,12 @@ from typing import Annotated
 import typer
 
 import bionas_fast as bf
-from bionas_fast import report
+from bionas_fast import models, report, space
 from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_json, print_lines, say
 from bionas_fast.errors import InputError
-from bionas_fast.models import measure_size
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind
-from bionas_fast.space import Genotype, published, published_names
-from bionas_fast.training.network import DataShape
 
 
 @with_plugins
@@ -48,14 +45,16 @@ def show(
             report.draw_genotype(genotype, out)
             out.print()
     if folder is not None and record is not None and trained:
-        network = get_kind(record.kind).load_network(folder, record)
+        network = get_kind(record.kind).trainer.load_network(folder, record)
+        from bionas_fast.training.network import DataShape
+
         shape = DataShape.read(record)
         image, head = (shape.in_channels, *shape.image_size), {}
     elif genotype is not None:
         channels, cells = genotype.skeleton.published
         network, image = bf.build_network(genotype, channels=channels, cells=cells), (3, 32, 32)
         head = {"network": f"{cells} cells, {channels} channels, images of 32x32 pixels"}
-    size = measure_size(network, image)
+    size = models.measure_size(network, image)
     if as_json:
         drawn = None if genotype is None else json.loads(genotype.to_json())
         sizes = {"parameters": size.parameters, "multiply-adds": size.operations, "weights by rule": size.weights}
@@ -64,12 +63,12 @@ def show(
         print_lines({**head, **size.lines()})
 
 
-def read_genotype(source: str | Path) -> Genotype:
+def read_genotype(source: str | Path) -> bf.Genotype:
     """Read a genotype from its file or from a run folder, or look up a published one; a file of that name counts first.
 
     Raises:
         InputError: the genotype does not exist or is damaged.
     """
-    if source in published_names() and not os.path.exists(source):
-        return published(str(source)).genotype
-    return Genotype.load(RunFolder.open(source).file(GENOTYPE) if os.path.isdir(source) else source)
+    if source in space.published_names() and not os.path.exists(source):
+        return space.published(str(source)).genotype
+    return bf.Genotype.load(RunFolder.open(source).file(GENOTYPE) if os.path.isdir(source) else source)

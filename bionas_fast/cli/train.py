@@ -20,15 +20,11 @@ from bionas_fast.cli.sources import Source, configuration
 from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
 from bionas_fast.runs.folder import NewFolder, RunFolder
-from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.kinds import Kind, get_kind, kind_names
 from bionas_fast.runs.seeds import SeedTable
-from bionas_fast.runs.trainer import Trainer
-from bionas_fast.training import TrainResult
 
 #: The names of networks other than genotypes, from the kinds of run.
-_NETWORKS: Mapping[str, type[Trainer]] = {
-    word: trainer for trainer in map(get_kind, kind_names()) for word in trainer.sources
-}
+_NETWORKS: Mapping[str, Kind] = {word: kind for kind in map(get_kind, kind_names()) for word in kind.sources}
 Sources = Annotated[
     list[str] | None,
     typer.Argument(
@@ -149,10 +145,10 @@ def train(
         raise InputError("--compare names the rules of all variants: omit --rule, --everywhere and --shuffle-rules")
     network = _network(words, resume)
     if network is not None:
-        named = network.settings_of_source(words[0]) if words else {}
-        given = given.with_options(**named, **assignment.settings(network.kind))
+        named = network.trainer.settings_of_source(words[0]) if words else {}
+        given = given.with_options(**named, **assignment.settings(network.name))
         if repetition.given:
-            config: Any = given.recorded(network.kind)
+            config: Any = given.recorded(network.name)
             _print_repeated(partial(_repetition(repetition), None, config), wanted)
         else:
             _train_network(network, given, wanted)
@@ -164,7 +160,7 @@ def train(
         _train_genotype(read, given, assignment, wanted)
 
 
-def _network(words: Sequence[str], resume: Path | None) -> type[Trainer] | None:
+def _network(words: Sequence[str], resume: Path | None) -> Kind | None:
     """Return the kind of run that trains the named network; None for genotypes."""
     named = next((word for word in words if word in _NETWORKS), None)
     if named is not None and len(words) > 1:
@@ -172,9 +168,9 @@ def _network(words: Sequence[str], resume: Path | None) -> type[Trainer] | None:
     if resume is None or not os.path.isfile(resume / CONFIG):
         return None if named is None else _NETWORKS[named]
     kind = RunFolder.open(resume).read().kind
-    network = next((trainer for trainer in _NETWORKS.values() if trainer.kind == kind), None)
+    network = next((own for own in _NETWORKS.values() if own.name == kind), None)
     if network is not None and words and words[0] not in network.sources:
-        raise InputError(f"{resume} trains {network.kind}, not {words[0]}")
+        raise InputError(f"{resume} trains {network.name}, not {words[0]}")
     return network
 
 
@@ -218,18 +214,18 @@ def _print_repeated(repeat: Callable[..., SeedTable], wanted: Wanted) -> None:
         raise InputError("; ".join(table.failures))
 
 
-def _train_network(trainer: type[Trainer], given: Given, wanted: Wanted) -> None:
+def _train_network(kind: Kind, given: Given, wanted: Wanted) -> None:
     resume, place = wanted.resume, cast("Path | NewFolder | None", wanted.folder)
     if wanted.dry_run:
-        print_plan(given.recorded(trainer.kind, resume))
+        print_plan(given.recorded(kind.name, resume))
         return
     if resume is None:
-        config: Any = given.recorded(trainer.kind)
-        place = place or NewFolder(f"{trainer.kind}-{config.dataset}-{config.rule}-seed{config.seed}")
+        config: Any = given.recorded(kind.name)
+        place = place or NewFolder(f"{kind.name}-{config.dataset}-{config.rule}-seed{config.seed}")
     else:
-        config = given.resumed(trainer.kind, resume)
+        config = given.resumed(kind.name, resume)
     with interruptible():
-        result = trainer.start(config, out=place, resume=resume, progress=progress())
+        result = kind.trainer.start(config, out=place, resume=resume, progress=progress())
     if result.run_dir is not None:  # this process writes, and prints
         _print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])}, wanted)
 
@@ -259,7 +255,7 @@ def _train_genotype(read: Sequence[Source], given: Given, assignment: Assignment
     _print_trained(result, {"genotype": result.network.genotype.hash}, wanted)
 
 
-def _print_trained(result: TrainResult[Any], head: Mapping[str, str], wanted: Wanted) -> None:
+def _print_trained(result: bf.TrainResult[Any], head: Mapping[str, str], wanted: Wanted) -> None:
     """Print the result of a training, after the lines of ``head``."""
     if wanted.as_json:
         size = {"parameters": result.size.parameters, "multiply-adds": result.size.operations}

@@ -1,17 +1,64 @@
 """Datasets: registry, loaders, user data, and in-memory batches."""
 
-from bionas_fast.data import imagenet as _imagenet  # these register their datasets
-from bionas_fast.data import imagenet16 as _imagenet16
-from bionas_fast.data import noise as _noise
-from bionas_fast.data import small as _small
-from bionas_fast.data import torchvision_sets as _torchvision_sets
-from bionas_fast.data import user_data as _user_data
-from bionas_fast.data.augment import Augment
-from bionas_fast.data.batches import BatchStream, MemoryImages, as_float, evaluation_batches, normalise, split
-from bionas_fast.data.dataset import Dataset, Source
-from bionas_fast.data.file_dataset import AnyDataset, FileDataset, Reading
-from bionas_fast.data.file_stream import FileImages, FileStream, Views
-from bionas_fast.data.labelled import LabelledImages, Stream
-from bionas_fast.data.registry import dataset_names, describe_dataset, load_dataset, open_dataset, register_dataset
-from bionas_fast.data.settings import configured, expect_shape, network_shape
-from bionas_fast.data.sizes import SIZES, DatasetSize, dataset_size
+from typing import TYPE_CHECKING
+
+from bionas_fast.imports import on_first_use
+
+if TYPE_CHECKING:
+    from bionas_fast.data.augment import Augment
+    from bionas_fast.data.batches import BatchStream, MemoryImages, as_float, evaluation_batches, normalise, split
+    from bionas_fast.data.dataset import Dataset, Source
+    from bionas_fast.data.file_dataset import AnyDataset, FileDataset, Reading
+    from bionas_fast.data.file_stream import FileImages, FileStream, Views
+    from bionas_fast.data.labelled import LabelledImages, Stream
+    from bionas_fast.data.names import dataset_names, describe_dataset, register_dataset
+    from bionas_fast.data.registry import load_dataset, open_dataset
+    from bionas_fast.data.settings import configured, expect_shape, network_shape
+    from bionas_fast.data.sizes import SIZES, DatasetSize, dataset_size
+else:
+    __getattr__, __dir__ = on_first_use(
+        __name__,
+        {
+            "augment": "Augment",
+            "batches": "BatchStream MemoryImages as_float evaluation_batches normalise split",
+            "dataset": "Dataset Source",
+            "file_dataset": "AnyDataset FileDataset Reading",
+            "file_stream": "FileImages FileStream Views",
+            "labelled": "LabelledImages Stream",
+            "names": "dataset_names describe_dataset register_dataset",
+            "registry": "load_dataset open_dataset",
+            "settings": "configured expect_shape network_shape",
+            "sizes": "SIZES DatasetSize dataset_size",
+        },
+    )
+
+__all__ = [
+    "SIZES",
+    "AnyDataset",
+    "Augment",
+    "BatchStream",
+    "Dataset",
+    "DatasetSize",
+    "FileDataset",
+    "FileImages",
+    "FileStream",
+    "LabelledImages",
+    "MemoryImages",
+    "Reading",
+    "Source",
+    "Stream",
+    "Views",
+    "as_float",
+    "configured",
+    "dataset_names",
+    "dataset_size",
+    "describe_dataset",
+    "evaluation_batches",
+    "expect_shape",
+    "load_dataset",
+    "network_shape",
+    "normalise",
+    "open_dataset",
+    "register_dataset",
+    "split",
+]

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from bionas_fast.choices import Policy
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.runtime.isolation import seeded
-
-#: Sets of random image operations by torchvision: RandAugment (Cubuk et al. 2020), TrivialAugment (Müller and Hutter
-#: 2021), and AutoAugment (Cubuk et al. 2019) with the policy found on a dataset.
-Policy = Literal[
-    "none", "randaugment", "trivialaugment", "autoaugment-cifar10", "autoaugment-svhn", "autoaugment-imagenet"
-]
 
 
 class Drawn(NamedTuple):

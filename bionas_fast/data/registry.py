@@ -1,4 +1,4 @@
-"""The registry of datasets: :func:`load_dataset` and :func:`register_dataset`.
+"""Loading of datasets by their names, and the loaders of some: :func:`load_dataset`.
 
 @bionas_fast.data.register_dataset("stripes")
 def stripes(data_dir, *, download, seed):
@@ -8,11 +8,10 @@ def stripes(data_dir, *, download, seed):
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,57 +24,17 @@ from bionas_fast.data.batches import split
 from bionas_fast.data.dataset import Dataset
 from bionas_fast.data.file_dataset import AnyDataset, FileDataset, Reading
 from bionas_fast.data.files import default_folder, read_idx
+from bionas_fast.data.names import register_dataset, registry
 from bionas_fast.errors import InputError, expect_type, printable
-from bionas_fast.registry import Registry
 
 #: Folder of Debian's package dataset-fashion-mnist.
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
-#: Called as ``loader(data_dir, download=..., seed=...)``; ``data_dir`` is None for the default folder. The
-#: loader of a scheme takes the text after the colon as its first argument.
-Loader = Callable[..., AnyDataset]
-L = TypeVar("L", bound=Loader)
 D = TypeVar("D", bound=AnyDataset)
 
 #: Receives one line for each dataset loaded: a warning if something was left out, otherwise information.
 logger = logging.getLogger("bionas_fast.data")
-
-_registry: Registry[Loader] = Registry("dataset")
-
-
-def register_dataset(name: str) -> Callable[[L], L]:
-    """Register ``loader(data_dir: Path | None, *, download: bool, seed: int)`` under a name. Use as a decorator.
-
-    The loader returns a :class:`Dataset`, or a :class:`FileDataset` whose images are read in batches. A name that ends
-    in a colon is a scheme: ``folder:photos`` calls the loader of ``folder:`` as
-    ``loader("photos", data_dir, download=..., seed=...)``.
-
-    Raises:
-        InputError: the name is not lower-case letters, digits and hyphens, or is taken by another loader.
-    """
-    if not name.removesuffix(":").replace("-", "").isalnum() or name != name.lower():
-        raise InputError(f"a dataset's name must be lower-case, such as 'fashion-mnist', not {name!r}")
-
-    def register(loader: L) -> L:
-        _registry.register(name, loader)
-        return loader
-
-    return register
-
-
-def dataset_names() -> tuple[str, ...]:
-    """Return the names of all registered datasets, in the order of registration."""
-    return _registry.names()
-
-
-def describe_dataset(name: str) -> str:
-    """Return the documentation of the loader of a dataset, whose first line says what the images are.
-
-    Raises:
-        InputError: there is no such dataset.
-    """
-    return inspect.getdoc(_registry.get(name)) or ""
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
@@ -129,9 +88,9 @@ def open_dataset(
 
 
 def _load(name: str, data_dir: str | Path | None, **further: Any) -> AnyDataset:
-    expect_type("dataset", name, str, f"such as {_registry.names()[0]!r}")
+    expect_type("dataset", name, str, f"such as {registry.names()[0]!r}")
     plain, colon, argument = name.partition(":")
-    load = _registry.get(plain + colon)
+    load = registry.get(plain + colon)
     if colon and not argument:
         raise InputError(f"dataset {name!r}: expected an argument after the colon, such as {name}PATH")
     folder = None if data_dir is None else Path(os.path.expanduser(data_dir))

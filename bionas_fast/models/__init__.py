@@ -1,6 +1,35 @@
 """Networks built from genotypes, residual networks, and SoftHebb networks."""
 
-from bionas_fast.models.genotype_network import GenotypeNetwork, NetworkOptions, build_network, evaluate_fast
-from bionas_fast.models.resnet import RESNETS, build_resnet
-from bionas_fast.models.size import NetworkSize, measure_size, weights_by_rule
-from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
+from typing import TYPE_CHECKING
+
+from bionas_fast.imports import on_first_use
+
+if TYPE_CHECKING:
+    from bionas_fast.models.genotype_network import GenotypeNetwork, NetworkOptions, build_network, evaluate_fast
+    from bionas_fast.models.resnet import RESNETS, build_resnet
+    from bionas_fast.models.size import NetworkSize, measure_size, weights_by_rule
+    from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
+else:
+    __getattr__, __dir__ = on_first_use(
+        __name__,
+        {
+            "genotype_network": "GenotypeNetwork NetworkOptions build_network evaluate_fast",
+            "resnet": "RESNETS build_resnet",
+            "size": "NetworkSize measure_size weights_by_rule",
+            "softhebb": "SoftHebbNetwork build_softhebb",
+        },
+    )
+
+__all__ = [
+    "RESNETS",
+    "GenotypeNetwork",
+    "NetworkOptions",
+    "NetworkSize",
+    "SoftHebbNetwork",
+    "build_network",
+    "build_resnet",
+    "build_softhebb",
+    "evaluate_fast",
+    "measure_size",
+    "weights_by_rule",
+]

@@ -13,6 +13,7 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from bionas_fast import rules
+from bionas_fast.choices import Initialisation, Stem
 from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import planar
 from bionas_fast.nn import FeedbackLayer, Linear, connect_direct_feedback, name_layers
@@ -20,8 +21,8 @@ from bionas_fast.nn.leaf import leaf
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Genotype
-from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell, Stem
-from bionas_fast.space.operations import Initialisation, Skip, convolution, initialised
+from bionas_fast.space.cells import CellNetwork, CellShape, NetworkShape, PreprocessedCell
+from bionas_fast.space.operations import Skip, convolution, initialised
 
 
 class Paths(NamedTuple):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast import rules
+from bionas_fast.choices import ResNet
 from bionas_fast.errors import expect_count, unknown
 from bionas_fast.nn import convert, name_layers
 from bionas_fast.runtime.isolation import seeded
 
-#: Residual blocks per stage of the networks for small images, by depth 6n + 2.
+#: Residual blocks per stage of the networks for small images, by depth 6n + 2; torchvision builds the others.
 _BLOCKS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
-#: The networks for ImageNet; torchvision builds them.
-_IMAGENET = ("resnet18", "resnet50")
-RESNETS = (*_BLOCKS, *_IMAGENET)
+RESNETS = get_args(ResNet)
 
 
 class BasicBlock(nn.Module):

@@ -166,7 +166,7 @@ def _share_of_bp(run: ReportedRun) -> float | None:
     if run.record.kind not in kind_names():
         return None
     try:
-        return get_kind(run.record.kind).share_of_bp(RunFolder.open(run.path), run.record)
+        return get_kind(run.record.kind).trainer.share_of_bp(RunFolder.open(run.path), run.record)
     except Unregistered:
         raise
     except InputError:

@@ -84,14 +84,14 @@ def _without(words: Sequence[str], options: Mapping[str, int]) -> list[str]:
 
 def _config(step: Step) -> RunConfig:
     """Return the settings of a step."""
-    trainer: Any = get_kind(step.words[0])
+    kind = get_kind(step.words[0])
     settings: dict[str, Any] = {}
     words = list(step.words[1:])
     if step.words[0] == "train":
         source = words.pop(0)
         named = (get_kind(kind) for kind in kind_names())
-        trainer = next((own for own in named if source in own.sources), trainer)
-        settings |= trainer.settings_of_source(source) if source in trainer.sources else {}
+        kind = next((own for own in named if source in own.sources), kind)
+        settings |= kind.trainer.settings_of_source(source) if source in kind.sources else {}
     words = _without(words, {**_FREE, **_PLACES})
     for option, value in zip(words[::2], words[1::2], strict=True):
         if option == "--preset":
@@ -103,7 +103,7 @@ def _config(step: Step) -> RunConfig:
             settings["rules"] = tuple(value.split(","))
         else:
             settings[option.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
-    return trainer.settings(**settings)
+    return kind.settings(**settings)
 
 
 def _genotype(step: Step, config: RunConfig, searches: Mapping[Path, Step]) -> Genotype | None:

@@ -10,22 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
-from bionas_fast.analysis import WeightDistribution, measure_weights
-from bionas_fast.analysis.figures import weights_figure
 from bionas_fast.config import CONFIG
 from bionas_fast.errors import unknown
-from bionas_fast.report.layers import alignment_figure, gradients_figure
 from bionas_fast.reproduce.plan import Plan, Step, read_table
-from bionas_fast.robustness.table import TABLE_JSON
 from bionas_fast.runs.folder import LAYERS, RunFolder
 from bionas_fast.runs.kinds import get_kind
-from bionas_fast.runs.seeds import LEGEND, NOTHING, Interval, SeedTable, Series, markdown
+from bionas_fast.runs.seeds import LEGEND, NOTHING, TABLE_JSON, Interval, SeedTable, Series, markdown
 from bionas_fast.runs.summary import RunSummary
-from bionas_fast.training import load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bionas_fast.analysis import WeightDistribution
 
 
 @dataclass(frozen=True)
@@ -209,6 +207,8 @@ class GradientFigure(Experiment):
 
     def figures(self, plan: Plan) -> dict[str, Figure]:
         """Draw the course of the first seed."""
+        from bionas_fast.report.layers import alignment_figure, gradients_figure
+
         rows = {name: _layers(plan.folder(run, 0)) for name, run in self.data["networks"].items()}
         rows = {name: own for name, own in rows.items() if own}
         if not rows:
@@ -238,6 +238,8 @@ class WeightFigure(Experiment):
 
     def figures(self, plan: Plan) -> dict[str, Figure]:
         """Draw the distributions of the first seed."""
+        from bionas_fast.analysis.figures import weights_figure
+
         weights = {name: _weights(plan.folder(run, 0)) for name, run in self.data["networks"].items()}
         weights = {name: own for name, own in weights.items() if own}
         return {"weights": weights_figure(weights)} if weights else {}
@@ -283,7 +285,7 @@ def _series(row: str, plan: Plan, run: str, *, as_error: bool) -> Series:
         values[seed] = 100 - accuracy if as_error else accuracy
         folder = RunFolder.open(path)
         record = folder.read()
-        share = get_kind(record.kind).share_of_bp(folder, record)
+        share = get_kind(record.kind).trainer.share_of_bp(folder, record)
         if share is not None:
             shares[seed] = share
     return Series(row, values, shares)
@@ -320,6 +322,9 @@ def _layers(path: Path) -> list[dict[str, Any]]:
 
 def _weights(path: Path) -> tuple[WeightDistribution, ...]:
     """Return the distribution of all weights of a trained network, and those of its rules."""
+    from bionas_fast.analysis import measure_weights
+    from bionas_fast.training import load
+
     if _accuracy(path) is None:
         return ()
     network = load(path)

@@ -13,8 +13,8 @@ from pathlib import Path
 from bionas_fast.config import CONFIG
 from bionas_fast.errors import Interrupted
 from bionas_fast.reproduce.plan import Step
-from bionas_fast.robustness.table import TABLE_JSON
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.runs.seeds import TABLE_JSON
 from bionas_fast.runs.signals import Interrupts
 from bionas_fast.runs.summary import RunSummary
 
@@ -142,8 +142,8 @@ def _launches(step: Step) -> bool:
     """Whether several processes can run a step together."""
     if not step.is_run:
         return False
-    trainers = (get_kind(kind) for kind in kind_names())
-    return not any(trainer.single_process and step.words[1] in trainer.sources for trainer in trainers)
+    kind = next((kind for kind in map(get_kind, kind_names()) if step.words[1] in kind.sources), None)
+    return kind is None or not kind.trainer.single_process
 
 
 def _stop(running: Sequence[_Process]) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.registry import Registry
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 #: A perturbing function: (images [N, C, H, W] in [0, 1], labels [N]) → perturbed images.
-Perturb = Callable[[Tensor, Tensor], Tensor]
+Perturb = Callable[["Tensor", "Tensor"], "Tensor"]
 #: Builds the function: (network, amount, ε, seed, step size) → function.
-Build = Callable[[nn.Module, int, float, int, float], Perturb]
+Build = Callable[["nn.Module", int, float, int, float], Perturb]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,8 @@ def _square(net: nn.Module, queries: int, eps: float, seed: int, step_size: floa
 
 
 def _autoattack(net: nn.Module, _: int, eps: float, seed: int, step_size: float) -> Perturb:
+    import torch
+
     package = torchattacks()
 
     def perturb(images: Tensor, labels: Tensor) -> Tensor:
@@ -156,6 +158,7 @@ def _deepfool(net: nn.Module, steps: int, eps: float, seed: int, step_size: floa
 
 def _noise(net: nn.Module, draws: int, eps: float, seed: int, step_size: float) -> Perturb:
     """Build the control: every pixel changes by +ε or -ε at random; of several draws, the last that fools counts."""
+    import torch
 
     @torch.no_grad()
     def perturb(images: Tensor, labels: Tensor) -> Tensor:

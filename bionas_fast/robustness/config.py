@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from bionas_fast.choices import Gradient
 from bionas_fast.config import Config, Option
 from bionas_fast.errors import InputError
 from bionas_fast.robustness.attacks import parse_attack
-
-#: What an attacker differentiates: the feedback that the network learns by, or the true gradient.
-Gradient = Literal["feedback", "true"]
 
 
 class AttackConfig(Config):

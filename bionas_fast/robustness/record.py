@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bionas_fast.choices import Gradient
 from bionas_fast.errors import InputError
-from bionas_fast.robustness.config import Gradient
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.lock import FolderLock
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from bionas_fast.robustness.results import Outcome, Robustness, show_eps
 from bionas_fast.runs.files import write_atomic
-from bionas_fast.runs.seeds import NOTHING, comma_separated, markdown
+from bionas_fast.runs.seeds import NOTHING, TABLE_CSV, TABLE_JSON, TABLE_MARKDOWN, comma_separated, markdown
 
-TABLE_MARKDOWN, TABLE_CSV, TABLE_JSON = "table.md", "table.csv", "table.json"
 LEGEND = (
     "Robust accuracy: the share of all images, in %, that are classified correctly before and after the attack, with "
     "its 95 % confidence interval (Wilson); after a comma, the median Euclidean norm of successful perturbations. "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bionas_fast.config import Duration
 from bionas_fast.errors import InputError, Interrupted
 from bionas_fast.runs.folder import REPORT, RunFolder
 from bionas_fast.runs.progress import Progress
@@ -41,6 +43,8 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
                         _train(trainer, progress, saver.after_step, saver.after_epoch)
                 if folder is not None and not (complete and (folder.path / REPORT).is_file()):
                     trainer.write_report(folder)
+                if not complete:
+                    saver.save_duration()
             except (InputError, RuntimeError) as error:
                 # After the loss of a process, what is read from a GPU may be anything, and so may its error.
                 lost = error if isinstance(error, distributed.PeerLost) else distributed.lost_peer()
@@ -92,6 +96,8 @@ class _Saver:
         self.folder = folder
         self.interrupts = interrupts
         self.saved = time.monotonic()
+        self._begun = self.saved, _processor_seconds()
+        self._before = (folder.read().duration if folder else None) or Duration()
         self.scalars = ScalarWriter(folder, len(trainer.metrics)) if folder and trainer.config.tensorboard else None
 
     def __enter__(self) -> _Saver:
@@ -133,4 +139,17 @@ class _Saver:
         self.trainer.expect_finite()  # a checkpoint that could not be resumed would replace one that can
         if self.folder is not None:
             self.folder.write_checkpoint(self.trainer.state_dict(), best=best)
+        self.save_duration()
         self.saved = time.monotonic()
+
+    def save_duration(self) -> None:
+        """Add the time since the beginning or the resumption of the run to that before."""
+        wall, processor = self._begun
+        (used,) = distributed.all_reduce_sum(_processor_seconds() - processor)
+        if self.folder is not None:
+            self.folder.write_duration(self._before + Duration(time.monotonic() - wall, used))
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])

@@ -9,21 +9,22 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
-from bionas_fast.config import CONFIG, RunRecord
+from bionas_fast.config import CONFIG, Duration, RunRecord
 from bionas_fast.errors import InputError, expect_type
-from bionas_fast.runs import checkpoint
 from bionas_fast.runs.files import is_draft, write_atomic
 from bionas_fast.runs.lock import HOLDER, LOCK, FolderLock
 from bionas_fast.runtime.machine import machine
+
+if TYPE_CHECKING:
+    import numpy as np
 
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
@@ -33,6 +34,10 @@ BEST = "best.pt"
 GENOTYPE = "genotype.json"
 REPORT = "report.html"
 EVALUATION = "evaluation.json"
+
+
+#: The entry of the duration in a run's configuration.
+_DURATION = re.compile(r"^duration:\n(?: .*\n?)*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,12 @@ class RunFolder:
         content = {"kind": kind, **settings, "plugins": list(plugins), **shape, "machine": machine()}
         self.write(CONFIG, yaml.safe_dump(content, sort_keys=False))
 
+    def write_duration(self, duration: Duration) -> None:
+        """Replace the duration in the description of the run."""
+        others = _DURATION.sub("", (self.path / CONFIG).read_text(encoding="utf-8")).rstrip("\n")
+        entry = {f"{name}_seconds": round(value, 3) for name, value in asdict(duration).items()}
+        self.write(CONFIG, f"{others}\n{yaml.safe_dump({'duration': entry}, sort_keys=False)}")
+
     def write_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the metrics, one line of JSON per epoch."""
         self.write_rows(METRICS, metrics)
@@ -186,6 +197,8 @@ class RunFolder:
 
     def write_alphas(self, alphas: Mapping[str, Sequence[np.ndarray]], candidates: Sequence[str]) -> None:
         """Write the alphas at the start and after every epoch, [epochs+1, edges, candidates] for each kind of cell."""
+        import numpy as np
+
         buffer = io.BytesIO()
         stacked = {kind: np.stack(rows) for kind, rows in alphas.items()}
         np.savez_compressed(buffer, allow_pickle=False, candidates=np.array(candidates), **stacked)
@@ -193,6 +206,8 @@ class RunFolder:
 
     def write_checkpoint(self, state: Mapping[str, Any], *, best: bool = False) -> None:
         """Write the state of a run, tensors and plain values only; with ``best``, also as the best checkpoint."""
+        from bionas_fast.runs import checkpoint
+
         data = checkpoint.pack(state)
         if best:
             self.write(BEST, data)
@@ -204,6 +219,8 @@ class RunFolder:
         Raises:
             InputError: the checkpoint is missing, damaged or foreign. The message names the best one if it is intact.
         """
+        from bionas_fast.runs import checkpoint
+
         if best:
             return checkpoint.unpack(self.file(BEST))
         path = self.file(CHECKPOINT)
@@ -214,6 +231,8 @@ class RunFolder:
 
     def recovery_hint(self) -> str:
         """Recovery hint appended to errors about an unusable checkpoint."""
+        from bionas_fast.runs import checkpoint
+
         unchanged = f"; nothing in {self.path} was changed"
         try:
             epoch = checkpoint.unpack(self.path / BEST)["epoch"]

@@ -1,39 +1,84 @@
-"""The registry of the kinds of run: trainer classes, by the name that config.yaml records as ``kind``.
+"""The registry of the kinds of run, by the name that config.yaml records as ``kind``.
 
-The class defines its type of settings, the command that resumes it, and the network of a run.
+What the command line says of a kind is known without its trainer, which needs torch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bionas_fast.registry import Registry
 
 if TYPE_CHECKING:
+    from bionas_fast.config import RunConfig
     from bionas_fast.runs.trainer import Trainer
 
-T = TypeVar("T", bound="type[Trainer]")
-
-_kinds: Registry[type[Trainer]] = Registry("kind of run")
+C = TypeVar("C", bound="type[RunConfig]")
 
 
-def register_kind(trainer: T) -> T:
-    """Register a kind of run under the ``kind`` of its trainer. Use as a decorator of the class.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run.
+
+    Attributes:
+        name: its name.
+        settings: the type of its settings.
+        trainer_name: the class of its trainer, ``module:Class``.
+        command: the command that begins and resumes it, ``bionas-fast COMMAND``.
+        sources: the names that the command accepts for this kind of run instead of a genotype.
+    """
+
+    name: str
+    settings: type[RunConfig]
+    trainer_name: str
+    command: str
+    sources: tuple[str, ...] = ()
+
+    @property
+    def trainer(self) -> type[Trainer]:
+        """The class of its trainer."""
+        module, _, name = self.trainer_name.partition(":")
+        found: Any = getattr(import_module(module), name)
+        return found
+
+    @property
+    def trains_network(self) -> bool:
+        """Whether it ends with a trained network."""
+        return self.trainer.trains_network
+
+
+_kinds: Registry[Kind] = Registry("kind of run", lambda kind: kind.settings)
+
+
+def declare_kinds(modules: Mapping[str, str]) -> None:
+    """Declare the kinds of run of this package, with the modules of their settings, imported when they are needed."""
+    _kinds.declare(modules)
+
+
+def register_kind(name: str, trainer: str, *, command: str, sources: tuple[str, ...] = ()) -> Callable[[C], C]:
+    """Register a kind of run. Use as a decorator of the class of its settings; arguments as of :class:`Kind`.
 
     Raises:
         InputError: the name is taken by another class.
     """
-    _kinds.register(trainer.kind, trainer)
-    return trainer
+
+    def register(settings: C) -> C:
+        _kinds.register(name, Kind(name, settings, trainer, command, sources))
+        return settings
+
+    return register
 
 
 def kind_names() -> tuple[str, ...]:
-    """Return the names of all kinds of run, in the order of registration."""
+    """Return the names of all kinds of run."""
     return _kinds.names()
 
 
-def get_kind(name: str) -> type[Trainer]:
-    """Look up the trainer class of a kind of run.
+def get_kind(name: str) -> Kind:
+    """Look up a kind of run.
 
     Raises:
         InputError: no such kind; the message suggests the nearest names.

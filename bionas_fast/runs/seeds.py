@@ -17,7 +17,7 @@ from bionas_fast.runs.student import student_quantile
 #: The confidence of all intervals.
 CONFIDENCE = 0.95
 #: The files of a table in a folder.
-TABLE_MARKDOWN, TABLE_CSV = "table.md", "table.csv"
+TABLE_MARKDOWN, TABLE_CSV, TABLE_JSON = "table.md", "table.csv", "table.json"
 #: The meaning of the numbers of a table.
 LEGEND = "± 95 % confidence interval of the mean over seeds (Student's t); differences are paired by seed."
 #: The column of the shares of back-propagation, and its meaning.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bionas_fast.config import CONFIG
+from bionas_fast.config import CONFIG, Duration
 from bionas_fast.errors import InputError
 from bionas_fast.runs.folder import METRICS, REPORT, RunFolder
 from bionas_fast.runs.lock import is_locked
@@ -49,6 +49,7 @@ class RunSummary:
         done, epochs: how many epochs are done, and how many there are; of a run in phases, those with metrics.
         state: ``complete``, ``running`` or ``stopped``.
         accuracy: the last accuracy, in percent: on the test images, or for a search on its validation images.
+        duration: its time up to the last checkpoint; None if not recorded.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class RunSummary:
     epochs: int
     state: str
     accuracy: float | None
+    duration: Duration | None = None
 
     @classmethod
     def read(cls, path: Path) -> RunSummary:
@@ -83,7 +85,7 @@ class RunSummary:
         if state == "stopped" and is_locked(path):
             state = "running"
         label = f"{record.kind} {detail}".strip()
-        return cls(path, label, dataset, seed, len(metrics), epochs, state, accuracy_of(last))
+        return cls(path, label, dataset, seed, len(metrics), epochs, state, accuracy_of(last), record.duration)
 
 
 def accuracy_of(row: Mapping[str, Any]) -> float | None:

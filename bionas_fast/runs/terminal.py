@@ -145,6 +145,14 @@ def _clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def duration(seconds: float) -> str:
+    """Format a time for people, with two digits: ``41 days``."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("s", 1)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{seconds:.2g} s"
+
+
 def listener(progress: Progress | bool | None) -> Progress:
     """Return the listener that an argument stands for: itself, the terminal for True, none for None and False.
 

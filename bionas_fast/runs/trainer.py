@@ -83,9 +83,7 @@ class Trainer:
     Attributes:
         kind: the name of this kind of run in its configuration.
         settings: the type of ``config``.
-        command: the command that begins and resumes this kind of run, ``bionas-fast COMMAND``.
         trains_network: whether the run ends with a trained network, which :meth:`load_network` builds.
-        sources: the names that the command accepts for this kind of run instead of a genotype.
         single_process: whether it cannot run in several processes.
         start: begins or resumes a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
         metric_names: the metrics in every row besides those of all trainers.
@@ -98,9 +96,7 @@ class Trainer:
 
     kind: ClassVar[str]
     settings: ClassVar[type[RunConfig]]
-    command: ClassVar[str]
     trains_network: ClassVar[bool] = False
-    sources: ClassVar[tuple[str, ...]] = ()
     single_process: ClassVar[bool] = False
     start: ClassVar[Callable[..., Any]]
     metric_names: tuple[str, ...] = ()
@@ -182,7 +178,7 @@ class Trainer:
 
     @classmethod
     def settings_of_source(cls, source: str) -> Mapping[str, Any]:
-        """Return the settings that follow from the name, one of :attr:`sources`, that the command was given."""
+        """Return the settings that follow from the name, one of the kind's sources, that the command was given."""
         return {}
 
     @classmethod

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from bionas_fast.choices import Products
 from bionas_fast.errors import unknown
-from bionas_fast.kernels.launching import Products, precisions
+from bionas_fast.kernels.launching import precisions
 
 #: The workspace with which cuBLAS repeats bit for bit; read when a process first uses it.
 _WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

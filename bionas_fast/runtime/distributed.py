@@ -8,7 +8,6 @@ with the same batches. Only rank 0 writes.
 from __future__ import annotations
 
 import atexit
-import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bionas_fast import torch_private
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, PeerLost
 from bionas_fast.runtime.device import local_cuda_index
-from bionas_fast.runtime.watch import PeerLost, Watch
+from bionas_fast.runtime.launch import launched_rank, started
+from bionas_fast.runtime.watch import Watch
 
 T = TypeVar("T")
 
@@ -62,14 +62,7 @@ def world_size() -> int:
 
 def rank() -> int:
     """Return the rank of this process; also before the process group exists."""
-    if active():
-        return dist.get_rank()
-    return int(os.environ.get("RANK", 0)) if _started() > 1 else 0
-
-
-def _started() -> int:
-    """Return the number of processes started by ``torchrun``."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return dist.get_rank() if active() else launched_rank()
 
 
 def is_main() -> bool:
@@ -84,7 +77,7 @@ def process_group() -> Iterator[None]:
     Raises:
         PeerLost: another process has ended.
     """
-    if _started() > 1 and not dist.is_initialized():  # once per process
+    if started() > 1 and not dist.is_initialized():  # once per process
         _initialise()
     yield
 
@@ -196,7 +189,7 @@ def shard_of_draw(draw: Callable[[int], Tensor], n: int) -> Tensor:
 
 def require_single_process(subject: str) -> None:
     """Raise InputError if ``torchrun`` has started several processes; ``subject`` opens the message."""
-    if _started() > 1:
+    if started() > 1:
         raise InputError(f"{subject} in one process only; leave out torchrun")
 
 

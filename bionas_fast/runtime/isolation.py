@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from bionas_fast.kernels.launching import Products
+from bionas_fast.choices import Products
 from bionas_fast.runtime.arithmetic import precision, repeatable
 
 

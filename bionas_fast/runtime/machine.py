@@ -11,14 +11,14 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 #: Entries of the description that may affect the last bits of a result.
 DECISIVE = ("bionas-fast", "torch", "system", "cpu", "threads", "accelerator")
 
 
 def machine() -> dict[str, str]:
     """Describe this machine, the date and the command of this process, for the configuration of a run."""
+    import torch
+
     packages = {name: _version(name) for name in ("bionas-fast", "torch", "torchvision", "triton", "numpy")}
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {

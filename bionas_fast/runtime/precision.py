@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bionas_fast.choices import Amp
 from bionas_fast.errors import NotFinite
 
-Amp = Literal["off", "bf16", "fp16"]
 #: Loss scale below which the scale is not the cause of an overflow in float16.
 SMALLEST_SCALE = 2.0**-10
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

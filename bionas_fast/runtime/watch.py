@@ -16,15 +16,11 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from bionas_fast.errors import InputError
+from bionas_fast.errors import PeerLost
 
 #: Seconds that a process has to end by itself. torchrun kills it 30 s after another one has died.
 GRACE = 15.0
 _DONE, _LOST = 0, 1
-
-
-class PeerLost(InputError):
-    """Another process of the run has ended."""
 
 
 class Watch:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from bionas_fast.choices import Amp, Engine, Initialisation, Perturbation
 from bionas_fast.config import (
     Cells,
     Channels,
@@ -19,15 +20,13 @@ from bionas_fast.config import (
     Work,
 )
 from bionas_fast.errors import InputError
-from bionas_fast.runtime.precision import Amp
-from bionas_fast.space.operations import Initialisation
+from bionas_fast.runs.kinds import register_kind
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e6)]
-#: Perturbations in robust search: a random sign at every pixel, or the sign of the true gradient.
-Perturbation = Literal["off", "noise", "fgsm"]
 
 
+@register_kind("search", "bionas_fast.searching.loop:Search", command="search")
 class SearchConfig(DescentConfig):
     """The settings of a search. The defaults suit scikit-learn's digits on two processor cores.
 
@@ -53,7 +52,7 @@ class SearchConfig(DescentConfig):
         description="Law of initial weights: xavier, in every convolution, or published, only in those with a rule "
         "other than bp; the others have PyTorch's.",
     )
-    engine: Annotated[str, Option()] = Field(
+    engine: Annotated[Engine, Option()] = Field(
         "stacked", description="Engine of the supernet: stacked, or modular (one module per candidate, much slower)."
     )
     channels: Channels = 4

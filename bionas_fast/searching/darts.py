@@ -16,7 +16,7 @@ from bionas_fast.runtime import distributed
 from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.frozen import frozen
 from bionas_fast.searching.method import MIXING, SearchMethod
-from bionas_fast.searching.methods import register_method
+from bionas_fast.searching.names import register_method
 from bionas_fast.supernet import Mixing, Supernet
 
 Batch = tuple[Tensor, Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bionas_fast.runtime import distributed
 from bionas_fast.searching.darts import Batch, Darts
 from bionas_fast.searching.frozen import frozen
-from bionas_fast.searching.methods import register_method
+from bionas_fast.searching.names import register_method
 
 #: Norm of the weight perturbation in the finite difference (Liu et al. 2019, footnote 2).
 RADIUS = 0.01

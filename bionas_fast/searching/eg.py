@@ -14,7 +14,7 @@ from bionas_fast.errors import InputError, NotFinite
 from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.fitness import cross_entropies, logits_of, similarity
 from bionas_fast.searching.method import MIXING, ROBUSTNESS, SearchMethod
-from bionas_fast.searching.methods import register_method
+from bionas_fast.searching.names import register_method
 from bionas_fast.supernet import Supernet
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from bionas_fast.data import Stream
 from bionas_fast.searching.fitness import correct, cross_entropies, logits_of, similarity
 from bionas_fast.searching.method import ROBUSTNESS, SearchMethod
-from bionas_fast.searching.methods import register_method
+from bionas_fast.searching.names import register_method
 from bionas_fast.supernet import Mixing
 
 NOISE = 1e-2

@@ -20,7 +20,6 @@ from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import CHECKPOINT, GENOTYPE, NewFolder, RunFolder
-from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
@@ -31,9 +30,10 @@ from bionas_fast.runs.trainer import Phase, Step, Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import describe_device, resolve_device
 from bionas_fast.runtime.precision import Precision
+from bionas_fast.searching.checks import check
 from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.frozen import frozen
-from bionas_fast.searching.methods import check, get_method
+from bionas_fast.searching.names import get_method
 from bionas_fast.searching.result import SearchResult, decided, messages
 from bionas_fast.searching.robust import RobustTerm
 from bionas_fast.searching.skip_limit import SkipLimit
@@ -80,12 +80,10 @@ def search(
         return search.result(path)
 
 
-@register_kind
 class Search(Trainer):
     """A search in progress: the supernet, its data and optimisers."""
 
     kind = "search"
-    command = "search"
     settings = SearchConfig
     metric_names = ("valid_loss", "valid_accuracy", "alpha_entropy")
     net: Supernet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bionas_fast.searching.discrete import DiscreteSearch
-from bionas_fast.searching.methods import register_method
+from bionas_fast.searching.names import register_method
 from bionas_fast.space import Genotype
 
 

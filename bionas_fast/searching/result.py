@@ -14,7 +14,7 @@ from bionas_fast.errors import InputError, expect_type
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.summary import RunFacts
 from bionas_fast.searching.config import SearchConfig
-from bionas_fast.searching.methods import get_method, method_names
+from bionas_fast.searching.names import get_method, method_names
 from bionas_fast.searching.skip_limit import SkipLimit
 from bionas_fast.space import Decision, Genotype, Space, get_space, space_names
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,58 +12,8 @@ from torch.fx import Proxy
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError
-from bionas_fast.registry import Registry
+from bionas_fast.space.names import Operation, operations, register_space, spaces
 from bionas_fast.space.skeleton import DARTS, NB201, Skeleton
-
-#: The builder of an operation; see :class:`Operation`.
-Build = Callable[[int, int, "str | None", bool], nn.Module]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """A kind of operation, such as ``sep_conv_3x3``.
-
-    Attributes:
-        name: its name in genotypes and options.
-        build: ``build(channels, stride, rule, searching) -> Module`` maps [N, C, H, W] to
-            [N, C, ⌈H/stride⌉, ⌈W/stride⌉]. ``rule`` is None for operations without weights. ``searching`` is True
-            in a supernet (no affine parameters in batch normalisation, pools followed by one).
-        takes_rule: whether one of the learning rules can be chosen for it.
-        own_rule: the name of the operation's built-in learning rule, if it has one.
-    """
-
-    name: str
-    build: Build
-    takes_rule: bool = True
-    own_rule: str | None = None
-
-
-_operations: Registry[Operation] = Registry("operation", owner=lambda operation: operation.build)
-
-
-def register_operation(name: str, *, takes_rule: bool = True, own_rule: str | None = None) -> Callable[[Build], Build]:
-    """Register an operation under a name. Use as a decorator of its ``build`` function.
-
-    Args:
-        name: its name in genotypes and options.
-        takes_rule, own_rule: see :class:`Operation`.
-
-    Raises:
-        InputError: the name is not a plain word, or is taken.
-    """
-    if not name.isidentifier():
-        raise InputError(f"an operation's name must be a plain word, such as 'sep_conv_3x3'; got {name!r}")
-
-    def decorator(build: Build) -> Build:
-        _operations.register(name, Operation(name, build, takes_rule and own_rule is None, own_rule))
-        return build
-
-    return decorator
-
-
-def operation_names() -> tuple[str, ...]:
-    """Return the names of all registered operations."""
-    return _operations.names()
 
 
 def get_operation(name: str) -> Operation:
@@ -72,7 +22,7 @@ def get_operation(name: str) -> Operation:
     Raises:
         InputError: an unknown name; the message suggests similar ones.
     """
-    return _operations.get(name)
+    return operations.get(name)
 
 
 #: The operation of skip connections.
@@ -239,28 +189,6 @@ def _cross(operations: Iterable[str], rule_names: Iterable[str]) -> tuple[Candid
     return tuple(Candidate(o, r) for o in takes_rule for r in (rule_names if takes_rule[o] else (None,)))
 
 
-_spaces: Registry[Callable[[], Space]] = Registry("space")
-
-
-def register_space(name: str) -> Callable[[Callable[[], Space]], Callable[[], Space]]:
-    """Register a space under a name. Use as a decorator of a function that returns the :class:`Space`.
-
-    Raises:
-        InputError: the name is taken.
-    """
-
-    def decorator(make: Callable[[], Space]) -> Callable[[], Space]:
-        _spaces.register(name, make)
-        return make
-
-    return decorator
-
-
-def space_names() -> tuple[str, ...]:
-    """Return the names of all registered spaces."""
-    return _spaces.names()
-
-
 def get_space(space: str | Space) -> Space:
     """Look up a space by its name.
 
@@ -269,7 +197,7 @@ def get_space(space: str | Space) -> Space:
     """
     if isinstance(space, Space):
         return space
-    value = _spaces.get(space)()
+    value = spaces.get(space)()
     if not isinstance(value, Space):
         raise InputError(f"space {space!r}: its function returned {type(value).__name__}, not a Space")
     return value

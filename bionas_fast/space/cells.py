@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from bionas_fast.choices import Initialisation, Stem
 from bionas_fast.errors import InputError, expect_count, unknown
 from bionas_fast.nn import Linear
 from bionas_fast.space.operations import (
     FactorizedReduce,
-    Initialisation,
     ReLUConvBN,
     ResidualReduction,
     convolution,
     initialised,
 )
 from bionas_fast.space.skeleton import REDUCTIONS, RESIDUAL, Skeleton
-
-#: The layers before the first cell, by the images they are made for.
-Stem = Literal["cifar", "imagenet"]
 
 
 @dataclass(frozen=True)

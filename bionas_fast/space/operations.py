@@ -10,22 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional as F
 
+from bionas_fast.choices import Initialisation
 from bionas_fast.nn import Conv2d, FeedbackLayer, HebbianConv2d, PredictiveConv2d
 from bionas_fast.nn.leaf import leaf
 from bionas_fast.ops.factorized_reduce import rectified_grids
 from bionas_fast.rules import Law
-from bionas_fast.space.candidates import register_operation
+from bionas_fast.space.names import register_operation
 
-#: Where networks of cells have the paper's law: ``xavier``, in every convolution; ``published``, only in those with a
-#: rule other than ``bp``, as in the code published with the paper. All other weights have PyTorch's law.
-Initialisation = Literal["xavier", "published"]
 _initialisation: ContextVar[Initialisation] = ContextVar("initialisation", default="xavier")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from bionas_fast.choices import Engine, Initialisation
 from bionas_fast.errors import unknown
 from bionas_fast.nn import connect_direct_feedback, name_layers
 from bionas_fast.runtime.isolation import seeded
 from bionas_fast.space import Space, get_space
 from bionas_fast.space.cells import NetworkShape
 from bionas_fast.space.genotype import fixed_rules
-from bionas_fast.space.operations import Initialisation
 from bionas_fast.supernet.architecture import Architecture, Mixing, Mixture
 from bionas_fast.supernet.base import Supernet
 from bionas_fast.supernet.modular import ModularSupernet
@@ -46,7 +46,7 @@ def build_supernet(
     cells: int = 8,
     num_classes: int = 10,
     in_channels: int = 3,
-    engine: str = "stacked",
+    engine: Engine = "stacked",
     seed: int = 0,
     options: SupernetOptions | None = None,
 ) -> Supernet:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from bionas_fast import report, rules
 from bionas_fast.config import RunConfig
@@ -250,11 +250,11 @@ def _genotype_run(genotype: Genotype, config: RunConfig, seed: int) -> PlannedRu
 
 def _network_runs(config: RunConfig, numbers: Sequence[int]) -> dict[int, PlannedRun]:
     """Plan the runs of a network that is not of a genotype."""
-    trainers: Sequence[Any] = [get_kind(kind) for kind in kind_names()]
-    found = next((trainer for trainer in trainers if trainer.settings is type(config)), None)
-    if found is None or not found.sources:
+    kind = next((kind for kind in map(get_kind, kind_names()) if kind.settings is type(config)), None)
+    if kind is None or not kind.sources:
         raise InputError(f"genotype: expected one, with the settings {type(config).__name__}")
-    return {seed: PlannedRun(found, config.with_settings(seed=seed), found.start) for seed in numbers}
+    trainer = kind.trainer
+    return {seed: PlannedRun(trainer, config.with_settings(seed=seed), trainer.start) for seed in numbers}
 
 
 def _train_config(config: RunConfig) -> TrainConfig:

@@ -1,20 +1,60 @@
-"""The settings of supervised training, shared by genotype networks and the networks they are compared with."""
+"""The settings of training: of genotype networks, and of the networks they are compared with."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from bionas_fast.config import Option, Work
-from bionas_fast.data.augment import Policy
+from bionas_fast import rules
+from bionas_fast.choices import Amp, Initialisation, LawName, Policy, ResNet, SoftHebb, Stem
+from bionas_fast.config import (
+    Cells,
+    Channels,
+    Coefficient,
+    DescentConfig,
+    Epochs,
+    Option,
+    Rate,
+    RunConfig,
+    SkipRules,
+    Work,
+)
 from bionas_fast.errors import InputError
-from bionas_fast.runtime.precision import Amp
-from bionas_fast.training.optimiser import OptimizerConfig
+from bionas_fast.runs.kinds import register_kind
 
+#: A fraction between 0 and 1.
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 #: A number of epochs.
 EpochNumber = Annotated[int, Field(ge=1)]
+
+
+class OptimizerConfig(DescentConfig):
+    """The settings of the optimiser."""
+
+    optimizer: Annotated[str, Option()] = Field(
+        "sgd", description="The optimiser: sgd, adam, adamw, or a class of PyTorch, such as torch.optim.RMSprop."
+    )
+    optimizer_options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the optimiser, such as {betas: [0.9, 0.99]}."
+    )
+    nesterov: bool = Field(False, description="Nesterov's momentum.")
+    decay_norms: bool = Field(
+        True, description="Apply weight decay to biases and parameters of normalisation layers, too."
+    )
+
+    @model_validator(mode="after")
+    def _expect_an_optimiser(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov: needs a momentum above 0")
+        from torch import nn
+
+        from bionas_fast.training.optimiser import build_optimizer
+
+        # What it refuses is known before any data is loaded; the layer draws no random numbers.
+        build_optimizer(nn.utils.skip_init(nn.Linear, 1, 1), self)
+        return self
 
 
 class SupervisedConfig(OptimizerConfig):
@@ -91,3 +131,94 @@ class SupervisedConfig(OptimizerConfig):
         if self.schedule_epochs and self.schedule not in ("step", "multistep"):
             raise InputError(f"schedule_epochs: not used by the schedule {self.schedule}")
         return self
+
+
+@register_kind("train", "bionas_fast.training.genotype:Training", command="train")
+class TrainConfig(SupervisedConfig):
+    """The settings of a training run. The defaults suit scikit-learn's digits on two CPU cores."""
+
+    epochs: Epochs = 20
+    channels: Channels = 8
+    cells: Cells = 3
+    stem: Stem = Field("cifar", description="Layers before the first cell: cifar, or imagenet for large images.")
+    skip_rules: SkipRules = True
+    initialisation: Initialisation = Field(
+        "xavier",
+        description="Law of initial weights: xavier, in every convolution, or published, only in those with a rule "
+        "other than bp; the others have PyTorch's.",
+    )
+    auxiliary_weight: Coefficient = Field(
+        0.0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Final drop-path probability.")
+    drop_path_schedule: Literal["linear", "constant"] = Field(
+        "linear", description="Course of the drop-path probability: linear from 0, or constant (the paper's code)."
+    )
+
+
+@register_kind("resnet", "bionas_fast.training.resnet:ResNetTraining", command="train", sources=get_args(ResNet))
+class ResNetConfig(SupervisedConfig):
+    """The settings of the training of a residual network. The defaults suit small images on two CPU cores."""
+
+    epochs: Epochs = 20
+    architecture: ResNet = Field("resnet20", description=f"Architecture: {', '.join(get_args(ResNet))}.")
+    rule: str = Field("bp", description="Learning rule of every convolution and of the classifier.")
+    initialisation: LawName = Field(
+        "default", description="Law of weights and random feedback: default (PyTorch's) or xavier (the paper's)."
+    )
+
+    @field_validator("rule")
+    @classmethod
+    def _expect_a_rule(cls, name: str) -> str:
+        return rules.get(name).name
+
+
+@register_kind("softhebb", "bionas_fast.training.softhebb:SoftHebbTraining", command="train", sources=("softhebb",))
+class SoftHebbConfig(RunConfig):
+    """The settings of a run. All defaults except the architecture and the scale are the published ones."""
+
+    epochs: Annotated[int, Option()] = Field(50, ge=1, le=1_000_000, description="Epochs of the head.")
+    architecture: SoftHebb = Field("mnist", description="Architecture, named after its dataset.")
+    rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = Field(
+        "softhebb",
+        description="Learning rule of the filters; random leaves them at their initial values, as a baseline.",
+    )
+    feature_epochs: int = Field(
+        1, ge=1, le=1_000_000, description="Epochs of the filters; with layerwise, of each block."
+    )
+    feature_batch_size: int = Field(10, ge=1, le=1_000_000, description="Images per batch for the filters.")
+    layerwise: bool = Field(
+        False, description="Train one block after the other instead of all blocks with every batch."
+    )
+    learning_rate: Rate = Field(1e-3, description="Learning rate of the head (Adam).")
+    halve_at: tuple[Fraction, ...] = Field(
+        (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9),
+        description="Halve the learning rate after each of these fractions of the epochs.",
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the head.")
+    # Features of random filters are many times larger than those of learned ones.
+    scale_features: bool = Field(
+        True,
+        description="Divide the features by their root mean square over the training images, so that one learning "
+        "rate suits all rules; the published method does not.",
+    )
+    feature_memory: float = Field(
+        6.0,
+        ge=0,
+        description="GiB for features: computed once if those of all images fit, otherwise in every epoch.",
+    )
+
+    @property
+    def filter_epochs(self) -> int:
+        """The number of epochs of the filters; random ones need one, for the normalisations."""
+        from bionas_fast.models.softhebb import ARCHITECTURES
+
+        if self.rule == "random":
+            return 1
+        return self.feature_epochs * (len(ARCHITECTURES[self.architecture]) if self.layerwise else 1)
+
+    def work(self, images: int, test_images: int) -> tuple[Work, ...]:
+        return (
+            Work(self.filter_epochs, images, self.feature_batch_size, 0),
+            Work(self.epochs, images, self.batch_size, test_images),
+        )

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
-from bionas_fast.config import Cells, Channels, Coefficient, Epochs, RunRecord, SkipRules
+from bionas_fast.config import RunRecord
 from bionas_fast.data import AnyDataset
 from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
-from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
@@ -22,34 +19,10 @@ from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
-from bionas_fast.space.cells import Stem
-from bionas_fast.space.operations import Initialisation
-from bionas_fast.training.config import SupervisedConfig
+from bionas_fast.training.config import TrainConfig
 from bionas_fast.training.network import DataShape
 from bionas_fast.training.result import TrainResult
 from bionas_fast.training.supervised import SupervisedTraining
-
-
-class TrainConfig(SupervisedConfig):
-    """The settings of a training run. The defaults suit scikit-learn's digits on two CPU cores."""
-
-    epochs: Epochs = 20
-    channels: Channels = 8
-    cells: Cells = 3
-    stem: Stem = Field("cifar", description="Layers before the first cell: cifar, or imagenet for large images.")
-    skip_rules: SkipRules = True
-    initialisation: Initialisation = Field(
-        "xavier",
-        description="Law of initial weights: xavier, in every convolution, or published, only in those with a rule "
-        "other than bp; the others have PyTorch's.",
-    )
-    auxiliary_weight: Coefficient = Field(
-        0.0, description="Weight of the auxiliary head's loss; 0 for no auxiliary head."
-    )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="Final drop-path probability.")
-    drop_path_schedule: Literal["linear", "constant"] = Field(
-        "linear", description="Course of the drop-path probability: linear from 0, or constant (the paper's code)."
-    )
 
 
 def train(
@@ -108,7 +81,6 @@ def _genotype_of(genotype: Genotype | None, folder: RunFolder | None) -> Genotyp
     return stored
 
 
-@register_kind
 class Training(SupervisedTraining):
     """The training of a genotype network."""
 

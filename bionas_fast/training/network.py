@@ -91,7 +91,6 @@ class NetworkTraining(Trainer):
         genotype: the genotype of the network, if it has one.
     """
 
-    command = "train"
     trains_network = True
     name: str
     genotype: Genotype | None = None

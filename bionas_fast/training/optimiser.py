@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
-from typing_extensions import Self
 
-from bionas_fast.config import DescentConfig, Option
 from bionas_fast.errors import InputError, unknown
 
 #: Short names of optimisers.
@@ -18,30 +16,22 @@ _SHORT = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim
 _PREFIX = "torch.optim."
 
 
-class OptimizerConfig(DescentConfig):
-    """The settings of the optimiser."""
+class OptimizerSettings(Protocol):
+    """The settings of an optimiser; see :class:`bionas_fast.training.config.OptimizerConfig`."""
 
-    optimizer: Annotated[str, Option()] = Field(
-        "sgd", description="The optimiser: sgd, adam, adamw, or a class of PyTorch, such as torch.optim.RMSprop."
-    )
-    optimizer_options: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of the optimiser, such as {betas: [0.9, 0.99]}."
-    )
-    nesterov: bool = Field(False, description="Nesterov's momentum.")
-    decay_norms: bool = Field(
-        True, description="Apply weight decay to biases and parameters of normalisation layers, too."
-    )
-
-    @model_validator(mode="after")
-    def _expect_an_optimiser(self) -> Self:
-        if self.nesterov and not self.momentum:
-            raise InputError("nesterov: needs a momentum above 0")
-        # What it refuses is known before any data is loaded; the layer draws no random numbers.
-        build_optimizer(nn.utils.skip_init(nn.Linear, 1, 1), self)
-        return self
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def optimizer_options(self) -> Mapping[str, Any]: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def decay_norms(self) -> bool: ...
+    @property
+    def model_fields_set(self) -> set[str]: ...
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, config: OptimizerSettings) -> torch.optim.Optimizer:
     """Build the optimiser of a network.
 
     ``momentum`` and ``nesterov`` are passed to optimisers that have them; set for another, they are an error. Without
@@ -87,7 +77,7 @@ def _kind(name: str) -> type[torch.optim.Optimizer]:
     return kind
 
 
-def _groups(network: nn.Module, config: OptimizerConfig) -> Any:
+def _groups(network: nn.Module, config: OptimizerSettings) -> Any:
     if config.decay_norms:
         return network.parameters()
     decayed = [p for p in network.parameters() if p.ndim > 1]

@@ -6,56 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
 from torch import nn
 
-from bionas_fast import rules
-from bionas_fast.config import Epochs, RunRecord
+from bionas_fast.config import RunRecord
 from bionas_fast.data import AnyDataset
-from bionas_fast.errors import expect_type, unknown
-from bionas_fast.models.resnet import RESNETS, build_resnet
-from bionas_fast.rules import LAWS
+from bionas_fast.errors import expect_type
+from bionas_fast.models.resnet import build_resnet
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import RunFolder
-from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime import distributed
-from bionas_fast.training.config import SupervisedConfig
+from bionas_fast.training.config import ResNetConfig
 from bionas_fast.training.network import DataShape
 from bionas_fast.training.result import TrainResult
 from bionas_fast.training.supervised import SupervisedTraining
-
-
-class ResNetConfig(SupervisedConfig):
-    """The settings of the training of a residual network. The defaults suit small images on two CPU cores."""
-
-    epochs: Epochs = 20
-    architecture: str = Field("resnet20", description=f"Architecture: {', '.join(RESNETS)}.")
-    rule: str = Field("bp", description="Learning rule of every convolution and of the classifier.")
-    initialisation: str = Field(
-        "default", description="Law of weights and random feedback: default (PyTorch's) or xavier (the paper's)."
-    )
-
-    @field_validator("architecture")
-    @classmethod
-    def _expect_an_architecture(cls, name: str) -> str:
-        if name not in RESNETS:
-            raise unknown("architecture", name, RESNETS)
-        return name
-
-    @field_validator("rule")
-    @classmethod
-    def _expect_a_rule(cls, name: str) -> str:
-        return rules.get(name).name
-
-    @field_validator("initialisation")
-    @classmethod
-    def _expect_a_law(cls, name: str) -> str:
-        if name not in LAWS:
-            raise unknown("initialisation", name, LAWS)
-        return name
 
 
 def train_resnet(
@@ -92,12 +58,10 @@ def train_resnet(
         return training.result(folder)
 
 
-@register_kind
 class ResNetTraining(SupervisedTraining):
     """The training of a residual network."""
 
     kind = "resnet"
-    sources = RESNETS
     start = staticmethod(train_resnet)
     settings = ResNetConfig
 

@@ -6,86 +6,32 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bionas_fast.config import Option, Rate, RunConfig, RunRecord, Work
+from bionas_fast.config import RunRecord
 from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, normalise
 from bionas_fast.errors import NotFinite, expect_type
 from bionas_fast.evaluation import evaluate
-from bionas_fast.models.softhebb import ARCHITECTURES, SoftHebbNetwork, build_softhebb
+from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import NewFolder, RunFolder
-from bionas_fast.runs.kinds import register_kind
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.terminal import listener
 from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
+from bionas_fast.training.config import SoftHebbConfig
 from bionas_fast.training.network import DataShape, NetworkTraining
 from bionas_fast.training.result import TrainResult
 
-#: A fraction between 0 and 1.
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
 # Number of images per chunk of features.
 _CHUNK = 250
-
-
-class SoftHebbConfig(RunConfig):
-    """The settings of a run. All defaults except the architecture and the scale are the published ones."""
-
-    epochs: Annotated[int, Option()] = Field(50, ge=1, le=1_000_000, description="Epochs of the head.")
-    architecture: Literal["cifar10", "mnist", "fashion-mnist"] = Field(
-        "mnist", description="Architecture, named after its dataset."
-    )
-    rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = Field(
-        "softhebb",
-        description="Learning rule of the filters; random leaves them at their initial values, as a baseline.",
-    )
-    feature_epochs: int = Field(
-        1, ge=1, le=1_000_000, description="Epochs of the filters; with layerwise, of each block."
-    )
-    feature_batch_size: int = Field(10, ge=1, le=1_000_000, description="Images per batch for the filters.")
-    layerwise: bool = Field(
-        False, description="Train one block after the other instead of all blocks with every batch."
-    )
-    learning_rate: Rate = Field(1e-3, description="Learning rate of the head (Adam).")
-    halve_at: tuple[Fraction, ...] = Field(
-        (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9),
-        description="Halve the learning rate after each of these fractions of the epochs.",
-    )
-    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the head.")
-    # Features of random filters are many times larger than those of learned ones.
-    scale_features: bool = Field(
-        True,
-        description="Divide the features by their root mean square over the training images, so that one learning "
-        "rate suits all rules; the published method does not.",
-    )
-    feature_memory: float = Field(
-        6.0,
-        ge=0,
-        description="GiB for features: computed once if those of all images fit, otherwise in every epoch.",
-    )
-
-    @property
-    def filter_epochs(self) -> int:
-        """The number of epochs of the filters; random ones need one, for the normalisations."""
-        if self.rule == "random":
-            return 1
-        return self.feature_epochs * (len(ARCHITECTURES[self.architecture]) if self.layerwise else 1)
-
-    def work(self, images: int, test_images: int) -> tuple[Work, ...]:
-        return (
-            Work(self.filter_epochs, images, self.feature_batch_size, 0),
-            Work(self.epochs, images, self.batch_size, test_images),
-        )
 
 
 def train_softhebb(
@@ -120,12 +66,10 @@ def train_softhebb(
         return training.result(folder)
 
 
-@register_kind
 class SoftHebbTraining(NetworkTraining):
     """The training of a SoftHebb network, in two phases: the filters, then the head."""
 
     kind = "softhebb"
-    sources = ("softhebb",)
     single_process = True
     start = staticmethod(train_softhebb)
     settings = SoftHebbConfig

@@ -12,7 +12,7 @@ from bionas_fast.data import AnyDataset, Dataset
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.repeat import PlannedRun
 from bionas_fast.runs.terminal import listener
-from bionas_fast.training.load import load
+from bionas_fast.training.loading import load
 from bionas_fast.training.resnet import ResNetConfig, ResNetTraining, train_resnet
 
 #: The training has about this number of images, so large datasets are seen once, and at most this number of epochs.

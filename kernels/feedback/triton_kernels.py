@@ -13,7 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..launching import Configuration, Products, precisions
+from bionas_fast.choices import Products
+
+from ..launching import Configuration, precisions
 from .records import COMPUTED, SEGMENT_MODES
 
 #: The dtypes of the kernels. Stored magnitudes may be float32 with a narrower weight, as under autocast.

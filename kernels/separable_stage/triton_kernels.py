@@ -14,7 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..launching import Configuration, Products, precisions
+from bionas_fast.choices import Products
+
+from ..launching import Configuration, precisions
 from ..triton_blocks import block_rows, inside, store_sums
 
 #: The dtypes of the kernels. Sums are float32 or wider; the factors of matrix products have the activations' dtype.

@@ -53,7 +53,7 @@ def test_warnings_of_others(run, monkeypatch):
         warnings.warn("of another package", UserWarning, stacklevel=1)
         return ()
 
-    monkeypatch.setattr("bionas_fast.cli.datasets.dataset_names", warn)
+    monkeypatch.setattr("bionas_fast.data.dataset_names", warn)
     assert "UserWarning: of another package\n" in run("datasets", "-v")[2]
     assert "UserWarning" not in run("datasets")[2]
 

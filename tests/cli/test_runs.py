@@ -86,6 +86,7 @@ def test_runs(trained, tmp_path, capsys):
     code, out, _ = run(capsys, "runs", trained, "--json")
     assert code == 0
     (row,) = json.loads(out)
+    assert min(row.pop("wall_seconds"), row.pop("processor_seconds")) > 0
     d, network = bf.load_dataset("digits"), bf.load(trained / "net")
     accuracy = bf.evaluate(network, d.test)["accuracy"]
     assert row == {

@@ -85,13 +85,19 @@ class Runner:
 
 def serve(prepare: Callable[..., None] = lambda: None) -> None:
     """Answer the tasks of a :class:`Runner`; ``prepare`` is called in each child, with the words it has more."""
-    # Imported once, not in every child: the command line, optimisers, the measure of sizes.
+    # Imported once, not in every child: the library, the command line, optimisers, the measure of sizes.
     import torch
     import torch._dynamo
     import torch.utils.flop_counter
 
-    import bionas_fast.cli.app  # noqa: F401
+    import bionas_fast as bf
+    import bionas_fast.analysis.figures
+    import bionas_fast.cli.app
+    from helpers import registries
 
+    for name in bf.__all__:
+        getattr(bf, name)
+    registries.load()
     torch.set_num_threads(1)
     for line in sys.stdin:
         task = json.loads(line)

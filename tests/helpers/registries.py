@@ -6,15 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bionas_fast import rules
-from bionas_fast.data import registry as data
-from bionas_fast.searching import methods
-from bionas_fast.space import candidates
+from bionas_fast.data import names as data
+from bionas_fast.searching import names as searching
+from bionas_fast.space import names as space
 
-REGISTRIES = (rules._registry, candidates._operations, candidates._spaces, data._registry, methods._registry)
+REGISTRIES = (rules._registry, space.operations, space.spaces, data.registry, searching.registry)
+
+
+def load() -> None:
+    """Import the modules that register what this package has, which would otherwise happen on first use."""
+    for registry in REGISTRIES:
+        for name in registry.names():
+            registry.get(name)
 
 
 def snapshot() -> Callable[[], None]:
     """Return a function that forgets whatever is registered from now on."""
+    load()
     before = [dict(registry._items) for registry in REGISTRIES]
 
     def restore() -> None:

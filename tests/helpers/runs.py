@@ -13,7 +13,7 @@ import torch
 import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.config import changeable
-from bionas_fast.data import registry
+from bionas_fast.data import names
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind
@@ -60,7 +60,7 @@ SETTINGS = {kind: {"dataset": killing.DATASET, "checkpoint_every": 0.0, **own} f
 
 def put_dataset(monkeypatch: pytest.MonkeyPatch, loader: Any) -> None:
     """Make ``loader`` that of the small dataset, for one test."""
-    monkeypatch.setitem(registry._registry._items, killing.DATASET, loader)
+    monkeypatch.setitem(names.registry._items, killing.DATASET, loader)
 
 
 def plain(value: Any) -> Any:
@@ -123,7 +123,7 @@ def start(kind: str, config: Any, **how: Any) -> Any:
         return bf.search(config, **how)
     if kind == "train":
         return bf.train(config and GENOTYPE, config, **how)
-    return get_kind(kind).start(config, **how)
+    return get_kind(kind).trainer.start(config, **how)
 
 
 def advance(trainer: Trainer, steps: int | None = None) -> None:

@@ -11,13 +11,14 @@ from PIL import Image
 
 import bionas_fast as bf
 from bionas_fast import InputError, presets
-from bionas_fast.data import Dataset, registry
+from bionas_fast.data import Dataset, names
 from bionas_fast.data.user_data import open_folder
 from bionas_fast.models import softhebb
 from bionas_fast.runs.kinds import get_kind, kind_names
-from bionas_fast.searching.methods import get_method
+from bionas_fast.searching.names import get_method
 from bionas_fast.space import published
 from bionas_fast.training.genotype import Training
+from helpers import registries
 from helpers.runs import advance
 
 #: Images in memory: channels, size, classes.
@@ -71,9 +72,10 @@ def images(monkeypatch, photographs):
 
         return load
 
-    monkeypatch.setitem(registry._registry._items, "imagenet", imagenet)
+    registries.load()
+    monkeypatch.setitem(names.registry._items, "imagenet", imagenet)
     for name in SHAPES:
-        monkeypatch.setitem(registry._registry._items, name, loader(name))
+        monkeypatch.setitem(names.registry._items, name, loader(name))
     small = {name: tuple(b._replace(filters=4) for b in blocks) for name, blocks in softhebb.ARCHITECTURES.items()}
     monkeypatch.setattr(softhebb, "ARCHITECTURES", small)
 
@@ -82,7 +84,7 @@ def images(monkeypatch, photographs):
 def test_two_steps(images, kind, name):
     preset = presets.get(name, kind)
     assert preset.source
-    trainer_class = get_kind(kind)
+    trainer_class = get_kind(kind).trainer
     shrunken = {**preset.settings, **SHRUNKEN[kind]}
     if kind == "search" and "population" in get_method(preset.settings.get("method", "darts")).options:
         shrunken["population"] = 4
@@ -92,7 +94,7 @@ def test_two_steps(images, kind, name):
         shrunken["dataset"] = "small:fashion-mnist,images=40,shrink=2"
     if preset.settings.get("valid_batch_size"):
         shrunken["valid_batch_size"] = 4
-    config = trainer_class.settings(**shrunken)
+    config = get_kind(kind).settings(**shrunken)
     genotype = published("biodarts2").genotype
     trainer = Training(genotype, config) if kind == "train" else trainer_class(config)
     assert trainer.config.dataset == shrunken.get("dataset", "digits")

@@ -217,7 +217,7 @@ def test_a_failed_run_is_named_and_what_needs_it_is_left_out(reproduced, capsys)
 
 def test_dry_run_writes_nothing(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bionas_fast.cli.reproduce.estimate_costs", lambda *_, **__: [])
+    monkeypatch.setattr("bionas_fast.reproduce.estimate_costs", lambda *_, **__: [])
     assert command("figure3", "--dry-run") == 0
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("bionas-fast ")]

@@ -22,7 +22,7 @@ import torch
 import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.config import RunRecord
-from bionas_fast.data import registry
+from bionas_fast.data import names
 from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.searching import Search, SearchConfig
@@ -315,7 +315,7 @@ def test_crafted_checkpoints(mark, tmp_path):
 
 def test_resuming_damaged_runs(monkeypatch, tmp_path, mark):
     """Through the front door: whichever file is damaged, none is changed."""
-    monkeypatch.setitem(registry._registry._items, killing.DATASET, killing.specks)
+    monkeypatch.setitem(names.registry._items, killing.DATASET, killing.specks)
     config = CONFIG.with_settings(dataset=killing.DATASET, batch_size=32)
     search = Search(config)
     with RunFolder.create(tmp_path / "run") as folder:

@@ -155,9 +155,9 @@ class Stopped(datetime.datetime):
 
 folder.datetime = Stopped
 from bionas_fast import report
-from bionas_fast.data import registry
+from bionas_fast.data import names
 report.write_report = killing.write_report
-registry._registry._items[killing.DATASET] = killing.specks
+names.registry._items[killing.DATASET] = killing.specks
 
 def work(barrier):
     def search():

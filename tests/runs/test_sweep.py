@@ -13,7 +13,7 @@ from bionas_fast import InputError
 from bionas_fast.cli.app import main
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.progress import Progress
-from bionas_fast.searching.methods import get_method, method_names
+from bionas_fast.searching.names import get_method, method_names
 from helpers import killing, sweep
 from helpers.genotypes import GENOTYPE
 from helpers.runs import start

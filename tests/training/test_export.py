@@ -15,7 +15,7 @@ import torch
 import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.cli.app import main
-from bionas_fast.data import Dataset, MemoryImages, Source, registry
+from bionas_fast.data import Dataset, MemoryImages, Source, names
 from bionas_fast.runs import checkpoint
 from bionas_fast.training import exporting
 from helpers.tolerances import REORDERED_FLOAT32, SAME_BITS
@@ -59,7 +59,7 @@ def runs(tmp_path_factory):
     def get(kind):
         if not (root / kind).exists():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setitem(registry._registry._items, "stripes", stripes)
+                patch.setitem(names.registry._items, "stripes", stripes)
                 RUNS[kind](root / kind)
         return root / kind
 

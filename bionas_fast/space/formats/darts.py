@@ -6,10 +6,11 @@ import ast
 from typing import Any
 
 from bionas_fast.errors import InputError, shown, unknown
-from bionas_fast.space.candidates import Candidate, get_operation, operation_names
+from bionas_fast.space.candidates import Candidate, get_operation
 from bionas_fast.space.edges import Cell, Edge
 from bionas_fast.space.formats.located import located
 from bionas_fast.space.formats.source import Call
+from bionas_fast.space.names import operation_names
 from bionas_fast.space.skeleton import DARTS
 
 #: The fields of the published named tuple, in its order.

@@ -1,52 +1,14 @@
-"""The registry of search methods, and the checks of the settings against it."""
+"""Checks of the settings of a search that depend on registered names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from bionas_fast.errors import InputError, unknown
-from bionas_fast.registry import Registry
 from bionas_fast.searching.config import SearchConfig
-from bionas_fast.searching.method import SearchMethod
+from bionas_fast.searching.names import get_method, method_names
 from bionas_fast.space import get_space
 from bionas_fast.space.genotype import fixed_rules
 from bionas_fast.supernet import ENGINES
 from bionas_fast.supernet.architecture import skip_share
-
-M = TypeVar("M", bound=type[SearchMethod])
-
-_registry: Registry[type[SearchMethod]] = Registry("method")
-
-
-def register_method(name: str) -> Callable[[M], M]:
-    """Register a search method under a name. Use as a decorator of a subclass of :class:`SearchMethod`.
-
-    Raises:
-        InputError: the name is not lower-case letters, digits and hyphens, or is taken by another class.
-    """
-    if not name.replace("-", "").isalnum() or name != name.lower():
-        raise InputError(f"a method's name must be lower-case, such as 'eg-published', not {name!r}")
-
-    def register(method: M) -> M:
-        _registry.register(name, method)
-        return method
-
-    return register
-
-
-def method_names() -> tuple[str, ...]:
-    """Return the names of all registered methods, in the order of registration."""
-    return _registry.names()
-
-
-def get_method(name: str) -> type[SearchMethod]:
-    """Look up a search method by its name.
-
-    Raises:
-        InputError: no such method; the message suggests the nearest names.
-    """
-    return _registry.get(name)
 
 
 def method_options() -> tuple[str, ...]:

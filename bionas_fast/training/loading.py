@@ -33,8 +33,8 @@ def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False
     import_plugins(plugins)
     with ordinary_modes(), exclusive():
         with plugins_explained(folder.path, given=plugins):
-            network = get_kind(record.kind).load_network(folder, record)
-        state = get_kind(record.kind).network_state(folder.read_checkpoint(best=best))
+            network = get_kind(record.kind).trainer.load_network(folder, record)
+        state = get_kind(record.kind).trainer.network_state(folder.read_checkpoint(best=best))
         try:
             expect_form(state, network.state_dict(), "net")
         except InputError as error:

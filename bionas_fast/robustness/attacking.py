@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bionas_fast.choices import Gradient
 from bionas_fast.data import AnyDataset, Dataset, FileDataset
 from bionas_fast.errors import InputError, NotFinite, expect_type
 from bionas_fast.robustness.attacks import Attack, parse_attack, torchattacks
 from bionas_fast.robustness.checks import doubts
-from bionas_fast.robustness.config import AttackConfig, Gradient
+from bionas_fast.robustness.config import AttackConfig
 from bionas_fast.robustness.record import Part, Record
 from bionas_fast.robustness.results import Outcome, Robustness
 from bionas_fast.robustness.victim import Victim
