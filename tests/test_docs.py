@@ -19,6 +19,7 @@ from bionas_fast.cli.app import Everywhere, app
 from bionas_fast.runs.kinds import get_kind, kind_names
 
 ROOT = Path(__file__).parents[1]
+REPOSITORY = r"https://(?:github|raw\.githubusercontent)\.com/bionas-fast/bionas-fast(?:/blob|/tree)?"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -123,3 +124,11 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_links_to_the_repository_lead_somewhere():
+    """The README is shown in other places than the repository, so its links are absolute."""
+    assert not re.findall(r"\]\((?!https?:|#)([^)]+)\)", (ROOT / "README.md").read_text())
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "pyproject.toml"]:
+        for target in re.findall(REPOSITORY + r"/main/([^)\s\"#]+)", page.read_text()):
+            assert (ROOT / target).exists(), f"{page.name}: {target}"
