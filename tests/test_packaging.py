@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import email
+import email.message
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +15,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
+
+import bionas_fast as bf
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("bionas_fast", "kernels", "csrc", "benchmarks", "docs", "tests")
+FOLDERS = ("bionas_fast", "kernels", "csrc", "benchmarks", "docs", "examples", "experiments", "tests")
+REPOSITORY = "https://github.com/bionas-fast/bionas-fast"
+#: The versions of Python on which the tests run.
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 LINK = Path("bionas_fast", "kernels")
 
 
@@ -56,7 +65,25 @@ def check_wheel(folder: Path) -> str:
     outside = sources("bionas_fast", ".py", ".yaml", ".typed")
     assert shipped == outside | {f"bionas_fast/{name}" for name in inside}
     assert set(names.values()) == {1}
+    (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    check_metadata(email.message_from_bytes(zipfile.ZipFile(wheel).read(metadata)))
     return messages
+
+
+def check_metadata(metadata: email.message.Message) -> None:
+    """Check the version, the versions of Python and the addresses of a package."""
+    assert metadata["Version"] == bf.__version__
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Author"]
+    addresses = [entry.partition(", ")[2] for entry in metadata.get_all("Project-URL")]
+    assert REPOSITORY in addresses
+    assert all(address.startswith((REPOSITORY, "https://arxiv.org/")) for address in addresses)
+    assert {"attacks", "docs", "examples", "onnx", "tensorboard", "test", "dev"} == set(
+        metadata.get_all("Provides-Extra")
+    )
+    assert [
+        name.rpartition(" ")[2] for name in metadata.get_all("Classifier") if re.search(r"Python :: 3\.\d", name)
+    ] == PYTHONS
 
 
 def test_a_wheel_is_made_without_a_compiler(tmp_path):
@@ -87,10 +114,32 @@ def test_an_sdist_holds_everything_once_and_makes_the_same_wheel(tmp_path):
         unpacked = tmp_path / "unpacked"
         archive.extractall(unpacked, filter="data")
     wanted = {
-        path for folder in FOLDERS for path in sources(folder, ".py", ".yaml", ".cpp", ".h", ".cu", ".cuh", ".md")
+        path
+        for folder in FOLDERS
+        for path in sources(folder, ".py", ".yaml", ".cpp", ".h", ".cu", ".cuh", ".md", ".svg", ".css", ".ipynb")
     }
+    wanted |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "mkdocs.yml", "noxfile.py"}
     assert wanted - set(files) == set()
     assert {name for name in files if name.startswith(LINK.as_posix())} == set()
     assert set(files.values()) == {1}
     (folder,) = unpacked.iterdir()
     check_wheel(folder)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == bf.__version__
+    assert citation["repository-code"] == REPOSITORY
+
+
+def test_workflows_run_sessions_that_there_are():
+    """A session has the name of its function; the tests run on every version of Python."""
+    sessions = set(re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(encoding="utf-8"), re.MULTILINE))
+    workflows = ROOT / ".github" / "workflows"
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in workflows.glob("*.yml")}
+    assert set(texts) == {"docs", "tests", "wheels"}
+    called = {name for text in texts.values() for name in re.findall(r"nox -s (\w+)", text)}
+    assert called <= sessions
+    assert {"docs", "examples", "lint", "oldest", "tests"} <= called
+    jobs = yaml.safe_load(texts["tests"])["jobs"]
+    assert jobs["tests"]["strategy"]["matrix"]["python-version"] == PYTHONS

@@ -33,8 +33,7 @@ def rule_shares(model: nn.Module) -> dict[str, float]:
         Shares of all weights, which sum to 1, in descending order; empty for a model without weights. The keys are the
         names of rules and
 
-        - ``"bp"``: back-propagation, under this rule and in all modules without a rule (recurrent layers, parameters of
-          user-defined modules, ...);
+        - ``"bp"``: back-propagation, under this rule and in all modules without a rule, such as recurrent layers;
         - ``"elementwise"``: normalisation layers and PReLU, which carry no error through a weight matrix;
         - ``"embedding"``: embeddings, which send no error down, so that every rule is the same for them;
         - ``"hebbian"`` and ``"predictive"``: Hebbian layers, and predictive-coding layers with local credit;
