@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bionas_fast.nn.to_torch import to_torch
     from bionas_fast.nn.true_gradients import true_gradients
     from bionas_fast.robustness import AttackConfig, attack
+    from bionas_fast.runs.callbacks import Callback, Moment
     from bionas_fast.runtime.arithmetic import precision
     from bionas_fast.searching import Search, SearchConfig, SearchResult, repeat_search, search
     from bionas_fast.space import Genotype
@@ -52,6 +53,7 @@ else:
             "nn.to_torch": "to_torch",
             "nn.true_gradients": "true_gradients",
             "robustness": "AttackConfig attack",
+            "runs.callbacks": "Callback Moment",
             "runtime.arithmetic": "precision",
             "searching": "Search SearchConfig SearchResult repeat_search search",
             "space": "Genotype",
@@ -66,9 +68,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AttackConfig",
     "BionasWarning",
+    "Callback",
     "Genotype",
     "InputError",
     "Interrupted",
+    "Moment",
     "ResNetConfig",
     "Search",
     "SearchConfig",

@@ -6,6 +6,7 @@ command-line option. YAML, Python, ``--help`` and docs/settings.md are derived f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from typing_extensions import Self
 
 from bionas_fast.choices import Products
-from bionas_fast.errors import InputError, shown, unknown
+from bionas_fast.errors import InputError, near, shown, unknown
 
 C = TypeVar("C", bound="Config")
 M = TypeVar("M")
 
 _LARGE = 2**63
+#: A value of a setting that is one of several words, in messages of pydantic.
+_WORD = re.compile(r"'([^']*)'")
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def _input_error(error: ValidationError) -> InputError:
     if isinstance(cause, InputError):  # raised by a validator
         return cause
     place = ".".join(str(part) for part in first["loc"])
-    return InputError(f"{place}: {first['msg'].lower()}; got {shown(first['input'])}")
+    hint = near(first["input"], _WORD.findall(first["ctx"]["expected"])) if first["type"] == "literal_error" else ""
+    return InputError(f"{place}: {first['msg'].lower()}; got {shown(first['input'])}{hint and f'; {hint}'}".rstrip())
 
 
 #: Settings shared by several kinds of run, with different defaults.
@@ -179,7 +183,11 @@ class RunConfig(Config):
         60.0, ge=0, description="Seconds between checkpoints within an epoch; each epoch also ends with one."
     )
     tensorboard: Annotated[bool, Option(), Changeable()] = Field(
-        False, description="Also write the metrics for TensorBoard; its package must be installed."
+        False,
+        description="Also write metrics, distributions and pictures for TensorBoard; its package must be installed.",
+    )
+    loggers: Annotated[tuple[str, ...], Option("--logger", "NAME", repeated=True), Changeable()] = Field(
+        (), description="Loggers, which installed packages provide, under the entry points bionas_fast.loggers."
     )
     plugins: Annotated[tuple[str, ...], Option("--plugin", "MODULE|FILE.py", repeated=True), Changeable()] = Field(
         (),
@@ -191,8 +199,8 @@ class RunConfig(Config):
         raise NotImplementedError(f"{type(self).__name__} defines no work()")
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings as plain values for a file, without plugins: a file must not cause code to run."""
-        return self.model_dump(mode="json", exclude={"plugins"})
+        """Return the settings as plain values for a file, without plugins and loggers: a file must not run code."""
+        return self.model_dump(mode="json", exclude={"plugins", "loggers"})
 
 
 #: The settings that say how images are read from files, and whether they are.
@@ -282,10 +290,16 @@ class Duration:
     @classmethod
     def read(cls, entry: Any) -> Duration | None:
         """Read the entry of a run's configuration; None if it is missing or damaged."""
-        values = [entry.get(f"{name}_seconds") for name in ("wall", "processor")] if isinstance(entry, dict) else []
-        if not values or not all(isinstance(value, (int, float)) and 0 <= value < _LARGE for value in values):
+        if not isinstance(entry, dict):
             return None
-        return cls(*map(float, values))
+        wall, processor = entry.get("wall_seconds"), entry.get("processor_seconds")
+        if not (isinstance(wall, (int, float)) and isinstance(processor, (int, float))):
+            return None
+        return cls(float(wall), float(processor)) if 0 <= wall < _LARGE and 0 <= processor < _LARGE else None
+
+    def entry(self) -> dict[str, float]:
+        """Return the entry that :meth:`read` reads."""
+        return {"wall_seconds": round(self.wall, 3), "processor_seconds": round(self.processor, 3)}
 
     def __add__(self, other: Duration) -> Duration:
         return Duration(self.wall + other.wall, self.processor + other.processor)

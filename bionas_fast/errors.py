@@ -78,10 +78,20 @@ def unknown(
         error: the class of the error.
     """
     known = list(known)
-    near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    hint = near(name, known)
     place = f"{where}: " if where else ""
     return error(f"{place}unknown {kind} {shown(name)}; {hint}known: {', '.join(known) or 'none'}")
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """Return a question about the known names that are similar to an unknown one, and a space; empty if there is none.
+
+    Args:
+        name: the unknown name.
+        known: all valid names.
+    """
+    found = difflib.get_close_matches(str(name).lower(), list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def expect_type(name: str, value: object, kind: type | tuple[type, ...], advice: str = "") -> None:

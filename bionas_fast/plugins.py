@@ -19,6 +19,9 @@ from pathlib import Path
 from bionas_fast.config import CONFIG, RunRecord
 from bionas_fast.errors import InputError, Unregistered, shown
 
+#: The modules of the plugins that this process has imported.
+_imported: set[str] = set()
+
 
 def import_plugins(names: Sequence[str]) -> None:
     """Import modules by dotted name, or by the path of a file, ``mine.py``, unless already imported.
@@ -33,6 +36,19 @@ def import_plugins(names: Sequence[str]) -> None:
             _import_module(name)
         else:
             raise InputError(f"plugin {shown(name)}: give a module's name or a path that ends in .py")
+
+
+def is_of_plugin(file: str) -> bool:
+    """Whether a file belongs to a plugin that was imported, as one module or as a package."""
+    path = os.path.realpath(file)
+    for name in _imported:
+        own = getattr(sys.modules.get(name), "__file__", None)
+        if own is not None:
+            own = os.path.realpath(own)
+            package = os.path.basename(own) == "__init__.py"
+            if path == own or (package and path.startswith(os.path.dirname(own) + os.sep)):
+                return True
+    return False
 
 
 def plugin_options(names: Sequence[str]) -> list[str]:
@@ -73,6 +89,7 @@ def _recorded(place: Path) -> tuple[str, ...]:
 
 def _import_module(name: str) -> None:
     try:
+        _imported.add(name)  # before it is: it may warn while it is imported
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
@@ -94,6 +111,7 @@ def _import_file(name: str) -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    _imported.add(spec.name)
     try:
         spec.loader.exec_module(module)
     except BaseException as error:

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bionas_fast.errors import BionasWarning, InputError, printable
+from bionas_fast.plugins import is_of_plugin
 from bionas_fast.runs.terminal import TerminalProgress
 from bionas_fast.runtime.launch import launched_rank
 
@@ -89,7 +90,7 @@ def show_messages(verbosity: int, log_file: Path | None) -> None:
     """Show the messages of the library on one line each; of several processes, only rank 0 prints.
 
     Args:
-        verbosity: -1 for none, 0 for those of this package, 1 for warnings of other packages, too.
+        verbosity: -1 for none, 0 for those of this package and of plugins, 1 for warnings of other packages, too.
         log_file: a file to which the messages and the progress of runs are appended.
 
     Raises:
@@ -118,7 +119,7 @@ def show_messages(verbosity: int, log_file: Path | None) -> None:
     ) -> None:
         if issubclass(category, BionasWarning):
             say(f"note: {printable(str(message))}")
-        elif verbosity > 0:
+        elif verbosity > 0 or is_of_plugin(filename):
             say(f"{category.__name__}: {printable(str(message))}")
 
     warnings.showwarning = show

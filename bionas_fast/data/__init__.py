@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bionas_fast.data.file_stream import FileImages, FileStream, Views
     from bionas_fast.data.labelled import LabelledImages, Stream
     from bionas_fast.data.names import dataset_names, describe_dataset, register_dataset
+    from bionas_fast.data.objects import Data, as_dataset, with_data
     from bionas_fast.data.registry import load_dataset, open_dataset
     from bionas_fast.data.settings import configured, expect_shape, network_shape
     from bionas_fast.data.sizes import SIZES, DatasetSize, dataset_size
@@ -26,6 +27,7 @@ else:
             "file_stream": "FileImages FileStream Views",
             "labelled": "LabelledImages Stream",
             "names": "dataset_names describe_dataset register_dataset",
+            "objects": "Data as_dataset with_data",
             "registry": "load_dataset open_dataset",
             "settings": "configured expect_shape network_shape",
             "sizes": "SIZES DatasetSize dataset_size",
@@ -37,6 +39,7 @@ __all__ = [
     "AnyDataset",
     "Augment",
     "BatchStream",
+    "Data",
     "Dataset",
     "DatasetSize",
     "FileDataset",
@@ -48,6 +51,7 @@ __all__ = [
     "Source",
     "Stream",
     "Views",
+    "as_dataset",
     "as_float",
     "configured",
     "dataset_names",
@@ -61,4 +65,5 @@ __all__ = [
     "open_dataset",
     "register_dataset",
     "split",
+    "with_data",
 ]

@@ -33,6 +33,9 @@ DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 D = TypeVar("D", bound=AnyDataset)
 
+#: The beginning of the names of datasets that were given as objects in Python.
+OBJECT = "python:"
+
 #: Receives one line for each dataset loaded: a warning if something was left out, otherwise information.
 logger = logging.getLogger("bionas_fast.data")
 
@@ -89,6 +92,8 @@ def open_dataset(
 
 def _load(name: str, data_dir: str | Path | None, **further: Any) -> AnyDataset:
     expect_type("dataset", name, str, f"such as {registry.names()[0]!r}")
+    if name.startswith(OBJECT):
+        raise InputError(f"dataset {name!r}: its images were given in Python; give them there again, as data=…")
     plain, colon, argument = name.partition(":")
     load = registry.get(plain + colon)
     if colon and not argument:

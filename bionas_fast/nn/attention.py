@@ -80,7 +80,7 @@ class MultiheadAttention(ErrorPath, nn.MultiheadAttention):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_rule(rule, feedback_init)
+        check_rule(rule, feedback_init, dropout=dropout, bias=bias, kdim=kdim, vdim=vdim, device=device, dtype=dtype)
         sizes = (kdim, vdim, batch_first, device, dtype)
         super().__init__(embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, *sizes)
         if generator is not None:

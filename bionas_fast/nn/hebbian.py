@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from bionas_fast import backends
 from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.nn import repeats, switches
+from bionas_fast.nn.layers import expect_no_rule
 from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.padding import pad
 from bionas_fast.nn.to_torch import become, plain_class
@@ -259,6 +260,7 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
         k: int = 1,
         similarity: str = "output",
     ) -> None:
+        expect_no_rule(ops.RULES, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias)
         settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if groups < 1 or channels % groups:
@@ -308,6 +310,7 @@ class HebbianLinear(_Plastic, nn.Linear):
         k: int = 1,
         similarity: str = "output",
     ) -> None:
+        expect_no_rule(ops.RULES, bias=bias, device=device, dtype=dtype)
         settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_up(settings)

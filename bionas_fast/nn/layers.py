@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import torch
@@ -34,10 +34,25 @@ FEEDBACK_ARGUMENTS = """
     """
 
 
-def check_rule(rule: str | rules.Rule, feedback_init: str) -> None:
-    """Raise an InputError for an unknown rule or initialisation."""
+def check_rule(rule: str | rules.Rule, feedback_init: str, **others: Any) -> None:
+    """Check the rule of a layer.
+
+    Args:
+        others: arguments of torch.nn's layer, among which a rule without its name ends up.
+
+    Raises:
+        InputError: an unknown rule or initialisation; another argument is a rule.
+    """
+    expect_no_rule(rules.names(), **others)
     rules.get(rule)
     rules.get_law(feedback_init, (1, 1))
+
+
+def expect_no_rule(known: Collection[str], **others: Any) -> None:
+    """Raise an InputError if one of a layer's arguments is a rule, which must be given by ``rule=``."""
+    for name, value in others.items():
+        if isinstance(value, rules.Rule) or (isinstance(value, str) and value in known):
+            raise InputError(f"{name}: got the learning rule {value!r}, which must be named: rule={value!r}")
 
 
 class Initialised(FeedbackLayer):
@@ -136,9 +151,9 @@ class _Conv(Initialised):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_rule(rule, feedback_init)
+        check_rule(rule, feedback_init, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias)
         if isinstance(stride, str):
-            raise InputError(f"stride: expected integers, got {stride!r}; a learning rule is rule={stride!r}")
+            raise InputError(f"stride: expected integers, got {stride!r}")
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
         self._set_up(rule, feedback_init, num_classes, seed, generator)
@@ -204,7 +219,7 @@ class Linear(Initialised, nn.Linear):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_rule(rule, feedback_init)
+        check_rule(rule, feedback_init, bias=bias, device=device, dtype=dtype)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_up(rule, feedback_init, num_classes, seed, generator)
 

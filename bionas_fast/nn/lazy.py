@@ -74,7 +74,7 @@ class _LazyConv(Lazy):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_rule(rule, feedback_init)
+        check_rule(rule, feedback_init, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias)
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(out_channels, *geometry, bias, padding_mode, device, dtype)
         self._set_up(rule, feedback_init, num_classes, seed, generator)
@@ -116,7 +116,7 @@ class _LazyConvTranspose(Lazy):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_rule(rule, feedback_init)
+        check_rule(rule, feedback_init, stride=stride, padding=padding, groups=groups, bias=bias, dilation=dilation)
         geometry = (kernel_size, stride, padding, output_padding, groups)
         super().__init__(out_channels, *geometry, bias, dilation, padding_mode, device, dtype)
         self._set_up(rule, feedback_init, num_classes, seed, generator)
@@ -154,6 +154,6 @@ class LazyLinear(Lazy, nn.LazyLinear, Linear):  # type: ignore[misc]
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_rule(rule, feedback_init)
+        check_rule(rule, feedback_init, bias=bias, device=device, dtype=dtype)
         super().__init__(out_features, bias, device, dtype)
         self._set_up(rule, feedback_init, num_classes, seed, generator)

@@ -51,7 +51,7 @@ class _ConvTranspose(Initialised):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_rule(rule, feedback_init)
+        check_rule(rule, feedback_init, stride=stride, padding=padding, groups=groups, bias=bias, dilation=dilation)
         geometry = (kernel_size, stride, padding, output_padding, groups)
         super().__init__(in_channels, out_channels, *geometry, bias, dilation, padding_mode, device, dtype)
         self._set_up(rule, feedback_init, num_classes, seed, generator)
@@ -129,7 +129,7 @@ class TransposedLinear(Initialised):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_rule(rule, feedback_init)
+        check_rule(rule, feedback_init, device=device, dtype=dtype)
         super().__init__()
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.nx, self.nf = in_features, out_features

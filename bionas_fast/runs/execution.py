@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bionas_fast.config import Duration
 from bionas_fast.errors import InputError, Interrupted
+from bionas_fast.runs.callbacks import Callback, make_loggers
 from bionas_fast.runs.folder import REPORT, RunFolder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import resume_command
 from bionas_fast.runs.signals import Interrupts
-from bionas_fast.runs.tensorboard import ScalarWriter
+from bionas_fast.runs.tensorboard import TensorBoardWriter
 from bionas_fast.runs.trainer import Phase, Trainer
 from bionas_fast.runtime import distributed
 
 
-def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> None:
+def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress, callbacks: Sequence[Callback] = ()) -> None:
     """Train to the end and write the report; without a folder nothing is saved.
 
     Of several processes, only rank 0 has the folder. All stop after the same step.
@@ -30,8 +31,10 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
     """
     if folder is None and not distributed.active():
         progress.begin(trainer.describe())
-        _train(trainer, progress, lambda: None, lambda row: None)
+        _train(trainer, progress, callbacks, lambda: None, lambda row: None)
         return
+    if folder is not None and not trainer.finished:
+        callbacks = [*callbacks, *make_loggers(trainer.config.loggers, folder.path, trainer.config)]
     complete = trainer.finished
     hint = f"resume with: {resume_command(trainer.kind, folder)}" if folder else "rank 0 says how to resume"
     try:
@@ -40,11 +43,11 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
                 if not complete:
                     progress.begin(trainer.describe() | ({"run folder": str(folder.path)} if folder else {}))
                     with _Saver(trainer, folder, interrupts) as saver:
-                        _train(trainer, progress, saver.after_step, saver.after_epoch)
+                        _train(trainer, progress, callbacks, saver.after_step, saver.after_epoch)
                 if folder is not None and not (complete and (folder.path / REPORT).is_file()):
                     trainer.write_report(folder)
-                if not complete:
-                    saver.save_duration()
+                if folder is not None and not complete:
+                    folder.write_duration(trainer.duration)
             except (InputError, RuntimeError) as error:
                 # After the loss of a process, what is read from a GPU may be anything, and so may its error.
                 lost = error if isinstance(error, distributed.PeerLost) else distributed.lost_peer()
@@ -54,18 +57,23 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress) -> N
                 interrupts.persist()
                 raise distributed.PeerLost(f"{lost}; {hint}") from error
     except KeyboardInterrupt:
+        if folder is not None and not complete:
+            folder.write_duration(trainer.duration)
         raise Interrupted(f"interrupted; {hint}") from None
 
 
 def _train(
     trainer: Trainer,
     progress: Progress,
+    callbacks: Sequence[Callback],
     after_step: Callable[[], None],
     after_epoch: Callable[[Mapping[str, Any] | None], None],
 ) -> None:
     """Train epoch by epoch; ``progress`` is started and finished once per phase."""
     phase: Phase | None = None
     trainer.announce = progress.note
+    for callback in callbacks:
+        callback.on_begin(trainer.moment())
     try:
         while not trainer.finished:
             if trainer.phase is not phase:
@@ -78,11 +86,18 @@ def _train(
             trainer.enter_epoch()
             while trainer.steps_done < len(phase.batches):
                 progress.step(trainer.step())
+                for callback in callbacks:
+                    callback.on_step(trainer.moment())
                 after_step()
             row = trainer.end_epoch()
+            if row is not None:
+                for callback in callbacks:
+                    callback.on_epoch(trainer.moment(row))
             after_epoch(row)
             if row is not None:
                 progress.epoch(row)
+        for callback in callbacks:
+            callback.on_end(trainer.moment())
     finally:
         if phase is not None:
             progress.finish()
@@ -97,15 +112,15 @@ class _Saver:
         self.interrupts = interrupts
         self.saved = time.monotonic()
         self._begun = self.saved, _processor_seconds()
-        self._before = (folder.read().duration if folder else None) or Duration()
-        self.scalars = ScalarWriter(folder, len(trainer.metrics)) if folder and trainer.config.tensorboard else None
+        self._before = trainer.duration
+        self.board = TensorBoardWriter(folder, len(trainer.metrics)) if folder and trainer.config.tensorboard else None
 
     def __enter__(self) -> _Saver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.scalars is not None:
-            self.scalars.close()
+        if self.board is not None:
+            self.board.close()
 
     def after_step(self) -> None:
         due = time.monotonic() - self.saved >= self.trainer.config.checkpoint_every
@@ -120,8 +135,8 @@ class _Saver:
             # The checkpoint is written last, so the other files contain everything that it counts as done.
             self.folder.write_metrics(self.trainer.metrics)
             self.trainer.write_results(self.folder)
-        if self.scalars is not None and row is not None:
-            self.scalars.write(row)
+        if self.board is not None and row is not None:
+            self.board.write(row, self.trainer)
         self._save(best=row is not None and self._is_best())
         if self._stop_requested() and not self.trainer.finished:
             raise KeyboardInterrupt
@@ -137,17 +152,12 @@ class _Saver:
     def _save(self, best: bool = False) -> None:
         self.trainer.read()
         self.trainer.expect_finite()  # a checkpoint that could not be resumed would replace one that can
-        if self.folder is not None:
-            self.folder.write_checkpoint(self.trainer.state_dict(), best=best)
-        self.save_duration()
-        self.saved = time.monotonic()
-
-    def save_duration(self) -> None:
-        """Add the time since the beginning or the resumption of the run to that before."""
         wall, processor = self._begun
         (used,) = distributed.all_reduce_sum(_processor_seconds() - processor)
+        self.trainer.duration = self._before + Duration(time.monotonic() - wall, used)
         if self.folder is not None:
-            self.folder.write_duration(self._before + Duration(time.monotonic() - wall, used))
+            self.folder.write_checkpoint(self.trainer.state_dict(), best=best)
+        self.saved = time.monotonic()
 
 
 def _processor_seconds() -> float:

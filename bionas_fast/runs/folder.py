@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -184,8 +184,8 @@ class RunFolder:
     def write_duration(self, duration: Duration) -> None:
         """Replace the duration in the description of the run."""
         others = _DURATION.sub("", (self.path / CONFIG).read_text(encoding="utf-8")).rstrip("\n")
-        entry = {f"{name}_seconds": round(value, 3) for name, value in asdict(duration).items()}
-        self.write(CONFIG, f"{others}\n{yaml.safe_dump({'duration': entry}, sort_keys=False)}")
+        entry = yaml.safe_dump({"duration": duration.entry()}, sort_keys=False)
+        self.write(CONFIG, f"{others}\n{entry}")
 
     def write_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the metrics, one line of JSON per epoch."""

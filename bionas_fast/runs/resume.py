@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from bionas_fast.config import RunConfig, RunRecord
 from bionas_fast.data import expect_shape
 from bionas_fast.errors import BionasWarning, InputError
+from bionas_fast.runs.callbacks import require_loggers
 from bionas_fast.runs.folder import CHECKPOINT, NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.memory import memory_explained
@@ -80,6 +81,7 @@ def _on_main(locked: Callable[[], RunFolder]) -> RunFolder | None:
 
 
 def _begin(trainer: Trainer, out: str | Path | NewFolder) -> RunFolder:
+    require_loggers(trainer.config.loggers)
     if trainer.config.tensorboard:
         require_tensorboard()
     folder = RunFolder.create(out)
@@ -127,6 +129,7 @@ def _resumed_config(kind: type[Trainer], config: RunConfig | None, folder: RunFo
     if config is not None:
         expect_same(recorded, config, f"the run {folder.path}")
     chosen: Any = config or recorded
+    require_loggers(chosen.loggers)
     if chosen.tensorboard:
         require_tensorboard()
     return chosen

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.config import RunConfig, RunRecord, changeable
+from bionas_fast.config import Duration, RunConfig, RunRecord, changeable
 from bionas_fast.data import AnyDataset, Stream
 from bionas_fast.errors import Diverged, InputError, NotFinite
 from bionas_fast.plugins import import_plugins
+from bionas_fast.runs.callbacks import Moment
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runs.divergence import likely_causes, too_small_a_batch
 from bionas_fast.runs.folder import RunFolder
@@ -91,6 +92,7 @@ class Trainer:
         read_every: the number of steps after which their losses are read from the device.
         announce: called with what is done before longer work between two steps.
         epoch: the number of epochs done, over all phases.
+        duration: the time that the run has taken up to its last checkpoint, over all resumes.
         metrics: one row for every epoch of a counted phase.
     """
 
@@ -117,6 +119,7 @@ class Trainer:
         self.device = device
         self.announce: Callable[[str], object] = lambda doing: None
         self.epoch = 0
+        self.duration = Duration()
         self.metrics: list[dict[str, Any]] = []
         self._tally = Tally()
         self.read_every = 1 if device.type == "cpu" else READ_EVERY
@@ -149,6 +152,18 @@ class Trainer:
     def conclude(self) -> dict[str, Any]:
         """Evaluate after the last step of an epoch; return further metrics for its row."""
         return {}
+
+    def alphas_now(self) -> Mapping[str, Tensor]:
+        """Return the architecture parameters by kind of cell, [edges, candidates]; none without a search."""
+        return {}
+
+    def pictures(self) -> Mapping[str, bytes]:
+        """Draw the result at the end of the run, as PNG by name."""
+        return {}
+
+    def moment(self, row: Mapping[str, Any] | None = None) -> Moment:
+        """Return what callbacks see now; ``row`` are the metrics at the end of an epoch."""
+        return Moment(self.net, self.alphas_now(), self.epoch, self._tally.steps, self._last_loss, row or {})
 
     def extra_state(self) -> dict[str, Any]:
         """Return the additional state of the subclass: tensors and plain values."""
@@ -407,6 +422,7 @@ class Trainer:
             "epoch": self.epoch,
             "tally": asdict(self._tally),
             "metrics": self.metrics,
+            "seconds": self.duration.entry(),
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batches": [phase.batches.state_dict() for phase in self.phases],
@@ -446,6 +462,10 @@ class Trainer:
         possible = 0 <= tally.steps <= (0 if self.finished else len(self.phase.batches))
         if not possible or (tally.seen > 0) != (tally.steps > 0) or not 0 <= tally.measured <= tally.seen:
             raise InputError(f"tally: {tally.steps} steps over {tally.seen} images are out of range")
+        duration = Duration.read(state["seconds"])
+        if duration is None:
+            raise InputError("seconds: the time of the run is damaged")
+        self.duration = duration
         self.metrics = self._checked_metrics(state["metrics"])
         self.net.load_state_dict(state["net"])
         load_optimizer(self.optimizer, state["optimizer"])

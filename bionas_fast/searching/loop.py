@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from bionas_fast import report
 from bionas_fast.config import RunRecord
-from bionas_fast.data import Augment, LabelledImages, configured
+from bionas_fast.data import AnyDataset, Augment, Data, LabelledImages, as_dataset, configured, with_data
 from bionas_fast.errors import expect_type
 from bionas_fast.evaluation import evaluate
 from bionas_fast.nn import synchronise_statistics
+from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import CHECKPOINT, GENOTYPE, NewFolder, RunFolder
@@ -44,18 +45,23 @@ from bionas_fast.supernet import Mixture, Supernet, SupernetOptions, build_super
 def search(
     config: SearchConfig | None = None,
     *,
+    data: Data | None = None,
     out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
     progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
     """Search for an architecture and the learning rule of every layer in it.
 
     Args:
         config: the settings; by default scikit-learn's digits at a size for two processor cores.
+        data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`. To
+            resume, give them again.
         out: the run folder, new or empty; by default one under ``runs/``, named after the settings and the time.
         resume: the folder of an interrupted search. It is resumed, and its result is that of an uninterrupted one; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the search; True shows it on stderr.
+        callbacks: see the supernet, α and the step; see :class:`bionas_fast.Callback`.
 
     Raises:
         InputError: an unknown name in a setting, a missing dataset, a non-empty folder, or a run that cannot be
@@ -63,8 +69,13 @@ def search(
         Interrupted: Ctrl-C or SIGTERM. The search is saved.
     """
     expect_type("config", config, (SearchConfig, type(None)), "write bf.SearchConfig(dataset='digits')")
+    expect_callbacks(callbacks)
+    given = None if data is None else as_dataset(data)
     if resume is None:
         config = config or SearchConfig()
+    config = config and with_data(config, given)
+    if resume is None:
+        assert config is not None
         out = (
             NewFolder(f"search-{config.dataset}-{config.space}-{config.method}-seed{config.seed}")
             if out is None
@@ -72,9 +83,12 @@ def search(
         )
     with (
         distributed.process_group(),
-        open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config)) as (search, folder),
+        open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config, given)) as (
+            search,
+            folder,
+        ),
     ):
-        execute(search, folder, listener(progress))
+        execute(search, folder, listener(progress), callbacks)
         path = distributed.broadcast(None if folder is None else folder.path)
         assert path is not None
         return search.result(path)
@@ -88,11 +102,11 @@ class Search(Trainer):
     metric_names = ("valid_loss", "valid_accuracy", "alpha_entropy")
     net: Supernet
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchConfig, data: AnyDataset | None = None) -> None:
         super().__init__(config, resolve_device(config.device))
         check(config)
         space = get_space(config.space).restricted(config.rules, config.operations)
-        self.data = data = configured(config)
+        self.data = data = configured(config) if data is None else data
         images: LabelledImages = data.train
         training, self.validation = images.split(config.train_fraction, config.seed, setting="train_fraction")
         how: dict[str, Any] = {
@@ -238,6 +252,14 @@ class Search(Trainer):
             **robustness,
             "genotype": self.genotype.hash,
         }
+
+    def alphas_now(self) -> Mapping[str, Tensor]:
+        return self.net.architecture.logits()
+
+    def pictures(self) -> Mapping[str, bytes]:
+        from bionas_fast.report.figure import genotype_figure, render
+
+        return {"cells": render(genotype_figure(self.genotype), "png")}
 
     def _alpha_entropy(self) -> float:
         """Average the entropy over edges, in nats: from ln(candidates), undecided, to 0, fully decided."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset
+from bionas_fast.data import AnyDataset, Data, as_dataset, with_data
 from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
+from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
 from bionas_fast.runs.memory import expect_memory
@@ -29,19 +31,24 @@ def train(
     genotype: Genotype | None = None,
     config: TrainConfig | None = None,
     *,
+    data: Data | None = None,
     out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
     progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult[GenotypeNetwork]:
     """Train the network of a genotype from scratch and test it.
 
     Args:
         genotype: the architecture and its learning rules; by default those of the resumed run.
         config: the settings; by default for scikit-learn's digits.
+        data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`. To
+            resume, give them again.
         out: a run folder, new or empty; by default nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the training; True shows it on stderr.
+        callbacks: see the network and the step; see :class:`bionas_fast.Callback`.
 
     Raises:
         InputError: an unknown name in a setting, a missing dataset, a non-empty folder, a loss that is no longer
@@ -50,18 +57,22 @@ def train(
     """
     expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
     expect_type("config", config, (TrainConfig, type(None)), "write bf.TrainConfig(dataset='digits')")
+    expect_callbacks(callbacks)
+    given = None if data is None else as_dataset(data)
+    if given is not None and (config is not None or resume is None):
+        config = with_data(config or TrainConfig(), given)
     if genotype is None and resume is None:
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
     def make(config: TrainConfig, folder: RunFolder | None) -> Training:
         trained = None if genotype is None else trained_genotype(genotype, config)
-        return Training(_genotype_of(trained, folder), config)
+        return Training(_genotype_of(trained, folder), config, given)
 
     with (
         distributed.process_group(),
         open_run(Training, config, out=out, resume=resume, make=make) as (training, folder),
     ):
-        execute(training, folder, listener(progress))
+        execute(training, folder, listener(progress), callbacks)
         return training.result(folder)
 
 
@@ -90,7 +101,7 @@ class Training(SupervisedTraining):
     config: TrainConfig
     net: GenotypeNetwork
 
-    def __init__(self, genotype: Genotype, config: TrainConfig) -> None:
+    def __init__(self, genotype: Genotype, config: TrainConfig, data: AnyDataset | None = None) -> None:
         self.genotype = genotype = trained_genotype(genotype, config)
 
         def build(data: AnyDataset) -> GenotypeNetwork:
@@ -101,7 +112,7 @@ class Training(SupervisedTraining):
             expect_memory(sized, config.channels, config.cells, resolve_device(config.device))
             return sized(config.channels, config.cells)
 
-        super().__init__(config, build, genotype.hash)
+        super().__init__(config, build, genotype.hash, data)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         config = self.config

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset
+from bionas_fast.data import AnyDataset, Data, as_dataset, with_data
 from bionas_fast.errors import expect_type
 from bionas_fast.models.resnet import build_resnet
+from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
@@ -27,18 +28,23 @@ from bionas_fast.training.supervised import SupervisedTraining
 def train_resnet(
     config: ResNetConfig | None = None,
     *,
+    data: Data | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult[nn.Module]:
     """Train a residual network with one learning rule on every layer, and test it.
 
     Args:
         config: the settings; by default ResNet-20 by back-propagation on scikit-learn's digits.
+        data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`. To
+            resume, give them again.
         out: a run folder, new or empty; by default nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the training; True shows it on stderr.
+        callbacks: see the network and the step; see :class:`bionas_fast.Callback`.
 
     Raises:
         InputError: an unknown name in a setting, a missing dataset, a non-empty folder, a loss that is no longer
@@ -46,15 +52,19 @@ def train_resnet(
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
     expect_type("config", config, (ResNetConfig, type(None)), "write bf.ResNetConfig(dataset='digits')")
+    expect_callbacks(callbacks)
+    given = None if data is None else as_dataset(data)
+    if given is not None and (config is not None or resume is None):
+        config = with_data(config or ResNetConfig(), given)
 
     def make(config: ResNetConfig, folder: RunFolder | None) -> ResNetTraining:
-        return ResNetTraining(config)
+        return ResNetTraining(config, given)
 
     with (
         distributed.process_group(),
         open_run(ResNetTraining, config, out=out, resume=resume, make=make) as (training, folder),
     ):
-        execute(training, folder, listener(progress))
+        execute(training, folder, listener(progress), callbacks)
         return training.result(folder)
 
 
@@ -65,11 +75,11 @@ class ResNetTraining(SupervisedTraining):
     start = staticmethod(train_resnet)
     settings = ResNetConfig
 
-    def __init__(self, config: ResNetConfig) -> None:
+    def __init__(self, config: ResNetConfig, data: AnyDataset | None = None) -> None:
         def build(data: AnyDataset) -> nn.Module:
             return _build(config, data.in_channels, data.num_classes)
 
-        super().__init__(config, build, f"{config.architecture} {config.rule}")
+        super().__init__(config, build, f"{config.architecture} {config.rule}", data)
 
     @classmethod
     def settings_of_source(cls, source: str) -> Mapping[str, Any]:

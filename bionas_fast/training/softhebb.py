@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import BatchStream, Dataset, MemoryImages, load_dataset, normalise
-from bionas_fast.errors import NotFinite, expect_type
+from bionas_fast.data import (
+    AnyDataset,
+    BatchStream,
+    Data,
+    Dataset,
+    MemoryImages,
+    as_dataset,
+    load_dataset,
+    normalise,
+    with_data,
+)
+from bionas_fast.errors import InputError, NotFinite, expect_type
 from bionas_fast.evaluation import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
+from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import NewFolder, RunFolder
 from bionas_fast.runs.progress import Progress
@@ -37,18 +48,23 @@ _CHUNK = 250
 def train_softhebb(
     config: SoftHebbConfig | None = None,
     *,
+    data: Data | None = None,
     out: str | Path | NewFolder | None = None,
     resume: str | Path | None = None,
     progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult[SoftHebbNetwork]:
     """Train filters without labels and a linear head with labels, and test the network.
 
     Args:
         config: the settings; by default for scikit-learn's digits.
+        data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`. To
+            resume, give them again.
         out: a run folder, new or empty; by default nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the training; True shows it on stderr.
+        callbacks: see the network and the step; see :class:`bionas_fast.Callback`.
 
     Raises:
         InputError: an unknown name in a setting, a missing dataset, a non-empty folder, filters that are no longer
@@ -56,13 +72,17 @@ def train_softhebb(
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
     expect_type("config", config, (SoftHebbConfig, type(None)), "write bf.SoftHebbConfig(dataset='digits')")
+    expect_callbacks(callbacks)
+    given = None if data is None else as_dataset(data)
+    if given is not None and (config is not None or resume is None):
+        config = with_data(config or SoftHebbConfig(), given)
     distributed.require_single_process("SoftHebb networks learn")
 
     def make(config: SoftHebbConfig, folder: RunFolder | None) -> SoftHebbTraining:
-        return SoftHebbTraining(config)
+        return SoftHebbTraining(config, _in_memory(given))
 
     with open_run(SoftHebbTraining, config, out=out, resume=resume, make=make) as (training, folder):
-        execute(training, folder, listener(progress))
+        execute(training, folder, listener(progress), callbacks)
         return training.result(folder)
 
 
@@ -77,10 +97,12 @@ class SoftHebbTraining(NetworkTraining):
     data: Dataset
     net: SoftHebbNetwork
 
-    def __init__(self, config: SoftHebbConfig) -> None:
+    def __init__(self, config: SoftHebbConfig, data: Dataset | None = None) -> None:
         super().__init__(config, resolve_device(config.device))
         self.name = f"SoftHebb {config.architecture} {config.rule}"
-        self.data = data = load_dataset(config.dataset, config.data_dir, download=config.download)
+        if data is None:
+            data = load_dataset(config.dataset, config.data_dir, download=config.download)
+        self.data = data
         self.net = _build(config, DataShape.of(data)).to(self.device)
         blocks = list(self.net.blocks)
         #: Groups of blocks that learn together, one group after the other.
@@ -181,6 +203,12 @@ class SoftHebbTraining(NetworkTraining):
     @classmethod
     def load_network(cls, folder: RunFolder, record: RunRecord) -> SoftHebbNetwork:
         return _build(SoftHebbConfig(**record.settings), DataShape.read(record))
+
+
+def _in_memory(data: AnyDataset | None) -> Dataset | None:
+    if data is None or isinstance(data, Dataset):
+        return data
+    raise InputError("data: SoftHebb networks take images in memory, got a dataset of files")
 
 
 def _build(config: SoftHebbConfig, shape: DataShape) -> SoftHebbNetwork:

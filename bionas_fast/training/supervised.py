@@ -34,15 +34,22 @@ class SupervisedTraining(NetworkTraining):
         config: the settings.
         build: builds the network for a dataset, on the CPU.
         name: the name of the network in displays and reports.
+        data: the images; by default those of the settings.
     """
 
     metric_names: tuple[str, ...] = ("test_loss", "test_accuracy")
     config: SupervisedConfig
 
-    def __init__(self, config: SupervisedConfig, build: Callable[[AnyDataset], nn.Module], name: str) -> None:
+    def __init__(
+        self,
+        config: SupervisedConfig,
+        build: Callable[[AnyDataset], nn.Module],
+        name: str,
+        data: AnyDataset | None = None,
+    ) -> None:
         super().__init__(config, resolve_device(config.device))
         self.name = name
-        self.data = data = configured(config)
+        self.data = data = configured(config) if data is None else data
         training: LabelledImages = data.train
         self.held_out: LabelledImages | None = None
         if config.valid_fraction:

@@ -48,6 +48,15 @@ def test_quiet(run, tmp_path):
     assert said.startswith("error: ")
 
 
+def test_warnings_of_plugins(run, tmp_path):
+    """Shown without -v, also those at the import; -q hides them."""
+    (tmp_path / "mine.py").write_text("import warnings\nwarnings.warn('look at this', UserWarning)\n")
+    code, _, said = run("datasets", "--plugin", tmp_path / "mine.py")
+    assert (code, said.splitlines()[0]) == (0, "UserWarning: look at this")
+    (tmp_path / "quiet.py").write_text("import warnings\nwarnings.warn('look at this', UserWarning)\n")
+    assert run("datasets", "-q", "--plugin", tmp_path / "quiet.py")[2] == ""
+
+
 def test_warnings_of_others(run, monkeypatch):
     def warn(*_):
         warnings.warn("of another package", UserWarning, stacklevel=1)

@@ -17,7 +17,9 @@ def test_a_resumed_run_adds_to_its_time(stopped):
     folder = RunFolder.open(stopped)
     before = folder.read()
     assert before.duration is None
-    folder.write_duration(Duration(wall=1000.0, processor=2000.0))
+    state = folder.read_checkpoint()
+    assert state["seconds"] == {"wall_seconds": 0.0, "processor_seconds": 0.0}
+    folder.write_checkpoint({**state, "seconds": {"wall_seconds": 1000.0, "processor_seconds": 2000.0}})
     wall, processor = time.monotonic(), sum(os.times()[:4])
     bf.search(resume=stopped)
     wall, processor = time.monotonic() - wall, sum(os.times()[:4]) - processor
