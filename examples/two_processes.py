@@ -12,18 +12,17 @@ from pathlib import Path
 
 import bionas_fast as bf
 
-SEARCH = (
-    "-m bionas_fast search --rules usf,brsf --ops dil_conv_3x3,skip_connect --channels 1 --epochs 1 --batch-size 64"
-)
-ONE = [sys.executable, *SEARCH.split()]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *SEARCH.split()]
+CONFIG = bf.SearchConfig(rules=("usf", "brsf"), operations=("dil_conv_3x3", "skip_connect"), channels=1, epochs=1)
+COMMAND = "-m bionas_fast search --rules usf,brsf --ops dil_conv_3x3,skip_connect --channels 1 --epochs 1 -q"
 
 
 def main() -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # torchrun
     with tempfile.TemporaryDirectory() as folder:
-        for name, command in (("one", ONE), ("two", TWO)):
-            subprocess.run([*command, "-q", "--out", f"{folder}/{name}"], check=True, stdout=subprocess.DEVNULL)
-        one, two = (bf.Genotype.from_json(Path(folder, name, "genotype.json").read_text()) for name in ("one", "two"))
+        one = bf.search(CONFIG, out=f"{folder}/one").genotype
+        command = [*launcher, *COMMAND.split(), "--out", f"{folder}/two"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        two = bf.Genotype.from_json(Path(folder, "two", "genotype.json").read_text(encoding="utf-8"))
     print(one)
     print(two)
     print("the same" if one == two else "rounding decided an edge")
