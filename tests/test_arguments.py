@@ -45,7 +45,7 @@ WRONG = {
     "load_dataset": (lambda: bf.load_dataset(3), "dataset: expected str, got int; such as 'digits'"),
     "rule as stride": (
         lambda: bf.nn.Conv2d(3, 4, 3, "usf"),
-        "stride: expected integers, got 'usf'; a learning rule is",
+        "stride: expected that of torch.nn's layer, got 'usf'; a learning rule is",
     ),
 }
 
@@ -75,3 +75,43 @@ def test_batches_of_images_can_be_evaluated():
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     with pytest.raises(InputError, match="images: expected at least one"):
         bf.evaluate(MODEL, [])
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "name"),
+    [
+        ("Conv2d", (3, 4, 3, "usf"), "stride"),
+        ("Conv2d", (3, 4, 3, 1, "usf"), "padding"),
+        ("ConvTranspose2d", (3, 4, 3, "usf"), "stride"),
+        ("LazyConv2d", (4, 3, "usf"), "stride"),
+        ("LazyConvTranspose2d", (4, 3, "usf"), "stride"),
+        ("Linear", (3, 4, "usf"), "bias"),
+        ("Linear", (3, 4, True, "usf"), "device"),
+        ("LazyLinear", (4, "usf"), "bias"),
+        ("TransposedLinear", (4, 2, "usf"), "device"),
+        ("MultiheadAttention", (4, 2, "usf"), "dropout"),
+        ("HebbianConv2d", (3, 4, 3, "oja"), "stride"),
+        ("HebbianLinear", (3, 4, "oja"), "bias"),
+    ],
+    ids=str,
+)
+def test_a_rule_must_be_named(layer, arguments, name):
+    """A rule without its name would be another argument of torch.nn's layer."""
+    rule = next(argument for argument in arguments if isinstance(argument, str))
+    with pytest.raises(InputError, match=f"^{name}: .* got '{rule}'; a learning rule is rule='{rule}'$"):
+        getattr(bf.nn, layer)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        ("SearchConfig", {"engine": "modualr"}, "engine: .*got 'modualr'; did you mean 'modular'"),
+        ("ResNetConfig", {"architecture": "resnet21"}, "architecture: .*got 'resnet21'; did you mean .*'resnet20'"),
+        ("ResNetConfig", {"initialisation": "xavir"}, "initialisation: .*did you mean 'xavier'"),
+        ("TrainConfig", {"amp": 16}, "amp: .*got 16; did you mean 'fp16'"),
+    ],
+    ids=str,
+)
+def test_words_that_are_no_value_of_a_setting(config, settings, message):
+    with pytest.raises(InputError, match=message):
+        getattr(bf, config)(**settings)

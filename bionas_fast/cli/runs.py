@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +49,7 @@ def _row(summary: RunSummary, folder: Path) -> dict[str, Any]:
     }
 
 
-def _duration(summary: RunSummary) -> Mapping[str, float | None]:
+def _duration(summary: RunSummary) -> dict[str, float | None]:
     found = summary.duration
     wall, processor = (None, None) if found is None else (found.wall, found.processor)
     return {"wall_seconds": wall, "processor_seconds": processor}

@@ -105,7 +105,8 @@ def _items(dataset: torch_data.Dataset[Any], where: str) -> tuple[Tensor, Tensor
     length = getattr(dataset, "__len__", None)
     if length is None:
         raise InputError(f"{where}: expected a dataset of torch with a length, got {type(dataset).__name__}")
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels: list[int] = []
     for index in range(length()):
         item = dataset[index]
         if not isinstance(item, (tuple, list)) or len(item) != 2:

@@ -52,7 +52,8 @@ def expect_no_rule(known: Collection[str], **others: Any) -> None:
     """Raise an InputError if one of a layer's arguments is a rule, which must be given by ``rule=``."""
     for name, value in others.items():
         if isinstance(value, rules.Rule) or (isinstance(value, str) and value in known):
-            raise InputError(f"{name}: got the learning rule {value!r}, which must be named: rule={value!r}")
+            wanted = f"expected that of torch.nn's layer, got {value!r}"
+            raise InputError(f"{name}: {wanted}; a learning rule is rule={value!r}")
 
 
 class Initialised(FeedbackLayer):

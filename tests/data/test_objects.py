@@ -10,7 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, TensorDataset
 
 import bionas_fast as bf
-from bionas_fast import InputError
+from bionas_fast import BionasWarning, InputError
 from bionas_fast.data import as_dataset
 
 X = torch.randint(256, (40, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -69,7 +69,7 @@ class Endless(IterableDataset):
         ((X.float(), Y), "images"),
         (((X, Y), (X[:, :1], Y)), "must agree in"),
         (((X, Y), X), r"data\[1\]: expected \(images, labels\)"),
-        ([[1, "a"], Y], "data: images: expected a tensor or an array"),
+        ([[1, "a"], Y], "data: labels: expected a tensor or an array"),
         (Endless(), "data: expected a dataset of torch with a length, got Endless"),
         (TensorDataset(X), r"data: expected items \(image, label\)"),
     ],
@@ -86,7 +86,8 @@ def test_a_search_and_a_training(tmp_path):
     text = (found.run_dir / "config.yaml").read_text()
     assert "dataset: python:arrays\n" in text
     assert "num_classes" not in text or "num_classes: 2" in text
-    again = bf.search(resume=found.run_dir, data=(X, Y))
+    with pytest.warns(BionasWarning, match="this run is complete"):
+        again = bf.search(resume=found.run_dir, data=(X, Y))
     assert again.genotype == found.genotype
     with pytest.raises(InputError, match="'python:arrays': its images were given in Python; give them there again"):
         bf.search(resume=found.run_dir)

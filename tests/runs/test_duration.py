@@ -43,7 +43,7 @@ def test_the_entry_is_replaced(stopped):
     assert path.read_text() == f"{text}duration:\n  wall_seconds: 9.0\n  processor_seconds: 9.0\n"
 
 
-@pytest.mark.parametrize("entry", ["", "-", "[1]", "{wall_seconds: 1}", "{wall_seconds: x, processor_seconds: 1}"])
+@pytest.mark.parametrize("entry", ["", "7", "[1]", "{wall_seconds: 1}", "{wall_seconds: x, processor_seconds: 1}"])
 def test_a_damaged_entry(stopped, entry):
     """It counts as none: time is no setting."""
     path = stopped / "config.yaml"
