@@ -35,10 +35,10 @@ def product_precision(dtype: torch.dtype) -> Products:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def table(rows: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Create a look-up table of a kernel, [rows, columns]; the transfer to a GPU is asynchronous."""
-    table = torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
-    return table.to(device, non_blocking=True)
+def address_table(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Create a look-up table of addresses, [rows, columns]; the transfer to a GPU is asynchronous."""
+    made = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    return made.to(device, non_blocking=True)
 
 
 def addresses(maps: Iterable[Tensor | None], dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:

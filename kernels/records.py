@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -249,8 +248,3 @@ class TermGradients(NamedTuple):
     a: Tensor
     b: Tensor
     d: Tensor
-
-
-def numbers(values: Sequence[int], device: torch.device) -> Tensor:
-    """Convert integers to an index tensor."""
-    return torch.tensor(values, device=device)

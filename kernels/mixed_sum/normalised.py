@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from .. import batch_norm
 from ..parts import Parts
-from ..records import Moments, Sums, TermGradients, Terms, numbers
+from ..records import Moments, Sums, TermGradients, Terms
+from ..tables import one_hot, table
 
 
 def forward(
@@ -42,9 +43,9 @@ def forward(
     if moments is None:
         moments = batch_norm.moments(sums, like[0].numel() // like.shape[-1], parts.synchroniser)
     means, rstds = _for_all(moments, maps)
-    index, edges = numbers(terms.index, like.device), numbers(terms.edges, like.device)
+    index = table(terms.index, like.device)
     weight = factors[:, None] * rstds[index]
-    offset = weight.new_zeros(terms.edge_count, weight.shape[1]).index_add_(0, edges, -weight * means[index])
+    offset = one_hot(terms.edges, terms.edge_count, like.device) @ (-weight * means[index])
     return parts.sum_forward(maps, terms, weight.to(like.dtype), offset.to(like.dtype), into), moments
 
 
@@ -65,13 +66,13 @@ def backward(
     """
     like, normalised_maps = maps[0], len(moments.mean)
     means, rstds = _for_all(moments, maps)
-    index, edges = numbers(terms.index, like.device), numbers(terms.edges, like.device)
+    index, edges = table(terms.index, like.device), table(terms.edges, like.device)
     grad_sum, products = parts.sum_backward(grads, maps, terms)
     grad_sum = grad_sum[edges]
     normalised = rstds[index] * (products - means[index] * grad_sum)  # Σ grad · ẑ of every term
 
     def by_map(value: Tensor) -> Tensor:
-        return rstds.new_zeros(rstds.shape).index_add_(0, index, factors[:, None] * value)[:normalised_maps]
+        return one_hot(terms.index, len(rstds), like.device)[:normalised_maps] @ (factors[:, None] * value)
 
     b, d = batch_norm.backward(
         moments.mean,

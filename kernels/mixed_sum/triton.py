@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launching import addresses, fits, grid, table
+from ..launching import address_table, addresses, fits, grid
 from ..records import Terms
 from . import reference
 from .triton_kernels import DTYPES, OPTIONS, configurations, mixed_sum_kernel, product_sum_kernel
@@ -30,9 +30,9 @@ def forward(
     out = like.new_empty(count, *like.shape[1:])
     rows = like.shape[1:-1].numel()
     order = sorted(range(len(terms.edges)), key=terms.edges.__getitem__)
-    rows_of_terms = table([(places[terms.index[t]], t) for t in order], out.device)
+    rows_of_terms = address_table([(places[terms.index[t]], t) for t in order], out.device)
     firsts = accumulate((terms.edges.count(e) for e in range(count)), initial=0)
-    rows_of_edges = table([*zip(firsts, [*other_places, 0], strict=True)], out.device)
+    rows_of_edges = address_table([*zip(firsts, [*other_places, 0], strict=True)], out.device)
     with torch.cuda.device_of(out):
         mixed_sum_kernel[grid(count, rows, channels, OPTIONS)](
             p_out=out,
@@ -63,7 +63,7 @@ def backward(grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> t
     with torch.cuda.device_of(like):
         product_sum_kernel[grid(len(pairs), rows, channels, OPTIONS)](
             p_sums=sums,
-            p_pairs=table(pairs, like.device),
+            p_pairs=address_table(pairs, like.device),
             p_like=gradients[0],
             pairs=len(pairs),
             rows=rows,

@@ -23,8 +23,8 @@ from ..records import (
     Separated,
     Sums,
     Terms,
-    numbers,
 )
+from ..tables import one_hot, table
 
 
 def forward(
@@ -62,8 +62,7 @@ def forward(
         behind = [*between, batch_norm.moments(last, positions, parts.synchroniser)]
         moments = Moments(torch.cat([own.mean for own in behind]), torch.cat([own.var for own in behind]))
     scale = mixing[:, None] * batch_norm.rstd(moments.var[twice:])
-    offset = scale.new_zeros(plan.edge_count, scale.shape[1])
-    offset.index_add_(0, numbers(plan.edges, x.device), -scale * moments.mean[twice:])
+    offset = one_hot(plan.edges, plan.edge_count, x.device) @ (-scale * moments.mean[twice:])
     out = parts.sum_forward([z], _terms(plan), scale.to(x.dtype), offset.to(x.dtype), into)
     return Separated(out, z, moments)
 
@@ -92,7 +91,7 @@ def backward(
     positions = z[0].numel() // z.shape[-1]
     rstd = batch_norm.rstd(var)
     grad_sum, products = parts.sum_backward(grads, [z], _terms(plan))
-    grad_sum = grad_sum[numbers(plan.edges, x.device)]
+    grad_sum = grad_sum[table(plan.edges, x.device)]
     normalised = rstd[twice:] * (products - mean[twice:] * grad_sum)
     grad_mixing = normalised.sum(dim=1)
     if feedback is None:

@@ -13,8 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launching import addresses, fits, grid, product_precision, table
+from ..launching import address_table, addresses, fits, grid, product_precision
 from ..records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums
+from ..tables import filled, table
 from . import reference
 from .triton_kernels import (
     DTYPES,
@@ -91,7 +92,7 @@ def backward(
     images, height, width = x.shape[-4:-1]
     kept, places = addresses(prologue.grads, z.dtype)
     delta = {
-        "p_grads": table([[place] for place in places], x.device),
+        "p_grads": address_table([[place] for place in places], x.device),
         "p_z": z,
         "p_a": prologue.a.float().contiguous(),
         "p_b": prologue.b.float().contiguous(),
@@ -169,9 +170,9 @@ def _rows(affine: Affine | None, pointwise: Tensor) -> Affine:
     if affine is not None:
         return Affine(affine.scale.float().contiguous(), affine.shift.float().contiguous())
     shape = (pointwise.shape[0], pointwise.shape[2])
-    return Affine(pointwise.new_ones(shape, dtype=torch.float32), pointwise.new_zeros(shape, dtype=torch.float32))
+    return Affine(filled(1, shape, pointwise.device), filled(0, shape, pointwise.device))
 
 
 def _branches(stage: Stage, channels: int, device: torch.device) -> Tensor:
     starts = accumulate((channels * kernel * kernel for kernel in stage.kernels[:-1]), initial=0)
-    return table([*zip(stage.kernels, stage.dilations, starts, strict=True)], device)
+    return table((*zip(stage.kernels, stage.dilations, starts, strict=True),), device)
