@@ -60,5 +60,6 @@ def _made_one_hot(numbers: tuple[int, ...], count: int, device: torch.device | s
 
 @lru_cache(maxsize=1024)
 def _filled(value: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    # Copied, and thus waited for: the first use may be on another stream than a later one.
     with torch.inference_mode(False):
-        return torch.full(shape, value, device=device, dtype=torch.float32)
+        return torch.full(shape, value, device="cpu", dtype=torch.float32).to(device)

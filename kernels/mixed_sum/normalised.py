@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import batch_norm
+from ..batch_norm import Synchroniser
 from ..parts import Parts
-from ..records import Moments, Sums, TermGradients, Terms
+from ..records import Affine, Moments, Running, Sums, TermGradients, Terms
 from ..tables import one_hot, table
 
 
@@ -25,6 +26,7 @@ def forward(
     sums: Sums,
     moments: Moments | None,
     into: Sequence[Tensor | None],
+    running: Running | None = None,
 ) -> tuple[list[Tensor], Moments]:
     """Compute out[e] = into[e] + Σ_{terms t of e} factors[t] · BN(map of t).
 
@@ -35,13 +37,16 @@ def forward(
         sums: the sums of the normalised maps.
         moments: the moments of the normalised maps; None for those of this batch.
         into: a tensor or None for each edge.
+        running: the running statistics of the normalised maps, which move if there are no ``moments``.
 
     Returns:
         One tensor per edge; the moments of this pass.
     """
     like = maps[0]
     if moments is None:
-        moments = batch_norm.moments(sums, like[0].numel() // like.shape[-1], parts.synchroniser)
+        positions = like[0].numel() // like.shape[-1]
+        moments = batch_norm.moments(sums, positions, parts.synchroniser)
+        batch_norm.update(running, moments, positions, parts.synchroniser)
     means, rstds = _for_all(moments, maps)
     index = table(terms.index, like.device)
     weight = factors[:, None] * rstds[index]
@@ -85,6 +90,45 @@ def backward(
     )
     a = factors[:, None] * rstds[index]
     return TermGradients(normalised.sum(dim=1), a.to(like.dtype), b.to(like.dtype), d.to(like.dtype))
+
+
+def affine_forward(
+    sums: Sums,
+    moments: Moments | None,
+    like: Tensor,
+    running: Running | None = None,
+    synchroniser: Synchroniser | None = None,
+) -> tuple[Affine, Moments]:
+    """Express the batch normalisation of maps as an affine map, and compute the moments of this pass.
+
+    Args:
+        sums: of the maps.
+        moments: the moments of the maps; None for those of this batch.
+        like: the maps, [K, N, H, W, C].
+        running: the running statistics of the maps, which move if there are no ``moments``.
+    """
+    if moments is None:
+        positions = like[0].numel() // like.shape[-1]
+        moments = batch_norm.moments(sums, positions, synchroniser)
+        batch_norm.update(running, moments, positions, synchroniser)
+    rstd = batch_norm.rstd(moments.var)
+    return Affine(rstd.to(like.dtype), (-moments.mean * rstd).to(like.dtype)), moments
+
+
+def affine_backward(
+    sums: Sums, moments: Moments, like: Tensor, training: bool, synchroniser: Synchroniser | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute a, b and d such that the gradient of the maps is a · (gradient of the normalised ones) + b · maps + d.
+
+    Args:
+        sums: Σ of the gradient of the normalised maps, and Σ of its product with these.
+        like: the maps, [K, N, H, W, C].
+        training: whether the moments are those of the batch.
+    """
+    mean, rstd = moments.mean, batch_norm.rstd(moments.var)
+    positions = like[0].numel() // like.shape[-1]
+    b, d = batch_norm.backward(mean, rstd, *sums.whole(), positions, training, synchroniser)
+    return rstd.to(like.dtype), b.to(like.dtype), d.to(like.dtype)
 
 
 def _for_all(moments: Moments, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

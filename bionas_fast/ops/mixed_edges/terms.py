@@ -30,10 +30,10 @@ def term_maps(state: Tensor, weights: ReductionWeights, plan: Plan, backend: Bac
         maps.append(state[None])
     if len(sums) == 1:
         return maps, sums[0]
-    none = state.new_empty(0, state.shape[-1], dtype=torch.float64)
-    return maps, Sums(
-        torch.cat([none, *(own.total for own in sums)]), torch.cat([none, *(own.squares for own in sums)])
-    )
+    if not sums:
+        none = state.new_empty(0, state.shape[-1], dtype=torch.float64)
+        return maps, Sums(none, none)
+    return maps, backend.joined_sums(maps[: len(sums)], sums)
 
 
 @dataclass
