@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..records import Moments, Running, Sums, TermGradients, Terms
 from ..tables import Row, table
-from .triton_kernels import configurations, gradients_kernel, moments_kernel, options
+from .triton_kernels import configurations, gradient_options, gradients_kernel, moment_options, moments_kernel
 
 __all__ = ["Normalised", "backward", "configurations", "forward"]
 
@@ -58,7 +58,7 @@ def forward(
     else:
         mean, var = out
     weight, shift = like.new_empty(2, len(terms.index), channels, dtype=torch.float32).unbind()
-    launch = options(channels, moments is None, factors is not None)
+    launch = moment_options(channels, moments is None, factors is not None)
     programs = _programs(terms.index, count)
     with torch.cuda.device_of(like):
         moments_kernel[len(programs), triton.cdiv(channels, launch["BLOCK_C"])](
@@ -96,7 +96,7 @@ def backward(
     count, channels = moments.mean.shape
     number = len(terms.index)
     sums = sums.contiguous()
-    launch = options(channels, training, factors is not None)
+    launch = gradient_options(channels, factors is not None)
     columns = triton.cdiv(channels, launch["BLOCK_C"])
     firsts, rows = _of_maps(terms, count)
     a, b, d = (sums.new_empty(size, channels, dtype=torch.float32) for size in (number, count, count))
@@ -113,7 +113,7 @@ def backward(
             p_factors=a if factors is None else factors.float().contiguous(),
             p_firsts=table(firsts, sums.device),
             p_terms=table(rows, sums.device),
-            positions=positions,
+            positions=positions if training else 0,
             blocks=sums.shape[1],
             channels=channels,
             edges=terms.edge_count,

@@ -33,6 +33,22 @@ def _total(p_partial, blocks, channels, o_c, mask_c, BLOCK_B: tl.constexpr):
     return b_total
 
 
+@triton.jit
+def _reciprocal(b):
+    """Compute 1 / b of positive float64 by Newton's method: a division would call a routine that needs a stack."""
+    b_found = (1.0 / b.to(tl.float32)).to(tl.float64)
+    b_found = b_found * (2.0 - b * b_found)
+    return b_found * (2.0 - b * b_found)
+
+
+@triton.jit
+def _rsqrt(b):
+    """Compute 1 / √b of positive float64 in the same way."""
+    b_found = tl.rsqrt(b.to(tl.float32)).to(tl.float64)
+    b_found = b_found * (1.5 - 0.5 * b * b_found * b_found)
+    return b_found * (1.5 - 0.5 * b * b_found * b_found)
+
+
 @triton.jit(do_not_specialize=["positions", "blocks", "narrow"])
 def moments_kernel(
     p_weight, p_shift, p_mean, p_var, p_running_mean, p_running_var, p_total, p_squares, p_factors, p_programs,
@@ -57,14 +73,15 @@ def moments_kernel(
         own_blocks = tl.where(is_normalised, blocks, 0)
         p_first = i_map * blocks * channels
         b_positions = tl.cast(positions, tl.float64)
-        b_mean = _total(p_total + p_first, own_blocks, channels, o_c, mask_c, BLOCK_B) / b_positions
-        b_var = _total(p_squares + p_first, own_blocks, channels, o_c, mask_c, BLOCK_B) / b_positions - b_mean * b_mean
+        b_share = _reciprocal(b_positions)
+        b_mean = _total(p_total + p_first, own_blocks, channels, o_c, mask_c, BLOCK_B) * b_share
+        b_var = _total(p_squares + p_first, own_blocks, channels, o_c, mask_c, BLOCK_B) * b_share - b_mean * b_mean
         b_var = tl.where(b_var < 0, 0, b_var)  # propagates NaN
         tl.store(p_mean + o_map, b_mean, mask=mask_c & is_first)
         tl.store(p_var + o_map, b_var, mask=mask_c & is_first)
         mask = (o_c < narrow) & is_first
         o_running = i_map * narrow + o_c
-        b_unbiased = b_var * (b_positions / tl.where(b_positions > 1, b_positions - 1, 1))
+        b_unbiased = b_var * (b_positions * _reciprocal(tl.where(b_positions > 1, b_positions - 1, 1)))
         b_old = tl.load(p_running_mean + o_running, mask=mask, other=0)
         tl.store(p_running_mean + o_running, b_old + momentum * (b_mean.to(tl.float32) - b_old), mask=mask)
         b_old = tl.load(p_running_var + o_running, mask=mask, other=0)
@@ -72,7 +89,7 @@ def moments_kernel(
     else:
         b_mean = tl.load(p_mean + o_map, mask=mask_c & is_normalised, other=0)
         b_var = tl.load(p_var + o_map, mask=mask_c & is_normalised, other=0)
-    b_weight = tl.where(is_normalised, 1.0 / tl.sqrt(b_var + EPSILON), 1.0)
+    b_weight = tl.where(is_normalised, _rsqrt(b_var + EPSILON), 1.0)
     if HAS_FACTORS:
         b_weight *= tl.load(p_factors + i_term, mask=i_term >= 0, other=0).to(tl.float64)
     o_term, mask = i_term * channels + o_c, mask_c & (i_term >= 0)
@@ -83,10 +100,12 @@ def moments_kernel(
 @triton.jit(do_not_specialize=["positions", "blocks", "edges", "terms", "normalised"])
 def gradients_kernel(
     p_factor_grads, p_a, p_b, p_d, p_sums, p_mean, p_var, p_factors, p_firsts, p_terms,
-    positions, blocks, channels, edges, terms, normalised, EPSILON: tl.constexpr, TRAINING: tl.constexpr,
-    HAS_FACTORS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
+    positions, blocks, channels, edges, terms, normalised, EPSILON: tl.constexpr, HAS_FACTORS: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradient of each factor, summed over a block of channels, and a, b and d of ``TermGradients``.
+
+    ``positions`` is 0 if the moments were not those of the batch: b and d are 0 then.
 
     Sums, [edges + terms, blocks, channels]: Σ gradient of each edge; Σ of its product with the map of each term or,
     without factors, with the normalised map. Tables: the first term of each map; of terms, [terms, 2], term and edge.
@@ -113,27 +132,27 @@ def gradients_kernel(
         b_grad_sum += b_sum
         b_normalised += b_product
         tl.store(p_a + i_term * channels + o_c, b_a.to(tl.float32), mask=mask_c)
-    b_slope = tl.zeros(o_c.shape, dtype=tl.float64)
-    b_d = tl.zeros(o_c.shape, dtype=tl.float64)
-    if TRAINING:
-        b_positions = tl.cast(positions, tl.float64)
-        b_slope = b_rstd * b_rstd * b_normalised / b_positions
-        b_d = b_slope * b_mean - b_rstd * b_grad_sum / b_positions
+    b_share = tl.where(positions > 0, 1.0 / tl.cast(tl.maximum(positions, 1), tl.float64), 0.0)
+    b_slope = b_rstd * b_rstd * b_normalised * b_share
+    b_d = b_slope * b_mean - b_rstd * b_grad_sum * b_share
     tl.store(p_b + o_map, (-b_slope).to(tl.float32), mask=mask)
     tl.store(p_d + o_map, b_d.to(tl.float32), mask=mask)
 
 
 def configurations() -> Iterator[Configuration]:
     """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
-    for width, training, factors in product(WIDTHS, (True, False), (True, False)):
-        yield Configuration(gradients_kernel, torch.float32, (), options(width, training, factors))
-        yield Configuration(moments_kernel, torch.float32, (), options(width, training, factors))
+    for width, factors in product(WIDTHS, (True, False)):
+        yield Configuration(gradients_kernel, torch.float32, (), gradient_options(width, factors))
+        for training in (True, False):
+            yield Configuration(moments_kernel, torch.float32, (), moment_options(width, training, factors))
 
 
-def options(channels: int, training: bool, factors: bool) -> dict[str, Any]:
+def gradient_options(channels: int, factors: bool) -> dict[str, Any]:
     width = next((width for width in WIDTHS if channels <= width), WIDTHS[-1])
-    blocks = 2048 // width
-    return {
-        "EPSILON": EPSILON, "TRAINING": training, "HAS_FACTORS": factors, "BLOCK_B": blocks, "BLOCK_C": width,
-        "num_warps": 4, "num_stages": 1,
-    }  # fmt: skip
+    sizes = {"BLOCK_B": 2048 // width, "BLOCK_C": width}
+    return {"EPSILON": EPSILON, "HAS_FACTORS": factors, **sizes, "num_warps": 4, "num_stages": 1}
+
+
+def moment_options(channels: int, training: bool, factors: bool) -> dict[str, Any]:
+    width = next((width for width in WIDTHS if channels <= width), WIDTHS[-1])
+    return {**gradient_options(channels, factors), "TRAINING": training, "BLOCK_B": 1024 // width}
