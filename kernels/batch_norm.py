@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .records import Moments, Sums
+from .records import Moments, Running, Sums
 
 EPSILON = 1e-5
 
@@ -42,10 +42,20 @@ def all_positions(positions: int, synchroniser: Synchroniser | None) -> int:
 
 def moments(sums: Sums, positions: int, synchroniser: Synchroniser | None = None) -> Moments:
     """Compute mean and biased variance from the sums over ``positions`` positions per process."""
-    total_, squares = total(*sums, synchroniser)
+    total_, squares = total(*sums.whole(), synchroniser)
     positions = all_positions(positions, synchroniser)
     mean = total_ / positions
     return Moments(mean, (squares / positions - mean.square()).clamp_(min=0))
+
+
+def update(running: Running | None, moments: Moments, positions: int, synchroniser: Synchroniser | None = None) -> None:
+    """Move running statistics towards the moments of a batch, which may have more channels."""
+    if running is None or not positions:
+        return
+    positions = all_positions(positions, synchroniser)
+    unbiased = moments.var * (positions / max(positions - 1, 1))
+    for own, value in ((running.mean, moments.mean), (running.var, unbiased)):
+        own.lerp_(value[:, : own.shape[1]].to(own.dtype), running.momentum)
 
 
 def rstd(var: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,10 @@ from bionas_fast.choices import Products
 
 #: Limits of 32-bit counters in kernels: rows, with room for the last block, and offsets inside a block.
 ROW_LIMIT, BLOCK_LIMIT = 2**30, 2**28
+
+
+#: Stacks of maps that one launch can read.
+BASES = 4
 
 
 class Configuration(NamedTuple):
@@ -33,22 +38,59 @@ def product_precision(dtype: torch.dtype) -> Products:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def table(rows: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Create a look-up table of a kernel, [rows, columns]; the transfer to a GPU is asynchronous."""
-    table = torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
-    return table.to(device, non_blocking=True)
+class Located(NamedTuple):
+    """Maps of one shape, as kernels find them: up to :data:`BASES` tensors, and a place in one of these for each.
+
+    Attributes:
+        bases: contiguous stacks of maps; the last is repeated.
+        places: (base, number in its stack) of each map; (-1, 0) for None.
+    """
+
+    bases: list[Tensor]
+    places: tuple[tuple[int, int], ...]
+
+    def arguments(self, name: str) -> dict[str, Tensor]:
+        """Return the bases as arguments of a kernel."""
+        return {f"{name}{number}": base for number, base in enumerate(self.bases)}
 
 
-def addresses(maps: Iterable[Tensor | None], dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
-    """Return contiguous maps and their addresses; 0 for None.
+def locate(stacks: Iterable[Tensor | None], dtype: torch.dtype, like: Tensor) -> Located:
+    """Find maps in memory without a table of addresses, which would have to be copied to the device.
 
     Args:
-        maps: tensors of one shape; several may be the same. The contiguous ones must be kept alive until the kernel
-            that reads the addresses is launched.
+        stacks: [K_i, ...] each; None for one map that is missing. Several may be the same.
+        like: a tensor to pass in place of maps if all are missing.
     """
-    each = list(maps)
-    dense = {id(one): one.to(dtype).contiguous() for one in each if one is not None}
-    return list(dense.values()), [0 if one is None else dense[id(one)].data_ptr() for one in each]
+    runs: list[list[Tensor]] = []  # of stacks that follow one another in memory
+    seen: dict[int, tuple[int, int]] = {}
+    places: list[tuple[int, int]] = []
+    kept = []  # for the sake of their identities
+    for given in stacks:
+        if given is None:
+            places.append((-1, 0))
+            continue
+        if id(given) not in seen:
+            kept.append(given)
+            dense = given.to(dtype).contiguous()
+            if not runs or not _follows(dense, runs[-1]):
+                runs.append([])
+            seen[id(given)] = len(runs) - 1, sum(map(len, runs[-1]))
+            runs[-1].append(dense)
+        run, first = seen[id(given)]
+        places += [(run, first + number) for number in range(len(given))]
+    if len(runs) > BASES:
+        starts = [*accumulate((sum(map(len, run)) for run in runs), initial=0)]
+        places = [(0, starts[run] + number) if run >= 0 else (run, number) for run, number in places]
+        runs = [[torch.cat([stack for run in runs for stack in run])]]
+    bases = [run[0] for run in runs] or [like]
+    return Located([*bases, *bases[-1:] * (BASES - len(bases))], tuple(places))
+
+
+def _follows(stack: Tensor, run: list[Tensor]) -> bool:
+    """Whether a stack begins in memory where the run of others ends."""
+    end = run[-1].storage_offset() + run[-1].numel()
+    same = stack.untyped_storage().data_ptr() == run[0].untyped_storage().data_ptr()
+    return same and bool(stack.storage_offset() == end) and stack.numel() > 0
 
 
 def fits(x: Tensor, dtypes: Sequence[torch.dtype]) -> bool:

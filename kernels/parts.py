@@ -8,7 +8,18 @@ from typing import Protocol
 from torch import Tensor
 
 from .batch_norm import Synchroniser
-from .records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums, Terms
+from .records import (
+    Affine,
+    Moments,
+    Prologue,
+    Running,
+    Stage,
+    StageGradients,
+    StageWeights,
+    Sums,
+    TermGradients,
+    Terms,
+)
 
 
 class Parts(Protocol):
@@ -42,3 +53,36 @@ class Parts(Protocol):
 
     def sum_backward(self, grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
         """Implement ``kernels.mixed_sum.reference.backward``."""
+
+    def normalised_forward(
+        self,
+        maps: Sequence[Tensor],
+        terms: Terms,
+        factors: Tensor,
+        sums: Sums,
+        moments: Moments | None,
+        into: Sequence[Tensor | None],
+        running: Running | None = None,
+    ) -> tuple[list[Tensor], Moments]:
+        """Implement ``kernels.mixed_sum.normalised.forward``."""
+
+    def normalised_backward(
+        self,
+        grads: Sequence[Tensor],
+        maps: Sequence[Tensor],
+        terms: Terms,
+        factors: Tensor,
+        moments: Moments,
+        training: bool,
+    ) -> TermGradients:
+        """Implement ``kernels.mixed_sum.normalised.backward``."""
+
+    def affine_forward(
+        self, sums: Sums, moments: Moments | None, like: Tensor, running: Running | None = None
+    ) -> tuple[Affine, Moments]:
+        """Implement ``kernels.mixed_sum.normalised.affine_forward``."""
+
+    def affine_backward(
+        self, sums: Sums, moments: Moments, like: Tensor, training: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Implement ``kernels.mixed_sum.normalised.affine_backward``."""

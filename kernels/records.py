@@ -35,6 +35,10 @@ class Stage:
         """Return the stage of the first ``count`` branches."""
         return Stage(self.kernels[:count], self.dilations[:count], self.stride)
 
+    def rest(self, count: int) -> Stage:
+        """Return the stage of the other branches than the first ``count``."""
+        return Stage(self.kernels[count:], self.dilations[count:], self.stride)
+
     def encode(self) -> list[int]:
         """Encode the record for ``StageRecord`` of csrc."""
         return [self.stride, *self.kernels, *self.dilations]
@@ -60,6 +64,11 @@ class SeparablePlan:
     def second(self) -> Stage:
         """The second stages of the ``twice`` first branches."""
         return Stage(self.first.kernels[: self.twice], (1,) * self.twice)
+
+    @property
+    def terms(self) -> Terms:
+        """The sum of the branches of each edge."""
+        return Terms(tuple(range(len(self.edges))), self.edges, self.edge_count)
 
     @property
     def normalisations(self) -> int:
@@ -106,6 +115,11 @@ class StageWeights(NamedTuple):
         channels = self.pointwise.shape[-1]
         return StageWeights(self.depthwise[: stage.taps * channels], self.pointwise[: len(stage.kernels)])
 
+    def rest(self, stage: Stage) -> StageWeights:
+        """Return the weights of the other branches than those of ``stage``, which are the first ones."""
+        channels = self.pointwise.shape[-1]
+        return StageWeights(self.depthwise[stage.taps * channels :], self.pointwise[len(stage.kernels) :])
+
 
 class SeparableWeights(NamedTuple):
     """The weights of the first and of the second stages, or their feedback."""
@@ -133,10 +147,26 @@ class Affine(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The sums Σ z and Σ z² over positions, float64 [K, C]."""
+    """The sums Σ z and Σ z² over positions, float64 [K, C]; or float32 over blocks of positions, [K, blocks, C]."""
 
     total: Tensor
     squares: Tensor
+
+    @property
+    def partial(self) -> bool:
+        """Whether these are sums over blocks."""
+        return self.total.dim() == 3
+
+    def joined(self) -> Tensor:
+        """Concatenate both, without a copy if they are halves of one tensor."""
+        base = self.total._base
+        if base is not None and base is self.squares._base and base.numel() == 2 * self.total.numel():
+            return base.view(2 * len(self.total), *self.total.shape[1:])
+        return torch.cat([self.total, self.squares])
+
+    def whole(self) -> Sums:
+        """Add up sums over blocks."""
+        return Sums(*(sums.sum(dim=1, dtype=torch.float64) for sums in self)) if self.partial else self
 
     def rows(self, which: slice) -> Sums:
         """Select rows."""
@@ -152,6 +182,18 @@ class Moments(NamedTuple):
     def rows(self, which: slice) -> Moments:
         """Select rows."""
         return Moments(self.mean[which], self.var[which])
+
+
+class Running(NamedTuple):
+    """Running mean and variance, [K, C] with maybe fewer channels than the maps; a step changes them in place."""
+
+    mean: Tensor
+    var: Tensor
+    momentum: float
+
+    def rows(self, which: slice) -> Running:
+        """Select rows."""
+        return Running(self.mean[which], self.var[which], self.momentum)
 
 
 class Prologue(NamedTuple):
@@ -175,13 +217,19 @@ class Prologue(NamedTuple):
         """Compute the gradient of z of one branch."""
         return self.a[branch] * self.grads[branch] + self.b[branch] * self.z[branch] + self.d[branch]
 
+    def deltas(self) -> Tensor:
+        """Compute the gradient of z of all branches, [K, N, H_out, W_out, C]."""
+        a, b, d = (value[:, None, None, None] for value in (self.a, self.b, self.d))
+        return torch.addcmul(torch.addcmul(d, b, self.z), a, torch.stack([*self.grads]))
+
 
 class StageGradients(NamedTuple):
     """The results of a stage's backward pass.
 
     Attributes:
         x: the gradient of the input of ReLU, shaped like x.
-        total, products: Σ of that gradient and Σ of its product with ReLU's input, float64 [K, C]; empty for shared x.
+        total, products: Σ of that gradient, and of its product with ReLU's input, as in :class:`Sums`; empty for
+            shared x.
         depthwise, pointwise: the exact weight gradients; empty if not requested.
     """
 
@@ -249,8 +297,3 @@ class TermGradients(NamedTuple):
     a: Tensor
     b: Tensor
     d: Tensor
-
-
-def numbers(values: Sequence[int], device: torch.device) -> Tensor:
-    """Convert integers to an index tensor."""
-    return torch.tensor(values, device=device)

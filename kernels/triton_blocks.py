@@ -18,6 +18,14 @@ def block_rows(i_row, rows, height, width, BLOCK_R: tl.constexpr):
 
 
 @triton.jit
+def located(p_0, p_1, p_2, p_3, p_place, size):
+    """Find a map by its place, (base, number): its pointer, and whether there is one; ``size`` elements a map."""
+    i_base, i_number = tl.load(p_place), tl.load(p_place + 1)
+    p_base = tl.where(i_base <= 0, p_0, tl.where(i_base == 1, p_1, tl.where(i_base == 2, p_2, p_3)))
+    return p_base + i_number * size, i_base >= 0
+
+
+@triton.jit
 def inside(o_h, o_w, height, width):
     return (o_h >= 0) & (o_h < height) & (o_w >= 0) & (o_w < width)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bionas_fast.choices import Policy
 from bionas_fast.errors import InputError, unknown
+from bionas_fast.runtime.device import to_device
 from bionas_fast.runtime.isolation import seeded
 
 
@@ -106,9 +107,10 @@ class Augment:
         if drawn.offsets is not None:
             y, x = y + drawn.offsets[0], x + drawn.offsets[1]
         device, (total, positions, channels) = prepared.device, prepared.shape
-        lines = indices.to(device)[:, None] * positions + (y * (width + 2 * self.crop_padding)).to(device)
+        lines = to_device(indices, device)[:, None] * positions
+        lines = lines + to_device(y * (width + 2 * self.crop_padding), device)
         index = torch.int32 if total * positions < 2**31 else torch.int64
-        rows = lines.to(index)[:, :, None] + x.to(device, index)[:, None, :]
+        rows = lines.to(index)[:, :, None] + to_device(x.to(index), device)[:, None, :]
         # Whole pixels, one after the other: several times faster than indexing each channel.
         pixels = prepared.view(-1, channels).index_select(0, rows.flatten())
         return pixels.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous()
@@ -176,4 +178,4 @@ class Augment:
             return (pixel >= start) & (pixel < start + self.cutout)
 
         y, x = (covered(*pair) for pair in zip(self._starts(n, size, generator), size, strict=True))
-        return (y[:, None, :, None] & x[:, None, None, :]).to(images.device)
+        return to_device(y[:, None, :, None] & x[:, None, None, :], images.device)

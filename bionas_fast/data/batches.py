@@ -12,6 +12,7 @@ from bionas_fast.data import memory
 from bionas_fast.data.augment import Augment
 from bionas_fast.data.labelled import Batch, LabelledImages, Stream, stratified
 from bionas_fast.errors import InputError
+from bionas_fast.runtime.device import to_device
 
 #: Bytes of a batch from which on the free memory is looked up.
 LARGE_BATCH = 2**27
@@ -153,7 +154,7 @@ class BatchStream(Stream):
             self._permutation = torch.randperm(len(self.labels), generator=self._generator)
             self._position = 0
         start = self._position * self.batch_size
-        indices = self._permutation[start : start + self.batch_size].to(self.labels.device)
+        indices = to_device(self._permutation[start : start + self.batch_size], self.labels.device)
         images = self._augmented(indices)
         self._position += 1
         return images, self.labels[indices]

@@ -20,6 +20,7 @@ from bionas_fast.data.labelled import Batch, LabelledImages, Stream
 from bionas_fast.data.loading import default_workers, load
 from bionas_fast.errors import InputError
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.device import to_device
 from bionas_fast.runtime.isolation import preserved_generator
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class FileStream(Stream):
         indices = self._indices(self._permutation, self._position)
         images = next(self._loaded)
         self._position += 1
-        return images, self.labels[indices].to(self.device)
+        return images, to_device(self.labels[indices], self.device)
 
     def _orders(self) -> Iterator[Order]:
         """Yield the orders of all batches from the present one on, without end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from bionas_fast import backends, native
 from bionas_fast.errors import InputError
@@ -64,3 +65,10 @@ def describe_device(device: torch.device, op: str = "feedback_conv") -> str:
     wanted = "native" if device.type == "cpu" else "triton"
     advice = "; a C++ compiler, such as Debian's g++, is all they need" if wanted == "native" else ""
     return f"{place}, plain PyTorch, several times slower than the kernels ({choice.reasons.get(wanted, '')}{advice})"
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device without waiting for the copy, which later work on the device does."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "cpu")

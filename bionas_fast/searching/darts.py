@@ -60,13 +60,21 @@ class Darts(SearchMethod):
         with frozen_plasticity(self.net):
             grads = self.gradients((x, y), distributed.shard(*next(valid)))
         distributed.average(grads)
-        if not all(g is None or torch.isfinite(g).all() for g in grads):
+        if self._reads_gradients and not all(g is None or torch.isfinite(g).all() for g in grads):
             self.precision.overflowed("the architecture's gradient")
             return
         for alpha, grad, decay in zip(alphas, grads, self._beta_decay(alphas), strict=True):
             alpha.grad = _sum(grad, decay)
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad()
+
+    @property
+    def _reads_gradients(self) -> bool:
+        """Whether a step waits for its gradient, to see that it is finite.
+
+        On a GPU without loss scaling the loss of the weights' step shows it, which is read with those of other steps.
+        """
+        return self.precision.device.type == "cpu" or self.precision.scaler.is_enabled()
 
     def gradients(self, train: Batch, valid: Batch) -> Sequence[Tensor | None]:
         """Compute the gradient of the validation loss for each architecture parameter; None for an unused one."""

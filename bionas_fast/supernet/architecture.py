@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
 from bionas_fast.errors import InputError, expect_count
+from bionas_fast.kernels.tables import table
 from bionas_fast.space import Genotype, Space, derive_genotype
 from bionas_fast.space.candidates import SKIP
 
@@ -74,20 +75,21 @@ class Architecture(nn.Module):
         if not self.mixture.factorised:
             return dict(self.alphas.items())
         return {
-            kind: torch.stack([self.alphas[f"{kind}_{name}"][:, levels] for name, levels in self._factors.items()]).sum(
-                0
-            )
-            for kind in self.space.kinds
+            kind: torch.stack([self._spread(kind, name) for name in self._factors]).sum(0) for kind in self.space.kinds
         }
+
+    def _spread(self, kind: str, name: str) -> Tensor:
+        """Select the logits of a factor for each candidate, [edges, candidates]."""
+        alpha = self.alphas[f"{kind}_{name}"]
+        return alpha.index_select(1, table(tuple(self._factors[name]), alpha.device))
 
     def edge_weights(self) -> dict[str, Tensor]:
         """Compute the softmax weights of the edges into each node, [edges] by kind of cell; empty without betas."""
-        nodes = torch.tensor([node for node, _ in self.space.edges], device="cpu")
         weights = {}
         for kind, beta in self.betas.items():
             weights[kind] = torch.zeros_like(beta)
             for node in range(self.space.nodes):
-                rows = (nodes == node).nonzero().flatten().to(beta.device)
+                rows = table(tuple(row for row, edge in enumerate(self.space.edges) if edge[0] == node), beta.device)
                 weights[kind] = weights[kind].index_copy(0, rows, torch.softmax(beta[rows], dim=0))
         return weights
 
@@ -107,8 +109,11 @@ class Architecture(nn.Module):
         choose = choose or _softmax
         weights = {kind: choose(logits) for kind, logits in self.logits().items()}
         if auxiliary_skip:
-            extra = auxiliary_skip * skip_share(self.space)
-            weights = {kind: weight + extra.to(weight) for kind, weight in weights.items()}
+            share = tuple(skip_share(self.space).tolist())
+            weights = {
+                kind: weight + auxiliary_skip * table(share, weight.device, weight.dtype)
+                for kind, weight in weights.items()
+            }
         for kind, edge_weights in self.edge_weights().items():
             weights[kind] = weights[kind] * edge_weights[:, None]
         return weights

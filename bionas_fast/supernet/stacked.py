@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bionas_fast import native, torch_private
 from bionas_fast.errors import InputError
+from bionas_fast.kernels.tables import table
 from bionas_fast.nn import connect_direct_feedback
 from bionas_fast.runtime.isolation import preserved_generator
 from bionas_fast.space import Space
@@ -96,7 +97,7 @@ class StackedCell(SearchCell):
 
     def _leaving(self, mixing: Tensor) -> Iterator[tuple[StackedEdges, Tensor]]:
         """Yield, for each state, the edges from it and their mixing weights [..., edges, candidates]."""
-        ordered = mixing[..., [row for rows in self.rows for row in rows], :]
+        ordered = mixing.index_select(-2, table(tuple(row for rows in self.rows for row in rows), mixing.device))
         weights = ordered.split([len(rows) for rows in self.rows], dim=-2)
         return zip(cast("Sequence[StackedEdges]", self.states), weights, strict=True)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bionas_fast.kernels.tables import table
 from bionas_fast.nn import repeats
 from bionas_fast.nn.batch_norm import Synchronised
 from bionas_fast.ops.mixed_edges.autograd import mixed_edges
@@ -215,7 +216,7 @@ class StackedEdges(Synchronised):
         stack = stack.to(torch.promote_types(stack.dtype, mixing.dtype))
         sums = []
         for e in range(self.count):
-            own = [i for i, edge in enumerate(edges) if edge == e]
+            own = table(tuple(i for i, edge in enumerate(edges) if edge == e), x.device)
             total = _product(mixing[:, own].to(stack.dtype), stack[own].flatten(1))
             sums.append(total.view(-1, *stack.shape[2:]))
         return tuple(sums)

@@ -6,7 +6,6 @@ from these by its second, and concatenates the results. For odd sizes the second
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,12 +47,12 @@ def backward(
         weight_grads: whether weight gradients are requested; empty tensors otherwise.
     """
     grids = _grids(x)
-    deltas = [prologue.delta(r).flatten(0, 2) for r in range(len(prologue.grads))]
+    deltas = prologue.deltas().flatten(1, 3)  # [R, P, C]
     down = x.new_zeros(x.shape[0], x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2, x.shape[3])
     grads = []
     begin = 0
     for offset, (grid, matrix) in enumerate(zip(grids, feedback, strict=True)):
-        delta = torch.cat([one[:, begin : begin + matrix.shape[1]] for one in deltas], dim=1)
+        delta = deltas[:, :, begin : begin + matrix.shape[1]].transpose(0, 1).flatten(1)  # [P, R · columns]
         begin += matrix.shape[1]
         place = down[:, offset::2, offset::2]
         place.copy_((delta @ matrix.flatten(0, 1)).mul_(grid > 0).view(place.shape))

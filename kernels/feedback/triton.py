@@ -16,7 +16,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launching import product_precision, table
+from ..launching import product_precision
+from ..tables import table
 from ..window import Window
 from . import reference
 from .records import COMPUTED, SEGMENT_MODES, Feedback, FeedbackSegments
@@ -99,8 +100,8 @@ def feedback_segments(
         starts = accumulate(lengths[:-1], initial=0)
         read = [length * mode.startswith("stored") for length, mode in zip(lengths, modes, strict=True)]
         read_starts = accumulate(read[:-1], initial=0)
-        places = table([*zip(starts, lengths, codes, read_starts, strict=True)], weight.device)
-        numbers = table([*zip(bounds, scales, strict=True)], weight.device, torch.float32)
+        places = table((*zip(starts, lengths, codes, read_starts, strict=True),), weight.device)
+        numbers = table((*zip(bounds, scales, strict=True),), weight.device, torch.float32)
         # A placeholder of the same dtype for tensors that no segment reads.
         stored = numbers if stored is None else stored
         stream = places if stream is None else stream

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import batch_norm
+from ..batch_norm import Synchroniser
 from ..parts import Parts
-from ..records import Moments, Sums, TermGradients, Terms, numbers
+from ..records import Affine, Moments, Running, Sums, TermGradients, Terms
+from ..tables import one_hot, table
 
 
 def forward(
@@ -24,6 +26,7 @@ def forward(
     sums: Sums,
     moments: Moments | None,
     into: Sequence[Tensor | None],
+    running: Running | None = None,
 ) -> tuple[list[Tensor], Moments]:
     """Compute out[e] = into[e] + Σ_{terms t of e} factors[t] · BN(map of t).
 
@@ -34,17 +37,20 @@ def forward(
         sums: the sums of the normalised maps.
         moments: the moments of the normalised maps; None for those of this batch.
         into: a tensor or None for each edge.
+        running: the running statistics of the normalised maps, which move if there are no ``moments``.
 
     Returns:
         One tensor per edge; the moments of this pass.
     """
     like = maps[0]
     if moments is None:
-        moments = batch_norm.moments(sums, like[0].numel() // like.shape[-1], parts.synchroniser)
+        positions = like[0].numel() // like.shape[-1]
+        moments = batch_norm.moments(sums, positions, parts.synchroniser)
+        batch_norm.update(running, moments, positions, parts.synchroniser)
     means, rstds = _for_all(moments, maps)
-    index, edges = numbers(terms.index, like.device), numbers(terms.edges, like.device)
+    index = table(terms.index, like.device)
     weight = factors[:, None] * rstds[index]
-    offset = weight.new_zeros(terms.edge_count, weight.shape[1]).index_add_(0, edges, -weight * means[index])
+    offset = one_hot(terms.edges, terms.edge_count, like.device) @ (-weight * means[index])
     return parts.sum_forward(maps, terms, weight.to(like.dtype), offset.to(like.dtype), into), moments
 
 
@@ -65,13 +71,13 @@ def backward(
     """
     like, normalised_maps = maps[0], len(moments.mean)
     means, rstds = _for_all(moments, maps)
-    index, edges = numbers(terms.index, like.device), numbers(terms.edges, like.device)
+    index, edges = table(terms.index, like.device), table(terms.edges, like.device)
     grad_sum, products = parts.sum_backward(grads, maps, terms)
     grad_sum = grad_sum[edges]
     normalised = rstds[index] * (products - means[index] * grad_sum)  # Σ grad · ẑ of every term
 
     def by_map(value: Tensor) -> Tensor:
-        return rstds.new_zeros(rstds.shape).index_add_(0, index, factors[:, None] * value)[:normalised_maps]
+        return one_hot(terms.index, len(rstds), like.device)[:normalised_maps] @ (factors[:, None] * value)
 
     b, d = batch_norm.backward(
         moments.mean,
@@ -84,6 +90,45 @@ def backward(
     )
     a = factors[:, None] * rstds[index]
     return TermGradients(normalised.sum(dim=1), a.to(like.dtype), b.to(like.dtype), d.to(like.dtype))
+
+
+def affine_forward(
+    sums: Sums,
+    moments: Moments | None,
+    like: Tensor,
+    running: Running | None = None,
+    synchroniser: Synchroniser | None = None,
+) -> tuple[Affine, Moments]:
+    """Express the batch normalisation of maps as an affine map, and compute the moments of this pass.
+
+    Args:
+        sums: of the maps.
+        moments: the moments of the maps; None for those of this batch.
+        like: the maps, [K, N, H, W, C].
+        running: the running statistics of the maps, which move if there are no ``moments``.
+    """
+    if moments is None:
+        positions = like[0].numel() // like.shape[-1]
+        moments = batch_norm.moments(sums, positions, synchroniser)
+        batch_norm.update(running, moments, positions, synchroniser)
+    rstd = batch_norm.rstd(moments.var)
+    return Affine(rstd.to(like.dtype), (-moments.mean * rstd).to(like.dtype)), moments
+
+
+def affine_backward(
+    sums: Sums, moments: Moments, like: Tensor, training: bool, synchroniser: Synchroniser | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute a, b and d such that the gradient of the maps is a · (gradient of the normalised ones) + b · maps + d.
+
+    Args:
+        sums: Σ of the gradient of the normalised maps, and Σ of its product with these.
+        like: the maps, [K, N, H, W, C].
+        training: whether the moments are those of the batch.
+    """
+    mean, rstd = moments.mean, batch_norm.rstd(moments.var)
+    positions = like[0].numel() // like.shape[-1]
+    b, d = batch_norm.backward(mean, rstd, *sums.whole(), positions, training, synchroniser)
+    return rstd.to(like.dtype), b.to(like.dtype), d.to(like.dtype)
 
 
 def _for_all(moments: Moments, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

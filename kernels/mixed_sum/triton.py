@@ -2,42 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 import triton
 from torch import Tensor
 
-from ..launching import addresses, fits, grid, table
+from ..launching import fits, grid, locate
 from ..records import Terms
+from ..tables import table
 from . import reference
 from .triton_kernels import DTYPES, OPTIONS, configurations, mixed_sum_kernel, product_sum_kernel
 
-__all__ = ["backward", "configurations", "forward"]
+__all__ = ["backward", "configurations", "forward", "partial_sums", "supports", "weighted"]
 
 
 def forward(
     maps: Sequence[Tensor], terms: Terms, weight: Tensor, offset: Tensor, into: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """Compute E sums [N, H, W, C], contiguous in memory, see :func:`.reference.forward`; terms in any order."""
-    like = maps[0]
-    if not fits(like, DTYPES):
+    if not supports(maps):
         return reference.forward(maps, terms, weight, offset, into)
-    stacks, places = addresses(_each(maps), like.dtype)
-    others, other_places = addresses(into, like.dtype)
-    count, channels = offset.shape
+    return weighted(maps, terms, weight, offset, into, of_terms=False)
+
+
+def supports(maps: Sequence[Tensor]) -> bool:
+    """Whether the kernels support stacks of maps; otherwise the reference runs."""
+    return fits(maps[0], DTYPES) and maps[0].shape[1:].numel() > 0
+
+
+def weighted(
+    maps: Sequence[Tensor],
+    terms: Terms,
+    weight: Tensor,
+    offset: Tensor,
+    into: Sequence[Tensor | None],
+    of_terms: bool,
+) -> list[Tensor]:
+    """Compute the sums of :func:`forward` of maps that fit, with an offset per edge or, if ``of_terms``, per term."""
+    like = maps[0]
+    count, channels = terms.edge_count, like.shape[-1]
+    stacks = locate(maps, like.dtype, like)
+    others = locate((None if one is None else one[None] for one in into), like.dtype, like)
     out = like.new_empty(count, *like.shape[1:])
     rows = like.shape[1:-1].numel()
     order = sorted(range(len(terms.edges)), key=terms.edges.__getitem__)
-    rows_of_terms = table([(places[terms.index[t]], t) for t in order], out.device)
+    of_term = [(t, t if of_terms else -1, *stacks.places[terms.index[t]]) for t in order]
     firsts = accumulate((terms.edges.count(e) for e in range(count)), initial=0)
-    rows_of_edges = table([*zip(firsts, [*other_places, 0], strict=True)], out.device)
+    places = [*others.places, (-1, 0)]
+    of_edge = [
+        (first, -1 if of_terms else e, *place) for e, (first, place) in enumerate(zip(firsts, places, strict=True))
+    ]
     with torch.cuda.device_of(out):
         mixed_sum_kernel[grid(count, rows, channels, OPTIONS)](
             p_out=out,
-            p_edges=rows_of_edges,
-            p_terms=rows_of_terms,
+            **others.arguments("p_into"),
+            **stacks.arguments("p_maps"),
+            p_edges=table(tuple(of_edge), out.device),
+            p_terms=table(tuple(of_term), out.device),
             p_factor=weight.float().contiguous(),
             p_offset=offset.float().contiguous(),
             edges=count,
@@ -45,35 +68,37 @@ def forward(
             channels=channels,
             **OPTIONS,
         )
-    del stacks, others  # alive until the launch, which reads their addresses
     return [*out.unbind()]
 
 
 def backward(grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> tuple[Tensor, Tensor]:
     """Compute (Σ grad[e], [E, C]; Σ grad[edges[t]] · map[index[t]], [T, C]), as :func:`.reference.backward`."""
-    like = maps[0]
-    if not fits(like, DTYPES):
+    if not supports(maps):
         return reference.backward(grads, maps, terms)
-    stacks, places = addresses(_each(maps), like.dtype)
-    gradients, grad_places = addresses(grads, like.dtype)
-    pairs = [(place, 0) for place in grad_places]
-    pairs += [(grad_places[e], places[i]) for i, e in zip(terms.index, terms.edges, strict=True)]
+    totals, products = (
+        partial_sums(grads, maps, terms).sum(dim=1, dtype=torch.float64).split([len(grads), len(terms.index)])
+    )
+    return totals, products
+
+
+def partial_sums(grads: Sequence[Tensor], maps: Sequence[Tensor], terms: Terms) -> Tensor:
+    """Compute the sums of :func:`backward` over blocks of positions of maps that fit, float32 [E + T, blocks, C]."""
+    like = maps[0]
+    stacks = locate(maps, like.dtype, like)
+    gradients = locate((grad[None] for grad in grads), like.dtype, like)
+    pairs = [(*place, -1, 0) for place in gradients.places]
+    pairs += [(*gradients.places[e], *stacks.places[i]) for i, e in zip(terms.index, terms.edges, strict=True)]
     rows, channels = like.shape[1:-1].numel(), like.shape[-1]
     sums = like.new_empty(len(pairs), triton.cdiv(rows, OPTIONS["BLOCK_R"]), channels, dtype=torch.float32)
     with torch.cuda.device_of(like):
         product_sum_kernel[grid(len(pairs), rows, channels, OPTIONS)](
             p_sums=sums,
-            p_pairs=table(pairs, like.device),
-            p_like=gradients[0],
+            **gradients.arguments("p_gradients"),
+            **stacks.arguments("p_maps"),
+            p_pairs=table(tuple(pairs), like.device),
             pairs=len(pairs),
             rows=rows,
             channels=channels,
             **OPTIONS,
         )
-    del stacks, gradients  # alive until the launch, which reads their addresses
-    totals, products = sums.sum(dim=1, dtype=torch.float64).split([len(grads), len(terms.index)])
-    return totals, products
-
-
-def _each(stacks: Sequence[Tensor]) -> Iterator[Tensor]:
-    return (one for stack in stacks for one in stack)
+    return sums

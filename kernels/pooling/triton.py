@@ -21,11 +21,17 @@ from .triton_kernels import (
     pooling_kernel,
 )
 
-__all__ = ["backward", "configurations", "forward"]
+__all__ = ["backward", "configurations", "forward", "partial_forward"]
 
 
 def forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
     """Compute both pools of x [N, H, W, C] and their sums, see :func:`.reference.forward`."""
+    z, sums = partial_forward(x, stride)
+    return z, sums.whole()
+
+
+def partial_forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
+    """Compute both pools of x [N, H, W, C] and, where the kernel runs, their sums over blocks of positions."""
     if not _fits(x, stride):
         return reference.forward(x, stride)
     images, height, width, channels = x.shape
@@ -47,7 +53,7 @@ def forward(x: Tensor, stride: int) -> tuple[Tensor, Sums]:
             stride=stride,
             **launch,
         )
-    return z, Sums(*sums.sum(dim=2, dtype=torch.float64).unbind())
+    return z, Sums(*sums.unbind())
 
 
 def backward(grads: Sequence[Tensor], x: Tensor, stride: int) -> Tensor:

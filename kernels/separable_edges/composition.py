@@ -10,20 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import batch_norm
 from ..parts import Parts
 from ..records import (
-    Affine,
     EdgesGradients,
     Moments,
     Prologue,
+    Running,
     SavedEdges,
     SeparablePlan,
     SeparableWeights,
     Separated,
     Sums,
-    Terms,
-    numbers,
 )
 
 
@@ -35,6 +32,7 @@ def forward(
     mixing: Tensor,
     moments: Moments | None,
     into: Sequence[Tensor | None],
+    running: Running | None = None,
 ) -> Separated:
     """Compute out[e] = into[e] + Σ_{branches k of e} mixing[k] · BN(z_k).
 
@@ -44,27 +42,26 @@ def forward(
         mixing: float64 [K].
         moments: the moments of every normalisation; None for those of this batch.
         into: a tensor [N, H_out, W_out, C] or None for each edge.
+        running: the running statistics of every normalisation, which move if there are no ``moments``.
     """
     twice = plan.twice
     z, sums = parts.stage_forward(x, weights.first, plan.first)
-    positions = z[0].numel() // z.shape[-1]
     last = sums.rows(slice(twice, None))
-    between: list[Moments] = []
+    found: list[Moments] = []
     if twice:
-        if moments is None:
-            between.append(batch_norm.moments(sums.rows(slice(twice)), positions, parts.synchroniser))
-        else:
-            between.append(moments.rows(slice(twice)))
-        z2, sums = parts.stage_forward(z[:twice], weights.second, plan.second, _normalisation(between[0], z.dtype))
+        given = None if moments is None else moments.rows(slice(twice))
+        moved = None if running is None else running.rows(slice(twice))
+        affine, between = parts.affine_forward(sums.rows(slice(twice)), given, z[:twice], moved)
+        found.append(between)
+        z2, sums = parts.stage_forward(z[:twice], weights.second, plan.second, affine)
         z = torch.cat([z2, z[twice:]])
         last = Sums(torch.cat([sums.total, last.total]), torch.cat([sums.squares, last.squares]))
+    given = None if moments is None else moments.rows(slice(twice, None))
+    moved = None if running is None else running.rows(slice(twice, None))
+    out, behind = parts.normalised_forward([z], plan.terms, mixing, last, given, into, moved)
     if moments is None:
-        behind = [*between, batch_norm.moments(last, positions, parts.synchroniser)]
-        moments = Moments(torch.cat([own.mean for own in behind]), torch.cat([own.var for own in behind]))
-    scale = mixing[:, None] * batch_norm.rstd(moments.var[twice:])
-    offset = scale.new_zeros(plan.edge_count, scale.shape[1])
-    offset.index_add_(0, numbers(plan.edges, x.device), -scale * moments.mean[twice:])
-    out = parts.sum_forward([z], _terms(plan), scale.to(x.dtype), offset.to(x.dtype), into)
+        found.append(behind)
+        moments = Moments(torch.cat([own.mean for own in found]), torch.cat([own.var for own in found]))
     return Separated(out, z, moments)
 
 
@@ -89,54 +86,34 @@ def backward(
     """
     x, z, (mean, var), training = saved
     twice = plan.twice
-    positions = z[0].numel() // z.shape[-1]
-    rstd = batch_norm.rstd(var)
-    grad_sum, products = parts.sum_backward(grads, [z], _terms(plan))
-    grad_sum = grad_sum[numbers(plan.edges, x.device)]
-    normalised = rstd[twice:] * (products - mean[twice:] * grad_sum)
-    grad_mixing = normalised.sum(dim=1)
+    moments = Moments(mean, var)
+    last = parts.normalised_backward(grads, [z], plan.terms, mixing, moments.rows(slice(twice, None)), training)
     if feedback is None:
-        return EdgesGradients(grad_mixing, x.new_empty(0), x.new_empty(0))
-    factor = mixing[:, None]
-    b, d = batch_norm.backward(
-        mean[twice:], rstd[twice:], factor * grad_sum, factor * normalised, positions, training, parts.synchroniser
-    )
-    a, b, d = (value.to(x.dtype) for value in (factor * rstd[twice:], b, d))
+        return EdgesGradients(last.factors, x.new_empty(0), x.new_empty(0))
+    a, b, d = last.a, last.b, last.d
     incoming = [grads[edge] for edge in plan.edges]
     second = [x.new_empty(0), x.new_empty(0)]
     if twice:
         first = plan.first.first(twice)
-        z1, _ = parts.stage_forward(x, weights.first.first(first), first)
-        m, r = mean[:twice], rstd[:twice]
+        z1, first_sums = parts.stage_forward(x, weights.first.first(first), first)
+        between = moments.rows(slice(twice))
+        affine, _ = parts.affine_forward(first_sums, between, z1)
         own = parts.stage_backward(
             Prologue(incoming[:twice], z[:twice], a[:twice], b[:twice], d[:twice]),
             z1,
             weights.second,
             feedback.second,
             plan.second,
-            Affine(r.to(x.dtype), (-m * r).to(x.dtype)),
+            affine,
             weight_grads,
         )
         second = [own.depthwise, own.pointwise]
-        b1, d1 = batch_norm.backward(m, r, own.total, own.products, positions, training, parts.synchroniser)
-        a, b, d = (
-            torch.cat([between.to(x.dtype), last[twice:]]) for between, last in ((r, a), (b1, b), (d1, d))
-        )  # fmt: skip
+        below_a, below_b, below_d = parts.affine_backward(Sums(own.total, own.products), between, z1, training)
+        a, b, d = (torch.cat([one, other[twice:]]) for one, other in ((below_a, a), (below_b, b), (below_d, d)))
         incoming = [*own.x, *incoming[twice:]]
         z = torch.cat([z1, z[twice:]])
     below = parts.stage_backward(
         Prologue(incoming, z, a, b, d), x, weights.first, feedback.first, plan.first, None, weight_grads
     )
     flat = [grad.flatten() for grad in (below.depthwise, below.pointwise, *second)]
-    return EdgesGradients(grad_mixing, below.x, torch.cat(flat))
-
-
-def _terms(plan: SeparablePlan) -> Terms:
-    """Describe the sum of the branches of each edge."""
-    return Terms(tuple(range(len(plan.edges))), plan.edges, plan.edge_count)
-
-
-def _normalisation(moments: Moments, dtype: torch.dtype) -> Affine:
-    """Express batch normalisation as an affine map."""
-    rstd = batch_norm.rstd(moments.var)
-    return Affine(rstd.to(dtype), (-moments.mean * rstd).to(dtype))
+    return EdgesGradients(last.factors, below.x, torch.cat(flat))

@@ -17,7 +17,7 @@ import triton.language as tl
 from bionas_fast.choices import Products
 
 from ..launching import Configuration, precisions
-from ..triton_blocks import block_rows, inside, store_sums
+from ..triton_blocks import block_rows, inside, located, store_sums
 
 #: The dtypes of the kernels. Sums are float32 or wider; the factors of matrix products have the activations' dtype.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -55,13 +55,16 @@ def _relu(p_image, o_n, o_h, o_w, height, width, channels, o_c, mask, b_scale, b
 
 
 @triton.jit
-def _delta(p_grads, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs):
+def _delta(
+    p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs
+):  # fmt: skip
     """Compute the gradient of z_k, a·g + b·z + d, [rows, outputs]; d in rows out of range."""
     mask_o = o_o < outputs
     mask = (o_r < rows - i_row)[:, None] & mask_o[None, :]
     o_z, o_a = (o_r * outputs)[:, None] + o_o[None, :], i_k * outputs + o_o
-    p_grad = tl.load(p_grads + i_k).to(p_z.dtype) + i_row.to(tl.int64) * outputs
-    b_grad = tl.load(p_grad + o_z, mask=mask, other=0).to(tl.float32)
+    size = tl.cast(rows, tl.int64) * outputs
+    p_grad, _ = located(p_grads0, p_grads1, p_grads2, p_grads3, p_places + 2 * i_k, size)
+    b_grad = tl.load(p_grad + i_row.to(tl.int64) * outputs + o_z, mask=mask, other=0).to(tl.float32)
     b_z = tl.load(p_z + (i_k * rows + i_row) * outputs + o_z, mask=mask, other=0).to(tl.float32)
     b_a = tl.load(p_a + o_a, mask=mask_o, other=0)
     b_b = tl.load(p_b + o_a, mask=mask_o, other=0)
@@ -69,13 +72,15 @@ def _delta(p_grads, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs):
     return (b_a[None, :] * b_grad + b_b[None, :] * b_z + b_d[None, :]).to(p_z.dtype.element_ty)
 
 
-@triton.jit(do_not_specialize=["stride", "own_images"])
+@triton.jit(do_not_specialize=["stride", "own_images", "sum_rows"])
 def stage_kernel(
     p_z, p_sums, p_x, p_depthwise, p_pointwise, p_scale, p_shift, p_branches,
-    branches, rows, inputs, outputs, height, width, out_height, out_width, stride, own_images,
+    branches, rows, inputs, outputs, height, width, out_height, out_width, stride, own_images, sum_rows,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute z_k, and Σ z and Σ z² of each block of rows. ``own_images`` is 0 if all branches share an input.
+
+    The sums are rows of a table, [2, sum_rows, blocks, outputs].
 
     Blocks start at 64-bit addresses; offsets inside a block are 32-bit, which halves the registers.
     """
@@ -105,12 +110,13 @@ def stage_kernel(
     p_block = p_z + (i_k * rows + i_r * BLOCK_R) * outputs + (o_r * outputs)[:, None] + o_o[None, :]
     tl.store(p_block, b_z, mask=mask_r[:, None] & mask_o[None, :])
     b_wide = b_z.to(tl.float32)
-    store_sums(p_sums, b_wide, b_wide, i_k, branches, i_r, tl.cdiv(rows, BLOCK_R), o_o, outputs)
+    store_sums(p_sums, b_wide, b_wide, i_k, sum_rows, i_r, tl.cdiv(rows, BLOCK_R), o_o, outputs)
 
 
 @triton.jit
 def error_kernel(
-    p_error, p_grads, p_z, p_a, p_b, p_d, p_feedback, branches, rows, inputs, outputs,
+    p_error, p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d, p_feedback,
+    branches, rows, inputs, outputs,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute the error below the pointwise feedback: the gradient of z_k times B_k, [rows, inputs]."""
@@ -120,7 +126,9 @@ def error_kernel(
     b_error = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     for i_o in range(0, outputs, BLOCK_C):
         o_o = i_o + tl.arange(0, BLOCK_C)
-        b_delta = _delta(p_grads, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs)
+        b_delta = _delta(
+            p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs
+        )
         p_block = p_feedback + i_k * outputs * inputs + (o_o * inputs)[:, None] + o_c[None, :]
         b_feedback = tl.load(p_block, mask=(o_o < outputs)[:, None] & mask_c, other=0)
         b_error = tl.dot(b_delta, b_feedback, b_error, input_precision=PRECISION)
@@ -130,11 +138,12 @@ def error_kernel(
 
 @triton.jit(do_not_specialize=["stride", "own_images", "weights"])
 def weight_gradient_kernel(
-    p_depthwise_grad, p_pointwise_grad, p_error, p_grads, p_z, p_a, p_b, p_d, p_x, p_depthwise, p_scale, p_shift,
-    p_branches, rows, inputs, outputs, height, width, out_height, out_width, stride, own_images, weights,
+    p_depthwise_grad, p_pointwise_grad, p_error, p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d,
+    p_x, p_depthwise, p_scale, p_shift, p_branches, rows, inputs, outputs, height, width, out_height, out_width,
+    stride, own_images, weights,
     PRECISION: tl.constexpr, TAPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Compute both weight gradients over the rows of this program, [weights] and [branches, outputs, inputs].
+    """Compute both weight gradients over the rows of this program, flat, in a row of ``weights`` numbers.
 
     The depthwise output is recomputed, and the gradients of the depthwise weights along with it. The last dimension of
     the grid counts pairs of output and input blocks.
@@ -165,11 +174,13 @@ def weight_gradient_kernel(
             b_weight = tl.load(p_depthwise + i_d + o_c * kernel * kernel + i_tap, mask=mask_c, other=0)
             b_middle += b_relu * b_weight.to(tl.float32)[None, :]
             b_taps += tl.where((o_taps == i_tap)[:, None], tl.sum(b_error * b_relu, axis=0)[None, :], 0)
-        b_delta = _delta(p_grads, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs)
+        b_delta = _delta(
+            p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d, i_k, i_row, o_r, rows, o_o, outputs
+        )
         b_pointwise = tl.dot(tl.trans(b_delta), b_middle.to(b_delta.dtype), b_pointwise, input_precision=PRECISION)
     p_block = p_depthwise_grad + i_p * weights + i_d + (o_c * kernel * kernel)[None, :] + o_taps[:, None]
     tl.store(p_block, b_taps, mask=(o_taps < kernel * kernel)[:, None] & (mask_c & (i_o == 0))[None, :])
-    p_block = p_pointwise_grad + (i_p * tl.num_programs(0) + i_k) * outputs * inputs
+    p_block = p_pointwise_grad + i_p * weights + i_k * outputs * inputs
     p_block += (o_o * inputs)[:, None] + o_c[None, :]
     tl.store(p_block, b_pointwise, mask=(o_o < outputs)[:, None] & mask_c[None, :])
 

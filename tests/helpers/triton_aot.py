@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from bionas_fast.kernels.feedback import triton as feedback
 from bionas_fast.kernels.mixed_sum import triton as mixed_sum
+from bionas_fast.kernels.normalisation import triton as normalisation
 from bionas_fast.kernels.pooling import triton as pooling
 from bionas_fast.kernels.separable_stage import triton as separable_stage
 
@@ -33,16 +34,18 @@ SIZES = ("any", "multiples of 16")
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 #: Arguments that are neither tensors of the configuration's dtype nor whole numbers.
 TYPES = (
-    dict.fromkeys(("bound", "scale"), "fp32")
+    dict.fromkeys(("bound", "scale", "momentum"), "fp32")
     | dict.fromkeys(("p_stored", "p_sums", "p_scale", "p_shift", "p_a", "p_b", "p_d", "p_factor", "p_offset"), "*fp32")
+    | dict.fromkeys(("p_mean", "p_var"), "*fp64")
+    | dict.fromkeys(("p_programs", "p_firsts"), "*i64")
     | dict.fromkeys(("p_depthwise_grad", "p_pointwise_grad", "p_numbers"), "*fp32")
-    | dict.fromkeys(("p_segments", "p_stream", "p_branches", "p_grads", "p_edges", "p_terms", "p_pairs"), "*i64")
+    | dict.fromkeys(("p_segments", "p_stream", "p_branches", "p_places", "p_edges", "p_terms", "p_pairs"), "*i64")
 )
 #: Tensors that only one mode of feedback reads.
 UNREAD = {"p_stored": "stored_sign", "p_stream": "drawn_sign"}
 OPTIONS = ("num_warps", "num_stages")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-OPS = (feedback, separable_stage, mixed_sum, pooling)
+OPS = (feedback, separable_stage, mixed_sum, pooling, normalisation)
 CONFIGURATIONS = [configuration for op in OPS for configuration in op.configurations()]
 
 
@@ -91,19 +94,23 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
 
 
 def cases() -> Iterator[tuple[int, str, int]]:
-    """Every configuration on every card, with sizes that alternate along both; without strides, as ones, on the first.
+    """Every configuration on every card, and those of float32 with ones on the first.
 
-    Two configurations that differ in a stride or in ``ones`` alone share these.
+    Sizes alternate along dtypes and cards; a kernel of one dtype has all of them on every card. Two configurations that differ in a stride or in ``ones`` alone share these.
     """
     alike: dict[tuple, list[int]] = {}
     for index, (kernel, dtype, _, options) in enumerate(CONFIGURATIONS):
         alike.setdefault((kernel, options.get("MODE"), dtype, str(options | {"STRIDE": None})), []).append(index)
+    dtypes: dict[tuple, set[torch.dtype]] = {}
+    for *of, dtype, _ in alike:
+        dtypes.setdefault(tuple(of), set()).add(dtype)
     earlier: Counter[tuple] = Counter()
     for (*of, dtype, _), indices in alike.items():
         turn = earlier[(*of, dtype)] + list(POINTERS).index(dtype)
         earlier[(*of, dtype)] += 1
         for card, architecture in enumerate(ARCHITECTURES):
-            yield indices[card % len(indices)], SIZES[(turn + card) % len(SIZES)], architecture
+            sizes = SIZES if len(dtypes[tuple(of)]) == 1 else (SIZES[(turn + card) % len(SIZES)],)
+            yield from ((indices[card % len(indices)], own, architecture) for own in sizes)
     plain = (index for index, case in enumerate(CONFIGURATIONS) if not case.ones and case.dtype == torch.float32)
     yield from ((index, "one", ARCHITECTURES[0]) for index in plain if not rounds(index))
 

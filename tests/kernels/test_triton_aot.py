@@ -22,6 +22,8 @@ OTHERS = {
     *("segments_kernel", "stage_kernel", "error_kernel", "weight_gradient_kernel", "input_kernel"),
     *("mixed_sum_kernel", "product_sum_kernel", "pooling_kernel", "pooling_backward_kernel"),
 }
+#: Batch normalisation has sums and results in float32, whatever the maps are.
+IN_FLOAT32 = {"moments_kernel", "gradients_kernel"}
 WITH_PRODUCTS = {"product_kernel", "stage_kernel", "error_kernel", "weight_gradient_kernel"}
 LAUNCHES = {*product(["any", "multiples of 16"], SHARED), ("one", 80)}
 
@@ -45,8 +47,10 @@ def test_everything_was_compiled(builds: list[dict]):
     dtypes = [str(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
     kernels = {*product(OF_A_MODE, ["sign", "stored_sign", "drawn_sign"]), *product(OTHERS, [None])}
     cards = {(kernel, mode, dtype, card) for (kernel, mode), dtype, card in product(kernels, dtypes, SHARED)}
+    float32 = {*product(IN_FLOAT32, [None])}
+    cards |= {(kernel, mode, dtypes[0], card) for (kernel, mode), card in product(float32, SHARED)}
     assert {(kernel, mode, dtype, card) for kernel, dtype, mode, _, card in seen} == cards
-    sizes = {(kernel, mode, *launch) for (kernel, mode), launch in product(kernels, LAUNCHES)}
+    sizes = {(kernel, mode, *launch) for (kernel, mode), launch in product(kernels | float32, LAUNCHES)}
     assert {(kernel, mode, size, card) for kernel, _, mode, size, card in seen} == sizes
     assert len({json.dumps(b, sort_keys=True) for b in builds}) == len(builds)
 

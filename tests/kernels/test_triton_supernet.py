@@ -15,8 +15,9 @@ import bionas_fast as bf
 from bionas_fast.kernels import launching
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum_reference
 from bionas_fast.kernels.pooling import reference as pooling_reference
-from bionas_fast.kernels.records import Affine, Prologue, Stage, StageWeights, Terms
+from bionas_fast.kernels.records import Affine, Moments, Prologue, Running, Stage, StageWeights, Sums, Terms
 from bionas_fast.kernels.separable_stage import reference as stage_reference
+from bionas_fast.ops.mixed_edges.backends.reference import Reference
 from helpers.interpreter import (
     INTERPRETED,
     assert_near,
@@ -33,8 +34,10 @@ from helpers.tolerances import CANCELLING
 
 if INTERPRETED:
     from bionas_fast.kernels.mixed_sum import triton as mixed_sum
+    from bionas_fast.kernels.normalisation import triton as normalisation
     from bionas_fast.kernels.pooling import triton as pooling
     from bionas_fast.kernels.separable_stage import triton as stage
+    from bionas_fast.ops.mixed_edges.backends.triton import Triton
 
 
 @pytest.mark.slow
@@ -427,3 +430,77 @@ def interpreted_beyond_a_limit_the_reference_runs(limit: str, monkeypatch):
     assert_mixed("forward", mixed_forward(SHAPES["odd"], "into"))
     assert_mixed("backward", mixed_backward(SHAPES["odd"]))
     assert_pools(*pools_tensors(SHAPES["odd"], 1), 1)
+
+
+# Batch normalisation: the composed ops of the backend, whose small arithmetic is one launch each way
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Sums of four maps, of which the last is an identity, beside terms of several edges; float32.
+
+    Attributes:
+        shape: N, H, W, C.
+        index: the map of each term; the third has none.
+        training: whether the moments are those of the batch.
+    """
+
+    shape: tuple[int, ...] = (3, 6, 4, 16)
+    index: tuple[int, ...] = (0, 3, 1, 0, 3)
+    training: bool = True
+
+    def results(self, backend: Any, dtype: torch.dtype) -> list[Tensor]:
+        """Both passes, and the running statistics, which have fewer channels than the maps where they are padded."""
+        torch.manual_seed(0)
+        maps = [2 * torch.randn(3, *self.shape) + 1, torch.randn(1, *self.shape)]
+        terms, factors = Terms(self.index, (0, 0, 1, 2, 2), 3), torch.randn(len(self.index))
+        into, grads = torch.randn(2, 3, *self.shape).unbind()
+        given = Moments(torch.randn(3, self.shape[-1]), 0.5 + torch.rand(3, self.shape[-1]))
+        narrow = max(1, self.shape[-1] - 1)
+        running = Running(torch.randn(3, narrow).to(dtype), torch.rand(3, narrow).to(dtype), 0.1)
+        maps = [one.to(dtype) for one in maps]
+        sums = Sums(*mixed_sum_reference.backward([*maps[0]], maps[:1], Terms((0, 1, 2), (0, 1, 2), 3)))
+        if isinstance(backend, Triton):
+            sums = backend.joined_sums(maps[:1], [sums])
+            assert sums.partial
+        moments = None if self.training else Moments(*(one.double() for one in given))
+        moved = running if self.training else None
+        before, after = [*into.to(dtype)], [*grads.to(dtype)]
+        out, found = backend.normalised_forward(maps, terms, factors.to(dtype), sums, moments, before, moved)
+        back = backend.normalised_backward(after, maps, terms, factors.to(dtype), found, self.training)
+        affine, same = backend.affine_forward(sums, moments, maps[0], moved)
+        down = backend.affine_backward(sums, found, maps[0], self.training)
+        return [*out, *found, *back, *affine, *same, *down, running.mean, running.var]
+
+
+NORMALISATIONS = {
+    "padded": Normalisation(),
+    "odd": Normalisation((2, 7, 5, 5)),
+    "one-position-apart": Normalisation((2, 1, 1, 1)),
+    "wide": Normalisation((1, 3, 3, 70)),
+    "many-blocks": Normalisation((41, 16, 16, 16), index=(1, 3, 3, 0, 2)),
+    "evaluation": Normalisation(training=False),
+}
+
+
+@by_name("case", NORMALISATIONS)
+def interpreted_normalisation(case: Normalisation):
+    ours = case.results(Triton(), torch.float32)
+    plain, wanted = (case.results(Reference(), dtype) for dtype in (torch.float32, torch.float64))
+    for own, single, exact in zip(ours, plain, wanted, strict=True):
+        assert own.shape == exact.shape
+        error, allowed = (own - exact).norm(), (single - exact).norm()
+        assert error <= 4 * allowed + 1e-5 * exact.norm() + 1e-6, (error, allowed)
+
+
+def interpreted_normalisation_every_configuration_is_launched(monkeypatch):
+    launched = record_launches(normalisation, monkeypatch)
+    terms = Terms((0, 1), (0, 1), 2)
+    for channels, training, factors in product((16, 32, 64, 70), (True, False), (None, torch.ones(2))):
+        sums, moments = torch.ones(4, 3, channels), Moments(*torch.ones(2, 2, channels).double())
+        for moved in (None, Running(torch.ones(2, channels), torch.ones(2, channels), 0.1) if training else None):
+            given = Sums(*sums.split(2)) if training else None
+            normalisation.forward(given, None if training else moments, terms, factors, 7, moved)
+        normalisation.backward(sums, moments, terms, factors, 7, training)
+    monkeypatch.undo()
+    assert launched == listed(normalisation)

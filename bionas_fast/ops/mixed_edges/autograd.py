@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from bionas_fast import backends, native, torch_private
 from bionas_fast.errors import InputError
 from bionas_fast.kernels.records import Moments, SavedEdges, Terms
+from bionas_fast.kernels.tables import filled
 from bionas_fast.ops.mixed_edges.backends import Backend, find
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
 from bionas_fast.ops.mixed_edges.statistics import Statistics, narrowed
@@ -118,25 +119,28 @@ class _MixedEdges(torch.autograd.Function):
         state = pad_channels(x.contiguous(), backend)
         w = Weights.split(weights, plan, channels)
         branches, rows = plan.branches, plan.separable.normalisations
-        factors = mixing.double()
+        factors = mixing.to(backend.factors)
         running = None if statistics.training else statistics.widened(state.shape[-1])
+        moved = statistics.running if statistics.training and backend.moves_statistics else None
         found: list[Moments] = []
         out: Sequence[Any] = [None if tensor is None else pad_channels(tensor.contiguous(), backend) for tensor in into]
         z: Tensor | None = None
         separable = of_terms = None
         if branches:
             given = None if running is None else running.rows(slice(rows))
+            own = None if moved is None else moved.rows(slice(rows))
             out, z, separable = backend.edges_forward(
-                state, w.separable, plan.separable, factors[:branches], given, out
+                state, w.separable, plan.separable, factors[:branches], given, out, own
             )
             found.append(separable)
         maps: list[Tensor] = []
         if plan.terms.index:
             maps, sums = term_maps(state, w.reductions, plan, backend)
             given = None if running is None else running.rows(slice(rows, None))
-            out, of_terms = backend.normalised_forward(maps, plan.terms, factors[branches:], sums, given, out)
+            own = None if moved is None else moved.rows(slice(rows, None))
+            out, of_terms = backend.normalised_forward(maps, plan.terms, factors[branches:], sums, given, out, own)
             found.append(of_terms)
-        if statistics.training and found:
+        if statistics.training and found and moved is None:
             now = Moments(torch.cat([own.mean for own in found]), torch.cat([own.var for own in found]))
             statistics.update(now, out[0].numel() // state.shape[-1])
         if plan.pools:  # recomputed in the backward pass, for 1/100 of its time and 1/30 of the memory
@@ -157,13 +161,13 @@ class _MixedEdges(torch.autograd.Function):
         grads = tuple(grad.contiguous() for grad in grads)
         # The gradients of ``into`` are passed on without a copy.
         passed = [grad if own else None for grad, own in zip(grads, added, strict=True)]
-        grads = tuple(pad_channels(grad, backend) for grad in grads)
+        grads = tuple(backend.together([pad_channels(grad, backend) for grad in grads]))
         b = identity_feedback = None
         if want_x or want_weights:
             flat, identity_feedback = feedback.make()
             b = Weights.split(flat, plan, channels)
         w = Weights.split(weights, plan, channels)
-        factors = mixing.double()
+        factors = mixing.to(backend.factors)
         down: list[Tensor] = []
         weight_grads: list[Tensor] = []
         grad_mixing: list[Tensor] = []
@@ -216,11 +220,11 @@ def _add_up(down: Sequence[Tensor], backend: Backend, grads: Sequence[Tensor], s
     if len(down) == 1 and not grads:
         return down[0]
     like = (*down, *grads)[0]
-    weight = like.new_ones(len(down) + len(grads), like.shape[-1])
+    weight = filled(1, (len(down), like.shape[-1]), like.device).to(like.dtype)
     if grads:
         assert scale is not None
-        weight[len(down) :] = pad_channels(scale.to(like.dtype), backend)
+        weight = torch.cat([weight, pad_channels(scale.to(like.dtype), backend)])
     terms = Terms(tuple(range(len(weight))), (0,) * len(weight), 1)
-    zero = like.new_zeros(1, like.shape[-1])
+    zero = filled(0, (1, like.shape[-1]), like.device).to(like.dtype)
     (total,) = backend.sum_forward([tensor[None] for tensor in (*down, *grads)], terms, weight, zero, [None])
     return total

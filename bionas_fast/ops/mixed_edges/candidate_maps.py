@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.records import Moments
+from bionas_fast.kernels.tables import table
 from bionas_fast.ops.mixed_edges.autograd import chosen_backend, pad_channels
 from bionas_fast.ops.mixed_edges.backends import find
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
@@ -44,5 +45,8 @@ def candidate_maps(
         found.append(normalised(torch.cat(stacks), running.rows(slice(rows, None))))
     if plan.identity:
         found.append(state[None, ..., :channels])
-    order = [*range(plan.branches), *(plan.branches + index for index in plan.terms.index)]
-    return torch.cat(found)[order].to(x.dtype)
+    all_maps = torch.cat(found)
+    order = (*range(plan.branches), *(plan.branches + index for index in plan.terms.index))
+    if order != (*range(len(all_maps)),):
+        all_maps = all_maps[table(order, x.device)]
+    return all_maps.to(x.dtype)

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from bionas_fast.kernels.records import ReductionWeights, SeparablePlan, SeparableWeights, StageWeights, Terms
@@ -38,7 +37,7 @@ class Plan:
 
     terms_of: list[list[int]] = field(init=False)
     pool_terms: Terms = field(init=False)
-    pool_rows: np.ndarray = field(init=False)
+    pool_rows: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         # Computed here, because torch.compile cannot trace a lazy computation.
@@ -67,7 +66,7 @@ class Plan:
         """Whether there are no candidates."""
         return not (self.branches or self.terms.index)
 
-    def _pool_gradients(self) -> tuple[Terms, np.ndarray]:
+    def _pool_gradients(self) -> tuple[Terms, tuple[int, ...]]:
         maps: list[int] = []
         rows: list[int] = []
         sums: list[int] = []
@@ -76,7 +75,7 @@ class Plan:
             maps += [*(self.terms.edges[term] for term in terms), self.edge_count + pool]
             rows += [*terms, len(self.terms.index) + self.reductions + pool]
             sums += [pool] * (len(terms) + 1)
-        return Terms(tuple(maps), tuple(sums), POOLS), np.array(rows, dtype=int)
+        return Terms(tuple(maps), tuple(sums), POOLS), tuple(rows)
 
 
 class Weights(NamedTuple):

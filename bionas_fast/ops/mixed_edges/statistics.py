@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.batch_norm import Synchroniser
-from bionas_fast.kernels.records import Moments
+from bionas_fast.kernels.records import Moments, Running
 
 
 @dataclass
@@ -29,12 +29,12 @@ class Statistics:
 
     def update(self, moments: Moments, positions: int) -> None:
         """Update the running statistics by those of a batch, which may have more channels."""
-        if not positions:
-            return
-        positions = batch_norm.all_positions(positions, self.synchroniser)
-        unbiased = moments.var * (positions / max(positions - 1, 1))
-        for running, value in ((self.mean, moments.mean), (self.var, unbiased)):
-            running.lerp_(narrowed(value, running.shape[1]).to(running.dtype), self.momentum)
+        batch_norm.update(self.running, moments, positions, self.synchroniser)
+
+    @property
+    def running(self) -> Running:
+        """The statistics as a record of the kernels."""
+        return Running(self.mean, self.var, self.momentum)
 
     def widened(self, channels: int) -> Moments:
         """Return mean and variance in float64, padded to ``channels``."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bionas_fast.kernels.records import Prologue, ReductionWeights, Sums, TermGradients
+from bionas_fast.kernels.tables import table
 from bionas_fast.ops.mixed_edges.backends import Backend
 from bionas_fast.ops.mixed_edges.plan import POOLS, Plan
 
@@ -29,10 +30,10 @@ def term_maps(state: Tensor, weights: ReductionWeights, plan: Plan, backend: Bac
         maps.append(state[None])
     if len(sums) == 1:
         return maps, sums[0]
-    none = state.new_empty(0, state.shape[-1], dtype=torch.float64)
-    return maps, Sums(
-        torch.cat([none, *(own.total for own in sums)]), torch.cat([none, *(own.squares for own in sums)])
-    )
+    if not sums:
+        none = state.new_empty(0, state.shape[-1], dtype=torch.float64)
+        return maps, Sums(none, none)
+    return maps, backend.joined_sums(maps[: len(sums)], sums)
 
 
 @dataclass
@@ -58,9 +59,10 @@ class TermsBackward:
         """Compute the error at the state and the gradients of the weights."""
         plan, found = self.plan, self.found
         count = plan.reductions
-        terms = [term for (term,) in plan.terms_of[:count]]  # each has separate weights, hence one term
+        terms = tuple(term for (term,) in plan.terms_of[:count])  # each has separate weights, hence one term
         grads = [self.grads[plan.terms.edges[term]] for term in terms]
-        prologue = Prologue(grads, self.maps[0], found.a[terms], found.b[:count], found.d[:count])
+        a = found.a[table(terms, found.a.device)]
+        prologue = Prologue(grads, self.maps[0], a, found.b[:count], found.d[:count])
         return self.backend.reductions_backward(prologue, self.state, weights, feedback, weight_grads)
 
     def pools(self) -> Tensor:
@@ -68,6 +70,7 @@ class TermsBackward:
         plan, found = self.plan, self.found
         first = plan.reductions
         stacks = [*(grad[None] for grad in self.grads), self.maps[first > 0]]
-        factors, offset = torch.cat([found.a, found.b])[plan.pool_rows], found.d[first : first + POOLS]
+        factors = torch.cat([found.a, found.b])[table(plan.pool_rows, found.a.device)]
+        offset = found.d[first : first + POOLS]
         delta = self.backend.sum_forward(stacks, plan.pool_terms, factors, offset, [None] * POOLS)
         return self.backend.pooling_backward(delta, self.state, plan.stride)

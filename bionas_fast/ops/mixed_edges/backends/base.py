@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from bionas_fast.kernels.batch_norm import Synchroniser
@@ -16,6 +17,7 @@ from bionas_fast.kernels.records import (
     Moments,
     Prologue,
     ReductionWeights,
+    Running,
     SavedEdges,
     SeparablePlan,
     SeparableWeights,
@@ -41,9 +43,13 @@ class Backend(ABC):
 
     Attributes:
         multiple: a divisor of every number of channels that the backend supports.
+        moves_statistics: whether the running statistics move within the kernels that compute moments.
+        factors: the dtype in which the mixing weights are passed.
     """
 
     multiple: int = 1
+    moves_statistics: bool = False
+    factors: torch.dtype = torch.float64
 
     def __init__(self, synchroniser: Synchroniser | None = None) -> None:
         self.synchroniser = synchroniser
@@ -103,9 +109,10 @@ class Backend(ABC):
         mixing: Tensor,
         moments: Moments | None,
         into: Sequence[Tensor | None],
+        running: Running | None = None,
     ) -> Separated:
         """Implement ``kernels.separable_edges.composition.forward``."""
-        return composition.forward(self, x, weights, plan, mixing, moments, into)
+        return composition.forward(self, x, weights, plan, mixing, moments, into, running)
 
     def edges_backward(
         self,
@@ -128,9 +135,10 @@ class Backend(ABC):
         sums: Sums,
         moments: Moments | None,
         into: Sequence[Tensor | None],
+        running: Running | None = None,
     ) -> tuple[list[Tensor], Moments]:
         """Implement ``kernels.mixed_sum.normalised.forward``."""
-        return normalised.forward(self, maps, terms, factors, sums, moments, into)
+        return normalised.forward(self, maps, terms, factors, sums, moments, into, running)
 
     def normalised_backward(
         self,
@@ -143,3 +151,24 @@ class Backend(ABC):
     ) -> TermGradients:
         """Implement ``kernels.mixed_sum.normalised.backward``."""
         return normalised.backward(self, grads, maps, terms, factors, moments, training)
+
+    def affine_forward(
+        self, sums: Sums, moments: Moments | None, like: Tensor, running: Running | None = None
+    ) -> tuple[Affine, Moments]:
+        """Implement ``kernels.mixed_sum.normalised.affine_forward``."""
+        return normalised.affine_forward(sums, moments, like, running, self.synchroniser)
+
+    def affine_backward(
+        self, sums: Sums, moments: Moments, like: Tensor, training: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Implement ``kernels.mixed_sum.normalised.affine_backward``."""
+        return normalised.affine_backward(sums, moments, like, training, self.synchroniser)
+
+    def together(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Arrange the gradients of the edges as the kernels read them."""
+        return grads
+
+    def joined_sums(self, maps: Sequence[Tensor], sums: Sequence[Sums]) -> Sums:
+        """Concatenate the sums of stacks of maps."""
+        whole = [own.whole() for own in sums]
+        return Sums(torch.cat([own.total for own in whole]), torch.cat([own.squares for own in whole]))

@@ -13,6 +13,7 @@ from bionas_fast.kernels.records import (
     Moments,
     Prologue,
     ReductionWeights,
+    Running,
     SavedEdges,
     SeparablePlan,
     SeparableWeights,
@@ -97,6 +98,7 @@ class Fused(Native):
         mixing: Tensor,
         moments: Moments | None,
         into: Sequence[Tensor | None],
+        running: Running | None = None,
     ) -> Separated:
         out, z, *found = _ops.separable_edges.default(
             x, weights.tensors(), plan.encode(), mixing, moments or (), into
@@ -134,6 +136,7 @@ class Fused(Native):
         sums: Sums,
         moments: Moments | None,
         into: Sequence[Tensor | None],
+        running: Running | None = None,
     ) -> tuple[list[Tensor], Moments]:
         out, *found = _ops.normalised_sum.default(maps, terms.encode(), factors, sums, moments or (), into)
         return out, Moments(*found)

@@ -1,0 +1,1 @@
+"""Batch normalisation of maps whose sums are known: moments, affine maps, running statistics, and their gradients."""
