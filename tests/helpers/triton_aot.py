@@ -96,7 +96,8 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
 def cases() -> Iterator[tuple[int, str, int]]:
     """Every configuration on every card, and those of float32 with ones on the first.
 
-    Sizes alternate along dtypes and cards; a kernel of one dtype has all of them on every card. Two configurations that differ in a stride or in ``ones`` alone share these.
+    Sizes alternate along dtypes and cards; a kernel of one dtype has all of them on every card. Two configurations that
+    differ in a stride or in ``ones`` alone share these.
     """
     alike: dict[tuple, list[int]] = {}
     for index, (kernel, dtype, _, options) in enumerate(CONFIGURATIONS):
