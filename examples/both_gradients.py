@@ -27,9 +27,9 @@ def train(rule: str, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
 
 def main() -> None:
     data = bf.load_dataset("digits")
-    test = data.test_images[:100].float() / 255, data.test_labels[:100]
+    test = data.test_images[:100], data.test_labels[:100]
     for rule in ("bp", "fa"):
-        network = train(rule, data.images.float() / 255, data.labels)
+        network = train(rule, data.images, data.labels)
         found = bf.attack(network, test, bf.AttackConfig(attacks=("pgd-5", "square-20"), eps=(16 / 255,)))
         through = {gradient: str(found.find("pgd-5", gradient).accuracy) for gradient in ("feedback", "true")}
         print(f"{rule}: clean {found.clean_accuracy}, PGD {through}, blindness {found.blindness('pgd-5', 16 / 255)}")
