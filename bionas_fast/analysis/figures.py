@@ -12,7 +12,8 @@ from bionas_fast.report.colors import series_colors
 
 
 def weights_figure(weights: Mapping[str, Sequence[WeightDistribution]]) -> Figure:
-    """Draw distributions of weights, those of a name in one panel, with standard deviation and excess kurtosis.
+    """Draw distributions of weights, those of a name in one panel, with standard deviation and excess kurtosis
+    in the colours of the legend.
 
     Args:
         weights: distributions, such as those by rule, of each network.
@@ -26,10 +27,11 @@ def weights_figure(weights: Mapping[str, Sequence[WeightDistribution]]) -> Figur
             for own in (own for own in weights[name] if own.name == rule):
                 edges = own.edges.numpy()
                 ax.stairs(own.density.numpy(), edges, color=color, lw=1.2)
-                lines.append((f"{name}: σ {own.sigma:.3g}, kurtosis {own.kurtosis:.2f}", color))
+                lines.append((f"σ {own.sigma:.3g}, kurtosis {own.kurtosis:.2f}", color))
+        ax.set_ylim(top=(1.05 + 0.11 * len(lines)) * ax.dataLim.ymax)  # room for the lines above the curves
         for position, (text, color) in enumerate(lines):
             ax.text(
-                0.98, 0.95 - 0.1 * position, text, transform=ax.transAxes, ha="right", va="top", size=7.5, color=color
+                0.98, 0.97 - 0.09 * position, text, transform=ax.transAxes, ha="right", va="top", size=7, color=color
             )
     series_legend(figure, weights)
     return figure
