@@ -96,7 +96,7 @@ def _duration(seconds: float) -> str:
 
 def _sections(run: ReportedRun, facts: RunFacts, attacks: Mapping[str, AttackTable]) -> list[Section]:
     parts: dict[str, Iterable[str]] = {
-        "The cells": cells(run.genotype) if run.genotype else (),
+        "The cells": _cells(run, facts),
         "Learning rules": _rules(run, facts),
         "α over time": _alphas(run),
         "Training": _training(run),
@@ -109,6 +109,14 @@ def _sections(run: ReportedRun, facts: RunFacts, attacks: Mapping[str, AttackTab
     }
     found = {title: "\n".join(content) for title, content in parts.items()}
     return [Section(title, content) for title, content in found.items() if content]
+
+
+def _cells(run: ReportedRun, facts: RunFacts) -> Iterator[str]:
+    if run.genotype is not None:
+        yield from cells(run.genotype)
+    if facts.edges:
+        rows = table_of_rows(facts.edges, "The chosen candidate on every edge, and the next one")
+        yield folded("The lead on every edge", rows)
 
 
 def cells(genotype: Genotype, name: str = "cells") -> Iterator[str]:

@@ -96,7 +96,26 @@ class SearchResult:
         cost = self.cost_of_robustness
         figures = {"validation accuracy of the supernet": f"{self.final_metrics['valid_accuracy']:.2f} %"}
         figures["decided"] = str(self.decision)
-        return RunFacts(figures | ({"robust search": cost} if cost else {}), notes=self.messages)
+        return RunFacts(figures | ({"robust search": cost} if cost else {}), notes=self.messages, edges=self._edges())
+
+    def _edges(self) -> list[dict[str, Any]]:
+        """Return the lead on every edge, as the report shows it."""
+        from bionas_fast.report.layout import cell_title, state_title  # slow to import
+
+        skeleton = self.genotype.skeleton
+        inputs = len(skeleton.input_names)
+        return [
+            {
+                "edge": f"{cell_title(lead.kind)}: {state_title(skeleton, lead.source)} → "
+                f"{state_title(skeleton, inputs + lead.node)}",
+                "candidate": str(lead.candidate),
+                "softmax(α) %": f"{100 * lead.weight:.2f}",
+                "next": str(lead.second),
+                "softmax(α) % of the next": f"{100 * lead.second_weight:.2f}",
+                "ratio": f"{lead.ratio:.3f}",
+            }
+            for lead in self.decision.leads
+        ]
 
     def plot(self, by: str = "rule") -> Figure:
         """Draw the course of the shares of α.

@@ -68,3 +68,21 @@ def test_a_genotype_is_saved(tmp_path):
     assert bf.Genotype.load(tmp_path / "cell.json") == GENOTYPE
     with pytest.raises(InputError, match="cannot write genotype"):
         GENOTYPE.save(tmp_path / "none" / "cell.json")
+
+
+def test_how_far_it_has_decided(found):
+    with np.load(found.run_dir / "alphas.npz") as stored:
+        names = [str(name) for name in stored["candidates"]]
+        powers = {kind: np.exp(stored[kind][-1].astype(np.float64)) for kind in found.genotype.cells}
+    space = bf.space.get_space("bionas").restricted((), ("skip_connect",))
+    for lead in found.decision.leads:
+        row = powers[lead.kind][space.edges.index((lead.node, lead.source))]
+        weights = dict(zip(names, row / row.sum(), strict=True))
+        assert lead.weight == pytest.approx(max(weights.values()))
+        assert weights[str(lead.candidate)] == max(weights.values())
+        assert lead.second_weight == pytest.approx(sorted(weights.values())[-2])
+    assert len(found.decision.leads) == sum(len(cell.edges) for cell in found.genotype.cells.values())
+    page = (found.run_dir / "report.html").read_text()
+    assert "The lead on every edge" in page
+    assert str(found.decision) in page
+    assert any(message.startswith("undecided: ") for message in found.messages)
