@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import pkgutil
 import re
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+import bionas_fast as bf
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -38,11 +39,8 @@ def _pages(entries: list) -> list[str]:
 
 
 def _public_names() -> set[str]:
-    """The names that the package imports for users; where it loads them lazily, under ``TYPE_CHECKING``."""
-    tree = ast.parse((ROOT / "bionas_fast" / "__init__.py").read_text(encoding="utf-8"))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "__future__"]
-    names = {alias.asname or alias.name for node in imports for alias in node.names}
-    return {name for name in names if name[0] != "_"} - {"TYPE_CHECKING", "annotations"}
+    """The names that the package has for users."""
+    return set(bf.__all__)
 
 
 def _objects() -> list[str]:
