@@ -98,7 +98,7 @@ def test_commands_take_their_arguments(line, commands):
     errors = []
     for kind in kinds:
         try:
-            preset = presets.get(typed["preset"], kind.kind).settings if "preset" in typed else {}
+            preset = presets.get(typed["preset"], kind.name).settings if "preset" in typed else {}
             fields = kind.settings.model_fields
             own = {name: _parsed(value, fields[name].default) for name, value in typed.items() if name in fields}
             kind.settings(**{**preset, **sets, **own})

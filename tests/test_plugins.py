@@ -284,10 +284,8 @@ def test_the_guides_searches_run(run, monkeypatch):
     """Every search of these pages, on the plugins and data that they show, at the smallest size."""
     monkeypatch.setattr(report, "write_report", lambda *_, **__: None)  # which takes longer than such a search
     docs = Path(__file__).parents[1] / "docs"
-    pages = [(docs / name).read_text() for name in ("user-operations.md", "user-data.md", "rules-and-layers.md")]
-    (added,), (arrays, stripes, _), (*_, noisy) = (
-        re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages
-    )
+    pages = [(docs / name).read_text() for name in ("user-operations.md", "user-data.md", "user-rules.md")]
+    (added,), (arrays, stripes, _), (noisy, _) = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages)
     for name, code in (("my_operations.py", added), ("stripes.py", stripes), ("noisy.py", noisy)):
         Path(name).write_text(code)
     exec(arrays, {})

@@ -1,4 +1,4 @@
-"""What ``torchrun`` says of this process, before it forms a process group and without torch."""
+"""Environment variables of ``torchrun``, read before a process group is formed and without torch."""
 
 from __future__ import annotations
 

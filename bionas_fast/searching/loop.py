@@ -197,7 +197,7 @@ class Search(Trainer):
 
     @property
     def decision(self) -> Decision:
-        """How far the search has decided."""
+        """The extent to which the search has decided."""
         last = -2 if self.limit.exceeded else -1
         alphas = {kind: rows[last] for kind, rows in self.alphas.items()}
         rows = self.metrics[: len(self.metrics) + 1 + last]

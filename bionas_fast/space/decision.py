@@ -1,4 +1,4 @@
-"""How far a search has decided: the leads of the chosen candidates, and how long the genotype has been the same."""
+"""The extent to which a search has decided: leads of the chosen candidates, epochs without a change of the genotype."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class Decision:
-    """How far a search has decided.
+    """The extent to which a search has decided.
 
     Attributes:
         leads: the lead on every edge of the genotype; empty if the genotype does not come from alphas.

@@ -244,8 +244,10 @@ def product_options(channels: int, precision: Products) -> dict[str, Any]:
 
 
 def weight_options(channels: int, precision: Products) -> dict[str, Any]:
-    rows = ROWS if precision == "ieee" else ROWS // 2  # with more rows, TF32 takes more registers than there are
-    return {**product_options(channels, precision), "TAPS": TAPS, "BLOCK_R": rows, "num_warps": 8}
+    options = product_options(channels, precision)
+    # With more rows, TF32 takes more registers than there are, and so do narrow blocks in bfloat16.
+    rows = ROWS if precision == "ieee" and options["BLOCK_C"] > WIDTHS[0] else ROWS // 2
+    return {**options, "TAPS": TAPS, "BLOCK_R": rows, "num_warps": 8}
 
 
 def input_options(stride: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_search(found):
         assert edge.candidate.operation in done.stdout
     assert "epoch   1" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "epoch" not in done.stdout
+    assert "epoch   1" not in done.stdout
     assert (folder / "report.html").stat().st_size > 10_000
 
 
