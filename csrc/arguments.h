@@ -1,5 +1,6 @@
 // Checks and conversions of the operators' arguments. Activations are [N, H, W, C] with C a multiple of 16; weights
-// may have fewer channels and are padded with zeros here.
+// may have fewer channels and are padded with zeros here. The channels may be those of several images side by side, each
+// with C / images of them; the weights are then repeated.
 
 #pragma once
 
@@ -42,6 +43,13 @@ inline void check_maps(const char* name, const Tensor& maps, int64_t dims = 4, b
     STD_TORCH_CHECK(may_be_empty || maps.size(i) > 0, name, ": expected at least one image and position");
   STD_TORCH_CHECK(maps.size(dims - 1) % 16 == 0, name, ": expected a multiple of 16 channels");
   check_range("channels", maps.size(dims - 1), 16, max_channels);
+}
+
+// The number of images side by side in the channels of a map.
+inline int64_t checked_images(int64_t images, int64_t channels) {
+  check_range("images", images, 1, 16);
+  STD_TORCH_CHECK(channels % images == 0, "images: expected a divisor of the number of channels, got ", images);
+  return images;
 }
 
 // A row of C numbers for each of some things: [rows, C].
@@ -134,20 +142,20 @@ struct Moments {
   const double *mean, *var;
 };
 
-// The weights of K branches padded to C channels.
+// The weights of K branches padded to C / images channels, and repeated for each image.
 class Weights {
  public:
   Weights(
       const Tensor& depthwise,  // [Σ c · k²]
       const Tensor& pointwise,  // [K, c, c]
       const Ints& kernels,
-      int64_t channels)
-      : kernels_(kernels), own_(pointwise.dim() == 3 ? pointwise.size(1) : 0), c_(channels) {
+      int64_t channels, int64_t images = 1)
+      : kernels_(kernels), own_(pointwise.dim() == 3 ? pointwise.size(1) : 0), c_(channels), images_(images) {
     check("depthwise", depthwise);
     check("pointwise", pointwise);
     STD_TORCH_CHECK(pointwise.dim() == 3 && pointwise.size(0) == int64_t(kernels.size()),
                     "pointwise: expected a matrix for each branch");
-    STD_TORCH_CHECK(pointwise.size(2) == own_ && own_ > 0 && own_ <= c_,
+    STD_TORCH_CHECK(pointwise.size(2) == own_ && own_ > 0 && own_ <= width(),
                     "pointwise: expected square matrices with at most as many channels as x");
     depthwise_ = depthwise.const_data_ptr<float>();
     pointwise_ = pointwise.const_data_ptr<float>();
@@ -162,11 +170,13 @@ class Weights {
     padded_pointwise_.resize(kernels.size() * c_ * c_);
     for (size_t k = 0; k < kernels.size(); k++) {
       const int64_t n = kernels[k] * kernels[k];
-      std::copy(depthwise_ + offsets_[k] * own_, depthwise_ + (offsets_[k] + n) * own_,
-                padded_depthwise_.begin() + offsets_[k] * c_);
-      for (int64_t i = 0; i < own_; i++)
-        std::copy(pointwise_ + (k * own_ + i) * own_, pointwise_ + (k * own_ + i + 1) * own_,
-                  padded_pointwise_.begin() + (k * c_ + i) * c_);
+      for (int64_t first = 0; first < c_; first += width()) {
+        std::copy(depthwise_ + offsets_[k] * own_, depthwise_ + (offsets_[k] + n) * own_,
+                  padded_depthwise_.begin() + offsets_[k] * c_ + first * n);
+        for (int64_t i = 0; i < own_; i++)
+          std::copy(pointwise_ + (k * own_ + i) * own_, pointwise_ + (k * own_ + i + 1) * own_,
+                    padded_pointwise_.begin() + (k * c_ + first + i) * c_ + first);
+      }
     }
   }
 
@@ -175,10 +185,11 @@ class Weights {
   }
   const float* pointwise(int k) const { return (own_ == c_ ? pointwise_ : padded_pointwise_.data()) + k * c_ * c_; }
   int64_t own() const { return own_; }
+  int64_t width() const { return c_ / images_; }
 
  private:
   Ints kernels_, offsets_;
-  int64_t own_, c_;
+  int64_t own_, c_, images_;
   const float *depthwise_, *pointwise_;
   std::vector<float> padded_depthwise_, padded_pointwise_;
 };
@@ -187,7 +198,7 @@ class Weights {
 class WeightGrads {
  public:
   WeightGrads(const Weights& weights, const Ints& kernels, int64_t channels)
-      : kernels_(kernels), own_(weights.own()), c_(channels) {
+      : kernels_(kernels), own_(weights.own()), width_(weights.width()), c_(channels) {
     for (int64_t k : kernels) taps_ += k * k;
   }
 
@@ -213,15 +224,28 @@ class WeightGrads {
     if (own_ == c_) return;
     const float* from = wide_.data();
     float* to = depthwise_;
-    for (int64_t k : kernels_) to = std::copy_n(from, k * k * own_, to), from += k * k * c_;
+    for (int64_t k : kernels_) {
+      const int64_t taps = k * k;
+      add_up(from, taps * own_, taps * width_, to);
+      to += taps * own_, from += taps * c_;
+    }
     to = pointwise_;
     for (std::size_t k = 0; k < kernels_.size(); k++)
-      for (int64_t i = 0; i < own_; i++) to = std::copy_n(from + (k * c_ + i) * c_, own_, to);
+      for (int64_t i = 0; i < own_; i++, to += own_) add_up(from + (k * c_ + i) * c_, own_, width_ * (c_ + 1), to);
   }
 
  private:
+  // to[i] = Σ over images of from[i], `step` apart
+  void add_up(const float* from, int64_t count, int64_t step, float* to) const {
+    std::copy_n(from, count, to);
+    for (int64_t first = width_; first < c_; first += width_) {
+      from += step;
+      for (int64_t i = 0; i < count; i++) to[i] += from[i];
+    }
+  }
+
   Ints kernels_;
-  int64_t own_, c_, taps_ = 0;
+  int64_t own_, width_, c_, taps_ = 0;
   float *depthwise_ = nullptr, *pointwise_ = nullptr;
   std::vector<float> wide_;
 };

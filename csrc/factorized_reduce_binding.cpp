@@ -10,7 +10,8 @@ using namespace bionas::arguments;
 
 bionas::FactorizedReduce make_reductions(
     const Tensor& x,
-    const Tensors& weights) {  // [R, ⌈c/2⌉, c] and [R, ⌊c/2⌋, c]
+    const Tensors& weights,  // [R, ⌈c/2⌉, c] and [R, ⌊c/2⌋, c]
+    int64_t images) {
   STD_TORCH_CHECK(weights.size() == 2, "weights: expected first and second ones");
   const Tensor &first = weights[0], &second = weights[1];
   check_maps("x", x, 4, true);
@@ -19,6 +20,7 @@ bionas::FactorizedReduce make_reductions(
   s.h = x.size(1);
   s.w = x.size(2);
   s.c = x.size(3);
+  s.images = checked_images(images, s.c);
   s.ho = (s.h + 1) / 2;
   s.wo = (s.w + 1) / 2;
   s.x = x.const_data_ptr<float>();
@@ -30,15 +32,15 @@ bionas::FactorizedReduce make_reductions(
   s.own = first.size(2);
   check_range("reductions", s.count, 1, max_branches);
   STD_TORCH_CHECK(s.own > 0 && first.size(1) == s.own - s.own / 2 && second.size(0) == s.count && second.size(1) == s.own / 2 &&
-                      second.size(2) == s.own && s.own <= s.c,
+                      second.size(2) == s.own && s.own <= s.c / images,
                   "first, second: expected the two halves of square matrices with at most as many channels as x");
   s.first = first.const_data_ptr<float>();
   s.second = second.const_data_ptr<float>();
   return s;
 }
 
-std::tuple<Tensor, Tensor, Tensor> factorized_reduce(const Tensor& x, Tensors weights) {
-  const bionas::FactorizedReduce s = make_reductions(x, weights);
+std::tuple<Tensor, Tensor, Tensor> factorized_reduce(const Tensor& x, Tensors weights, int64_t images) {
+  const bionas::FactorizedReduce s = make_reductions(x, weights, images);
   Tensor z = new_map(x, {s.count, s.n, s.ho, s.wo, s.c});
   Tensor sum = torch::stable::new_empty(x, {s.count, s.c}, ScalarType::Double);
   Tensor sum_sq = torch::stable::new_empty(x, {s.count, s.c}, ScalarType::Double);
@@ -49,9 +51,10 @@ std::tuple<Tensor, Tensor, Tensor> factorized_reduce(const Tensor& x, Tensors we
 
 std::tuple<Tensor, Tensor, Tensor> factorized_reduce_backward(
     Tensors grads, Tensors prologue,  // the arguments of Prologue
-    const Tensor& x, Tensors weights, Tensors feedback, bool weight_grads) {
-  make_reductions(x, weights);
-  const bionas::FactorizedReduce s = make_reductions(x, feedback);
+    const Tensor& x, Tensors weights, Tensors feedback, bool weight_grads,
+    int64_t images) {
+  make_reductions(x, weights, images);
+  const bionas::FactorizedReduce s = make_reductions(x, feedback, images);
   STD_TORCH_CHECK(weights[0].size(0) == s.count && weights[0].size(2) == s.own,
                   "feedback: expected the shapes of the weights");
   const Prologue incoming(grads, prologue, s.count, s.n * s.ho * s.wo * s.c, s.c);
@@ -68,10 +71,10 @@ std::tuple<Tensor, Tensor, Tensor> factorized_reduce_backward(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
-  m.def("factorized_reduce(Tensor x, Tensor[] weights) -> (Tensor, Tensor, Tensor)");
+  m.def("factorized_reduce(Tensor x, Tensor[] weights, int images=1) -> (Tensor, Tensor, Tensor)");
   m.def(
       "factorized_reduce_backward(Tensor[] grads, Tensor[] prologue, Tensor x, Tensor[] weights, Tensor[] feedback, "
-      "bool weight_grads) -> (Tensor, Tensor, Tensor)");
+      "bool weight_grads, int images=1) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "arguments.h"
+#include "cpu/images.h"
 #include "cpu/mixed_sum.h"
 
 namespace {
@@ -125,9 +126,9 @@ std::tuple<Tensors, Tensor, Tensor> normalised_sum(
     const Tensor& factors,  // float64 [T]
     Tensors sums,           // Σ z and Σ z² of the M normalised maps, float64 [M, C]
     Tensors moments,        // of these maps, [M, C]; none: the moments of this batch
-    OptionalTensors into) {
+    OptionalTensors into, int64_t images) {
   const Sum sum(maps, terms);
-  const int64_t c = sum.channels();
+  const int64_t c = sum.channels(), width = c / checked_images(images, c);
   const double* factor = factors_of(factors, sum);
   STD_TORCH_CHECK(sums.size() == 2, "sums: expected total and squares");
   const Tensor &total = sums[0], &squares = sums[1];
@@ -142,10 +143,13 @@ std::tuple<Tensors, Tensor, Tensor> normalised_sum(
     std::copy_n(given.mean, mean.numel(), to_mean);
     std::copy_n(given.var, var.numel(), to_var);
   } else {
-    const double positions = double(sum.positions());
+    const double positions = double(sum.positions() * images);
+    std::copy_n(total.const_data_ptr<double>(), mean.numel(), to_mean);
+    std::copy_n(squares.const_data_ptr<double>(), var.numel(), to_var);
+    for (double* own : {to_mean, to_var}) bionas::add_up_images(own, rows, images, width);
     for (int64_t i = 0; i < int64_t(mean.numel()); i++) {
-      to_mean[i] = total.const_data_ptr<double>()[i] / positions;
-      const double spread = squares.const_data_ptr<double>()[i] / positions - to_mean[i] * to_mean[i];
+      to_mean[i] /= positions;
+      const double spread = to_var[i] / positions - to_mean[i] * to_mean[i];
       to_var[i] = spread < 0 ? 0 : spread;  // propagates NaN
     }
   }
@@ -163,14 +167,17 @@ std::tuple<Tensors, Tensor, Tensor> normalised_sum(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_sum_backward(
-    Tensors grads, Tensors maps, Ints record, const Tensor& factors, Tensors moments, bool training) {
+    Tensors grads, Tensors maps, Ints record, const Tensor& factors, Tensors moments, bool training,
+    int64_t images) {
   const Sum sum(maps, record);
-  const int64_t c = sum.channels(), terms = sum.terms();
+  const int64_t c = sum.channels(), terms = sum.terms(), width = c / checked_images(images, c);
   const double* factor = factors_of(factors, sum);
   const Normalisation normal(moments, c);
   const std::vector<const float*> incoming = sum.gradients(grads);
   std::vector<double> grad_sum(sum.edges() * c), products(terms * c);
   sum.backward(incoming, grad_sum.data(), products.data());
+  bionas::add_up_images(grad_sum.data(), sum.edges(), images, width);
+  bionas::add_up_images(products.data(), terms, images, width);
   Tensor grad_factors = torch::stable::new_empty(factors, {terms});
   Tensor a = torch::stable::new_empty(maps[0], {terms, c});
   Tensor b = torch::stable::new_empty(maps[0], {normal.rows, c});
@@ -183,14 +190,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_sum_backward(
     for (int64_t j = 0; j < c; j++) {
       const double own = grad_sum[sum.edge(t) * c + j], rstd = normal.rstd(k, j);
       const double normalised = rstd * (products[t * c + j] - normal.mean(k, j) * own);
-      total += normalised;
+      if (j < width) total += normalised;
       a.mutable_data_ptr<float>()[t * c + j] = float(factor[t] * rstd);
       if (k >= normal.rows) continue;
       map_sum[k * c + j] += factor[t] * own;
       map_products[k * c + j] += factor[t] * normalised;
     }
   }
-  const double positions = double(sum.positions());
+  const double positions = double(sum.positions() * images);
   for (int64_t k = 0; k < normal.rows; k++)
     for (int64_t j = 0; j < c; j++) {
       const int64_t i = k * c + j;
@@ -208,11 +215,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def("mixed_sum(Tensor[] maps, int[] terms, Tensor weight, Tensor offset, Tensor?[] into) -> Tensor[]");
   m.def("mixed_sum_backward(Tensor[] grads, Tensor[] maps, int[] terms) -> (Tensor, Tensor)");
   m.def(
-      "normalised_sum(Tensor[] maps, int[] terms, Tensor factors, Tensor[] sums, Tensor[] moments, Tensor?[] into) "
-      "-> (Tensor[], Tensor, Tensor)");
+      "normalised_sum(Tensor[] maps, int[] terms, Tensor factors, Tensor[] sums, Tensor[] moments, Tensor?[] into, "
+      "int images=1) -> (Tensor[], Tensor, Tensor)");
   m.def(
       "normalised_sum_backward(Tensor[] grads, Tensor[] maps, int[] terms, Tensor factors, Tensor[] moments, "
-      "bool training) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool training, int images=1) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {

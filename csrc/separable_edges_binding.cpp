@@ -13,7 +13,8 @@ class Edges {
   Edges(
       const Tensor& x, const Tensors& weights,
       const Ints& numbers,    // the numbers of PlanRecord
-      const Tensor& mixing)   // float64 [K]
+      const Tensor& mixing,   // float64 [K]
+      int64_t images)
       : plan(numbers), first_(plan.first.kernels.size()), second_(plan.twice) {
     check_maps("x", x);
     check("mixing", mixing, ScalarType::Double);
@@ -30,6 +31,7 @@ class Edges {
     arguments.h = x.size(1);
     arguments.w = x.size(2);
     arguments.c = x.size(3);
+    arguments.images = checked_images(images, arguments.c);
     arguments.stride = int(plan.first.stride);
     arguments.branches = int(first_.size());
     arguments.twice = int(second_.size());
@@ -85,8 +87,8 @@ class Edges {
  private:
   std::vector<Weights> take(const char* name, const Tensors& weights) const {
     STD_TORCH_CHECK(weights.size() == 4, name, ": expected depthwise and pointwise ones of two stages");
-    return {Weights(weights[0], weights[1], plan.first.kernels, arguments.c),
-            Weights(weights[2], weights[3], plan.second.kernels, arguments.c)};
+    return {Weights(weights[0], weights[1], plan.first.kernels, arguments.c, arguments.images),
+            Weights(weights[2], weights[3], plan.second.kernels, arguments.c, arguments.images)};
   }
 
   std::vector<Weights> own_, feedback_;
@@ -97,8 +99,9 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> separable_edges(
     Tensors weights,         // depthwise [Σ c · k²] and pointwise [K, c, c] of the first stages, of the second ones
     Ints plan, const Tensor& mixing,
     Tensors moments,         // of every normalisation, [M + K, C]; none: the moments of this batch
-    OptionalTensors into) {  // one per edge
-  Edges all(x, weights, plan, mixing);
+    OptionalTensors into,    // one per edge
+    int64_t images) {
+  Edges all(x, weights, plan, mixing, images);
   bionas::SeparableEdges& e = all.arguments;
   const std::vector<const float*> base = all.maps("into", into);
   const std::vector<int64_t> rows{all.rows(), e.c};
@@ -126,10 +129,10 @@ std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
     Tensors saved,     // x; z, mean and var as the forward pass returned them
     Tensors weights,
     Tensors feedback,  // laid out like the weights; none: only the gradients of mixing are computed
-    Ints plan, const Tensor& mixing, bool training, bool weight_grads) {
+    Ints plan, const Tensor& mixing, bool training, bool weight_grads, int64_t images) {
   STD_TORCH_CHECK(saved.size() == 4, "saved: expected x, z, mean, var");
   const Tensor &x = saved[0], &z = saved[1];
-  Edges all(x, weights, plan, mixing);
+  Edges all(x, weights, plan, mixing, images);
   bionas::SeparableEdges& e = all.arguments;
   all.set_moments(Moments({saved[2], saved[3]}, all.rows(), e.c), training);
   check("z", z);
@@ -158,11 +161,11 @@ std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bionas_fast_native, m) {
   m.def(
-      "separable_edges(Tensor x, Tensor[] weights, int[] plan, Tensor mixing, Tensor[] moments, Tensor?[] into) "
-      "-> (Tensor[], Tensor, Tensor, Tensor)");
+      "separable_edges(Tensor x, Tensor[] weights, int[] plan, Tensor mixing, Tensor[] moments, Tensor?[] into, "
+      "int images=1) -> (Tensor[], Tensor, Tensor, Tensor)");
   m.def(
       "separable_edges_backward(Tensor[] grads, Tensor[] saved, Tensor[] weights, Tensor[] feedback, int[] plan, "
-      "Tensor mixing, bool training, bool weight_grads) -> (Tensor, Tensor, Tensor)");
+      "Tensor mixing, bool training, bool weight_grads, int images=1) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bionas_fast_native, CPU, m) {

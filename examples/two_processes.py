@@ -12,8 +12,10 @@ from pathlib import Path
 
 import bionas_fast as bf
 
-CONFIG = bf.SearchConfig(rules=("usf", "brsf"), operations=("dil_conv_3x3", "skip_connect"), channels=1, epochs=1)
-COMMAND = "-m bionas_fast search --rules usf,brsf --ops dil_conv_3x3,skip_connect --channels 1 --epochs 1 -q"
+CONFIG = bf.SearchConfig(
+    rules=("usf", "brsf"), operations=("dil_conv_3x3", "skip_connect"), channels=1, cells=2, epochs=1
+)
+COMMAND = "-m bionas_fast search --rules usf,brsf --ops dil_conv_3x3,skip_connect --channels 1 --cells 2 --epochs 1 -q"
 
 
 def main() -> None:

@@ -37,19 +37,19 @@ def _stage(size: Sequence[int], pointwise: Tensor, stride: int, kernels: Sequenc
     return depthwise + len(kernels) * count(middle, [outputs, inputs, 1, 1], out)
 
 
-def _edges(x: Tensor, weights: Sequence[Tensor], plan: Sequence[int], count: Count) -> int:
+def _edges(x: Tensor, weights: Sequence[Tensor], plan: Sequence[int], side_by_side: int, count: Count) -> int:
     # As SeparablePlan.encode writes it.
     branches = len(plan) // 3 - 1
     twice, stride = plan[1], plan[2 + branches]
     kernels = plan[3 + branches : 3 + 2 * branches]
-    images, height, width, _ = x.shape
+    images, height, width = x.shape[0] * side_by_side, *x.shape[1:3]
     last = images, -(-height // stride), -(-width // stride)
     first = _stage((images, height, width), weights[1], stride, kernels, count)
     return first + _stage(last, weights[3], 1, kernels[:twice], count)
 
 
-def _reductions(x: Tensor, weights: Sequence[Tensor], count: Count) -> int:
-    images, height, width, _ = x.shape
+def _reductions(x: Tensor, weights: Sequence[Tensor], side_by_side: int, count: Count) -> int:
+    images, height, width = x.shape[0] * side_by_side, *x.shape[1:3]
     small = -(-height // 2), -(-width // 2)
     total = 0
     for weight in weights:
@@ -70,8 +70,18 @@ def _stage_backward(*arguments: Any, out_val: Any) -> int:
     return _stage(x.shape[-4:-1], weights[1], stage[0], kernels, _backward(True, weight_grads))
 
 
-def _separable_edges(x: Tensor, weights: Sequence[Tensor], plan: Sequence[int], *_: Any, out_val: Any) -> int:
-    return _edges(x, weights, plan, operation_counts.convolution)
+def _separable_edges(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    plan: Sequence[int],
+    mixing: Tensor,
+    moments: Sequence[Tensor],
+    into: Sequence[Tensor | None],
+    images: int = 1,
+    *,
+    out_val: Any,
+) -> int:
+    return _edges(x, weights, plan, images, operation_counts.convolution)
 
 
 def _separable_edges_backward(
@@ -83,17 +93,27 @@ def _separable_edges_backward(
     *rest: Any,
     out_val: Any,
 ) -> int:
-    return _edges(saved[0], weights, plan, _backward(len(feedback) > 0, len(feedback) > 0 and rest[-1]))
+    weight_grads, images = rest[2], rest[3] if len(rest) > 3 else 1
+    down = len(feedback) > 0
+    return _edges(saved[0], weights, plan, images, _backward(down, down and weight_grads))
 
 
-def _factorized_reduce(x: Tensor, weights: Sequence[Tensor], out_val: Any) -> int:
-    return _reductions(x, weights, operation_counts.convolution)
+def _factorized_reduce(x: Tensor, weights: Sequence[Tensor], images: int = 1, *, out_val: Any) -> int:
+    return _reductions(x, weights, images, operation_counts.convolution)
 
 
 def _factorized_reduce_backward(
-    grads: Sequence[Tensor], prologue: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], *rest: Any, out_val: Any
+    grads: Sequence[Tensor],
+    prologue: Sequence[Tensor],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    feedback: Sequence[Tensor],
+    weight_grads: bool,
+    images: int = 1,
+    *,
+    out_val: Any,
 ) -> int:
-    return _reductions(x, weights, _backward(True, rest[-1]))
+    return _reductions(x, weights, images, _backward(True, weight_grads))
 
 
 def _planar(x: Tensor, weights: Sequence[Tensor], count: Count) -> int:

@@ -87,7 +87,13 @@ def stage_backward(
 
 @fake
 def separable_edges(
-    x: Tensor, weights: list[Tensor], plan: list[int], mixing: Tensor, moments: list[Tensor], into: list[Tensor]
+    x: Tensor,
+    weights: list[Tensor],
+    plan: list[int],
+    mixing: Tensor,
+    moments: list[Tensor],
+    into: list[Tensor],
+    images: int = 1,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     edges, twice = plan[:2]
     branches = len(plan) // 3 - 1
@@ -107,6 +113,7 @@ def separable_edges_backward(
     mixing: Tensor,
     training: bool,
     weight_grads: bool,
+    images: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, down = saved[0], len(feedback) > 0
     count = sum(tensor.numel() for tensor in weights) if down and weight_grads else 0
@@ -139,6 +146,7 @@ def normalised_sum(
     sums: list[Tensor],
     moments: list[Tensor],
     into: list[Tensor],
+    images: int = 1,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     _expect(len(into) == terms[0], "into: expected one for each sum")
     out = [maps[0].new_empty(maps[0].shape[1:]) for _ in into]
@@ -147,7 +155,13 @@ def normalised_sum(
 
 @fake
 def normalised_sum_backward(
-    grads: list[Tensor], maps: list[Tensor], terms: list[int], factors: Tensor, moments: list[Tensor], training: bool
+    grads: list[Tensor],
+    maps: list[Tensor],
+    terms: list[int],
+    factors: Tensor,
+    moments: list[Tensor],
+    training: bool,
+    images: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels, normalised = maps[0].shape[-1], len(moments[0])
     a, b, d = (maps[0].new_empty(rows, channels) for rows in (len(terms) // 2, normalised, normalised))
@@ -165,7 +179,7 @@ def pooling_backward(grads: list[Tensor], x: Tensor, stride: int) -> Tensor:
 
 
 @fake
-def factorized_reduce(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def factorized_reduce(x: Tensor, weights: list[Tensor], images: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     count = len(weights[0])
     return x.new_empty(count, *_strided(x.shape, 2)), *_sums(x, count)
 
@@ -178,6 +192,7 @@ def factorized_reduce_backward(
     weights: list[Tensor],
     feedback: list[Tensor],
     weight_grads: bool,
+    images: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     first, second = (x.new_empty(tensor.shape if weight_grads else (0,)) for tensor in weights)
     return x.new_empty(x.shape), first, second

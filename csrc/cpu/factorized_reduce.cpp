@@ -16,7 +16,7 @@ constexpr int64_t block = 64;
 // Output rows whose grids are kept for all reductions: several blocks, in the L2 cache.
 int64_t rows_at_once(const FactorizedReduce& s) { return 1 + 4 * block / (1 + s.wo); }
 
-// The matrix of each reduction and grid, [C, C], zero for the other grid's half of z.
+// The matrix of each reduction and grid, [C, C]: a block for each image, zero for the other grid's half of z.
 struct Packed {
   Packed(const FactorizedReduce& s, bool backward) : c(s.c), data(2 * s.count * c * c, true) {
     const int64_t half = s.own - s.own / 2;
@@ -25,7 +25,9 @@ struct Packed {
         for (int64_t j = 0; j < s.own; j++) {
           const float value = i < half ? s.first[(r * half + i) * s.own + j]
                                        : s.second[(r * (s.own - half) + i - half) * s.own + j];
-          data.data()[(2 * r + (i >= half)) * c * c + (backward ? i * c + j : j * c + i)] = value;
+          float* matrix = data.data() + (2 * r + (i >= half)) * c * c;
+          for (int64_t p = 0; p < s.images; p++)
+            matrix[(backward ? i * c + j : j * c + i) + p * s.width() * (c + 1)] = value;
         }
   }
 
@@ -77,10 +79,11 @@ void factorized_reduce_backward(const FactorizedReduce& s, const FactorizedReduc
   shares.each([&](const float* share) {
     for (int64_t r = 0; r < s.count; r++)
       for (int64_t i = 0; i < s.own; i++) {
-        const float* from = share + ((2 * r + (i >= half)) * c + i) * c;
+        const float* block = share + ((2 * r + (i >= half)) * c + i) * c;
         float* to = i < half ? g.first_grad + (r * half + i) * s.own
                              : g.second_grad + (r * (s.own - half) + i - half) * s.own;
-        for (int64_t j = 0; j < s.own; j++) to[j] += from[j];
+        for (int64_t p = 0; p < s.images; p++)
+          for (int64_t j = 0; j < s.own; j++) to[j] += block[p * s.width() * (c + 1) + j];
       }
   });
 }

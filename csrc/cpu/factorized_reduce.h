@@ -16,6 +16,9 @@ struct FactorizedReduce {
   // The matrices of the products: the weights forward, the feedback backward.
   const float* first;   // [R, ⌈c/2⌉, c]
   const float* second;  // [R, ⌊c/2⌋, c]
+  int64_t images = 1;   // side by side in the channels, each with C / images of them
+
+  int64_t width() const { return c / images; }
 };
 
 void factorized_reduce_forward(

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "images.h"
 #include "mixed_sum.h"
 #include "memory_pool.h"
 #include "separable_stage.h"
@@ -92,6 +93,8 @@ class Group {
     for (int64_t edge : terms.edges) grad.push_back(g.grad[edge]);
     std::vector<double> grad_sum(terms.edges.size() * c);
     mixed_sum_backward(terms.sum, grad.data(), grad_sum.data(), second_sum.data());
+    add_up_images(grad_sum.data(), int64_t(terms.edges.size()), e.images, e.width());
+    add_up_images(second_sum.data(), count, e.images, e.width());
     a.resize(count * c), b.resize(count * c), d.resize(count * c);
     for (int k = 0; k < count; k++) {
       const double mixing = e.mixing[begin + k];
@@ -99,7 +102,7 @@ class Group {
       for (int64_t j = 0; j < c; j++) {
         const int64_t i = k * c + j, at = (e.twice + begin) * c + i;
         const double own = grad_sum[terms.own[k] * c + j], normalised = rstd(at) * (second_sum[i] - e.mean[at] * own);
-        total += normalised;
+        if (j < e.width()) total += normalised;
         affine(i, at, mixing, own, normalised);
       }
     }
@@ -113,6 +116,7 @@ class Group {
     const Stage before = first(e.first + begin);
     stage_backward(second(branches.data(), z1), {g.z + begin * e.map(), a.data(), b.data(), d.data(), grad, sum.data(),
                                                  second_sum.data(), nullptr, &before});
+    add_up_sums();
     for (int64_t i = 0; i < count * c; i++) {
       const int64_t at = begin * c + i;
       affine(i, at, 1.0, sum[i], second_sum[i]);
@@ -135,8 +139,13 @@ class Group {
  private:
   double rstd(int64_t at) const { return 1 / std::sqrt(e.var[at] + variance_epsilon); }
 
-  void moments(int64_t row) const {
-    const double positions = double(e.map() / c);
+  void add_up_sums() {
+    for (double* sums : {sum.data(), second_sum.data()}) add_up_images(sums, count, e.images, e.width());
+  }
+
+  void moments(int64_t row) {
+    add_up_sums();
+    const double positions = e.positions();
     for (int64_t i = 0; i < count * c; i++) {
       const double mean = sum[i] / positions, var = second_sum[i] / positions - mean * mean;
       e.mean[row * c + i] = mean;
@@ -146,7 +155,7 @@ class Group {
 
   // From Σ grad and Σ grad · ẑ; the gradient of ẑ is factor · grad.
   void affine(int64_t i, int64_t at, double factor, double grad_sum, double normalised) {
-    const double positions = double(e.map() / c), slope = rstd(at) * rstd(at) * factor * normalised / positions;
+    const double positions = e.positions(), slope = rstd(at) * rstd(at) * factor * normalised / positions;
     a[i] = float(factor * rstd(at));
     b[i] = e.training ? float(-slope) : 0.0f;
     d[i] = e.training ? float(slope * e.mean[at] - rstd(at) * factor * grad_sum / positions) : 0.0f;

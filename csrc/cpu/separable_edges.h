@@ -23,6 +23,7 @@ struct SeparableEdges {
   double* mean;           // [twice + branches, C]: after the first stages of two, then after the last stages
   double* var;
   bool training;          // forward: mean and var are of this batch, and written; else they are read
+  int64_t images = 1;     // side by side in the channels of a map, each with C / images of them
 
   // The bytes of maps per group of branches: few enough to stay in a cache, enough to occupy the threads.
   int64_t together = int64_t{2} << 20;
@@ -30,6 +31,8 @@ struct SeparableEdges {
   int64_t ho() const { return (h + stride - 1) / stride; }
   int64_t wo() const { return (w + stride - 1) / stride; }
   int64_t map() const { return n * ho() * wo() * c; }
+  int64_t width() const { return c / images; }
+  double positions() const { return double(n * ho() * wo() * images); }
 };
 
 // out[e] = into[e] + Σ_{branches k of e} mixing[k] · BN(z[k])

@@ -14,6 +14,7 @@ namespace {
 struct Shape {
   int64_t n, h, w, c;
   int stride;
+  int64_t images = 1;
 };
 
 constexpr int branches = 5, twice = 2, edges = 4;  // nothing belongs to the last edge
@@ -62,7 +63,7 @@ struct Layers {
 
 Result run(const Shape& shape, int64_t together, bool with_into) {
   SeparableEdges e{};
-  e.n = shape.n, e.h = shape.h, e.w = shape.w, e.c = shape.c, e.stride = shape.stride;
+  e.n = shape.n, e.h = shape.h, e.w = shape.w, e.c = shape.c, e.stride = shape.stride, e.images = shape.images;
   e.branches = branches, e.twice = twice, e.edges = edges, e.edge = edge, e.mixing = mixing, e.together = together;
   const Layers first(branches, e.c, 100), second(twice, e.c, 200);
   e.first = first.branch.data();
@@ -101,9 +102,14 @@ Result run(const Shape& shape, int64_t together, bool with_into) {
   for (int k = 0; k < branches; k++)
     for (int64_t j = 0; j < e.c; j++) {
       const float* z = r.z.data() + k * e.map() + j;
+      // Over the same channel of all images, as offsets from this one.
       double mean = 0, var = 0;
-      for (int64_t p = 0; p < positions; p++) mean += z[p * e.c] / double(positions);
-      for (int64_t p = 0; p < positions; p++) var += (z[p * e.c] - mean) * (z[p * e.c] - mean) / double(positions);
+      const auto each = [&](const auto& body) {
+        for (int64_t p = 0; p < positions; p++)
+          for (int64_t l = j % e.width(); l < e.c; l += e.width()) body(z[p * e.c + l - j]);
+      };
+      each([&](double value) { mean += value / e.positions(); });
+      each([&](double value) { var += (value - mean) * (value - mean) / e.positions(); });
       for (int64_t p = 0; p < positions; p++) {
         const double normalised = (z[p * e.c] - mean) / std::sqrt(var + 1e-5);
         expected[edge[k]][p * e.c + j] += mixing[k] * normalised;
@@ -141,7 +147,8 @@ int main() {
   for (Isa isa : all_isas) {
     if (!supported(isa)) continue;
     set_isa(isa);
-    for (const Shape& shape : {Shape{2, 1, 2, 16, 1}, Shape{3, 5, 9, 16, 1}, Shape{2, 7, 5, 16, 2}, Shape{1, 4, 6, 32, 2}})
+    for (const Shape& shape : {Shape{2, 1, 2, 16, 1}, Shape{3, 5, 9, 16, 1}, Shape{2, 7, 5, 16, 2}, Shape{1, 4, 6, 32, 2},
+                               Shape{2, 5, 3, 16, 1, 4}, Shape{2, 5, 3, 16, 2, 2}})
       for (bool into : {true, false}) {
         const Result all = run(shape, int64_t{1} << 30, into), single = run(shape, 1, into);
         CHECK(close(all.z, single.z) && close(all.grad_x, single.grad_x) && close(all.weights, single.weights));

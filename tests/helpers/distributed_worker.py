@@ -16,7 +16,7 @@ BASE = SearchConfig(
     cells=3,
     epochs=2,
     batch_size=32,
-    train_fraction=0.05,
+    dataset="small:digits,images=140",
     rules=("usf", "brsf"),
     operations=("sep_conv_3x3", "dil_conv_5x5", "skip_connect", "max_pool_3x3"),
     checkpoint_every=0,
@@ -53,8 +53,8 @@ def die(folder: Path) -> None:
         return console(*words, **options)
 
     console, app.Console = app.Console, slow_console
-    settings = [f"--set={name}={value!r}" for name, value in (("train_fraction", 0.05), ("checkpoint_every", 0))]
-    words = ["search", "--channels", "2", "--cells", "3", "--epochs", "2", "--batch-size", "32", *settings]
+    words = ["search", "--channels", "2", "--cells", "3", "--epochs", "2", "--batch-size", "32"]
+    words += ["--dataset", BASE.dataset, "--set", "checkpoint_every=0"]
     words += ["--rules", "usf,brsf", "--ops", ",".join(BASE.operations), "--out", str(folder / "dead")]
     app.main(words)
 

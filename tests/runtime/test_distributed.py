@@ -91,7 +91,7 @@ def test_what_is_wrong_with_one_process_is_said_once(forked, tmp_path):
 
 def test_the_command_in_two_processes(forked, tmp_path):
     """Prints once, resumes, trains, and refuses a batch that cannot be divided, once."""
-    words = ["search", "--channels", "1", "--cells", "1", "--epochs", "1", "--set", "train_fraction=0.05"]
+    words = ["search", "--channels", "1", "--cells", "1", "--epochs", "1", "--dataset", distributed_worker.BASE.dataset]
     words += ["--rules", "usf", "--ops", "skip_connect,max_pool_3x3"]
     refused = forked(*words, "--batch-size", "31", "--out", tmp_path / "odd", processes=2)
     assert refused.stderr.count("a batch of 31 images cannot be divided evenly among 2 processes") == 1
@@ -102,7 +102,8 @@ def test_the_command_in_two_processes(forked, tmp_path):
     assert again.code == 0, again.stderr[-3000:]
     assert again.stdout.count("validation accuracy") == 1
     for source in (tmp_path / "run", "resnet20"):
-        run = forked("train", source, "--epochs", "1", "--out", tmp_path / f"of-{Path(source).name}", processes=2)
+        words = ["--epochs", "1", "--dataset", distributed_worker.BASE.dataset]
+        run = forked("train", source, *words, "--out", tmp_path / f"of-{Path(source).name}", processes=2)
         assert run.code == 0, run.stderr[-3000:]
         assert run.stdout.count("test accuracy") == 1
 
@@ -197,7 +198,7 @@ def test_synced_batch_norm_is_that_of_the_whole_batch():
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision(amp, tmp_path):
     """Learns, differs from float32 by rounding, keeps weights float32, and resumes from its state."""
-    config = distributed_worker.BASE.with_settings(cells=1, train_fraction=0.2)
+    config = distributed_worker.BASE.with_settings(cells=1, dataset="digits", train_fraction=0.2)
     exact = search(config, out=tmp_path / "off")
     mixed = search(config.with_settings(amp=amp), out=tmp_path / amp)
     losses = [found.metrics[-1]["train_loss"] for found in (exact, mixed)]
@@ -209,7 +210,8 @@ def test_mixed_precision(amp, tmp_path):
 
 def test_a_step_that_overflows_is_left_out():
     """It changes no weight, and the mean loss is that of the others."""
-    trainer = Search(distributed_worker.BASE.with_settings(cells=1, amp="fp16", method="random", train_fraction=0.1))
+    config = distributed_worker.BASE.with_settings(cells=1, amp="fp16", method="random")
+    trainer = Search(config)
     with trainer.isolated_rng():
         trainer.enter_epoch()
         finite = trainer.step()
@@ -228,7 +230,7 @@ def test_a_step_that_overflows_is_left_out():
 
 def test_losses_that_no_scale_helps_end_the_search(tmp_path):
     # One epoch has more steps than the scale has powers of two.
-    config = distributed_worker.BASE.with_settings(cells=1, amp="fp16", batch_size=16, train_fraction=0.5)
+    config = distributed_worker.BASE.with_settings(cells=1, amp="fp16", batch_size=2)
     broken = Search(config)
     broken.net.classifier.weight.data.fill_(float("inf"))
     with pytest.raises(InputError, match=r"however losses are scaled, is not finite in epoch \d+"):

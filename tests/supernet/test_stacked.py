@@ -34,9 +34,9 @@ from helpers.tolerances import (
 @pytest.mark.parametrize(
     "shape",
     [
-        {"channels": 3, "size": (7, 9)},
-        {"channels": 1, "size": (5, 4), "cells": 2},
-        {"channels": 16, "size": (8, 8), "cells": 2},
+        {"channels": 3, "size": (7, 9), "nodes": 2},
+        {"channels": 1, "size": (5, 4), "cells": 1},
+        {"channels": 16, "size": (8, 8), "cells": 2, "nodes": 2},
         {"channels": 4, "size": (9, 9), "space": "darts-bp"},
         {
             "channels": 2,
@@ -53,6 +53,7 @@ from helpers.tolerances import (
         {
             "channels": 2,
             "size": (8, 6),
+            "nodes": 3,
             "cells": 2,
             "options": SupernetOptions(fixed={"stem": "usf", "preprocess": "brsf"}, skip_rules=False),
         },
@@ -91,7 +92,7 @@ def test_same_function_in_float64(shape):
 @pytest.mark.parametrize("channels", [3, 16])
 def test_compiled_kernels_err_no_more_than_the_modular_network(channels, training):
     """In float32 against float64: the batched network is as exact as the network of modules."""
-    modular, stacked = pair(channels=channels, cells=2)
+    modular, stacked = pair(channels=channels, cells=2, nodes=2)
     exact = copy.deepcopy(modular).double()
     x, y = torch.randn(8, 2, 8, 8), torch.arange(8)
     for net in (modular, stacked, exact):
@@ -111,7 +112,7 @@ def test_compiled_kernels_err_no_more_than_the_modular_network(channels, trainin
 
 def test_true_gradients():
     """The true gradients, B = W: those with every rule replaced by back-propagation."""
-    modular, stacked = pair(torch.float64, cells=2)
+    modular, stacked = pair(torch.float64, cells=2, nodes=2)
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     grads = []
     for net in (modular, stacked):
@@ -169,7 +170,7 @@ def test_architecture_step_makes_no_weight_gradients():
 @pytest.mark.parametrize("space", ["bionas", "bionas-hl-pc", "nb201"])
 def test_empty_batch(space, backend):
     """No images: no error, gradients of 0, statistics as they were, and the draws of the modular network."""
-    modular, stacked = pair(space=space)
+    modular, stacked = pair(space=space, cells=1)
     with bf.use_backend(backend):
         for net, training in product((modular, stacked), (True, False)):
             net.train(training).zero_grad()
@@ -231,7 +232,7 @@ def _forgetful(forward, reentrant, inputs, mixing):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_checkpointing(backend, reentrant):
     """Every cell forgets what it saved and computes it again, with the same draws of feedback."""
-    _, net = pair()
+    _, net = pair(cells=2, nodes=2)
     x = torch.randn(3, 2, 8, 8)
     results = []
     for forget in (False, True):
@@ -341,6 +342,7 @@ def _alpha_path(engine, dtype, backend, seed, steps=10):
     """The alphas after each of the first steps of a search, [steps, alphas], float64."""
     config = SearchConfig(
         channels=2,
+        cells=3,
         batch_size=8,
         rules=("usf", "brsf"),
         operations=("skip_connect", "sep_conv_3x3"),

@@ -12,6 +12,7 @@ import bionas_fast as bf
 from bionas_fast.searching.frozen import frozen
 from bionas_fast.space import get_space
 from helpers.native import needs_native
+from helpers.supernets import with_nodes
 from helpers.tolerances import SAME_BITS
 
 
@@ -19,7 +20,7 @@ from helpers.tolerances import SAME_BITS
 def test_fake_tensors(device):
     """Shapes, dtypes and devices without memory or a GPU; autograd on a GPU would need its driver."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-        net = bf.build_supernet(channels=2, cells=1, in_channels=2)
+        net = bf.build_supernet(with_nodes("bionas", 2), channels=2, cells=1, in_channels=2)
         out = net(torch.randn(2, 2, 8, 8))
         assert out.shape == (2, 10)
         assert out.device.type == device
@@ -39,7 +40,7 @@ def test_fake_tensors(device):
 )
 def test_compiled_as_one_graph(backend, operations):
     """Outputs, gradients, draws and running statistics of a few steps, then of the architecture and in evaluation."""
-    space = get_space("bionas").restricted(("brsf",), operations)
+    space = with_nodes(get_space("bionas").restricted(("brsf",), operations), 2)
     net = bf.build_supernet(space=space, channels=3, cells=1, in_channels=2, seed=1)
     assert any(cell.kind == "reduce" for cell in net.cells)
     nets = net, copy.deepcopy(net)

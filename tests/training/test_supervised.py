@@ -151,11 +151,12 @@ def test_policies(policy, channels):
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_residual_networks_train(tmp_path, amp):
-    config = bf.ResNetConfig(rule="usf", epochs=2, batch_size=64, learning_rate=0.1, amp=amp)
+    dataset = "small:digits,images=400"
+    config = bf.ResNetConfig(dataset=dataset, rule="usf", epochs=2, batch_size=20, learning_rate=0.1, amp=amp)
     result = bf.train_resnet(config, out=tmp_path / "run")
     assert result.test_accuracy > 50
     assert {m.rule for m in result.network.modules() if isinstance(m, FeedbackLayer)} == {"usf"}
-    data = bf.load_dataset("digits")
+    data = bf.load_dataset(dataset)
     found = bf.evaluate(bf.load(tmp_path / "run"), data.test)
     assert found["accuracy"] == result.test_accuracy
 

@@ -21,8 +21,9 @@ from bionas_fast.errors import InputError
 from bionas_fast.kernels.records import Moments, SavedEdges, Terms
 from bionas_fast.kernels.tables import filled
 from bionas_fast.ops.mixed_edges.backends import Backend, find
+from bionas_fast.ops.mixed_edges.layout import Layout
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
-from bionas_fast.ops.mixed_edges.statistics import Statistics, narrowed
+from bionas_fast.ops.mixed_edges.statistics import Statistics
 from bionas_fast.ops.mixed_edges.terms import TermsBackward, term_maps
 
 backends.declare("mixed_edges", native=native.obstacle, triton=backends.triton_obstacle)
@@ -116,14 +117,16 @@ class _MixedEdges(torch.autograd.Function):
         *into: Tensor | None,
     ) -> tuple[Tensor, ...]:
         channels = x.shape[-1]
-        state = pad_channels(x.contiguous(), backend)
+        layout = Layout.of(x, backend.multiple, backend.most_images)
+        backend = backend.of_images(layout.images)
+        state = layout.pack(x)
         w = Weights.split(weights, plan, channels)
         branches, rows = plan.branches, plan.separable.normalisations
         factors = mixing.to(backend.factors)
-        running = None if statistics.training else statistics.widened(state.shape[-1])
+        running = None if statistics.training else layout.moments(statistics.mean, statistics.var)
         moved = statistics.running if statistics.training and backend.moves_statistics else None
         found: list[Moments] = []
-        out: Sequence[Any] = [None if tensor is None else pad_channels(tensor.contiguous(), backend) for tensor in into]
+        out: Sequence[Any] = [None if tensor is None else layout.pack(tensor) for tensor in into]
         z: Tensor | None = None
         separable = of_terms = None
         if branches:
@@ -142,31 +145,31 @@ class _MixedEdges(torch.autograd.Function):
             found.append(of_terms)
         if statistics.training and found and moved is None:
             now = Moments(torch.cat([own.mean for own in found]), torch.cat([own.var for own in found]))
-            statistics.update(now, out[0].numel() // state.shape[-1])
+            statistics.update(now, out[0].numel() // layout.width)
         if plan.pools:  # recomputed in the backward pass, for 1/100 of its time and 1/30 of the memory
             del maps[plan.reductions > 0]
         none = (None, None)
         ctx.save_for_backward(state, mixing, weights, z, *(separable or none), *(of_terms or none), *maps)
-        ctx.static = plan, feedback, statistics.training, backend, channels, [tensor is not None for tensor in into]
-        return tuple(narrowed(tensor, channels) for tensor in out)
+        ctx.static = plan, feedback, statistics.training, backend, layout, [tensor is not None for tensor in into]
+        return tuple(layout.unpack(tensor) for tensor in out)
 
     @staticmethod
     @_without_autocast
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        plan, feedback, training, backend, channels, added = ctx.static
+        plan, feedback, training, backend, layout, added = ctx.static
         state, mixing, weights, z, mean, var, term_mean, term_var, *maps = ctx.saved_tensors
         want_x, _, want_weights, *_ = ctx.needs_input_grad
         branches = plan.branches
         grads = tuple(grad.contiguous() for grad in grads)
         # The gradients of ``into`` are passed on without a copy.
         passed = [grad if own else None for grad, own in zip(grads, added, strict=True)]
-        grads = tuple(backend.together([pad_channels(grad, backend) for grad in grads]))
+        grads = tuple(backend.together([layout.pack(grad) for grad in grads]))
         b = identity_feedback = None
         if want_x or want_weights:
             flat, identity_feedback = feedback.make()
-            b = Weights.split(flat, plan, channels)
-        w = Weights.split(weights, plan, channels)
+            b = Weights.split(flat, plan, layout.channels)
+        w = Weights.split(weights, plan, layout.channels)
         factors = mixing.to(backend.factors)
         down: list[Tensor] = []
         weight_grads: list[Tensor] = []
@@ -200,19 +203,13 @@ class _MixedEdges(torch.autograd.Function):
                 down.append(terms.pools())
         grad_x = None
         if want_x:
-            grad_x = _add_up(down, backend, grads if plan.identity else (), identity_feedback)
-            grad_x = narrowed(grad_x, channels)
+            scale = None if identity_feedback is None else layout.rows(identity_feedback)
+            grad_x = layout.unpack(_add_up(down, backend, grads if plan.identity else (), scale))
         grad_weights = None
         if want_weights:
             each = [grad.flatten() for grad in weight_grads]
             grad_weights = each[0] if len(each) == 1 else torch.cat([weights.new_empty(0), *each])
         return (grad_x, torch.cat(grad_mixing).to(mixing.dtype), grad_weights, *[None] * 4, *passed)
-
-
-def pad_channels(x: Tensor, backend: Backend) -> Tensor:
-    """Append zero channels up to the multiple that a backend needs."""
-    missing = -x.shape[-1] % backend.multiple
-    return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
 def _add_up(down: Sequence[Tensor], backend: Backend, grads: Sequence[Tensor], scale: Tensor | None) -> Tensor:
@@ -223,7 +220,7 @@ def _add_up(down: Sequence[Tensor], backend: Backend, grads: Sequence[Tensor], s
     weight = filled(1, (len(down), like.shape[-1]), like.device).to(like.dtype)
     if grads:
         assert scale is not None
-        weight = torch.cat([weight, pad_channels(scale.to(like.dtype), backend)])
+        weight = torch.cat([weight, scale.to(like.dtype)])
     terms = Terms(tuple(range(len(weight))), (0,) * len(weight), 1)
     zero = filled(0, (1, like.shape[-1]), like.device).to(like.dtype)
     (total,) = backend.sum_forward([tensor[None] for tensor in (*down, *grads)], terms, weight, zero, [None])

@@ -8,8 +8,9 @@ from torch import Tensor
 from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.records import Moments
 from bionas_fast.kernels.tables import table
-from bionas_fast.ops.mixed_edges.autograd import chosen_backend, pad_channels
+from bionas_fast.ops.mixed_edges.autograd import chosen_backend
 from bionas_fast.ops.mixed_edges.backends import find
+from bionas_fast.ops.mixed_edges.layout import Layout
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
 from bionas_fast.ops.mixed_edges.statistics import Statistics
 from bionas_fast.ops.mixed_edges.terms import term_maps
@@ -20,18 +21,20 @@ def candidate_maps(
 ) -> Tensor:
     """Compute the maps that :func:`mixed_edges` mixes in evaluation, [separable candidates + terms, N, H', W', C]."""
     implementation = find(chosen_backend(x, weights, backend))
-    channels = x.shape[-1]
-    state = pad_channels(x.to(weights.dtype).contiguous(), implementation)
-    w = Weights.split(weights, plan, channels)
+    precise = x.to(weights.dtype)
+    layout = Layout.of(precise, implementation.multiple, implementation.most_images)
+    implementation = implementation.of_images(layout.images)
+    state = layout.pack(precise)
+    w = Weights.split(weights, plan, layout.channels)
     separable, rows = plan.separable, plan.separable.normalisations
-    running = statistics.widened(state.shape[-1])
+    running = layout.moments(statistics.mean, statistics.var)
     found: list[Tensor] = []
 
     def normalised(z: Tensor, moments: Moments) -> Tensor:
         scale = batch_norm.rstd(moments.var)
         shift = -moments.mean * scale
-        scale, shift = (value.to(z.dtype)[:, None, None, None, :channels] for value in (scale, shift))
-        return torch.addcmul(shift, z[..., :channels], scale)
+        scale, shift = (value.to(z.dtype)[:, None, None, None] for value in (scale, shift))
+        return layout.unpack(torch.addcmul(shift, z, scale))
 
     if plan.branches:
         mixing, nothing = state.new_zeros(plan.branches, dtype=torch.float64), [None] * plan.edge_count
@@ -44,7 +47,7 @@ def candidate_maps(
     if stacks:
         found.append(normalised(torch.cat(stacks), running.rows(slice(rows, None))))
     if plan.identity:
-        found.append(state[None, ..., :channels])
+        found.append(precise[None])
     all_maps = torch.cat(found)
     order = (*range(plan.branches), *(plan.branches + index for index in plan.terms.index))
     if order != (*range(len(all_maps)),):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from bionas_fast.kernels import batch_norm
@@ -35,14 +34,3 @@ class Statistics:
     def running(self) -> Running:
         """The statistics as a record of the kernels."""
         return Running(self.mean, self.var, self.momentum)
-
-    def widened(self, channels: int) -> Moments:
-        """Return mean and variance in float64, padded to ``channels``."""
-        padding = (0, channels - self.mean.shape[1])
-        pad = torch.nn.functional.pad
-        return Moments(pad(self.mean.double(), padding), pad(self.var.double(), padding, value=1.0))
-
-
-def narrowed(x: Tensor, channels: int) -> Tensor:
-    """Return the first ``channels`` channels, contiguous."""
-    return x if x.shape[-1] == channels else x[..., :channels].contiguous()

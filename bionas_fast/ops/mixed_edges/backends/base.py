@@ -43,16 +43,23 @@ class Backend(ABC):
 
     Attributes:
         multiple: a divisor of every number of channels that the backend supports.
+        most_images: how many images may lie side by side in the channels of a map.
         moves_statistics: whether the running statistics move within the kernels that compute moments.
         factors: the dtype in which the mixing weights are passed.
     """
 
     multiple: int = 1
+    most_images: int = 1
     moves_statistics: bool = False
     factors: torch.dtype = torch.float64
 
     def __init__(self, synchroniser: Synchroniser | None = None) -> None:
         self.synchroniser = synchroniser
+
+    def of_images(self, images: int) -> Backend:
+        """Return this backend for maps with several images side by side in their channels; see ``Layout``."""
+        assert images == 1
+        return self
 
     @abstractmethod
     def stage_forward(

@@ -35,6 +35,7 @@ class Native(Backend):
     """C++ kernels for float32 on the CPU and a multiple of 16 channels; weights may have fewer."""
 
     multiple = 16
+    images = 1
 
     def stage_forward(
         self, x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | None = None
@@ -73,22 +74,34 @@ class Native(Backend):
         return _ops.pooling_backward.default(grads, x, stride)
 
     def reductions_forward(self, x: Tensor, weights: ReductionWeights) -> tuple[Tensor, Sums]:
-        z, *sums = _ops.factorized_reduce.default(x, weights)
+        z, *sums = _ops.factorized_reduce.default(x, weights, self.images)
         return z, Sums(*sums)
 
     def reductions_backward(
         self, prologue: Prologue, x: Tensor, weights: ReductionWeights, feedback: ReductionWeights, weight_grads: bool
     ) -> tuple[Tensor, ReductionWeights]:
         grads, *rest = prologue
-        down, *made = _ops.factorized_reduce_backward.default(grads, rest, x, weights, feedback, weight_grads)
+        down, *made = _ops.factorized_reduce_backward.default(
+            grads, rest, x, weights, feedback, weight_grads, self.images
+        )
         return down, ReductionWeights(*made)
 
 
 class Fused(Native):
-    """C++ kernels with batch normalisation fused; its statistics are those of this process."""
+    """C++ kernels with batch normalisation fused; its statistics are those of this process.
 
-    def __init__(self) -> None:
+    Args:
+        images: how many images lie side by side in the channels of a map.
+    """
+
+    most_images = 16
+
+    def __init__(self, images: int = 1) -> None:
         super().__init__(None)
+        self.images = images
+
+    def of_images(self, images: int) -> Fused:
+        return self if images == self.images else Fused(images)
 
     def edges_forward(
         self,
@@ -101,7 +114,7 @@ class Fused(Native):
         running: Running | None = None,
     ) -> Separated:
         out, z, *found = _ops.separable_edges.default(
-            x, weights.tensors(), plan.encode(), mixing, moments or (), into
+            x, weights.tensors(), plan.encode(), mixing, moments or (), into, self.images
         )  # fmt: skip
         return Separated(out, z, Moments(*found))
 
@@ -125,6 +138,7 @@ class Fused(Native):
                 mixing,
                 saved.training,
                 weight_grads,
+                self.images,
             )
         )
 
@@ -138,7 +152,7 @@ class Fused(Native):
         into: Sequence[Tensor | None],
         running: Running | None = None,
     ) -> tuple[list[Tensor], Moments]:
-        out, *found = _ops.normalised_sum.default(maps, terms.encode(), factors, sums, moments or (), into)
+        out, *found = _ops.normalised_sum.default(maps, terms.encode(), factors, sums, moments or (), into, self.images)
         return out, Moments(*found)
 
     def normalised_backward(
@@ -151,5 +165,5 @@ class Fused(Native):
         training: bool,
     ) -> TermGradients:
         return TermGradients(
-            *_ops.normalised_sum_backward.default(grads, maps, terms.encode(), factors, moments, training)
+            *_ops.normalised_sum_backward.default(grads, maps, terms.encode(), factors, moments, training, self.images)
         )
