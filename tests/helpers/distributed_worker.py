@@ -24,7 +24,8 @@ BASE = SearchConfig(
 CASES = {
     "darts": BASE,
     "modular": BASE.with_settings(engine="modular", epochs=1),
-    "darts2": BASE.with_settings(method="darts2", epochs=1),
+    # With seed 0 a difference of weights meets the kink of a ReLU, where rounding decides.
+    "darts2": BASE.with_settings(method="darts2", epochs=1, seed=1),
     "eg": BASE.with_settings(method="eg", population=7, generations=2, robustness="fgsm"),
     "random": BASE.with_settings(method="random", population=6, generations=1, robustness="noise"),
 }

@@ -62,7 +62,7 @@ def test_population_in_single_precision():
 
 
 def test_a_large_population_is_taken_in_parts(monkeypatch):
-    _, stacked = both()
+    _, stacked = both(nodes=4)
     stacked.eval()
     x, mixing = torch.randn(3, 2, 8, 8), mixing_of(stacked.space, 5)
     whole = stacked.population(x, mixing)

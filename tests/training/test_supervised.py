@@ -251,7 +251,8 @@ def test_bad_settings_of_residual_networks(settings, message):
 
 
 def test_a_residual_network_resumes_exactly(tmp_path):
-    config = bf.ResNetConfig(rule="brsf", epochs=1, batch_size=256, mixup=0.3, cutmix=0.3, policy="randaugment")
+    settings = {"mixup": 0.3, "cutmix": 0.3, "policy": "randaugment"}
+    config = bf.ResNetConfig(dataset="small:digits,images=200", rule="brsf", epochs=1, batch_size=50, **settings)
     whole, part = ResNetTraining(config), ResNetTraining(config)
     advance(whole)
     advance(part, 2)
