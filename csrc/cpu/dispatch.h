@@ -17,7 +17,8 @@
 #include <cstdint>
 
 // Elsewhere the baseline is the only variant: SSE2 under other compilers, NEON on ARM.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef BIONAS_X86  // given: 0 for the baseline alone
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define BIONAS_X86 1
 #else
 #define BIONAS_X86 0

@@ -210,7 +210,7 @@ def _run(program: Path, cases: tuple[Activity | Move, ...], order: str) -> tuple
 @pytest.mark.parametrize("sanitizer", ["", "address,undefined", "thread"], ids=["plain", "address", "thread"])
 def test_kernels_are_the_reference(program, sanitizer):
     # Blocks run one after the other, so many of them can have no more races than a few; and they take their time.
-    cases = CASES if sanitizer == "thread" else CASES + LARGE
+    cases = CASES[::2] if sanitizer == "thread" else CASES + LARGE
     made, said = run(program(sanitizer), cases)
     assert said == ""
     results = Results(made)
