@@ -12,6 +12,10 @@ def main() -> None:
     """Run the command line; Ctrl-C ends it in one line, also while modules are imported."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupted)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Read by libgomp when torch loads it. By default threads that are done spin until the slowest one is: on a core
+        # that it shares with another program, a spinning thread uses up the time in which it should work.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from bionas_fast.cli.app import main as run
 
     run()

@@ -155,3 +155,27 @@ def test_an_interrupt_during_the_import_of_torch(tmp_path, moment):
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
     assert time.monotonic() - sent < 5
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["neither", "count", "policy"],
+)
+def test_threads_of_the_command_do_not_spin_for_long(given, expected, monkeypatch):
+    from bionas_fast import __main__
+    from bionas_fast.cli import app
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(app, "main", lambda: None)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        __main__.main()
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if "GOMP_SPINCOUNT" not in given:
+            os.environ.pop("GOMP_SPINCOUNT", None)
