@@ -32,6 +32,7 @@ ALPHAS = "alphas.npz"
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 GENOTYPE = "genotype.json"
+GENOTYPES = "genotypes.jsonl"
 REPORT = "report.html"
 EVALUATION = "evaluation.json"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Data, as_dataset, with_data
+from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
 from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
@@ -22,7 +22,6 @@ from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
 from bionas_fast.training.config import TrainConfig
-from bionas_fast.training.network import DataShape
 from bionas_fast.training.result import TrainResult
 from bionas_fast.training.supervised import SupervisedTraining
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Data, as_dataset, with_data
+from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
 from bionas_fast.errors import expect_type
 from bionas_fast.models.resnet import build_resnet
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
@@ -20,7 +20,6 @@ from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime import distributed
 from bionas_fast.training.config import ResNetConfig
-from bionas_fast.training.network import DataShape
 from bionas_fast.training.result import TrainResult
 from bionas_fast.training.supervised import SupervisedTraining
 

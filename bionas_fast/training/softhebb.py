@@ -18,6 +18,7 @@ from bionas_fast.data import (
     BatchStream,
     Data,
     Dataset,
+    DataShape,
     MemoryImages,
     as_dataset,
     load_dataset,
@@ -38,7 +39,7 @@ from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.training.config import SoftHebbConfig
-from bionas_fast.training.network import DataShape, NetworkTraining
+from bionas_fast.training.network import NetworkTraining
 from bionas_fast.training.result import TrainResult
 
 # Number of images per chunk of features.
