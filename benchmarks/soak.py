@@ -1,8 +1,8 @@
 """A soak: 2,000 search steps and 200 small searches in one process.
 
-``python benchmarks/soak.py`` fails if memory grows by more than 2 %, if file handles or threads are left, or if steps or
-searches become slower, by processor time. The first fifth of each is a warm-up, in which PyTorch and the kernels allocate
-what they keep; the second fifth is compared with the last.
+``python benchmarks/soak.py`` fails if memory grows by more than 2 %, if file handles or threads are left, or if steps
+or searches become slower, by processor time. The first fifth of each is a warm-up, in which PyTorch and the kernels
+allocate what they keep; the second fifth is compared with the last.
 """
 
 from __future__ import annotations
