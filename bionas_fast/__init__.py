@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from bionas_fast.evaluation import evaluate
     from bionas_fast.models import build_network, build_resnet, build_softhebb
     from bionas_fast.nn import rule_shares, torch_state_dict
-    from bionas_fast.nn.convert import convert
-    from bionas_fast.nn.to_torch import to_torch
-    from bionas_fast.nn.true_gradients import true_gradients
+    from bionas_fast.nn.conversion import convert
+    from bionas_fast.nn.error_path import true_gradients
+    from bionas_fast.nn.plain import to_torch
     from bionas_fast.robustness import AttackConfig, attack
     from bionas_fast.runs.callbacks import Callback, Moment
     from bionas_fast.runtime.arithmetic import precision
@@ -49,9 +49,9 @@ else:
             "evaluation": "evaluate",
             "models": "build_network build_resnet build_softhebb",
             "nn": "rule_shares torch_state_dict",
-            "nn.convert": "convert",
-            "nn.to_torch": "to_torch",
-            "nn.true_gradients": "true_gradients",
+            "nn.conversion": "convert",
+            "nn.plain": "to_torch",
+            "nn.error_path": "true_gradients",
             "robustness": "AttackConfig attack",
             "runs.callbacks": "Callback Moment",
             "runtime.arithmetic": "precision",

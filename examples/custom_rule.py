@@ -32,13 +32,13 @@ def main() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), hidden, torch.nn.ReLU(), layer)
     data = bf.load_dataset("digits")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    images, labels = data.images.float() / 255, data.labels
+    images, labels = data.images, data.labels
     for _ in range(60):
         loss = torch.nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    accuracy = (model(data.test_images.float() / 255).argmax(1) == data.test_labels).float().mean()
+    accuracy = (model(data.test_images).argmax(1) == data.test_labels).float().mean()
     print(f"test accuracy {100 * accuracy:.1f} %")
 
     with tempfile.TemporaryDirectory() as folder:

@@ -9,8 +9,8 @@ import bionas_fast as bf
 
 torch.manual_seed(0)
 data = bf.load_dataset("digits")
-images, labels = data.images.float() / 255, data.labels
-test_images, test_labels = data.test_images.float() / 255, data.test_labels
+images, labels = data.images, data.labels
+test_images, test_labels = data.test_images, data.test_labels
 
 filters = nn.Sequential(
     bf.nn.HebbianConv2d(1, 32, 3, padding=1, rule="softhebb", adaptive=True, rate=0.5),

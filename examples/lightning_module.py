@@ -47,8 +47,8 @@ class GenotypeModule(lightning.LightningModule):
 
 def main() -> None:
     data = bf.load_dataset("digits")
-    training = TensorDataset(data.images.float() / 255, data.labels)
-    test = TensorDataset(data.test_images.float() / 255, data.test_labels)
+    training = TensorDataset(data.images, data.labels)
+    test = TensorDataset(data.test_images, data.test_labels)
     module = GenotypeModule(bf.space.published("biodarts2").genotype.to_json())
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False

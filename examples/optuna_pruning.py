@@ -11,7 +11,7 @@ import torch
 import bionas_fast as bf
 
 data = bf.load_dataset("digits")
-images, labels = data.images.float() / 255, data.labels
+images, labels = data.images, data.labels  # floating point in [0, 1]
 training, held_out = slice(0, 1000), slice(1000, None)
 
 

@@ -42,7 +42,7 @@ def main() -> None:
                 training = bf.TrainConfig(
                     dataset=given.dataset, data_dir=given.data_dir, epochs=given.train_epochs, seed=seed
                 )
-                accuracies.append(bf.train(found.genotype, training).test_accuracy)
+                accuracies.append(bf.train(found.genotype, training, out=False).test_accuracy)
             mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
             print(f"| `{method}` | {mean:.2f} ({low:.2f}–{high:.2f}) | {statistics.median(seconds):.0f} |", flush=True)
 

@@ -112,7 +112,7 @@ def test_the_time_is_that_of_the_run(clock, seconds):
     assert found.batch_size == 100
     assert found.step_seconds == pytest.approx(53)
     clock.seconds = 0.0
-    bf.train(GENOTYPE, config)
+    bf.train(GENOTYPE, config, out=False)
     assert found.seconds == pytest.approx(clock.seconds - 7)  # the record of the untrained network is not counted
     assert found.steps == 2 * 10
     network = bf.build_network(GENOTYPE, **SMALL, in_channels=1)

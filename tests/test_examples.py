@@ -19,11 +19,11 @@ OUTPUT = {
     "convert_models": r"resnet18  loss \d.*'usf': 0\.9(?s:.*)convnext  loss(?s:.*)'frsf'(?s:.*)vit .*'brsf'",
     "custom_rule": r"zeros in B 0\.\d+, angle(?s:.*)test accuracy [5-9]\d\.\d %(?s:.*)ternary|usf",
     "custom_operation": r"\"bottleneck@(?:usf|brsf)<-(?s:.*)logits \(2, 10\)",
-    "hebbian_pretraining": r"change of the filters 0\.[0-9]*[1-9](?s:.*) % after fine-tuning",
+    "hebbian_pretraining": r"change of the filters [1-9]\.\d+(?s:.*)accuracy 9\d\.\d % after fine-tuning",
     "two_processes": r"Genotype(?s:.*)(?:the same|rounding decided an edge)",
     "both_gradients": r"bp: .*blindness \+0\.0 ± 0\.0(?s:.*)fa: ",
     "lightning_module": r"'accuracy': (?s:.*)'usf'",
-    "optuna_pruning": r"[1-9]\d* of 12 trials ended early; best 0\.[5-9]",
+    "optuna_pruning": r"[1-9]\d* of 12 trials ended early; best 0\.[89]",
 }
 #: Packages that the extra test does not install, as they bring many others; ``pip install -e ".[examples]"`` does.
 EXTRA = {"lightning_module": "lightning", "optuna_pruning": "optuna"}

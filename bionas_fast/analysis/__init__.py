@@ -1,7 +1,7 @@
 """Analysis of trained networks and of searches: gradients, weights, alignment, composition."""
 
 from bionas_fast.analysis.alignment import Alignment, measure_alignment
-from bionas_fast.analysis.composition import alpha_entropy, composition
+from bionas_fast.analysis.genotypes import alpha_entropy, composition
 from bionas_fast.analysis.gradients import LayerGradient, measure_gradients
 from bionas_fast.analysis.record import probe, record_layers
 from bionas_fast.analysis.weights import WeightDistribution, measure_weights

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bionas_fast.analysis.layers import weight_layers
 from bionas_fast.errors import InputError
-from bionas_fast.nn.true_gradients import true_gradients
+from bionas_fast.nn.error_path import true_gradients
 from bionas_fast.runtime.isolation import exclusive, ordinary_modes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,9 @@ import bionas_fast as bf
 from bionas_fast import models, report, space
 from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_json, print_lines, say
+from bionas_fast.config import RunRecord
 from bionas_fast.errors import InputError
-from bionas_fast.runs.folder import GENOTYPE, RunFolder
+from bionas_fast.runs.folder import CHECKPOINT, GENOTYPE, RunFolder
 from bionas_fast.runs.kinds import get_kind
 
 
@@ -24,7 +26,13 @@ def show(
         str,
         typer.Argument(metavar="RUN|GENOTYPE", help="A run folder, a genotype file, or a published genotype's name."),
     ],
-    save: Annotated[Path | None, typer.Option(help="Also save the drawing as .svg or .png.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Also save the drawing as .svg, .png or .pdf; that of a search with lines by their lead."),
+    ] = None,
+    cell: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Draw this cell alone, such as normal.  [all]")
+    ] = None,
     as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
@@ -39,14 +47,14 @@ def show(
         raise InputError(f"{source} has no genotype to draw")
     if genotype is not None:
         if save is not None:
-            report.draw_figure(genotype, save)
+            report.draw_figure(genotype, save, cell=cell, leads=_leads(folder, record))
             say(f"wrote {save}")
         if not as_json:
-            report.draw_genotype(genotype, out)
+            report.draw_genotype(genotype, out, cell=cell)
             out.print()
     if folder is not None and record is not None and trained:
         network = get_kind(record.kind).trainer.load_network(folder, record)
-        from bionas_fast.training.network import DataShape
+        from bionas_fast.data import DataShape
 
         shape = DataShape.read(record)
         image, head = (shape.in_channels, *shape.image_size), {}
@@ -61,6 +69,16 @@ def show(
         print_json({"genotype": drawn, **head, **sizes})
     else:
         print_lines({**head, **size.lines()})
+
+
+def _leads(folder: RunFolder | None, record: RunRecord | None) -> Sequence[float]:
+    """Return the lead of the candidate on every edge that a search found; none for other genotypes."""
+    if folder is None or record is None or record.kind != "search" or not os.path.isfile(folder.path / CHECKPOINT):
+        return ()
+    from bionas_fast.searching.result import SearchResult
+
+    found = SearchResult.read(folder, record)
+    return () if found is None else found.decision.ratios
 
 
 def read_genotype(source: str | Path) -> bf.Genotype:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ from bionas_fast.cli.show import read_genotype
 from bionas_fast.cli.sources import Source, configuration
 from bionas_fast.config import CONFIG
 from bionas_fast.errors import InputError
-from bionas_fast.runs.folder import NewFolder, RunFolder
+from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import Kind, get_kind, kind_names
 from bionas_fast.runs.seeds import SeedTable
 
@@ -215,29 +215,27 @@ def _print_repeated(repeat: Callable[..., SeedTable], wanted: Wanted) -> None:
 
 
 def _train_network(kind: Kind, given: Given, wanted: Wanted) -> None:
-    resume, place = wanted.resume, cast("Path | NewFolder | None", wanted.folder)
+    resume = wanted.resume
     if wanted.dry_run:
         print_plan(given.recorded(kind.name, resume))
         return
     if resume is None:
         config: Any = given.recorded(kind.name)
-        place = place or NewFolder(f"{kind.name}-{config.dataset}-{config.rule}-seed{config.seed}")
     else:
         config = given.resumed(kind.name, resume)
     with interruptible():
-        result = kind.trainer.start(config, out=place, resume=resume, progress=progress())
+        result = kind.trainer.start(config, out=wanted.folder, resume=resume, progress=progress())
     if result.run_dir is not None:  # this process writes, and prints
         _print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])}, wanted)
 
 
 def _train_genotype(read: Sequence[Source], given: Given, assignment: Assignment, wanted: Wanted) -> None:
     found = next((source.found for source in read if isinstance(source.found, bf.Genotype)), None)
-    resume, place = wanted.resume, cast("Path | NewFolder | None", wanted.folder)
+    resume = wanted.resume
     if resume is None:
         assert found is not None
         config = configuration(read, given)
         genotype: bf.Genotype | None = assignment.of(found)
-        place = place or NewFolder(f"train-{config.dataset}-{assignment.of(found).hash}-seed{config.seed}")
     else:
         if found is None and assignment.shuffle_rules is not None:
             raise InputError("--shuffle-rules: the rules of the resumed run are shuffled already; omit it")
@@ -251,7 +249,7 @@ def _train_genotype(read: Sequence[Source], given: Given, assignment: Assignment
         print_plan(config, genotype)
         return
     with interruptible():
-        result = bf.train(genotype, config, out=place, resume=resume, progress=progress())
+        result = bf.train(genotype, config, out=wanted.folder, resume=resume, progress=progress())
     _print_trained(result, {"genotype": result.network.genotype.hash}, wanted)
 
 

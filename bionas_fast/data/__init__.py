@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bionas_fast.data.objects import Data, as_dataset, with_data
     from bionas_fast.data.registry import load_dataset, open_dataset
     from bionas_fast.data.settings import configured, expect_shape, network_shape
+    from bionas_fast.data.shape import DataShape
     from bionas_fast.data.sizes import SIZES, DatasetSize, dataset_size
 else:
     __getattr__, __dir__ = on_first_use(
@@ -30,6 +31,7 @@ else:
             "objects": "Data as_dataset with_data",
             "registry": "load_dataset open_dataset",
             "settings": "configured expect_shape network_shape",
+            "shape": "DataShape",
             "sizes": "SIZES DatasetSize dataset_size",
         },
     )
@@ -40,6 +42,7 @@ __all__ = [
     "Augment",
     "BatchStream",
     "Data",
+    "DataShape",
     "Dataset",
     "DatasetSize",
     "FileDataset",

@@ -36,12 +36,17 @@ class NetworkSize:
         """The share of the weights that learn by each rule."""
         return {rule: count / self.parameters for rule, count in self.weights.items()}
 
+    @property
+    def count(self) -> str:
+        """The multiply-adds for people: in millions, from one million on."""
+        return f"{self.operations:,}" if self.operations < 1e6 else f"{self.operations / 1e6:,.1f} M"
+
     def lines(self) -> dict[str, str]:
         """Format the size as names and values for people."""
         head = f" (and {self.auxiliary:,} of the auxiliary head)" if self.auxiliary else ""
         return {
             "parameters": f"{self.parameters:,}{head}",
-            "multiply-adds": f"{self.operations / 1e6:,.1f} M per image",
+            "multiply-adds": f"{self.count} per image",
             "weights by rule": ", ".join(f"{rule} {100 * share:.1f} %" for rule, share in self.shares.items()),
         }
 

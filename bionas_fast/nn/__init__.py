@@ -4,7 +4,8 @@ from bionas_fast.nn import averaging
 from bionas_fast.nn.attention import MultiheadAttention
 from bionas_fast.nn.batch_norm import synchronise_statistics
 from bionas_fast.nn.checkpoints import torch_state_dict
-from bionas_fast.nn.convert import convert
+from bionas_fast.nn.conversion import convert
+from bionas_fast.nn.error_path import ErrorPath, true_gradients
 from bionas_fast.nn.feedback import FeedbackLayer, connect_direct_feedback
 from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear, Triangle, frozen_plasticity, name_layers
 from bionas_fast.nn.layers import Conv1d, Conv2d, Conv3d, Linear
@@ -17,12 +18,11 @@ from bionas_fast.nn.lazy import (
     LazyConvTranspose3d,
     LazyLinear,
 )
+from bionas_fast.nn.plain import to_torch
 from bionas_fast.nn.predictive import PredictiveConv2d
 from bionas_fast.nn.redraw import next_draw, redraw_every_step
 from bionas_fast.nn.shares import count_weights, rule_shares
-from bionas_fast.nn.to_torch import to_torch
 from bionas_fast.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, TransposedLinear
-from bionas_fast.nn.true_gradients import ErrorPath, true_gradients
 
 __all__ = [
     "Conv1d",

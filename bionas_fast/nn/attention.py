@@ -13,11 +13,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bionas_fast import rules
 from bionas_fast.errors import ShapeError
+from bionas_fast.nn.error_path import ErrorPath
 from bionas_fast.nn.feedback import FeedbackLayer, random_state, seed_from
 from bionas_fast.nn.layers import FEEDBACK_ARGUMENTS, Linear, check_rule
 from bionas_fast.nn.leaf import leaf
-from bionas_fast.nn.to_torch import become
-from bionas_fast.nn.true_gradients import ErrorPath
+from bionas_fast.nn.plain import become
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 

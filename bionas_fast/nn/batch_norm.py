@@ -15,7 +15,7 @@ from bionas_fast.kernels import batch_norm
 from bionas_fast.kernels.batch_norm import Synchroniser
 from bionas_fast.nn import repeats
 from bionas_fast.nn.leaf import leaf
-from bionas_fast.nn.to_torch import become
+from bionas_fast.nn.plain import become
 
 
 class Synchronised(nn.Module):

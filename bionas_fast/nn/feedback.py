@@ -17,9 +17,9 @@ from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn import repeats
 from bionas_fast.nn.direct import OUTSIDE, DirectFeedback, DirectPass, Logits, active_pass, connection, detach
+from bionas_fast.nn.error_path import ErrorPath
+from bionas_fast.nn.plain import become, plain_class
 from bionas_fast.nn.redraw import Redrawing
-from bionas_fast.nn.to_torch import become, plain_class
-from bionas_fast.nn.true_gradients import ErrorPath
 from bionas_fast.ops import feedback as ops
 from bionas_fast.ops.feedback import draws
 from bionas_fast.rules import FeedbackState, Law

@@ -19,7 +19,7 @@ from bionas_fast.nn import repeats, switches
 from bionas_fast.nn.layers import expect_no_rule
 from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.padding import pad
-from bionas_fast.nn.to_torch import become, plain_class
+from bionas_fast.nn.plain import become, plain_class
 from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.ops import hebbian as ops
 

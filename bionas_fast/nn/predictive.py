@@ -15,9 +15,9 @@ from torch.nn.grad import conv2d_weight
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import repeats
 from bionas_fast.nn.batch_norm import normalise
+from bionas_fast.nn.error_path import ErrorPath
 from bionas_fast.nn.leaf import leaf
 from bionas_fast.nn.transforms import refuse_transforms
-from bionas_fast.nn.true_gradients import ErrorPath
 
 _PATCH = 16  # side of the image of the power iteration, in strides
 _WARM_UP = 30  # power iterations on new weights

@@ -102,7 +102,7 @@ def shares_figure(genotype: Genotype, alphas: Mapping[str, np.ndarray], space: S
     order = sorted(dict.fromkeys(rule for _, shares in panels for rule in shares), key=lambda rule: rule is None)
     bars = max(len(next(iter(shares.values()))) for _, shares in panels)
     skeleton = genotype.skeleton
-    names = ["candidates", *(f"node {skeleton.state_name(len(skeleton.input_names) + n)}" for n in range(bars - 1))]
+    names = ["candidates", *(f"node {len(skeleton.input_names) + n}" for n in range(bars - 1))]
     figure, axes = panel_grid(len(panels), len(panels), 0.36 * bars + 0.75, left=0.85)
     for ax, (title, shares) in zip(axes, panels, strict=True):
         style_axes(ax, title)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +24,73 @@ from bionas_fast.report.layout import Item, Layout, cell_title, lay_out
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.space import Edge, Genotype
 
-FORMATS = ("svg", "png")
+FORMATS = ("svg", "png", "pdf")
+
+#: Entries of the metadata that would make the same picture another file.
+_METADATA = {
+    "svg": ("Date", "Creator", "Format", "Type"),
+    "png": ("Software",),
+    "pdf": ("CreationDate", "Creator", "Producer"),
+}
 
 _MARGIN = 0.3
 _TITLE = 0.42
 _LEGEND = 0.5
 _BEND, _ARROW = 0.52, 0.34  # space for the bend of a line, and for an arrow into its node
-_NODE, _INPUT = 0.44, 0.7
+_NODE, _INPUT, _OUTPUT = 0.44, 0.95, 0.6
+#: The width of the line of an edge, in points: without lead, where leads are unknown, and at twice the weight or more.
+_THIN, _LINE, _THICK = 0.9, 1.8, 4.5
 _KEY = 0.32
 _SIZE = 8.5
 
 
-def draw_figure(genotype: Genotype, path: str | Path) -> None:
-    """Draw the cells of a genotype into an SVG or PNG file, by its extension.
+def draw_figure(genotype: Genotype, path: str | Path, *, cell: str | None = None, leads: Sequence[float] = ()) -> None:
+    """Draw the cells of a genotype into an SVG, PNG or PDF file, by its extension.
+
+    Args:
+        genotype: the genotype.
+        path: the file.
+        cell: the kind of the only cell to draw, such as ``normal``; by default all.
+        leads: the width of the lines; see :func:`genotype_figure`.
 
     Raises:
-        InputError: another extension, or the file cannot be written.
+        InputError: another extension, an unknown cell, or the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise unknown("picture format", suffix, FORMATS, str(path))
-    write_atomic(path, render(genotype_figure(genotype), suffix))
+    write_atomic(path, render(genotype_figure(genotype, leads, cell), suffix))
 
 
 def render(figure: Figure, format: str) -> bytes:
-    """Render a figure as the content of an SVG or PNG file, deterministically."""
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "bionas-fast", "text.usetex": False}
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if format == "svg" else {"Software": None}
+    """Render a figure as the content of an SVG, PNG or PDF file, deterministically."""
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "bionas-fast", "text.usetex": False, "pdf.fonttype": 42}
+    metadata = dict.fromkeys(_METADATA[format])
     buffer = io.BytesIO()
     with matplotlib.rc_context(style):
-        figure.savefig(buffer, format=format, dpi=72 if format == "svg" else 200, metadata=metadata)
+        figure.savefig(buffer, format=format, dpi=200 if format == "png" else 72, metadata=metadata)
     # Verdana is as wide as DejaVu Sans, which only some systems have.
     fonts = b"font-family: 'DejaVu Sans', Verdana, sans-serif"
     return re.sub(rb"font-family: [^;\"]+", fonts, buffer.getvalue()) if format == "svg" else buffer.getvalue()
 
 
-def genotype_figure(genotype: Genotype) -> Figure:
-    """Draw the cells, the legend of rules and the rules of the fixed layers; one data unit is one inch."""
-    layouts = {kind: lay_out(cell) for kind, cell in genotype.cells.items()}
-    edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
+def genotype_figure(genotype: Genotype, leads: Sequence[float] = (), only: str | None = None) -> Figure:
+    """Draw the cells, the legend of rules and the rules of the fixed layers; one data unit is one inch.
+
+    Args:
+        genotype: the genotype.
+        leads: for every edge, cell by cell, the softmax weight of its candidate over that of the next one. The more,
+            the thicker its line: from no lead to twice the weight. Without them, all lines are alike.
+        only: the kind of the only cell to draw; by default all.
+
+    Raises:
+        InputError: an unknown kind of cell.
+    """
+    widths = _line_widths(genotype, leads)
+    drawn = genotype.cells if only is None else {only: genotype.cell(only)}
+    layouts = {kind: lay_out(cell) for kind, cell in drawn.items()}
+    edges = [edge for cell in drawn.values() for edge in cell.edges]
     label = max((_label_width(edge) for edge in edges), default=_NODE)
     columns = {kind: _columns(layout, label) for kind, layout in layouts.items()}
     width = max(max(right for _, right in c) for c in columns.values()) + _MARGIN
@@ -79,11 +106,20 @@ def genotype_figure(genotype: Genotype) -> Figure:
     for kind, layout in layouts.items():
         axes.text(_MARGIN, y - _TITLE / 2, cell_title(kind), color=INK, size=11, weight="bold", va="center")
         names = genotype.cells[kind].skeleton.state_name
-        _draw_cell(axes, layout, names, columns[kind], y - _TITLE - layout.top)
+        _draw_cell(axes, layout, names, columns[kind], y - _TITLE - layout.top, widths[kind])
         y -= heights[kind]
     axes.text(width - _MARGIN, height - 0.1 - _TITLE / 2, genotype.hash, color=MUTED, size=9, va="center", ha="right")
     _draw_legend(axes, legend, fixed, width)
     return figure
+
+
+def _line_widths(genotype: Genotype, leads: Sequence[float]) -> dict[str, list[float]]:
+    """Compute the width of the line of every edge, in points, by cell."""
+    left = iter(leads)
+    return {
+        kind: [_LINE if not leads else _THIN + (_THICK - _THIN) * min(next(left) - 1, 1) for _ in cell.edges]
+        for kind, cell in genotype.cells.items()
+    }
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
@@ -103,15 +139,22 @@ def _columns(layout: Layout, label: float) -> list[tuple[float, float]]:
     for layer in range(len(layout.layers)):
         named = layer % 2 == 1 and layer < len(layout.layers) - 1
         width = label if named else _NODE
-        if layer in (0, len(layout.layers) - 1):
+        if layer == 0:
             width = _INPUT
+        if layer == len(layout.layers) - 1:
+            width = _OUTPUT
         columns.append((x, x + width))
         x += width + (_ARROW if named else _BEND)
     return columns
 
 
 def _draw_cell(
-    axes: Axes, layout: Layout, names: Callable[[int], str], columns: list[tuple[float, float]], dy: float
+    axes: Axes,
+    layout: Layout,
+    names: Callable[[int], str],
+    columns: list[tuple[float, float]],
+    dy: float,
+    widths: Sequence[float],
 ) -> None:
     def box(item: Item, text: str, fill: str, line: str) -> None:
         left, right = columns[item.layer]
@@ -121,7 +164,8 @@ def _draw_cell(
         axes.add_patch(patch)
         axes.text((left + right) / 2, item.y + dy, text, color=INK, size=10, ha="center", va="center", zorder=5)
 
-    for route in layout.routes:
+    # The routes of the edges come first.
+    for route, width in zip(layout.routes, chain(widths, repeat(1.0)), strict=False):
         rule = route.edge.candidate.learning if route.edge else None
         color = rule_color(rule) if route.edge else MUTED
         points = []
@@ -132,12 +176,12 @@ def _draw_cell(
         points = points[1:-1]
         target = route.items[-1]
         points[-1] = (points[-1][0], dy + _port(target, route.items[-2]))
-        _draw_line(axes, points, color, 1.8 if route.edge else 1.0, "--" if route.edge and rule is None else "-")
+        _draw_line(axes, points, color, width, "--" if route.edge and rule is None else "-")
         if route.edge and route.label:
             _draw_label(axes, route.edge, route.label, columns[route.label.layer], dy)
     for state, item in enumerate(layout.states):
-        name = names(state)
-        box(item, name if name.isdigit() else f"${name}$", SURFACE, MUTED)
+        number, equals, name = names(state).partition(" = ")
+        box(item, f"{number}{equals}${name}$" if name else number, SURFACE, MUTED)
     box(layout.output, "$c_k$", SURFACE, MUTED)
 
 

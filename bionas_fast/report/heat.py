@@ -10,7 +10,7 @@ import numpy as np
 from bionas_fast.evaluation import Evaluation
 from bionas_fast.report.charts import softmax
 from bionas_fast.report.colors import rule_color
-from bionas_fast.report.layout import cell_title, state_title
+from bionas_fast.report.layout import cell_title
 from bionas_fast.report.page import Heat, heat_map, paragraph, table_of_rows
 from bionas_fast.space import Genotype, Space
 
@@ -28,7 +28,7 @@ def alpha_map(kind: str, alpha: np.ndarray, space: Space, genotype: Genotype) ->
         genotype: its edges are outlined.
     """
     weights = softmax(alpha)
-    cell, skeleton = genotype.cells[kind], genotype.skeleton
+    cell, inputs = genotype.cells[kind], len(genotype.skeleton.input_names)
     chosen = {
         (node, edge.source, edge.candidate.operation, edge.candidate.learning)
         for node, edges in enumerate(cell.nodes)
@@ -36,8 +36,7 @@ def alpha_map(kind: str, alpha: np.ndarray, space: Space, genotype: Genotype) ->
     }
     rows = {}
     for (node, source), row in zip(space.edges, weights, strict=True):
-        states = (source, len(skeleton.input_names) + node)
-        rows[" → ".join(state_title(skeleton, state) for state in states)] = [
+        rows[f"{source} → {inputs + node}"] = [
             Heat(
                 f"{100 * weight:.0f}",
                 weight / weights.max(),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bionas_fast.space import Cell, Edge, Skeleton
+from bionas_fast.space import Cell, Edge
 
 _SWEEPS = 24
 
@@ -19,11 +19,6 @@ _SWEEPS = 24
 def cell_title(kind: str) -> str:
     """Return the title of a kind of cell: ``normal cell``, or ``cell`` if there is only one."""
     return kind if kind == "cell" else f"{kind} cell"
-
-
-def state_title(skeleton: Skeleton, state: int) -> str:
-    """Return the name of a state as plain text: ``c k−2``, or the number of a node."""
-    return skeleton.state_name(state).replace("_{", " ").replace("}", "").replace("k-", "k−")
 
 
 @dataclass(eq=False)

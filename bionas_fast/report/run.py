@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from bionas_fast.config import RunRecord
 from bionas_fast.errors import InputError
 from bionas_fast.evaluation import Evaluation
 from bionas_fast.report.charts import check_alphas
-from bionas_fast.runs.folder import ALPHAS, EVALUATION, GENOTYPE, LAYERS, METRICS, RunFolder
+from bionas_fast.runs.folder import ALPHAS, EVALUATION, GENOTYPE, GENOTYPES, LAYERS, METRICS, RunFolder
 from bionas_fast.runs.summary import RunSummary, accuracy_of
 from bionas_fast.space import Candidate, Genotype, Space
+from bionas_fast.space.formats.located import located
 
 #: Entries of the machine that describe the process instead.
 _PROCESS = ("command", "date")
@@ -34,6 +36,7 @@ class ReportedRun:
         genotype: that of the search or the network.
         space: the candidates and edges that α belong to.
         alphas: for each kind of cell, [epochs + 1, edges, candidates] before the softmax.
+        genotypes: those after every epoch of a search.
         layers: the rows of :func:`bionas_fast.analysis.record_layers`.
         evaluation: the trained network on the test images.
     """
@@ -45,6 +48,7 @@ class ReportedRun:
     genotype: Genotype | None
     space: Space | None
     alphas: Mapping[str, np.ndarray]
+    genotypes: Sequence[Genotype]
     layers: Sequence[Mapping[str, Any]]
     evaluation: Evaluation | None
 
@@ -75,6 +79,7 @@ class ReportedRun:
             genotype=genotype,
             space=space,
             alphas=alphas,
+            genotypes=_read_genotypes(folder) if has(GENOTYPES) else [],
             layers=folder.read_rows(LAYERS) if has(LAYERS) else [],
             evaluation=_read_evaluation(folder.path / EVALUATION) if has(EVALUATION) else None,
         )
@@ -135,6 +140,24 @@ def _read_alphas(path: Path, name: str, genotype: Genotype) -> tuple[Space, dict
     except InputError as error:
         raise error.at(str(path)) from None
     return space, alphas
+
+
+def _read_genotypes(folder: RunFolder) -> list[Genotype]:
+    """Read the genotypes after every epoch.
+
+    Raises:
+        InputError: the file is damaged, or its genotypes have different kinds of cells.
+    """
+    found: list[Genotype] = []
+    for number, row in enumerate(folder.read_rows(GENOTYPES), 1):
+        place = f"{folder.path / GENOTYPES}, line {number}"
+        if not isinstance(row, Mapping):
+            raise InputError(f"{place}: expected an object")
+        text = json.dumps({name: value for name, value in row.items() if name != "epoch"})
+        found.append(located(place, Genotype.from_json, text))
+        if found[-1].skeleton != found[0].skeleton:
+            raise InputError(f"{place}: expected the same kinds of cells as in line 1")
+    return found
 
 
 def _read_evaluation(path: Path) -> Evaluation:

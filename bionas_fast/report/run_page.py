@@ -12,8 +12,9 @@ from bionas_fast.plugins import plugin_options
 from bionas_fast.report import charts
 from bionas_fast.report.figure import genotype_figure
 from bionas_fast.report.heat import alpha_map, confusion_map
+from bionas_fast.report.history import changes, history_figure
 from bionas_fast.report.layers import alignment_figure, gradients_figure
-from bionas_fast.report.layout import cell_title, state_title
+from bionas_fast.report.layout import cell_title
 from bionas_fast.report.page import (
     Html,
     Section,
@@ -98,6 +99,7 @@ def _sections(run: ReportedRun, facts: RunFacts, attacks: Mapping[str, AttackTab
     parts: dict[str, Iterable[str]] = {
         "The cells": _cells(run, facts),
         "Learning rules": _rules(run, facts),
+        "Genotype over time": _history(run),
         "α over time": _alphas(run),
         "Training": _training(run),
         "Test images by class": _classes(run),
@@ -113,34 +115,34 @@ def _sections(run: ReportedRun, facts: RunFacts, attacks: Mapping[str, AttackTab
 
 def _cells(run: ReportedRun, facts: RunFacts) -> Iterator[str]:
     if run.genotype is not None:
-        yield from cells(run.genotype)
+        yield from cells(run.genotype, leads=facts.leads)
     if facts.edges:
         rows = table_of_rows(facts.edges, "The chosen candidate on every edge, and the next one")
         yield folded("The lead on every edge", rows)
 
 
-def cells(genotype: Genotype, name: str = "cells") -> Iterator[str]:
+def cells(genotype: Genotype, name: str = "cells", leads: Sequence[float] = ()) -> Iterator[str]:
     """Draw the cells of a genotype.
 
     Args:
         genotype: the genotype.
         name: a prefix of the ids of the drawing, unique on the page.
+        leads: the lead of the candidate on every edge; see :func:`bionas_fast.report.figure.genotype_figure`.
     """
-    skeleton = genotype.skeleton
-    inputs = len(skeleton.input_names)
+    inputs = len(genotype.skeleton.input_names)
     edges = [
-        f"{cell_title(kind)}: {edge.candidate} from {state_title(skeleton, edge.source)} "
-        f"to {state_title(skeleton, inputs + node)}"
+        f"{cell_title(kind)}: {edge.candidate} from {edge.source} to {inputs + node}"
         for kind, cell in genotype.cells.items()
         for node, own in enumerate(cell.nodes)
         for edge in own
     ]
     yield inline_figure(
-        genotype_figure(genotype),
+        genotype_figure(genotype, leads),
         name,
         f"The cells of genotype {genotype.hash} as graphs. {'; '.join(edges)}",
         "An edge applies an operation and propagates errors by its learning rule, which gives it its colour; a node "
-        "sums its edges.",
+        "sums its edges."
+        + (" Thickness: the lead over the next candidate, from none to twice its weight." if leads else ""),
     )
     yield folded("As JSON", f'<pre tabindex="0">{escape(genotype.to_json())}</pre>')
 
@@ -153,7 +155,8 @@ def _rules(run: ReportedRun, facts: RunFacts) -> Iterator[str]:
             "weights",
             f"Share of the weights of the network by learning rule: {text}",
             "Of all weights, stem, preprocessing and classifier included. The larger the share of bp, the less the "
-            "accuracy says about the other rules.",
+            "accuracy says about the other rules."
+            + (" Of the genotype network with the cells and channels of the search." if run.searches else ""),
         )
     if run.genotype is not None:
         by_alpha = (
@@ -166,6 +169,19 @@ def _rules(run: ReportedRun, facts: RunFacts) -> Iterator[str]:
             "Share of every learning rule, node by node, in each kind of cell",
             (by_alpha if run.alphas else "") + "Genotype: the edges into a node.",
         )
+
+
+def _history(run: ReportedRun) -> Iterator[str]:
+    if not run.genotypes:
+        return
+    counts = changes(run.genotypes)
+    yield inline_figure(
+        history_figure(run.genotypes),
+        "history",
+        "The edges of the genotype after every epoch; edges that another one replaced in an epoch: "
+        f"{', '.join(map(str, counts)) or 'none yet'}",
+        "Rows: edges, from state to node. A bar: the epochs in which the genotype had this edge with this candidate.",
+    )
 
 
 def _alphas(run: ReportedRun) -> Iterator[str]:

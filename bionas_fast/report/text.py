@@ -19,15 +19,24 @@ _GUTTER = 4
 _ASCII = str.maketrans("│─├┤┼┴╰╮╯▶◀■·×…", "|-+|++'.'><#.x~")
 
 
-def draw_genotype(genotype: Genotype, console: Console) -> None:
+def draw_genotype(genotype: Genotype, console: Console, *, cell: str | None = None) -> None:
     """Draw the cells, rules and hash of a genotype; two cells side by side if the console is wide enough.
 
     Readable without colour, because every edge names its rule. Nothing is cut off on a narrow console; a console
     without Unicode gets ASCII.
+
+    Args:
+        genotype: the genotype.
+        console: the terminal.
+        cell: the kind of the only cell to draw, such as ``normal``; by default all.
+
+    Raises:
+        InputError: an unknown kind of cell.
     """
-    edges = [edge for cell in genotype.cells.values() for edge in cell.edges]
+    cells = genotype.cells if cell is None else {cell: genotype.cell(cell)}
+    edges = [edge for own in cells.values() for edge in own.edges]
     column = max((len(edge.candidate.operation) for edge in edges), default=0)
-    blocks = [[Text(cell_title(kind), "bold"), *_cell(cell, column)] for kind, cell in genotype.cells.items()]
+    blocks = [[Text(cell_title(kind), "bold"), *_cell(own, column)] for kind, own in cells.items()]
     widths = [max(line.cell_len for line in block) for block in blocks]
     lines = [Text.assemble("genotype ", (genotype.hash, "bold")), Text()]
     if len(blocks) == 2 and sum(widths) + _GUTTER <= console.width:

@@ -69,15 +69,23 @@ def logger_names() -> tuple[str, ...]:
     return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
 
 
-def require_loggers(names: Sequence[str]) -> None:
-    """Check the names of loggers.
+def require_loggers(names: Sequence[str]) -> list[LoggerFactory]:
+    """Import loggers by their names, before a run begins.
 
     Raises:
-        InputError: no installed package provides one of them.
+        InputError: no installed package provides one of them, or its import fails.
     """
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    factories: list[LoggerFactory] = []
     for name in names:
-        if name not in logger_names():
+        if name not in found:
             raise unknown("logger", name, logger_names(), "loggers")
+        try:
+            factories.append(found[name].load())
+        except (ImportError, AttributeError) as error:
+            hint = '; pip install "bionas-fast[wandb]"' if name == "wandb" else ""
+            raise InputError(f"loggers: {name} cannot be imported: {error}{hint}") from None
+    return factories
 
 
 def make_loggers(names: Sequence[str], folder: Path, config: RunConfig) -> list[Callback]:
@@ -86,14 +94,8 @@ def make_loggers(names: Sequence[str], folder: Path, config: RunConfig) -> list[
     Raises:
         InputError: no installed package provides the logger, its import fails, or it makes no callback.
     """
-    require_loggers(names)
-    found = {point.name: point for point in entry_points(group=GROUP)}
     made = []
-    for name in names:
-        try:
-            factory: LoggerFactory = found[name].load()
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"loggers: {name} cannot be imported: {error}") from None
+    for name, factory in zip(names, require_loggers(names), strict=True):
         callback = factory(folder, config)
         if not isinstance(callback, Callback):
             raise InputError(f"loggers: {name} made {type(callback).__name__}, not a Callback")

@@ -8,12 +8,12 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -32,6 +32,7 @@ ALPHAS = "alphas.npz"
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 GENOTYPE = "genotype.json"
+GENOTYPES = "genotypes.jsonl"
 REPORT = "report.html"
 EVALUATION = "evaluation.json"
 
@@ -57,6 +58,23 @@ class NewFolder:
                 path.mkdir()
                 return path
         raise AssertionError("unreachable")
+
+
+#: The folder of a run: a path, new or empty; None for one under ``runs/``; False for none, nothing is written.
+Out = str | Path | NewFolder | Literal[False] | None
+
+
+def run_folder(out: Out, resume: str | Path | None, name: Callable[[], str]) -> str | Path | NewFolder | None:
+    """Return the folder of a run, or None for a run that writes nothing or is resumed.
+
+    Args:
+        out: the folder that was asked for.
+        resume: the folder of the run to resume, if there is one; it needs no other.
+        name: names the folder where ``out`` is None.
+    """
+    if out is None:
+        return NewFolder(name()) if resume is None else None
+    return None if out is False else out
 
 
 class RunFolder:

@@ -28,12 +28,14 @@ class RunFacts:
         shares: the share of the weights of the network that learn by each rule, in [0, 1]; empty without a network.
         notes: remarks needed to interpret the result, in sentences.
         edges: for every edge of a genotype that a search found, a row: its candidate, and by how much it leads.
+        leads: for every edge of that genotype, the weight of its candidate over that of the next one.
     """
 
     lines: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     edges: Sequence[Mapping[str, Any]] = ()
+    leads: Sequence[float] = ()
 
 
 NO_FACTS = RunFacts()

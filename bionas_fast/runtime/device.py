@@ -47,6 +47,10 @@ def local_cuda_index() -> int:
     return 0 if torch.cuda.device_count() == 1 else int(os.environ.get("LOCAL_RANK", 0))
 
 
+#: How much longer a step takes on a CPU without the kernels, by op: docs/how-the-kernels-work.md has the measurement.
+_SLOWER = {"mixed_edges": "10 to 15 times", "feedback_conv": "up to 2 times"}
+
+
 def describe_device(device: torch.device, op: str = "feedback_conv") -> str:
     """Describe a device and the backend that runs an op on it, for people; say what is missing for a faster one."""
     if device.type == "cuda":
@@ -60,11 +64,12 @@ def describe_device(device: torch.device, op: str = "feedback_conv") -> str:
         return f"{place}, compiled kernels ({native.status().isa})"
     if chosen == "triton":
         return f"{place}, Triton kernels"
+    slower = f"{_SLOWER[op] if device.type == 'cpu' else ''} slower than the kernels".lstrip()
     if backends.chosen():
-        return f"{place}, plain PyTorch as chosen, several times slower than the kernels"
+        return f"{place}, plain PyTorch as chosen, {slower}"
     wanted = "native" if device.type == "cpu" else "triton"
     advice = "; a C++ compiler, such as Debian's g++, is all they need" if wanted == "native" else ""
-    return f"{place}, plain PyTorch, several times slower than the kernels ({choice.reasons.get(wanted, '')}{advice})"
+    return f"{place}, plain PyTorch, {slower} ({choice.reasons.get(wanted, '')}{advice})"
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

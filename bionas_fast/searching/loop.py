@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from torch.nn import functional as F
 
 from bionas_fast import report
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Augment, Data, LabelledImages, as_dataset, configured, with_data
+from bionas_fast.data import AnyDataset, Augment, Data, DataShape, LabelledImages, as_dataset, configured, with_data
 from bionas_fast.errors import expect_type
 from bionas_fast.evaluation import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import CHECKPOINT, GENOTYPE, NewFolder, RunFolder
+from bionas_fast.runs.folder import CHECKPOINT, GENOTYPE, GENOTYPES, NewFolder, RunFolder
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
@@ -151,6 +152,8 @@ class Search(Trainer):
         self.method = get_method(config.method)(self.net, config, self.optimizer, self.precision, robustness)
         self.limit = SkipLimit(config.skip_limit)
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in space.kinds}
+        #: The genotype after every epoch.
+        self.genotypes: list[Genotype] = []
         self._record_alphas()
 
     def prepare(self) -> None:
@@ -245,12 +248,13 @@ class Search(Trainer):
             self.limit.update(self.method.genotype())
         robustness = self.method.robustness.metrics()
         self.method.robustness.reset()
+        self.genotypes.append(self.genotype)
         return {
             "valid_loss": valid["loss"],
             "valid_accuracy": valid["accuracy"],
             "alpha_entropy": self._alpha_entropy(),
             **robustness,
-            "genotype": self.genotype.hash,
+            "genotype": self.genotypes[-1].hash,
         }
 
     def alphas_now(self) -> Mapping[str, Tensor]:
@@ -279,6 +283,7 @@ class Search(Trainer):
             "precision": self.precision.state_dict(),
             "valid": self.valid.state_dict(),
             "alphas": {kind: [torch.from_numpy(a) for a in rows] for kind, rows in self.alphas.items()},
+            "genotypes": [genotype.to_json() for genotype in self.genotypes],
         }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -286,22 +291,29 @@ class Search(Trainer):
         rows = {kind: [alpha.detach()] * (self.epoch + 1) for kind, alpha in logits.items()}
         expect_form(state["alphas"], rows, "alphas")
         self.alphas = {kind: [a.numpy() for a in state["alphas"][kind]] for kind in rows}
+        expect_form(state["genotypes"], [""] * self.epoch, "genotypes")
+        self.genotypes = [Genotype.from_json(text) for text in state["genotypes"]]
         self.valid.load_state_dict(state["valid"])
         self.method.load_state_dict(state["strategy"])
         self.method.robustness.load_state_dict(state["robustness"])
         self.limit.load_state_dict(state["limit"])
         self.precision.load_state_dict(state["precision"])
 
+    def write_beginning(self, folder: RunFolder) -> None:
+        self.write_config(folder, network=DataShape.of(self.data).entries())
+
     def write_results(self, folder: RunFolder) -> None:
         folder.write_alphas(self.alphas, [str(c) for c in self.net.space.candidates])
+        rows = [{"epoch": k, **json.loads(genotype.to_json())} for k, genotype in enumerate(self.genotypes, 1)]
+        folder.write_rows(GENOTYPES, rows)
         folder.write(GENOTYPE, self.genotype.to_json())
 
     def write_report(self, folder: RunFolder) -> None:
-        report.write_report(folder.path, facts=self.result(folder.path).facts)
+        report.write_report(folder.path, facts=self.result(folder.path).facts(self.config, DataShape.of(self.data)))
 
     @classmethod
     def facts(cls, folder: RunFolder, record: RunRecord) -> RunFacts:
         if not (folder.path / CHECKPOINT).is_file() or not (folder.path / GENOTYPE).is_file():
             return NO_FACTS
         found = SearchResult.read(folder, record)
-        return NO_FACTS if found is None else found.facts
+        return NO_FACTS if found is None else found.facts(SearchConfig(**record.settings), DataShape.read(record))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bionas_fast import report
+from bionas_fast.data import Data, as_dataset, with_data
 from bionas_fast.errors import expect_count, expect_type
 from bionas_fast.plugins import import_plugins
+from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder
 from bionas_fast.runs.progress import Progress
@@ -85,8 +88,10 @@ def repeat_search(
     config: SearchConfig | None = None,
     *,
     seeds: int,
+    data: Data | None = None,
     out: str | Path | NewFolder | None = None,
     progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SearchTable:
     """Search with several seeds; each run is in ``out/seed-N``, and can be trained by itself.
 
@@ -96,8 +101,10 @@ def repeat_search(
     Args:
         config: the settings of every search, the first seed among them.
         seeds: number of seeds.
+        data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`.
         out: the folder: new, empty, or that of an earlier call; by default one under ``runs/``.
         progress: receives the progress of each run and its result; True shows it on stderr.
+        callbacks: see every search, one after the other; see :class:`bionas_fast.Callback`.
 
     Raises:
         InputError: ``out`` holds other runs; a search that cannot begin or continue.
@@ -105,10 +112,13 @@ def repeat_search(
     """
     expect_type("config", config, (SearchConfig, type(None)), "write bf.SearchConfig(dataset='digits')")
     expect_count("seeds", seeds)
-    config = config or SearchConfig()
+    expect_callbacks(callbacks)
+    given = None if data is None else as_dataset(data)
+    config = with_data(config or SearchConfig(), given)
     import_plugins(config.plugins)
     numbers = range(config.seed, config.seed + seeds)
-    runs = {seed: PlannedRun(Search, config.with_settings(seed=seed), search) for seed in numbers}
+    begin = partial(search, data=given, callbacks=callbacks)
+    runs = {seed: PlannedRun(Search, config.with_settings(seed=seed), begin) for seed in numbers}
     variant = Variant(config.method, runs)
     found = repeat(
         [variant],

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bionas_fast.config import RunRecord
+from bionas_fast.data import DataShape
 from bionas_fast.errors import InputError, expect_type
+from bionas_fast.models import build_network, measure_size
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runs.summary import RunFacts
+from bionas_fast.runtime.isolation import exclusive, ordinary_modes
 from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.names import get_method, method_names
 from bionas_fast.searching.skip_limit import SkipLimit
@@ -90,24 +93,41 @@ class SearchResult:
         spent = sum(row["robustness_seconds"] for row in self.metrics)
         return f"{100 * spent / sum(row['seconds'] for row in self.metrics):.0f} % of the time"
 
-    @property
-    def facts(self) -> RunFacts:
-        """The facts of the search for its report."""
-        cost = self.cost_of_robustness
-        figures = {"validation accuracy of the supernet": f"{self.final_metrics['valid_accuracy']:.2f} %"}
-        figures["decided"] = str(self.decision)
-        return RunFacts(figures | ({"robust search": cost} if cost else {}), notes=self.messages, edges=self._edges())
+    def facts(self, config: SearchConfig, shape: DataShape) -> RunFacts:
+        """Return the facts of the search for its report, with the size of the genotype network.
+
+        Args:
+            config: the settings of the search, whose cells and channels the network has.
+            shape: the data.
+        """
+        cost, decision = self.cost_of_robustness, self.decision
+        lines = {"validation accuracy of the supernet": f"{self.final_metrics['valid_accuracy']:.2f} %"}
+        if decision.leads:
+            lines["edges that lead by 10 % or more"] = f"{decision.decided} of {len(decision.leads)}"
+        lines["last epochs with this genotype"] = f"{decision.stable} of {decision.epochs}"
+        if cost:
+            lines["robust search"] = cost
+        with ordinary_modes(), exclusive():
+            network = build_network(
+                self.genotype,
+                channels=config.channels,
+                cells=config.cells,
+                num_classes=shape.num_classes,
+                in_channels=shape.in_channels,
+            )
+            size = measure_size(network, (shape.in_channels, *shape.image_size))
+        lines["parameters of the genotype network"] = f"{size.parameters:,}"
+        lines["multiply-adds per image"] = size.count
+        return RunFacts(lines, size.shares, self.messages, self._edges(), decision.ratios)
 
     def _edges(self) -> list[dict[str, Any]]:
         """Return the lead on every edge, as the report shows it."""
-        from bionas_fast.report.layout import cell_title, state_title  # slow to import
+        from bionas_fast.report.layout import cell_title  # slow to import
 
-        skeleton = self.genotype.skeleton
-        inputs = len(skeleton.input_names)
+        inputs = len(self.genotype.skeleton.input_names)
         return [
             {
-                "edge": f"{cell_title(lead.kind)}: {state_title(skeleton, lead.source)} → "
-                f"{state_title(skeleton, inputs + lead.node)}",
+                "edge": f"{cell_title(lead.kind)}: {lead.source} → {inputs + lead.node}",
                 "candidate": str(lead.candidate),
                 "softmax(α) %": f"{100 * lead.weight:.2f}",
                 "next": str(lead.second),

@@ -79,6 +79,11 @@ class Decision:
         return cls(leads, stable, len(hashes))
 
     @property
+    def ratios(self) -> tuple[float, ...]:
+        """The lead on every edge of the genotype, as the weight of the candidate over that of the second."""
+        return tuple(lead.ratio for lead in self.leads)
+
+    @property
     def decided(self) -> int:
         """The number of edges whose candidate has 1.1 times the weight of the second, or more."""
         return sum(lead.ratio >= DECIDED for lead in self.leads)

@@ -106,6 +106,16 @@ class Genotype:
         """The reduction cell of a DARTS architecture, which halves the size."""
         return self.cells["reduce"]
 
+    def cell(self, kind: str) -> Cell:
+        """Return the cell of a kind.
+
+        Raises:
+            InputError: an unknown kind.
+        """
+        if kind not in self.cells:
+            raise unknown("cell", kind, self.cells)
+        return self.cells[kind]
+
     @property
     def rules(self) -> tuple[str, ...]:
         """The distinct learning rules on the searched edges, in order of appearance."""

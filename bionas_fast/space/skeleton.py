@@ -15,12 +15,11 @@ REDUCTIONS = ("reduce", RESIDUAL)
 class Skeleton:
     """The part of a search space that does not depend on its candidates.
 
-    A cell's states are its inputs, then its nodes; every node sums edges from states before it.
+    A cell's states are its inputs, then its nodes, numbered from 0; every node sums edges from states before it.
 
     Attributes:
         kinds: the kinds of searched cells, each with separate architecture parameters.
         input_names: names of the cell's inputs, the older first.
-        first_node: number of the first node in drawings.
         edges_per_node: number of edges that each node of a genotype keeps: the strongest ones, each with its best
             candidate other than ``none``. None: every edge takes its best candidate and is removed if that is ``none``.
         joined: whether the output of a cell is the concatenation of its nodes or the last node.
@@ -33,7 +32,6 @@ class Skeleton:
 
     kinds: tuple[str, ...]
     input_names: tuple[str, ...]
-    first_node: int
     edges_per_node: int | None
     joined: bool
     preprocessed: bool
@@ -48,9 +46,8 @@ class Skeleton:
         return tuple(range(len(self.input_names) if self.joined else last - 1, last))
 
     def state_name(self, state: int) -> str:
-        """Return the name of a state in drawings: ``c_{k-2}``, ``c_{k-1}``, then the nodes by number."""
-        nodes = state - len(self.input_names)
-        return self.input_names[state] if nodes < 0 else str(self.first_node + nodes)
+        """Return the name of a state in drawings: its number, as in the JSON, and what an input is: ``0 = c_{k-2}``."""
+        return f"{state} = {self.input_names[state]}" if state < len(self.input_names) else str(state)
 
 
 def _thirds(cells: int) -> tuple[str, ...]:
@@ -66,7 +63,6 @@ def _stages(cells: int) -> tuple[str, ...]:
 DARTS = Skeleton(
     kinds=("normal", "reduce"),
     input_names=("c_{k-2}", "c_{k-1}"),
-    first_node=0,
     edges_per_node=2,
     joined=True,
     preprocessed=True,
@@ -80,7 +76,6 @@ DARTS = Skeleton(
 NB201 = Skeleton(
     kinds=("cell",),
     input_names=("c_{k-1}",),
-    first_node=1,
     edges_per_node=None,
     joined=False,
     preprocessed=False,

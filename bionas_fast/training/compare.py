@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from bionas_fast import report, rules
 from bionas_fast.config import RunConfig
+from bionas_fast.data import AnyDataset, Data, as_dataset, with_data
 from bionas_fast.errors import InputError, expect_count, expect_type, unknown
 from bionas_fast.plugins import import_plugins
+from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.folder import GENOTYPE, REPORT, NewFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.repeat import PlannedRun, Variant, repeat
 from bionas_fast.runs.seeds import SeedTable
+from bionas_fast.runs.trainer import Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.space import Genotype
 from bionas_fast.training.genotype import TrainConfig, Training, train, trained_genotype
@@ -37,8 +40,10 @@ def compare_rules(
     *,
     variants: Iterable[str] = (ALL,),
     seeds: int = 1,
+    data: Data | None = None,
     out: str | Path | NewFolder | None = None,
     progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SeedTable:
     """Train a network under several assignments of learning rules, each with several seeds, and compare them.
 
@@ -55,8 +60,10 @@ def compare_rules(
             (on every layer), ``shuffle:3`` (:meth:`Genotype.with_shuffled_rules`), or ``all`` (the genotype and every
             rule). Otherwise: a rule of the network, or ``all``.
         seeds: number of seeds; they count from that of ``config``.
+        data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`.
         out: the folder: new, empty, or that of an earlier call; by default one under ``runs/``.
         progress: receives the progress of each run and its result; True shows it on stderr.
+        callbacks: see every run, one after the other; see :class:`bionas_fast.Callback`.
 
     Returns:
         The table of test accuracies, in percent. Runs whose numbers are no longer finite are among its ``failures``.
@@ -67,21 +74,20 @@ def compare_rules(
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved.
     """
     expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
-    config = _ready(config)
+    shared = _Shared.of(config, data, callbacks)
+    config = shared.config
     numbers = _numbers(config, seeds)
     if genotype is not None:
         words = _expanded(variants, (AS_FOUND, *rules.names()))
-        made = [_assigned_variant("", genotype, word, config, numbers) for word in words]
+        made = [_assigned_variant("", genotype, word, shared, numbers) for word in words]
     else:
         known = _rules_of(config)
         words = _expanded(variants, known)
         for word in words:
             if word not in known:
                 raise unknown("variant", word, (*known, ALL))
-        made = [
-            Variant(word, _network_runs(config.with_settings(rule=word), numbers), folder=_folder(word))
-            for word in words
-        ]
+        assigned = {word: replace(shared, config=config.with_settings(rule=word)) for word in words}
+        made = [Variant(word, _network_runs(own, numbers), _folder(word)) for word, own in assigned.items()]
     name = f"compare-{config.dataset}-{_network_name(genotype, config)}"
     return _repeated(made, NewFolder(name) if out is None else out, progress)
 
@@ -92,8 +98,10 @@ def compare_genotypes(
     *,
     variants: Iterable[str] = (AS_FOUND,),
     seeds: int | None = None,
+    data: Data | None = None,
     out: str | Path | NewFolder | None = None,
     progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SeedTable:
     """Train several genotypes under the same assignments of learning rules, each with several seeds, and compare them.
 
@@ -106,7 +114,7 @@ def compare_genotypes(
         variants: the assignments, as of :func:`compare_rules`; every genotype is trained under each. The differences
             are those to the first genotype under the first one, and those to the same genotype under the first one.
         seeds: number of seeds, from that of ``config`` on; by default one, or all from that on that have genotypes.
-        out, progress: as of :func:`compare_rules`.
+        data, out, progress, callbacks: as of :func:`compare_rules`.
 
     Raises:
         InputError: no genotypes, names that differ only in punctuation, no genotype for a seed; otherwise as of
@@ -114,7 +122,8 @@ def compare_genotypes(
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved.
     """
     expect_type("genotypes", genotypes, Mapping, "write {'a name': genotype, …}")
-    settings = _ready(config)
+    shared = _Shared.of(config, data, callbacks)
+    settings = shared.config
     if not genotypes:
         raise InputError("genotypes: expected at least one")
     found = _seeds_of(genotypes, settings.seed) if seeds is None else []
@@ -122,7 +131,7 @@ def compare_genotypes(
     words = _expanded(variants, (AS_FOUND, *rules.names()))
     made = []
     for own in genotypes.items():
-        first, *others = (_assigned_variant(*own, word, settings, numbers) for word in words)
+        first, *others = (_assigned_variant(*own, word, shared, numbers) for word in words)
         within = first.name if len(genotypes) > 1 else ""
         made += [first, *(replace(variant, baseline=within) for variant in others)]
     folders = [variant.folder for variant in made]
@@ -137,8 +146,10 @@ def repeat_training(
     config: RunConfig | None = None,
     *,
     seeds: int,
+    data: Data | None = None,
     out: str | Path | NewFolder | None = None,
     progress: Progress | bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SeedTable:
     """Train a network with several seeds; each run is in ``out/seed-N``.
 
@@ -148,22 +159,47 @@ def repeat_training(
         InputError: ``out`` holds other runs; a run that cannot begin or continue.
         Interrupted: after Ctrl-C or SIGTERM. The runs are saved.
     """
-    config = _ready(config)
+    shared = _Shared.of(config, data, callbacks)
+    config = shared.config
     name, numbers = _network_name(genotype, config), _numbers(config, seeds)
     if genotype is None:
-        runs = _network_runs(config, numbers)
+        runs = _network_runs(shared, numbers)
     else:
-        runs = {seed: _genotype_run(genotype, config, seed) for seed in numbers}
+        runs = {seed: _genotype_run(genotype, shared, seed) for seed in numbers}
     out = NewFolder(f"seeds-{config.dataset}-{name}") if out is None else out
     return _repeated([Variant(name, runs)], out, progress)
 
 
-def _ready(config: RunConfig | None) -> RunConfig:
-    """Return the settings, by default those of a genotype, after importing plugins: they may bring rules."""
-    expect_type("config", config, (RunConfig, type(None)), "write bf.TrainConfig(dataset='digits')")
-    config = config or TrainConfig()
-    import_plugins(config.plugins)
-    return config
+@dataclass(frozen=True)
+class _Shared:
+    """What the runs of a comparison have in common.
+
+    Attributes:
+        config: the settings.
+        data: the images, in place of the dataset that the settings name.
+        callbacks: see every run.
+    """
+
+    config: RunConfig
+    data: AnyDataset | None
+    callbacks: Sequence[Callback]
+
+    @classmethod
+    def of(cls, config: RunConfig | None, data: Data | None, callbacks: Sequence[Callback]) -> _Shared:
+        """Check the arguments, and import plugins, which may bring rules; the settings are by default a genotype's."""
+        expect_type("config", config, (RunConfig, type(None)), "write bf.TrainConfig(dataset='digits')")
+        expect_callbacks(callbacks)
+        given = None if data is None else as_dataset(data)
+        config = with_data(config or TrainConfig(), given)
+        import_plugins(config.plugins)
+        return cls(config, given, callbacks)
+
+    def run(
+        self, trainer: type[Trainer], seed: int, start: Callable[..., object], files: Mapping[str, str] | None = None
+    ) -> PlannedRun:
+        """Plan the run of a seed; ``start`` begins it."""
+        start = partial(start, data=self.data, callbacks=self.callbacks)
+        return PlannedRun(trainer, self.config.with_settings(seed=seed), start, files or {})
 
 
 def _numbers(config: RunConfig, seeds: int) -> Sequence[int]:
@@ -208,14 +244,15 @@ def _expanded(variants: Iterable[str], every: Sequence[str]) -> list[str]:
     return words
 
 
-def _assigned_variant(name: str, found: Genotypes, word: str, config: RunConfig, numbers: Sequence[int]) -> Variant:
+def _assigned_variant(name: str, found: Genotypes, word: str, shared: _Shared, numbers: Sequence[int]) -> Variant:
     """Plan the runs of a genotype, or of those of several searches, under an assignment of rules."""
     runs = {}
     for seed in numbers:
         if not isinstance(found, Genotype) and seed not in found:
             raise InputError(f"{name}: expected a genotype for seed {seed}, got those of {sorted(found)}")
         genotype = found if isinstance(found, Genotype) else found[seed]
-        runs[seed] = _genotype_run(_assigned(word, trained_genotype(genotype, _train_config(config))), config, seed)
+        genotype = _assigned(word, trained_genotype(genotype, _train_config(shared.config)))
+        runs[seed] = _genotype_run(genotype, shared, seed)
     shown = name if name and word == AS_FOUND else f"{name} {word}".strip()
     return Variant(shown, runs, folder=_folder(shown))
 
@@ -243,18 +280,18 @@ def _rules_of(config: RunConfig) -> tuple[str, ...]:
     return (get_args(field.annotation) if field else ()) or rules.names()
 
 
-def _genotype_run(genotype: Genotype, config: RunConfig, seed: int) -> PlannedRun:
-    files = {GENOTYPE: trained_genotype(genotype, _train_config(config)).to_json()}
-    return PlannedRun(Training, config.with_settings(seed=seed), partial(train, genotype), files)
+def _genotype_run(genotype: Genotype, shared: _Shared, seed: int) -> PlannedRun:
+    files = {GENOTYPE: trained_genotype(genotype, _train_config(shared.config)).to_json()}
+    return shared.run(Training, seed, partial(train, genotype), files)
 
 
-def _network_runs(config: RunConfig, numbers: Sequence[int]) -> dict[int, PlannedRun]:
+def _network_runs(shared: _Shared, numbers: Sequence[int]) -> dict[int, PlannedRun]:
     """Plan the runs of a network that is not of a genotype."""
-    kind = next((kind for kind in map(get_kind, kind_names()) if kind.settings is type(config)), None)
+    settings = type(shared.config)
+    kind = next((kind for kind in map(get_kind, kind_names()) if kind.settings is settings), None)
     if kind is None or not kind.sources:
-        raise InputError(f"genotype: expected one, with the settings {type(config).__name__}")
-    trainer = kind.trainer
-    return {seed: PlannedRun(trainer, config.with_settings(seed=seed), trainer.start) for seed in numbers}
+        raise InputError(f"genotype: expected one, with the settings {settings.__name__}")
+    return {seed: shared.run(kind.trainer, seed, kind.trainer.start) for seed in numbers}
 
 
 def _train_config(config: RunConfig) -> TrainConfig:

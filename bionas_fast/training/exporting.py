@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from bionas_fast.config import RunRecord
+from bionas_fast.data import DataShape
 from bionas_fast.errors import InputError
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.folder import GENOTYPE, RunFolder
 from bionas_fast.runtime.machine import machine
 from bionas_fast.training.loading import load
-from bionas_fast.training.network import DataShape
 
 #: Name of the metadata in a file of torch.export.
 METADATA = "metadata.json"

@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Data, as_dataset, with_data
+from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
 from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import GENOTYPE, NewFolder, RunFolder
+from bionas_fast.runs.folder import GENOTYPE, Out, RunFolder, run_folder
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
@@ -22,7 +22,6 @@ from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
 from bionas_fast.training.config import TrainConfig
-from bionas_fast.training.network import DataShape
 from bionas_fast.training.result import TrainResult
 from bionas_fast.training.supervised import SupervisedTraining
 
@@ -32,7 +31,7 @@ def train(
     config: TrainConfig | None = None,
     *,
     data: Data | None = None,
-    out: str | Path | NewFolder | None = None,
+    out: Out = None,
     resume: str | Path | None = None,
     progress: Progress | bool | None = None,
     callbacks: Sequence[Callback] = (),
@@ -44,7 +43,8 @@ def train(
         config: the settings; by default for scikit-learn's digits.
         data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`. To
             resume, give them again.
-        out: a run folder, new or empty; by default nothing is written.
+        out: the run folder, new or empty; by default one under ``runs/``, named after the settings and the time. False:
+            nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the training; True shows it on stderr.
@@ -64,13 +64,18 @@ def train(
     if genotype is None and resume is None:
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
+    def name() -> str:
+        assert genotype is not None
+        settings = config or TrainConfig()
+        return f"train-{settings.dataset}-{genotype.hash}-seed{settings.seed}"
+
     def make(config: TrainConfig, folder: RunFolder | None) -> Training:
         trained = None if genotype is None else trained_genotype(genotype, config)
         return Training(_genotype_of(trained, folder), config, given)
 
     with (
         distributed.process_group(),
-        open_run(Training, config, out=out, resume=resume, make=make) as (training, folder),
+        open_run(Training, config, out=run_folder(out, resume, name), resume=resume, make=make) as (training, folder),
     ):
         execute(training, folder, listener(progress), callbacks)
         return training.result(folder)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
+from bionas_fast.data import DataShape
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins, plugins_explained
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runtime.isolation import exclusive, ordinary_modes
-from bionas_fast.training.network import DataShape
 
 
 def load(run_dir: str | Path, *, plugins: Sequence[str] = (), best: bool = False) -> nn.Module:

@@ -9,18 +9,17 @@ from typing import Any
 from torch import nn
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Data, as_dataset, with_data
+from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
 from bionas_fast.errors import expect_type
 from bionas_fast.models.resnet import build_resnet
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import RunFolder
+from bionas_fast.runs.folder import Out, RunFolder, run_folder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime import distributed
 from bionas_fast.training.config import ResNetConfig
-from bionas_fast.training.network import DataShape
 from bionas_fast.training.result import TrainResult
 from bionas_fast.training.supervised import SupervisedTraining
 
@@ -29,7 +28,7 @@ def train_resnet(
     config: ResNetConfig | None = None,
     *,
     data: Data | None = None,
-    out: str | Path | None = None,
+    out: Out = None,
     resume: str | Path | None = None,
     progress: Progress | bool | None = None,
     callbacks: Sequence[Callback] = (),
@@ -40,7 +39,8 @@ def train_resnet(
         config: the settings; by default ResNet-20 by back-propagation on scikit-learn's digits.
         data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`. To
             resume, give them again.
-        out: a run folder, new or empty; by default nothing is written.
+        out: the run folder, new or empty; by default one under ``runs/``, named after the settings and the time. False:
+            nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the training; True shows it on stderr.
@@ -57,12 +57,17 @@ def train_resnet(
     if given is not None and (config is not None or resume is None):
         config = with_data(config or ResNetConfig(), given)
 
+    def name() -> str:
+        settings = config or ResNetConfig()
+        return f"resnet-{settings.dataset}-{settings.rule}-seed{settings.seed}"
+
     def make(config: ResNetConfig, folder: RunFolder | None) -> ResNetTraining:
         return ResNetTraining(config, given)
 
+    place = run_folder(out, resume, name)
     with (
         distributed.process_group(),
-        open_run(ResNetTraining, config, out=out, resume=resume, make=make) as (training, folder),
+        open_run(ResNetTraining, config, out=place, resume=resume, make=make) as (training, folder),
     ):
         execute(training, folder, listener(progress), callbacks)
         return training.result(folder)

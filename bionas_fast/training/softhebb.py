@@ -18,6 +18,7 @@ from bionas_fast.data import (
     BatchStream,
     Data,
     Dataset,
+    DataShape,
     MemoryImages,
     as_dataset,
     load_dataset,
@@ -30,7 +31,7 @@ from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import NewFolder, RunFolder
+from bionas_fast.runs.folder import Out, RunFolder, run_folder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.terminal import listener
@@ -38,7 +39,7 @@ from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.training.config import SoftHebbConfig
-from bionas_fast.training.network import DataShape, NetworkTraining
+from bionas_fast.training.network import NetworkTraining
 from bionas_fast.training.result import TrainResult
 
 # Number of images per chunk of features.
@@ -49,7 +50,7 @@ def train_softhebb(
     config: SoftHebbConfig | None = None,
     *,
     data: Data | None = None,
-    out: str | Path | NewFolder | None = None,
+    out: Out = None,
     resume: str | Path | None = None,
     progress: Progress | bool | None = None,
     callbacks: Sequence[Callback] = (),
@@ -60,7 +61,8 @@ def train_softhebb(
         config: the settings; by default for scikit-learn's digits.
         data: the images, in place of the dataset that the settings name; see :func:`bionas_fast.data.as_dataset`. To
             resume, give them again.
-        out: a run folder, new or empty; by default nothing is written.
+        out: the run folder, new or empty; by default one under ``runs/``, named after the settings and the time. False:
+            nothing is written.
         resume: the folder of an interrupted run to resume. The result is the same as without the interruption; only
             settings that do not affect the result may be changed.
         progress: receives the progress of the training; True shows it on stderr.
@@ -78,10 +80,15 @@ def train_softhebb(
         config = with_data(config or SoftHebbConfig(), given)
     distributed.require_single_process("SoftHebb networks learn")
 
+    def name() -> str:
+        settings = config or SoftHebbConfig()
+        return f"softhebb-{settings.dataset}-{settings.rule}-seed{settings.seed}"
+
     def make(config: SoftHebbConfig, folder: RunFolder | None) -> SoftHebbTraining:
         return SoftHebbTraining(config, _in_memory(given))
 
-    with open_run(SoftHebbTraining, config, out=out, resume=resume, make=make) as (training, folder):
+    place = run_folder(out, resume, name)
+    with open_run(SoftHebbTraining, config, out=place, resume=resume, make=make) as (training, folder):
         execute(training, folder, listener(progress), callbacks)
         return training.result(folder)
 

@@ -223,7 +223,7 @@ class TestInMemory:
     )
     def test_settings_that_do_not_fit(self, root, settings, message):
         with pytest.raises(InputError, match=f"^{message}") as error:
-            bf.train_resnet(bf.ResNetConfig(**{"dataset": f"folder:{root}", "epochs": 1, **settings}))
+            bf.train_resnet(bf.ResNetConfig(**{"dataset": f"folder:{root}", "epochs": 1, **settings}), out=False)
         assert "\n" not in str(error.value)
 
 

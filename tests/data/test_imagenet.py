@@ -86,7 +86,7 @@ class TestImageNet:
             dataset="imagenet", data_dir=str(large), architecture="resnet18", rule="usf", epochs=1, batch_size=6,
             image_size=32, image_resize=36, color_jitter=(0.4, 0.4, 0.4, 0.2), flip=True, workers=0, schedule="linear",
         )  # fmt: skip
-        result = bf.train_resnet(config)
+        result = bf.train_resnet(config, out=False)
         assert result.metrics[0]["test_loss"] > 0
 
 

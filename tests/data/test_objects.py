@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 import bionas_fast as bf
 from bionas_fast import BionasWarning, InputError
 from bionas_fast.data import as_dataset
+from helpers.genotypes import GENOTYPE
 
 X = torch.randint(256, (40, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 Y = torch.arange(40) % 2
@@ -96,7 +99,61 @@ def test_a_search_and_a_training(tmp_path):
     with pytest.raises(InputError, match="dataset: 'cifar10' is set, and data 'python:arrays' given"):
         bf.search(config.with_settings(dataset="cifar10"), data=(X, Y))
     settings = {"channels": 1, "cells": 1, "epochs": 1, "batch_size": 8}
-    trained = bf.train(found.genotype, bf.TrainConfig(**settings), data=(TensorDataset(X, Y), (X[:10], Y[:10])))
+    trained = bf.train(
+        found.genotype, bf.TrainConfig(**settings), data=(TensorDataset(X, Y), (X[:10], Y[:10])), out=False
+    )
     expected = bf.evaluate(trained.network, as_dataset(((X, Y), (X[:10], Y[:10]))).test)["accuracy"]
     assert trained.test_accuracy == pytest.approx(expected)
-    assert bf.train_resnet(bf.ResNetConfig(epochs=1, batch_size=8), data=(X, Y)).network is not None
+    assert bf.train_resnet(bf.ResNetConfig(epochs=1, batch_size=8), data=(X, Y), out=False).network is not None
+
+
+def test_images_and_callbacks_of_repeated_runs(tmp_path):
+    class Steps(bf.Callback):
+        count = 0
+
+        def on_step(self, moment):
+            self.count += 1
+
+    settings = {"channels": 1, "cells": 1, "epochs": 1, "batch_size": 8}
+    steps, how = Steps(), {"seeds": 2, "data": (X, Y)}
+    config = bf.SearchConfig(**settings, operations=("skip_connect",))
+    searched = bf.repeat_search(config, **how, out=tmp_path / "searches", callbacks=[steps])
+    assert set(searched.genotypes) == {0, 1} and steps.count > 0 and steps.count % 2 == 0
+    alone = bf.search(config.with_settings(seed=1), data=(X, Y), out=tmp_path / "alone")
+    assert searched.accuracies.values[1] == alone.final_metrics["valid_accuracy"]
+    training = bf.TrainConfig(**settings)
+    expected = bf.train(GENOTYPE, training, data=(X, Y), out=False).test_accuracy
+    for number, table in enumerate(
+        (
+            bf.compare_rules(
+                GENOTYPE, training, **how, out=tmp_path / "rules", variants=["genotype"], callbacks=[steps]
+            ),
+            bf.compare_genotypes({"own": GENOTYPE}, training, **how, out=tmp_path / "genotypes", callbacks=[steps]),
+            bf.repeat_training(GENOTYPE, training, **how, out=tmp_path / "seeds", callbacks=[steps]),
+        )
+    ):
+        (series,) = table.series
+        assert series.values[0] == expected, number
+    before = steps.count
+    networks = bf.repeat_training(
+        None, bf.ResNetConfig(epochs=1, batch_size=8), **how, out=tmp_path / "resnet", callbacks=[steps]
+    )
+    assert len(networks.series[0].values) == 2 and steps.count > before
+    with pytest.raises(InputError, match="dataset: 'cifar10' is set, and data 'python:arrays' given"):
+        bf.repeat_search(config.with_settings(dataset="cifar10"), **how)
+    with pytest.raises(InputError, match="callbacks: expected"):
+        bf.repeat_training(GENOTYPE, training, **how, callbacks=[print])
+
+
+def test_trainings_have_a_folder_by_default_and_none_on_request(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = bf.TrainConfig(channels=1, cells=1, epochs=1, batch_size=8)
+    assert bf.train(GENOTYPE, config, data=(X, Y), out=False).run_dir is None
+    assert not (tmp_path / "runs").exists()
+    made = [
+        bf.train(GENOTYPE, config, data=(X, Y)).run_dir,
+        bf.train_resnet(bf.ResNetConfig(epochs=1, batch_size=8), data=(X, Y)).run_dir,
+    ]
+    names = [f"train-python-arrays-{GENOTYPE.hash}-seed0-", "resnet-python-arrays-bp-seed0-"]
+    for run, name in zip(made, names, strict=True):
+        assert run.parent == Path("runs") and run.name.startswith(name) and (run / "report.html").is_file()

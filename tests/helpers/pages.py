@@ -60,6 +60,7 @@ def write_search(
     settings: Mapping[str, Any] | None = None,
     metrics: Sequence[Mapping[str, Any]] = (),
     alphas: Mapping[str, Any] | None = None,
+    genotypes: Sequence[Genotype] = (),
     machine: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the folder of a search by hand."""
@@ -70,6 +71,9 @@ def write_search(
     (path / "genotype.json").write_text(genotype.to_json())
     folder = RunFolder.open(path)
     folder.write_metrics(metrics)
+    if genotypes:
+        rows = [{"epoch": k, **json.loads(own.to_json())} for k, own in enumerate(genotypes, 1)]
+        folder.write_rows("genotypes.jsonl", rows)
     if alphas:
         rows = {kind: np.asarray(values, dtype=np.float64) for kind, values in alphas.items()}
         np.savez(path / "alphas.npz", candidates=np.array([str(c) for c in space.candidates]), **rows)

@@ -142,7 +142,7 @@ def test_comparison_covers_every_rule(tmp_path):
     accuracies = {series.name: series.values[SMALL.seed] for series in table.series}
     assert list(accuracies) == ["genotype", *rules.names()]
     assert all(0 <= accuracy <= 100 for accuracy in accuracies.values())
-    assert accuracies["bp"] == bf.train(GENOTYPE.with_rule("bp"), SMALL).test_accuracy
+    assert accuracies["bp"] == bf.train(GENOTYPE.with_rule("bp"), SMALL, out=False).test_accuracy
 
 
 def test_evaluate_by_hand():
@@ -180,7 +180,7 @@ def test_training_refuses_bad_settings(tmp_path):
     with pytest.raises(InputError, match="not empty"):
         bf.train(GENOTYPE, SMALL, out=tmp_path)
     with pytest.raises(InputError, match=r"the training loss or its gradient .* not finite .* learning_rate = 1000000"):
-        bf.train(GENOTYPE, SMALL.with_settings(learning_rate=1e6, gradient_clip=1e6, epochs=3))
+        bf.train(GENOTYPE, SMALL.with_settings(learning_rate=1e6, gradient_clip=1e6, epochs=3), out=False)
 
 
 def test_direct_feedback_is_shared_by_the_layers_that_meet_at_a_state():

@@ -9,15 +9,18 @@ import re
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 from bionas_fast import InputError
 from bionas_fast.cli.app import main
 from bionas_fast.evaluation import Evaluation
 from bionas_fast.report import AttackTable, collect, write_report
 from bionas_fast.report.charts import curves_figure, operations_figure, rules_figure, shares_figure
+from bionas_fast.report.colors import rule_color
+from bionas_fast.report.history import changes, history_figure
 from bionas_fast.report.layers import alignment_figure, gradients_figure
 from bionas_fast.report.robustness import gap_figure
-from bionas_fast.space import get_space, random_genotype
+from bionas_fast.space import Cell, Edge, Genotype, get_space, random_genotype
 from helpers.pages import Page, layer_rows, write_attack, write_search, write_training
 
 SPACE = get_space("bionas")
@@ -69,6 +72,41 @@ class TestAlpha:
         assert [part.split("</td>")[0].rpartition(">")[2] for part in row.split("<td")[1:]].count("50") == 1
         edges = [e for nodes in GENOTYPE.normal.nodes for e in nodes]
         assert cells.count("chosen") == len(edges)
+
+
+class TestHistory:
+    #: Two edges into node 2 in every epoch; that from state 1 changes its rule, and later its operation.
+    TEXTS = ("sep_conv_3x3@usf<-1", "sep_conv_3x3@usf<-1", "sep_conv_3x3@fa<-1", "max_pool_3x3<-1")
+
+    @pytest.fixture
+    def genotypes(self):
+        still = Cell((tuple(map(Edge.parse, ("skip_connect@usf<-0",))),), (2,))
+        return [Genotype(Cell(((*still.nodes[0], Edge.parse(text)),), (2,)), still) for text in self.TEXTS]
+
+    def test_a_bar_lasts_as_long_as_a_candidate(self, genotypes):
+        normal, reduce = history_figure(genotypes).axes
+        bars = [
+            (bar.get_x(), bar.get_width(), round(bar.get_y() + 0.4), bar.get_facecolor()[:3]) for bar in normal.patches
+        ]
+        colors = [to_rgb(rule_color(rule)) for rule in ("usf", "usf", "fa", None)]
+        spans = [(0.5, 4, 0), (0.5, 2, 1), (2.5, 1, 1), (3.5, 1, 1)]
+        assert bars == [(*span, color) for span, color in zip(spans, colors, strict=True)]
+        assert [label.get_text() for label in normal.get_yticklabels()] == ["0 → 2", "1 → 2"]
+        assert [bar.get_width() for bar in reduce.patches] == [4]
+        assert changes(genotypes) == [0, 1, 1]
+
+    def test_page(self, genotypes, tmp_path):
+        write_report(write_search(tmp_path / "run", genotypes[-1], SPACE, genotypes=genotypes))
+        page = (tmp_path / "run" / "report.html").read_text()
+        assert "Genotype over time" in Page(page).words
+        assert "replaced in an epoch: 0, 1, 1" in page
+
+    @pytest.mark.parametrize("text", ["no", "[]", "{}", '{"epoch": 1, "format_version": 1}'])
+    def test_damaged(self, text, tmp_path):
+        write_search(tmp_path / "run", GENOTYPE, SPACE)
+        (tmp_path / "run" / "genotypes.jsonl").write_text(text)
+        with pytest.raises(InputError, match=r"genotypes\.jsonl, line 1: "):
+            write_report(tmp_path / "run")
 
 
 class TestLayers:

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.patches import PathPatch
 from rich.console import Console
 
 from bionas_fast import rules
 from bionas_fast.errors import InputError
 from bionas_fast.report import draw_figure, draw_genotype, write_report
 from bionas_fast.report.charts import edge_shares, rule_shares
-from bionas_fast.report.colors import OWN_RULE_COLORS, RULE_COLORS, rule_color
+from bionas_fast.report.colors import MUTED, OWN_RULE_COLORS, RULE_COLORS, rule_color
 from bionas_fast.report.figure import genotype_figure
 from bionas_fast.report.layout import lay_out
 from bionas_fast.space import Cell, Edge, Genotype, derive_genotype, get_space, operation_names
@@ -58,13 +60,14 @@ def drawn(genotype: Genotype, width: int = 80, encoding: str = "utf-8", **option
 
 
 EDGE = re.compile(r"(?P<lanes>[│ ]*)[├╰][─┼]* (?P<operation>\w+) +(?:(?P<rule>\w+) )?─*[╮┤]")
+INPUT = re.compile(r"[│ ]*(?P<name>\d) = c_\{k-[12]\}")
 NODE = re.compile(r"[│ ]*(?P<name>\d+) ◀─*╯")
 OUTPUT = re.compile(r" *╰[─┴]*▶ c_k = concat\((?P<states>.*)\)")
 
 
 def read_back(lines: list[str]) -> tuple[list[list[str]], list[int]]:
     """Parse a drawing of one cell into the edges of every node and the concatenated states."""
-    nodes, edges, states = [], [], []
+    nodes, edges, states, inputs = [], [], [], []
     for upper, lower in itertools.pairwise(lines):
         for column, (above, below) in enumerate(itertools.zip_longest(upper, lower, fillvalue=" ")):
             # A lane has no gap and no dangling end: it runs from its state's name to the state's last use.
@@ -76,12 +79,15 @@ def read_back(lines: list[str]) -> tuple[list[list[str]], list[int]]:
             assert len(match["lanes"]) % 3 == 0
             edges.append(f"{match['operation']}{rule}<-{len(match['lanes']) // 3}")
         elif match := NODE.fullmatch(line):
-            assert int(match["name"]) == len(nodes)
+            assert int(match["name"]) == 2 + len(nodes)  # the number that the JSON has as a source
             nodes.append(edges)
             edges = []
         elif match := OUTPUT.fullmatch(line):
-            states = [int(name) + 2 for name in match["states"].split(", ")]
-    assert not edges
+            states = [int(name) for name in match["states"].split(", ")]
+        elif match := INPUT.fullmatch(line):
+            assert match["name"] == str(len(inputs))
+            inputs.append(line)
+    assert not edges and len(inputs) == 2
     return nodes, states
 
 
@@ -185,6 +191,47 @@ class TestFigure:
             # The two lines of a label are close: only their descenders may touch.
             assert not box.padded(-2).overlaps(another.padded(-2)), (name, other)
 
+    def test_states_have_the_numbers_of_the_json(self, tmp_path):
+        draw_figure(random_genotype(0), tmp_path / "cells.svg")
+        root = ElementTree.parse(tmp_path / "cells.svg").getroot()
+        texts = ["".join("".join(element.itertext()).split()) for element in root.iter(f"{SVG}text")]
+        # One per cell: the two inputs with what they are, the four nodes.
+        assert all(texts.count(str(state)) == 2 for state in (2, 3, 4, 5))
+        assert sum(text.startswith(("0=", "1=")) for text in texts) == 4
+
+    def test_one_cell(self, tmp_path):
+        genotype = Genotype(WIDE, SMALLEST)
+        draw_figure(genotype, tmp_path / "cell.svg", cell="reduce")
+        root = ElementTree.parse(tmp_path / "cell.svg").getroot()
+        assert labels(root) == Counter([("skip_connect", "usf")])
+        text = drawn(genotype, width=40)
+        _, normal, _ = re.split(r"^(?:normal|reduce) cell$", text, flags=re.MULTILINE)
+        buffer = io.StringIO()
+        draw_genotype(genotype, Console(file=buffer, width=40), cell="normal")
+        assert normal.strip() in buffer.getvalue() and "reduce" not in buffer.getvalue()
+        for draw in (draw_figure, draw_genotype):
+            with pytest.raises(InputError, match="unknown cell 'normla'; did you mean 'normal'"):
+                draw(genotype, tmp_path / "no.svg", cell="normla")
+        assert not (tmp_path / "no.svg").exists()
+
+    def test_the_width_of_a_line_grows_with_the_lead(self):
+        genotype = Genotype(WIDE, SMALLEST)
+        ratios = [1.0, 1.25, 1.5, 2.0, 9.0, 1.0, 1.5]
+        lines = [
+            patch.get_linewidth()
+            for patch in genotype_figure(genotype, ratios).axes[0].patches
+            if isinstance(patch, PathPatch) and patch.get_edgecolor() != to_rgba(MUTED)
+        ]
+        expected = [0.9 + 3.6 * min(ratio - 1, 1) for ratio in ratios]
+        assert lines == pytest.approx(expected)
+
+    def test_pdf(self, tmp_path):
+        for name in ("a.pdf", "b.pdf"):
+            draw_figure(random_genotype(0), tmp_path / name)
+        content = (tmp_path / "a.pdf").read_bytes()
+        assert content.startswith(b"%PDF-") and content.rstrip().endswith(b"%%EOF")
+        assert content == (tmp_path / "b.pdf").read_bytes()
+
     def test_png(self, tmp_path):
         draw_figure(random_genotype(0), tmp_path / "cells.PNG")
         assert (tmp_path / "cells.PNG").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -196,7 +243,7 @@ class TestFigure:
 
     @pytest.mark.parametrize("name", ["cells.jpeg", "cells"])
     def test_unknown_format(self, name, tmp_path):
-        with pytest.raises(InputError, match=r"known: svg, png"):
+        with pytest.raises(InputError, match=r"known: svg, png, pdf"):
             draw_figure(random_genotype(0), tmp_path / name)
         assert not list(tmp_path.iterdir())
 

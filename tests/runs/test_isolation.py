@@ -23,9 +23,9 @@ def run(kind: str, seed: int = 0, **how: Any) -> list[dict[str, Any]]:
     """Run with everything on that draws random numbers, and return the metrics."""
     settings = {**SETTINGS[kind], "epochs": 2, "seed": seed}
     if kind == "train":
-        return bf.train(GENOTYPE, bf.TrainConfig(**settings), **how).metrics
+        return bf.train(GENOTYPE, bf.TrainConfig(**settings), **{"out": False, **how}).metrics
     if kind == "softhebb":
-        return bf.train_softhebb(bf.SoftHebbConfig(**settings), **how).metrics
+        return bf.train_softhebb(bf.SoftHebbConfig(**settings), **{"out": False, **how}).metrics
     return bf.search(bf.SearchConfig(**settings, method="eg-published", population=4), **how).metrics
 
 

@@ -61,7 +61,9 @@ class TestResuming:
         assert result.run_dir == stopped
         assert result.genotype == bf.Genotype.load(whole["search"][0] / "genotype.json")
         config = bf.TrainConfig(**SETTINGS["train"])
-        assert plain(bf.train(GENOTYPE, config).metrics) == plain(RunFolder(whole["train"][0]).read_metrics())
+        assert plain(bf.train(GENOTYPE, config, out=False).metrics) == plain(
+            RunFolder(whole["train"][0]).read_metrics()
+        )
 
     def test_other_data_under_the_same_name_are_refused(self, stopped, monkeypatch):
         data = killing.specks(None, download=False, seed=0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+import bionas_fast as bf
 from bionas_fast.errors import InputError
 from bionas_fast.runtime import device as devices
-from bionas_fast.runtime.device import resolve_device
+from bionas_fast.runtime.device import describe_device, resolve_device
 from bionas_fast.runtime.distributed import cuda_backend
 
 
@@ -51,3 +52,14 @@ def test_nccl_needs_a_device_for_each_process():
     assert cuda_backend(["a 0", "a 0"]) == "gloo"  # one GPU for both
     assert cuda_backend(["a 0", None]) == "gloo"
     assert cuda_backend([None, None]) == "gloo"
+
+
+@pytest.mark.parametrize(("op", "factor"), [("mixed_edges", "10 to 15 times"), ("feedback_conv", "up to 2 times")])
+def test_a_run_without_kernels_says_how_much_slower_it_is(op, factor):
+    from bionas_fast.ops import feedback  # noqa: F401, declares its backends
+    from bionas_fast.ops.mixed_edges import autograd  # noqa: F401
+
+    with bf.use_backend("reference"):
+        assert describe_device(torch.device("cpu"), op).endswith(
+            f"plain PyTorch as chosen, {factor} slower than the kernels"
+        )

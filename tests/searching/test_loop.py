@@ -107,6 +107,7 @@ class TestRun:
             "checkpoint.pt",
             "best.pt",
             "genotype.json",
+            "genotypes.jsonl",
             "report.html",
         }
 
@@ -116,8 +117,16 @@ class TestRun:
         machine = config.pop("machine")
         assert set(config.pop("duration")) == {"wall_seconds", "processor_seconds"}
         assert machine["torch"] == torch.__version__.partition("+")[0]
+        assert config.pop("network")["image_size"] == [8, 8]
         assert SearchConfig(**config) == TINY
         assert set(config) == set(SearchConfig.model_fields) - {"loggers"}  # a file must not run code
+
+    def test_genotypes_of_all_epochs(self, run):
+        rows = [json.loads(line) for line in (run.run_dir / "genotypes.jsonl").read_text().splitlines()]
+        assert [row.pop("epoch") for row in rows] == [1, 2]
+        found = [bf.Genotype.from_json(json.dumps(row)) for row in rows]
+        assert [genotype.hash for genotype in found] == [row["genotype"] for row in run.metrics]
+        assert found[-1] == run.genotype
 
     def test_metrics(self, run):
         rows = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -12,6 +12,7 @@ import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.searching import SearchResult
 from helpers.genotypes import GENOTYPE
+from helpers.pages import Page
 
 
 @pytest.fixture(scope="module")
@@ -84,5 +85,10 @@ def test_how_far_it_has_decided(found):
     assert len(found.decision.leads) == sum(len(cell.edges) for cell in found.genotype.cells.values())
     page = (found.run_dir / "report.html").read_text()
     assert "The lead on every edge" in page
-    assert str(found.decision) in page
+    words = Page(page).words
+    for name, value in (("edges that lead by 10 % or more", "0 of 16"), ("last epochs with this genotype", "1 of 2")):
+        assert words[words.index(name) - 1] == value
+    network = bf.build_network(found.genotype, channels=1, cells=1, in_channels=1)
+    weights = sum(weight.numel() for weight in network.parameters())
+    assert words[words.index("parameters of the genotype network") - 1] == f"{weights:,}"
     assert any(message.startswith("undecided: ") for message in found.messages)

@@ -155,7 +155,7 @@ class TestSoftHebb:
 
     def test_rate_of_the_head_is_halved(self):
         config = bf.SoftHebbConfig(rule="random", epochs=4, halve_at=(0.5, 0.75), learning_rate=0.008)
-        rates = [row["learning_rate"] for row in bf.train_softhebb(config).metrics]
+        rates = [row["learning_rate"] for row in bf.train_softhebb(config, out=False).metrics]
         assert rates == [0.008, 0.008, 0.004, 0.002]
 
     def test_features_are_the_same_kept_or_computed_anew(self):
@@ -170,12 +170,12 @@ class TestSoftHebb:
         data = bf.load_dataset("digits")
         x = normalise(data.images, data.mean, data.std)
         config = bf.SoftHebbConfig(rule="random", epochs=1, feature_memory=memory)
-        net = bf.train_softhebb(config).network
+        net = bf.train_softhebb(config, out=False).network
         with torch.no_grad():
             expected = net.features(x).square().mean().sqrt()
         torch.testing.assert_close(net.head[1].size, expected, rtol=1e-4, atol=0)
         assert expected > 10
-        unscaled = bf.train_softhebb(config.with_settings(scale_features=False)).network
+        unscaled = bf.train_softhebb(config.with_settings(scale_features=False), out=False).network
         assert unscaled.head[1].size == 1
 
     def test_bad_input(self):

@@ -49,7 +49,7 @@ def test_averaged_weights_are_tested_and_loaded(tmp_path):
 def test_some_epochs_end_with_an_evaluation(tmp_path):
     """Every second and the last one, also of a run that is resumed; nothing else differs."""
     settings = {**SMALL, "epochs": 5, "valid_fraction": 0.5}
-    whole = bf.train(GENOTYPE, bf.TrainConfig(**settings))
+    whole = bf.train(GENOTYPE, bf.TrainConfig(**settings), out=False)
     config = bf.TrainConfig(**settings, evaluate_every=2)
 
     class Stopping(Progress):

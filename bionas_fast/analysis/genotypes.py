@@ -16,14 +16,14 @@ def composition(genotypes: Sequence[Genotype]) -> list[dict[str, object]]:
         genotypes: architectures of one search space, such as those of several seeds.
 
     Returns:
-        One row for each kind of cell, node, operation and rule that occurs: ``cell``, ``node`` (from 0, the depth),
+        One row for each kind of cell, node, operation and rule that occurs: ``cell``, ``node`` (as in the JSON),
         ``operation``, ``rule`` (None without weights), ``count``, and ``share`` of the edges into that node.
     """
     counts: dict[tuple[str, int, str, str | None], int] = {}
     totals: dict[tuple[str, int], int] = {}
     for genotype in genotypes:
         for kind, cell in genotype.cells.items():
-            for node, edges in enumerate(cell.nodes):
+            for node, edges in enumerate(cell.nodes, len(cell.skeleton.input_names)):
                 for edge in edges:
                     key = (kind, node, edge.candidate.operation, edge.candidate.rule)
                     counts[key] = counts.get(key, 0) + 1
