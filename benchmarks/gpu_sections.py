@@ -80,8 +80,7 @@ class Day:
     def timed(self, step: Step, precision: str = "float32") -> Row:
         """Time a step in a precision; a row."""
         with bf.precision("tf32" if precision == "tf32" else "ieee"):
-            seconds = 0.01 if self.tiny else min(2.0, max(0.3, self.left() / 20))
-            found = timed(step, self.device, seconds)
+            found = timed(step, self.device, min(2.0, max(0.3, self.left() / 20)), 1 if self.tiny else 20)
         return as_row(found)
 
 
@@ -184,7 +183,10 @@ def card_tests(day: Day) -> Iterator[Row]:
 
 def _supernet(day: Day) -> dict[str, Any]:
     """Settings of the paper's supernet."""
-    return {"channels": 2, "cells": 1} if day.tiny else {"channels": 16, "cells": 5}
+    if not day.tiny:
+        return {"channels": 16, "cells": 5}
+    space = get_space("bionas").restricted(("brsf",), ("dil_conv_3x3", "skip_connect"))
+    return {"channels": 2, "cells": 3, "space": space}
 
 
 def _half(step: SearchStep, which: str, precision: str) -> Step:
@@ -197,7 +199,7 @@ def _half(step: SearchStep, which: str, precision: str) -> Step:
 
 def _check_engines(day: Day, precision: str) -> Row:
     """Compare both engines with float64: the stacked one may err up to three times as much as the modular one."""
-    size = {"batch": 3, "size": 6} if day.tiny else {"batch": 8, "size": 32}
+    size = {"batch": 3, "size": 8} if day.tiny else {"batch": 8, "size": 32}
     fast, slow = (SearchStep(engine, device=day.device, **size, **_supernet(day)) for engine in ("stacked", "modular"))
     assert isinstance(fast.net, StackedSupernet)
     fast.net.load_modular(slow.net)
@@ -220,7 +222,7 @@ def search_steps(day: Day) -> Iterator[Row]:
     """Half steps of a search: of the weights and of alpha, in both engines."""
     for precision in PRECISIONS:
         yield _check_engines(day, precision)
-    size = 6 if day.tiny else 32
+    size = 8 if day.tiny else 32
     for batch in (2,) if day.tiny else (64, 256):
         for engine in ("stacked", "modular"):
             step = SearchStep(engine, batch, size, day.device, **_supernet(day))
@@ -240,7 +242,7 @@ def launches(day: Day) -> Iterator[Row]:
     """Launches, synchronising calls and the idle share of the device, by PyTorch's profiler."""
     from torch.profiler import ProfilerActivity, profile
 
-    batch, size = (2, 6) if day.tiny else (64, 32)
+    batch, size = (2, 8) if day.tiny else (64, 32)
     for engine in ("stacked", "modular"):
         step = SearchStep(engine, batch, size, day.device, **_supernet(day))
         for half in ("weights", "architecture"):
@@ -249,8 +251,7 @@ def launches(day: Day) -> Iterator[Row]:
             row: Row = {"engine": engine, "batch": batch, "half": half, "ms": taken}
             if day.device == "cuda":
                 row |= {"waits": _waits(run)}
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if day.device == "cuda" else [])]
-            with profile(activities=activities) as prof:
+            with profile(activities=[ProfilerActivity.CUDA if day.device == "cuda" else ProfilerActivity.CPU]) as prof:
                 run()
                 synchronise()
             events = [one for one in prof.events() if one.device_type == torch.autograd.DeviceType.CUDA]
@@ -279,14 +280,11 @@ def _waits(run: Step) -> int:
 
 def compiled(day: Day) -> Iterator[Row]:
     """The stacked supernet as one graph of ``torch.compile``, next to itself."""
-    size = 6 if day.tiny else 32
-    settings = _supernet(day)
-    if day.tiny:
-        settings["space"] = get_space("bionas").restricted(("usf",), ("sep_conv_3x3",))
-    for batch in (2,) if day.tiny else (64, 256):
-        plain = SearchStep("stacked", batch, size, day.device, **settings)
+    size = 8 if day.tiny else 32
+    for cells, batch in ((3, 2),) if day.tiny else ((3, 64), (5, 64), (5, 256)):
+        plain = SearchStep("stacked", batch, size, day.device, **(_supernet(day) | {"cells": cells}))
         other = copy.copy(plain)
-        other.run = torch.compile(plain.net, fullgraph=True, backend="aot_eager" if day.tiny else "inductor")
+        other.run = torch.compile(plain.net, fullgraph=True, backend="eager" if day.tiny else "inductor")
         state = copy.deepcopy(plain.net.state_dict())  # with the draws of random feedback
         with bf.precision("ieee"):
             right = plain.architecture()
@@ -298,8 +296,8 @@ def compiled(day: Day) -> Iterator[Row]:
         error = max(relative(own, value) for own, value in zip(ours, right, strict=True))
         assert error < 1e-3, error
         for name, step in (("stacked", plain), ("stacked, compiled", other)):
-            row: Row = {"engine": name, "batch": batch, "half": "architecture", "seconds to compile": seconds}
-            yield row | day.timed(step.architecture)
+            row: Row = {"engine": name, "cells": cells, "batch": batch, "half": "architecture"}
+            yield row | {"seconds to compile": seconds} | day.timed(step.architecture)
 
 
 def training(day: Day) -> Iterator[Row]:

@@ -90,7 +90,7 @@ def test_wrong_words_are_refused(monkeypatch, tmp_path, words):
 def test_dry_run_on_the_cpu(tmp_path):
     """Every section, as it is started on a bare machine."""
     root = Path(gpu_day.__file__).parents[1]
-    words = ["--device", "cpu", "--dry-run", "--minutes", "10", "--out", str(tmp_path)]
+    words = ["--device", "cpu", "--dry-run", "--minutes", "60", "--out", str(tmp_path)]
     others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "benchmarks/gpu_day.py", *words], cwd=root, env=others, capture_output=True, text=True
