@@ -13,6 +13,7 @@ import platform
 import pytest
 import torch
 
+import bionas_fast as bf
 from measuring import Report
 
 _report = Report()
@@ -26,6 +27,13 @@ def pytest_addoption(parser):
 def report() -> Report:
     """Where a benchmark puts its lines; printed when all have run."""
     return _report
+
+
+@pytest.fixture(autouse=True)
+def _ieee():
+    """The results are checked to the precision of float32; gpu_sections.py measures TF32, too."""
+    with bf.precision("ieee"):
+        yield
 
 
 @pytest.fixture(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -58,9 +59,76 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+class Timing(NamedTuple):
+    """Times of a step.
+
+    Attributes:
+        median, lowest: milliseconds.
+        repeats: the number of times.
+        first: seconds of the first call, which compiles kernels.
+        peak: GiB that PyTorch's allocator gave out at most, 0 on the CPU.
+    """
+
+    median: float
+    lowest: float
+    repeats: int
+    first: float
+    peak: float
+
+
+#: Bytes written between repeats, more than the last cache of any GPU or processor holds.
+FLUSHED = 2**28
+
+
+def timed(step: Step, device: str, seconds: float, repeats: int = 20) -> Timing:
+    """Time a step by CUDA events, or by the clock on the CPU; the caches are flushed between repeats.
+
+    The host waits only at the end: a step that the host cannot launch as fast as the device runs it takes as long as
+    its launches.
+
+    Args:
+        seconds: the number of repeats is lowered to fit into this time, but not below 3.
+    """
+    synchronise()
+    if cuda := torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    begun = time.perf_counter()
+    step()
+    synchronise()
+    first = time.perf_counter() - begun
+    begun = time.perf_counter()
+    step()
+    synchronise()
+    once = time.perf_counter() - begun
+    repeats = max(min(3, repeats), min(repeats, int(seconds / max(once, 1e-6))))
+    flushed = torch.empty(FLUSHED if cuda else 0, dtype=torch.uint8, device=device)
+    taken: list[float] = []
+    pairs = []
+    for _ in range(repeats):
+        flushed.zero_()
+        if cuda:
+            pairs.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
+            pairs[-1][0].record()
+            step()
+            pairs[-1][1].record()
+        else:
+            begun = time.perf_counter()
+            step()
+            taken.append(1e3 * (time.perf_counter() - begun))
+    synchronise()
+    taken += [start.elapsed_time(end) for start, end in pairs]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+    return Timing(statistics.median(taken), min(taken), repeats, first, peak)
+
+
 def show(benchmark, step: Step, seconds: float) -> None:
     """Put a variant into the table of pytest-benchmark as well, with about a second of rounds."""
-    benchmark.pedantic(step, rounds=max(1, min(20, int(1 / max(seconds, 1e-6)))), warmup_rounds=1)
+
+    def run() -> None:
+        step()
+        synchronise()
+
+    benchmark.pedantic(run, rounds=max(1, min(20, int(1 / max(seconds, 1e-6)))), warmup_rounds=1)
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -68,8 +136,9 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
 
 
-def matmul_peak(device: str, size: int = 1024) -> tuple[Step, float]:
+def matmul_peak(device: str) -> tuple[Step, float]:
     """A square matrix product in float32, and how many operations it takes."""
+    size = 1024 if device == "cpu" else 8192  # a small one would measure the launches of a GPU
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
 
     def step() -> None:
@@ -83,6 +152,7 @@ class SearchStep:
     """One step of a search in two halves: of the weights, and of the architecture."""
 
     def __init__(self, engine: str, batch: int, size: int, device: str, compiled: bool = False, **settings) -> None:
+        self.amp: torch.dtype | None = None  # of autocast
         self.net = bf.build_supernet(engine=engine, **settings).to(device)
         self.run = self.net
         if compiled:
@@ -92,7 +162,8 @@ class SearchStep:
         self.y = torch.randint(10, (batch,), generator=generator).to(device)
 
     def loss(self) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(self.run(self.x), self.y)
+        with torch.autocast(self.x.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
+            return torch.nn.functional.cross_entropy(self.run(self.x), self.y)
 
     def forward(self) -> None:
         with torch.no_grad():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import native
+from bionas_fast.runtime import graphs
 from bionas_fast.searching import loop
 from bionas_fast.training import genotype, softhebb, supervised
 from launches import DEVICE, Card, Counts
@@ -89,6 +90,28 @@ def test_a_step_of_a_search(card, monkeypatch, options):
     assert counts.kernels
     assert not counts.blocking
     assert not counts.waits
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_what_a_graph_captures_reads_nothing_from_the_host(card, monkeypatch, amp):
+    """Not even copies without waiting, which a graph would repeat from memory that the host has used again."""
+    halves = []
+
+    def counting(self, step, *inputs):
+        with card.counted() as counts:
+            results = step(*inputs)
+        halves.append((step.__name__, counts))
+        return results
+
+    monkeypatch.setattr(graphs.Replayed, "run", counting)
+    config = bf.SearchConfig(dataset="digits", batch_size=8, amp=amp, beta_decay=1.0, epochs=4, **SMALL)
+    second_step(card, monkeypatch, loop, lambda: loop.Search(config))
+    assert [name for name, _ in halves] == ["_alpha_step", "_weight_step"] * 2
+    for _, counts in halves[2:]:  # the first step makes tables
+        assert counts.kernels
+        assert not counts.copies
+        assert not counts.blocking
+        assert not counts.waits
 
 
 def test_a_step_of_training(card, monkeypatch):

@@ -204,6 +204,25 @@ def test_deterministic_runs_repeat_and_resume_bit_for_bit(cuda):
         torch.testing.assert_close(resumed.net.state_dict()[name], value, **SAME_BITS)
 
 
+@pytest.mark.parametrize("engine", ["modular", "stacked"])
+def test_a_search_by_graphs_is_the_eager_one(cuda, engine):
+    """Through two epochs, the second of which has another learning rate."""
+    results = []
+    for graphs in ("auto", "off"):
+        trainer = Search(SMALL.with_settings(cuda_graphs=graphs, engine=engine, epochs=2))
+        for _ in range(2):
+            trainer.enter_epoch()
+            for _ in range(5):
+                trainer.step()
+            if graphs == "auto":
+                assert trainer.weight_step.replays
+                assert trainer.method.alpha_step.replays
+            trainer.end_epoch()
+        results.append(trainer.net.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("engine", ["modular", "stacked"])
 def test_mixing_weights_stay_float32_under_autocast(card, engine, dtype):

@@ -10,6 +10,7 @@ from typing_extensions import Self
 from bionas_fast.choices import Amp, Engine, Initialisation, Perturbation
 from bionas_fast.config import (
     Cells,
+    Changeable,
     Channels,
     Coefficient,
     DescentConfig,
@@ -64,6 +65,10 @@ class SearchConfig(DescentConfig):
         None, ge=1, description="Images per batch that trains alpha; by default batch_size (EG-NAS: half of it)."
     )
     amp: Annotated[Amp, Option()] = Field("off", description="Mixed precision: bf16 or fp16.")
+    cuda_graphs: Annotated[Literal["auto", "off"], Option(), Changeable()] = Field(
+        "auto",
+        description="Half steps on CUDA devices: auto, as CUDA graphs where possible, or off, kernel by kernel.",
+    )
 
     learning_rate_min: Coefficient = Field(0.001, description="Final learning rate of the cosine schedule.")
     nesterov: bool = Field(False, description="Nesterov's momentum.")

@@ -13,6 +13,7 @@ from bionas_fast.data import Stream
 from bionas_fast.nn import frozen_plasticity
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
 from bionas_fast.runtime import distributed
+from bionas_fast.runtime.graphs import Replayed
 from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.frozen import frozen
 from bionas_fast.searching.method import MIXING, SearchMethod
@@ -44,29 +45,40 @@ class Darts(SearchMethod):
             config.alpha_learning_rate,
             betas=config.alpha_betas,
             weight_decay=config.alpha_weight_decay,
+            capturable=self.precision.device.type == "cuda",  # counts its steps on the device
         )
+        self.alpha_step = Replayed("the search has not begun")
         self.generator = torch.Generator().manual_seed(config.seed + 2)
         self.temperature = 1.0
+
+    def capture(self, obstacle: str) -> None:
+        self.alpha_step.obstacle = obstacle
 
     def prepare(self, epoch: int) -> None:
         super().prepare(epoch)
         first, last = self.config.gdas_temperature
         self.temperature = first + (last - first) * epoch / max(self.config.epochs - 1, 1)
+        self.alpha_step.forget()
 
     def before_weight_step(self, x: Tensor, y: Tensor, valid: Stream) -> None:
         if self.warming_up:
             return
+        self.alpha_step.run(self._alpha_step, x, y, *distributed.shard(*next(valid)))
+
+    def _alpha_step(self, x: Tensor, y: Tensor, valid_x: Tensor, valid_y: Tensor) -> Sequence[Tensor]:
+        """Update the architecture parameters."""
         alphas = self.net.alpha_parameters()
         with frozen_plasticity(self.net):
-            grads = self.gradients((x, y), distributed.shard(*next(valid)))
+            grads = self.gradients((x, y), (valid_x, valid_y))
         distributed.average(grads)
         if self._reads_gradients and not all(g is None or torch.isfinite(g).all() for g in grads):
             self.precision.overflowed("the architecture's gradient")
-            return
+            return ()
         for alpha, grad, decay in zip(alphas, grads, self._beta_decay(alphas), strict=True):
             alpha.grad = _sum(grad, decay)
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad()
+        return ()
 
     @property
     def _reads_gradients(self) -> bool:

@@ -31,7 +31,9 @@ from bionas_fast.runs.terminal import listener
 from bionas_fast.runs.trainer import Phase, Step, Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import describe_device, resolve_device
+from bionas_fast.runtime.graphs import Replayed
 from bionas_fast.runtime.precision import Precision
+from bionas_fast.searching import captured
 from bionas_fast.searching.checks import check
 from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.frozen import frozen
@@ -150,6 +152,9 @@ class Search(Trainer):
             config.robustness, config.robustness_eps, config.robustness_weight, mean=data.mean, std=data.std
         )
         self.method = get_method(config.method)(self.net, config, self.optimizer, self.precision, robustness)
+        self.uncaptured = captured.obstacle(config, self.net, self.device)
+        self.weight_step = Replayed(self.uncaptured)
+        self.method.capture(self.uncaptured)
         self.limit = SkipLimit(config.skip_limit)
         self.alphas: dict[str, list[np.ndarray]] = {kind: [] for kind in space.kinds}
         #: The genotype after every epoch.
@@ -162,6 +167,7 @@ class Search(Trainer):
         rate = cosine(self.epoch, config.epochs, config.learning_rate, config.learning_rate_min)
         self.optimizer.param_groups[0]["lr"] = rate
         self.method.prepare(self.epoch)
+        self.weight_step.forget()
 
     def describe(self) -> dict[str, str]:
         config, space = self.config, self.net.space
@@ -172,7 +178,14 @@ class Search(Trainer):
             "supernet": f"{config.cells} cells, {config.channels} channels, {weights:,} weights",
             "method": f"{config.method}: {training:,} images for the weights, {validation:,} for the architecture",
             "device": describe_device(self.device, "mixed_edges"),
+            **self._launches(),
         }
+
+    def _launches(self) -> dict[str, str]:
+        """Describe how steps are launched on a CUDA device."""
+        if self.device.type != "cuda":
+            return {}
+        return {"steps": f"one launch per kernel: {self.uncaptured}" if self.uncaptured else "CUDA graphs"}
 
     def begin(self) -> None:
         self.method.announce = self.announce
@@ -217,9 +230,10 @@ class Search(Trainer):
 
     def train_step(self, x: Tensor, y: Tensor) -> Step:
         self.method.before_weight_step(x, y, self.valid)
-        return self._weight_step(x, y)
+        return Step(*self.weight_step.run(self._weight_step, x, y))
 
-    def _weight_step(self, x: Tensor, y: Tensor) -> Step:
+    def _weight_step(self, x: Tensor, y: Tensor) -> Sequence[Tensor]:
+        """Update the weights; return the fields of the step's outcome."""
         scaler, weights = self.precision.scaler, list(self.net.weight_parameters())
         with frozen(self.net.alpha_parameters()):
             with self.precision.autocast():
@@ -233,7 +247,7 @@ class Search(Trainer):
         scaler.step(self.optimizer)
         scaler.update()
         self.precision.expect_scale("the weights' gradient")
-        return Step(loss.detach(), (logits.argmax(dim=1) == y).sum(), norm)
+        return loss.detach(), (logits.argmax(dim=1) == y).sum(), norm
 
     def suspects(self) -> tuple[str, ...]:
         finite = all(alpha.isfinite().all() for alpha in self.net.alpha_parameters())

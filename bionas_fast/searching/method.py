@@ -63,6 +63,13 @@ class SearchMethod:
         self.auxiliary_skip = 0.0
         self.announce: Callable[[str], object] = lambda doing: None
 
+    def capture(self, obstacle: str) -> None:
+        """Hook before the first step.
+
+        Args:
+            obstacle: the reason why steps cannot be replayed as CUDA graphs; empty if they can.
+        """
+
     def prepare(self, epoch: int) -> None:
         """Set the values that depend on the number of the epoch. Called whenever an epoch begins or is resumed."""
         self.epoch = epoch

@@ -109,7 +109,7 @@ class Architecture(nn.Module):
         choose = choose or _softmax
         weights = {kind: choose(logits) for kind, logits in self.logits().items()}
         if auxiliary_skip:
-            share = tuple(skip_share(self.space).tolist())
+            share = skip_share(self.space)
             weights = {
                 kind: weight + auxiliary_skip * table(share, weight.device, weight.dtype)
                 for kind, weight in weights.items()
@@ -141,16 +141,16 @@ def _softmax(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
-def skip_share(space: Space) -> Tensor:
-    """Distribute a weight of 1 equally over the skip connections, [candidates].
+def skip_share(space: Space) -> tuple[float, ...]:
+    """Distribute a weight of 1 equally over the skip connections; one number per candidate.
 
     Raises:
         InputError: the space has no skip connections.
     """
-    skips = torch.tensor([candidate.operation == SKIP for candidate in space.candidates], device="cpu")
-    if not skips.any():
+    skips = [candidate.operation == SKIP for candidate in space.candidates]
+    if not any(skips):
         raise InputError(f"auxiliary_skip: space {space.name!r} has no {SKIP} under these restrictions")
-    return skips / skips.sum()
+    return tuple(skip / sum(skips) for skip in skips)
 
 
 def _factors(space: Space) -> dict[str, list[int]]:
