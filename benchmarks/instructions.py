@@ -46,7 +46,7 @@ HALVES = ("weights", "alphas")
 LAUNCHERS = [feedback, separable_stage, mixed_sum, pooling, normalisation]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 # What is launched
 
@@ -167,7 +167,7 @@ def compiled(launch: Launch, architecture: int) -> Machine:
         aligned = value.storage_offset() * value.itemsize if isinstance(value, Tensor) else value
         if name not in constants and specialised and kind != "fp32" and aligned % 16 == 0:
             attributes[(parameter.num,)] = [["tt.divisibility", 16]]
-    options = {name: launch.arguments[name] for name in OPTIONS}
+    options = {name: value for name, value in launch.arguments.items() if name in OPTIONS}
     source = ASTSource(launch.kernel, signature, constants, attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

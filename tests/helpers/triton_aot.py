@@ -43,7 +43,7 @@ TYPES = (
 )
 #: Tensors that only one mode of feedback reads.
 UNREAD = {"p_stored": "stored_sign", "p_stream": "drawn_sign"}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 #: Options whose values take turns on the cards.
 TURNS = ("STRIDE", "AFFINE", "BLOCK_G")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -73,7 +73,7 @@ def source(configuration: Any, sizes: str) -> ASTSource:
 def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
     """The resources of the card used by the kernel of configuration ``index``; K of its products [M, K] × [K, N]."""
     configuration = CONFIGURATIONS[index]
-    options = {name: configuration.options[name] for name in OPTIONS}
+    options = {name: value for name, value in configuration.options.items() if name in OPTIONS}
     target = GPUTarget("cuda", architecture, 32)
     kernel = triton.compile(source(configuration, sizes), target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
