@@ -29,7 +29,6 @@ from .triton_taps import (
     gather,
     gather_strided,
     groups,
-    halved,
     join,
     split,
     taps,
@@ -41,7 +40,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STRIDES, KERNELS, DILATIONS = (1, 2), (3, 5), (1, 2)
 #: Maximum channels of a block; blocks are as small as possible. No kernel spills registers on sm_80, sm_90 and sm_100.
 WIDTHS = (16, 32, 64)
-#: Without a limit, the assembler would rather spill than use more than 168 registers.
+#: Without a limit, the assembler would rather spill than use more registers than let several programs run at once.
 REGISTERS = {"num_stages": 1, "maxnreg": 255}
 #: Rows of taps of the largest kernel.
 ROWS = tl.constexpr(max(KERNELS))
@@ -108,7 +107,7 @@ def stage_kernel(
     o_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     mask_o = o_o < outputs
     o_z = (((o_n * out_height + o_h) * out_width + o_w) * outputs)[:, None] + o_o[None, :]
-    b_sum, b_squares = zeros(2, BLOCK_G // 2, BLOCK_O)
+    b_sum, b_squares = zeros(2, BLOCK_G, BLOCK_O)
     for i_n in range(i_first, images, blocks * BLOCK_G // (out_height * columns)):
         is_group = o_n < images - i_n
         p_image = p_x + (i_k * own_images + i_n) * height * width * inputs
@@ -131,16 +130,13 @@ def stage_kernel(
             b_weight = tl.load(p_block, mask=(o_c < inputs)[:, None] & mask_o[None, :], other=0)
             b_z = tl.dot(b_middle.to(b_weight.dtype), b_weight, b_z, input_precision=PRECISION)
         b_parts = split(b_z)
-        b_one, b_other = zeros(2, BLOCK_G, BLOCK_O)
         for i_j in tl.static_range(GROUP):
             mask = (is_group & (o_w + i_j * dilation < out_width))[:, None] & mask_o[None, :]
             b_part = b_parts[i_j].to(p_z.dtype.element_ty)
             tl.store(p_map + o_z + i_j * dilation * outputs, b_part, mask=mask)
             b_wide = tl.where(mask, b_part.to(tl.float32), 0)
-            b_one += b_wide
-            b_other += b_wide * b_wide
-        b_sum += halved(b_one)
-        b_squares += halved(b_other)
+            b_sum += b_wide
+            b_squares += b_wide * b_wide
     p_block = p_sums + (i_k * blocks + i_b) * outputs + o_o
     tl.store(p_block, tl.sum(b_sum, axis=0), mask=mask_o)
     tl.store(p_block + tl.cast(sum_rows, tl.int64) * blocks * outputs, tl.sum(b_squares, axis=0), mask=mask_o)
@@ -408,20 +404,18 @@ def stage_options(channels: int, precision: Products, stride: int, affine: bool)
     width = _width(channels)
     blocks = {"BLOCK_G": 64 if width == 16 else 32, "BLOCK_C": min(width, 32), "BLOCK_O": width}
     kind = {"PRECISION": precision, "STRIDE": stride, "AFFINE": affine}
-    return {**kind, **blocks, "num_warps": 8 if width == 64 else 4, **REGISTERS}
+    return {**kind, **blocks, "num_warps": 8, **REGISTERS}
 
 
 def weight_options(channels: int, dtype: torch.dtype, precision: Products, stride: int, affine: bool) -> dict[str, Any]:
     """Return the options for the larger of the two numbers of channels."""
     width = _width(channels)
     exact = dtype == torch.float32 and precision == "ieee"  # without tensor cores
-    groups = (64 if width == 16 else 32) // (stride if width < 64 else 1)
-    blocks = {"BLOCK_G": groups, "BLOCK_C": min(width, 32), "BLOCK_O": width}
+    blocks = {"BLOCK_G": 64 if width == 16 else 32, "BLOCK_C": min(width, 32), "BLOCK_O": width}
     blocks["SPLIT"] = (8 if width == 16 else 4) if exact else 1
     kind = {"PRECISION": precision, "STRIDE": stride, "AFFINE": affine}
-    return {**kind, **blocks, "num_warps": 8 if width == 64 else 4, **REGISTERS}
+    return {**kind, **blocks, "num_warps": 8, **REGISTERS}
 
 
 def input_options(stride: int, affine: bool) -> dict[str, Any]:
-    groups = 64 if stride == 1 and not affine else 32
-    return {"STRIDE": stride, "AFFINE": affine, "BLOCK_G": groups, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}
+    return {"STRIDE": stride, "AFFINE": affine, "BLOCK_G": 32, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}

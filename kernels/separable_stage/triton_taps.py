@@ -212,9 +212,3 @@ def split(b_all):
     b_0, b_1 = tl.split(b_low)
     b_2, b_3 = tl.split(b_high)
     return b_0, b_1, b_2, b_3
-
-
-@triton.jit
-def halved(b_all):
-    """Add the second half of the rows to the first, which a thread does with its own values."""
-    return tl.sum(tl.reshape(b_all, (2, b_all.shape[0] // 2, b_all.shape[1])), axis=0)
