@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -100,14 +100,23 @@ class _Operators(TorchDispatchMode):
         counts.operators[name] += _SEVERAL.get(name, 1)
 
 
+class Launch(NamedTuple):
+    """A launch of a Triton kernel."""
+
+    name: str
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+
+
 class _Kernel:
-    def __init__(self, name: str, launched: list[str]) -> None:
-        self.name, self.launched = name, launched
+    def __init__(self, name: str, kernel: Any, launched: list[Launch]) -> None:
+        self.name, self.kernel, self.launched = name, kernel, launched
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def launch(**arguments: Any) -> None:
             assert all(size > 0 for size in grid), (self.name, grid)
-            self.launched.append(self.name)
+            self.launched.append(Launch(self.name, self.kernel, grid, arguments))
 
         return launch
 
@@ -120,11 +129,11 @@ class Card:
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, launchers: list[ModuleType]) -> None:
-        self.launched: list[str] = []
+        self.launched: list[Launch] = []
         self.copied: list[str] = []
         for module in launchers:
             for name in [name for name in vars(module) if name.endswith("_kernel")]:
-                monkeypatch.setattr(module, name, _Kernel(name, self.launched))
+                monkeypatch.setattr(module, name, _Kernel(name, getattr(module, name), self.launched))
 
         monkeypatch.setattr(backends, "_fastest", self._fastest)
         monkeypatch.setattr(backends, "_obstacle", lambda op, device, backend: "")
@@ -169,7 +178,7 @@ class Card:
         counts, launched, copied = Counts(), len(self.launched), len(self.copied)
         with _Operators(counts):
             yield counts
-        counts.kernels.update(self.launched[launched:])
+        counts.kernels.update(launch.name for launch in self.launched[launched:])
         for name in self.copied[copied:]:
             counts.blocking[name] += 1
             counts.operators["copy"] += 1

@@ -7,6 +7,7 @@ convolution read each position; the depthwise output is recomputed. All branches
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -14,20 +15,23 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launching import fits, grid, locate, product_precision
+from ..launching import ROW_LIMIT, fits, grid, locate, product_precision
 from ..records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums
-from ..tables import filled, table
+from ..tables import table
 from . import reference
 from .triton_kernels import (
+    DILATIONS,
     DTYPES,
+    GROUP,
+    KERNELS,
     STRIDES,
-    TAPS,
     configurations,
     error_kernel,
+    error_options,
     input_kernel,
     input_options,
-    product_options,
     stage_kernel,
+    stage_options,
     weight_gradient_kernel,
     weight_options,
 )
@@ -43,6 +47,8 @@ __all__ = [
     "write",
 ]
 
+#: Programs of a launch: several for each place in which one can run.
+PROGRAMS = 4096
 #: Programs that sum weight gradients: several per multiprocessor, but few enough that their partial sums stay small.
 WEIGHT_PROGRAMS = 2048
 
@@ -69,9 +75,10 @@ def allocate(x: Tensor, weights: StageWeights, stage: Stage, branches: int) -> t
     _, outputs, inputs = weights.pointwise.shape
     images, height, width = x.shape[-4:-1]
     z = x.new_empty(branches, images, triton.cdiv(height, stage.stride), triton.cdiv(width, stage.stride), outputs)
-    rows = z.shape[1:-1].numel()
-    block = product_options(max(inputs, outputs), product_precision(x.dtype))["BLOCK_R"]
-    return z, x.new_empty(2, branches, triton.cdiv(rows, block), outputs, dtype=torch.float32)
+    options = stage_options(max(inputs, outputs), product_precision(x.dtype), stage.stride, False)
+    groups = z.shape[2] * _columns(z.shape[3])
+    blocks = _programs(images, groups, options["BLOCK_G"], PROGRAMS // len(stage.kernels))
+    return z, x.new_empty(2, branches, blocks, outputs, dtype=torch.float32)
 
 
 def write(
@@ -80,11 +87,10 @@ def write(
     """Write z and its sums to these tensors, or to rows of larger ones; the kernel must support the case."""
     branches, outputs, inputs = weights.pointwise.shape
     images, height, width = x.shape[-4:-1]
-    rows = z.shape[1:-1].numel()
-    options = product_options(max(inputs, outputs), product_precision(x.dtype))
-    scale, shift = _rows(affine, weights.pointwise)
+    options = stage_options(max(inputs, outputs), product_precision(x.dtype), stage.stride, affine is not None)
+    scale, shift = _rows(affine, sums)
     with torch.cuda.device_of(x):
-        stage_kernel[grid(branches, rows, outputs, options)](
+        stage_kernel[branches * sums.shape[2], triton.cdiv(outputs, options["BLOCK_O"])](
             p_z=z,
             p_sums=sums,
             p_x=x.contiguous(),
@@ -94,14 +100,13 @@ def write(
             p_shift=shift,
             p_branches=_branches(stage, inputs, x.device),
             branches=branches,
-            rows=rows,
+            images=images,
             inputs=inputs,
             outputs=outputs,
             height=height,
             width=width,
             out_height=z.shape[2],
             out_width=z.shape[3],
-            stride=stage.stride,
             own_images=images if x.dim() == 5 else 0,
             sum_rows=sums.stride(0) // sums.stride(1),
             **options,
@@ -148,10 +153,12 @@ def partial_backward(
         "p_b": prologue.b.float().contiguous(),
         "p_d": prologue.d.float().contiguous(),
     }
-    scale, shift = _rows(affine, weights.pointwise)
+    scale, shift = _rows(affine, delta["p_a"])
     read = {"p_x": x, "p_scale": scale, "p_shift": shift, "p_branches": _branches(stage, inputs, x.device)}
     sizes = {"height": height, "width": width, "out_height": z.shape[2], "out_width": z.shape[3]}
-    options = product_options(max(inputs, outputs), product_precision(x.dtype))
+    precision, kind = product_precision(x.dtype), (stage.stride, affine is not None)
+    options = error_options(max(inputs, outputs), precision)
+    groups = z.shape[2] * _columns(z.shape[3])
     error, none = z.new_empty(branches, rows, inputs), x.new_empty(0)
     depthwise_grad = pointwise_grad = none
     with torch.cuda.device_of(x):
@@ -166,40 +173,43 @@ def partial_backward(
             **options,
         )
         if weight_grads:
-            pairs = triton.cdiv(inputs, options["BLOCK_C"]) * triton.cdiv(outputs, options["BLOCK_C"])
-            programs = max(1, min(triton.cdiv(rows, options["BLOCK_R"]), WEIGHT_PROGRAMS // (branches * pairs)))
+            options = weight_options(max(inputs, outputs), x.dtype, precision, *kind)
+            parts = max(KERNELS) + triton.cdiv(outputs, options["BLOCK_O"])
+            parts *= triton.cdiv(inputs, options["BLOCK_C"])
+            programs = max(1, _programs(images, groups, options["BLOCK_G"], WEIGHT_PROGRAMS // (branches * parts)))
             lengths = [weights.depthwise.numel(), weights.pointwise.numel()]
             partial = x.new_empty(programs, sum(lengths), dtype=torch.float32)
             depthwise_grads, pointwise_grads = partial.split(lengths, dim=1)
-            weight_gradient_kernel[branches, programs, pairs](
+            weight_gradient_kernel[branches, programs, parts](
                 p_depthwise_grad=depthwise_grads,
                 p_pointwise_grad=pointwise_grads,
                 p_error=error,
                 p_depthwise=weights.depthwise.contiguous(),
-                rows=rows,
+                images=images,
                 inputs=inputs,
                 outputs=outputs,
-                stride=stage.stride,
                 own_images=images if separate else 0,
                 weights=partial.shape[1],
                 **delta,
                 **read,
                 **sizes,
-                **weight_options(max(inputs, outputs), product_precision(x.dtype)),
+                **options,
             )
             depthwise_grad, pointwise_grad = partial.sum(dim=0).to(weights.pointwise.dtype).split(lengths)
             pointwise_grad = pointwise_grad.view_as(weights.pointwise)
         grad = torch.empty_like(x)
-        count, rows = branches if separate else 1, images * height * width
-        options = input_options(stage.stride)
-        sums = x.new_empty(2, count, triton.cdiv(rows, options["BLOCK_R"]), inputs, dtype=torch.float32)
-        input_kernel[grid(count, rows, inputs, options)](
+        count, options = branches if separate else 1, input_options(*kind)
+        # Of stride 2, a group is a square of two by two positions, as many as there are errors.
+        groups = groups if stage.stride == 1 else z.shape[2] * z.shape[3]
+        blocks = _programs(images, groups, options["BLOCK_G"], PROGRAMS // count)
+        sums = x.new_empty(2, count, blocks, inputs, dtype=torch.float32)
+        input_kernel[count * blocks, triton.cdiv(inputs, options["BLOCK_C"])](
             p_grad=grad,
             p_sums=sums,
             p_error=error,
             p_feedback=feedback.depthwise.contiguous(),
             count=count,
-            rows=rows,
+            images=images,
             inputs=inputs,
             shared=branches // count,
             **read,
@@ -218,15 +228,34 @@ def _stacked(grads: Sequence[Tensor]) -> list[Tensor]:
 
 def supports(x: Tensor, stage: Stage) -> bool:
     """Whether the kernels support this case; otherwise the reference runs."""
-    return fits(x, DTYPES) and stage.stride in STRIDES and max(stage.kernels) ** 2 <= TAPS
+    known = {*stage.kernels} <= {*KERNELS} and {*stage.dilations} <= {*DILATIONS} and stage.stride in STRIDES
+    images, height, width = x.shape[-4:-1]
+    return known and fits(x, DTYPES) and images * height * _columns(width) < ROW_LIMIT
 
 
-def _rows(affine: Affine | None, pointwise: Tensor) -> Affine:
-    """Return scale and shift, float32 [K, C]; without an affine map, those of the identity."""
-    if affine is not None:
-        return Affine(affine.scale.float().contiguous(), affine.shift.float().contiguous())
-    shape = (pointwise.shape[0], pointwise.shape[2])
-    return Affine(filled(1, shape, pointwise.device), filled(0, shape, pointwise.device))
+def _columns(width: int) -> int:
+    """Count the groups of positions in a row, as ``columns_of`` of the kernels."""
+    return 2 * triton.cdiv(width, 2 * GROUP.value)
+
+
+def _programs(images: int, groups: int, block: int, wanted: int) -> int:
+    """Choose the number of programs that share the positions of all images: one for each block of groups, or fewer.
+
+    A program of several blocks has the same groups in each of its images, so that it locates them once.
+
+    Args:
+        groups: those of an image.
+        wanted: about how many programs there should be.
+    """
+    period = groups // math.gcd(groups, block)
+    return min(triton.cdiv(images * groups, block), period * max(1, triton.cdiv(wanted, period)))
+
+
+def _rows(affine: Affine | None, unread: Tensor) -> Affine:
+    """Return scale and shift, float32 [K, C]; without an affine map, a tensor that is not read."""
+    if affine is None:
+        return Affine(unread, unread)
+    return Affine(affine.scale.float().contiguous(), affine.shift.float().contiguous())
 
 
 def _branches(stage: Stage, channels: int, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from helpers import cards
 from helpers.tolerances import TOLERANCES
 
 #: Options of every launch besides the kernel's own, which are written in capitals.
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 #: Whether the launchers can be imported and run in this process: under the interpreter, or compiled on a card.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" or cards.COMPILED
 

@@ -1,4 +1,4 @@
-"""Compile every configuration of the Triton kernels for every card we name, without having one.
+"""Compile the Triton kernels for every card we name, without having one.
 
 ``python tests/triton_aot.py`` prints one JSON line a kernel. It runs in a process of its own: under the interpreter,
 Triton compiles nothing.
@@ -43,7 +43,9 @@ TYPES = (
 )
 #: Tensors that only one mode of feedback reads.
 UNREAD = {"p_stored": "stored_sign", "p_stream": "drawn_sign"}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+#: Options whose values take turns on the cards.
+TURNS = ("STRIDE", "AFFINE", "BLOCK_G")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 OPS = (feedback, separable_stage, mixed_sum, pooling, normalisation)
 CONFIGURATIONS = [configuration for op in OPS for configuration in op.configurations()]
@@ -71,7 +73,7 @@ def source(configuration: Any, sizes: str) -> ASTSource:
 def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
     """The resources of the card used by the kernel of configuration ``index``; K of its products [M, K] × [K, N]."""
     configuration = CONFIGURATIONS[index]
-    options = {name: configuration.options[name] for name in OPTIONS}
+    options = {name: value for name, value in configuration.options.items() if name in OPTIONS}
     target = GPUTarget("cuda", architecture, 32)
     kernel = triton.compile(source(configuration, sizes), target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -94,31 +96,30 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
 
 
 def cases() -> Iterator[tuple[int, str, int]]:
-    """Every configuration on every card, and those of float32 with ones on the first.
+    """Configurations on every card, and those of float32 with ones on the first.
 
-    Sizes alternate along dtypes and cards; a kernel of one dtype has all of them on every card. Two configurations that
-    differ in a stride or in ``ones`` alone share these.
+    Configurations of a kind take turns on the cards, and sizes along kinds, dtypes and cards.
     """
-    alike: dict[tuple, list[int]] = {}
-    for index, (kernel, dtype, _, options) in enumerate(CONFIGURATIONS):
-        alike.setdefault((kernel, options.get("MODE"), dtype, str(options | {"STRIDE": None})), []).append(index)
-    dtypes: dict[tuple, set[torch.dtype]] = {}
-    for *of, dtype, _ in alike:
-        dtypes.setdefault(tuple(of), set()).add(dtype)
+    kinds: dict[tuple, list[int]] = {}
+    for index, configuration in enumerate(CONFIGURATIONS):
+        kinds.setdefault(kind(configuration), []).append(index)
     earlier: Counter[tuple] = Counter()
-    for (*of, dtype, _), indices in alike.items():
+    for (*of, dtype, options), indices in kinds.items():
         turn = earlier[(*of, dtype)] + list(POINTERS).index(dtype)
         earlier[(*of, dtype)] += 1
         for card, architecture in enumerate(ARCHITECTURES):
-            sizes = SIZES if len(dtypes[tuple(of)]) == 1 else (SIZES[(turn + card) % len(SIZES)],)
-            yield from ((indices[card % len(indices)], own, architecture) for own in sizes)
-    plain = (index for index, case in enumerate(CONFIGURATIONS) if not case.ones and case.dtype == torch.float32)
-    yield from ((index, "one", ARCHITECTURES[0]) for index in plain if not rounds(index))
+            yield indices[(turn + card) % len(indices)], SIZES[(turn + card) % len(SIZES)], architecture
+        plain = [index for index in indices if not CONFIGURATIONS[index].ones]
+        if options is not None and plain:
+            yield plain[turn % len(plain)], "one", ARCHITECTURES[0]
 
 
-def rounds(index: int) -> bool:
-    """Whether a configuration rounds the factors of its products."""
-    return CONFIGURATIONS[index].options.get("PRECISION") == "tf32"
+def kind(configuration: Any) -> tuple:
+    """What has to be compiled for every card: of float32 without TF32 all options but :data:`TURNS`."""
+    kernel, dtype, _, options = configuration
+    exact = dtype == torch.float32 and options.get("PRECISION") != "tf32"
+    others = str({name: value for name, value in options.items() if name not in TURNS}) if exact else None
+    return kernel, options.get("MODE"), options.get("PRECISION"), dtype, others
 
 
 if __name__ == "__main__":

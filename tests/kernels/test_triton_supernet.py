@@ -143,6 +143,7 @@ STAGES = {
     "more-outputs": Case((1, 3, 4, 5), outputs=18, own=True),
     "fewer-outputs": Case((1, 3, 4, 33), (3,), (1,), outputs=2, index=(0,)),
     "many-outputs": Case((1, 2, 3, 3), (3,), (1,), outputs=35, index=(0,)),
+    "several-blocks-of-outputs": Case((1, 2, 2, 3), (3,), (2,), outputs=70, index=(0,)),
 } | {
     f"{name}-stride-{stride}": Case(shape, stride=stride, affine=stride == 2)
     for name, shape in SHAPES.items()
@@ -211,10 +212,21 @@ def interpreted_stage_wide_affine_maps_beside_float16(case: Case):
     assert_stage("backward", (narrow, x, weights, feedback, geometry, affine, wanted), torch.float16)
 
 
-@pytest.mark.parametrize("programs", [1, 8])
-@by_name("case", {"shared": STAGES["many-rows-stride-1"], "own": Case((1, 9, 9, 2), own=True)})
-def interpreted_stage_few_programs_for_weights(case: Case, programs: int, monkeypatch):
-    monkeypatch.setattr(stage, "WEIGHT_PROGRAMS", programs)
+FEW = {
+    "images-of-a-program": Case((9, 8, 8, 2), own=True, affine=True),
+    "blocks-between-images": Case((20, 3, 9, 2), kernels=(3, 5), dilations=(2, 1), index=(0, 1)),
+    "stride-2": Case((37, 6, 4, 2), kernels=(5, 3), dilations=(2, 1), stride=2, index=(0, 1)),
+}
+
+
+@by_name("case", FEW)
+def interpreted_stage_few_programs(case: Case, monkeypatch):
+    """Each program computes its groups of positions in several images."""
+    before = stage.allocate(*case.forward()[:3], 1)[1].shape[2]
+    monkeypatch.setattr(stage, "PROGRAMS", 1)
+    monkeypatch.setattr(stage, "WEIGHT_PROGRAMS", 1)
+    assert stage.allocate(*case.forward()[:3], 1)[1].shape[2] < before
+    assert_stage("forward", case.forward())
     assert_stage("backward", case.backward())
 
 
@@ -230,6 +242,7 @@ def interpreted_stage_not_a_number_stays(case: Case):
 BEYOND = {
     "stride-3": Case(stride=3),
     "7x7": Case(kernels=(3, 7), dilations=(1, 1), index=(0, 1)),
+    "dilation-3": Case(kernels=(3,), dilations=(3,), index=(0,)),
 }
 
 
@@ -245,9 +258,11 @@ def interpreted_stage_float64_as_the_reference():
 
 
 def interpreted_stage_every_configuration_is_launched(monkeypatch):
-    """The cases above launch exactly the configurations that are compiled ahead of time for real cards."""
+    """Exactly the configurations are launched that are compiled ahead of time for real cards."""
     launched = record_launches(stage, monkeypatch)
-    for case, dtype, precision in product(STAGES.values(), stage.DTYPES, ("ieee", "tf32")):
+    kinds = product((3, 20, 35), (1, 2), (False, True), stage.DTYPES, ("ieee", "tf32"))
+    for channels, stride, affine, dtype, precision in kinds:
+        case = Case((1, 2, 3, channels), (3,), (1,), stride, affine=affine, index=(0,))
         with bf.precision(precision):
             stage.forward(*low(case.forward(), dtype))
             stage.backward(*low(case.backward(), dtype))
