@@ -16,10 +16,11 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 from datetime import datetime
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def main() -> None:
     options.add_argument("--sections", default=",".join(gpu_sections.SHARES), help="names, separated by commas")
     given = options.parse_args()
     names = given.sections.split(",")
+    if "machine" in gpu_sections.SHARES and "machine" not in names:
+        names.insert(0, "machine")  # figures without a card's name say nothing
     if unknown := set(names) - set(gpu_sections.SHARES):
         options.error(f"--sections: unknown: {', '.join(sorted(unknown))}; known: {', '.join(gpu_sections.SHARES)}")
     if given.minutes <= 0:
@@ -77,7 +80,7 @@ def run_section(section: dict[str, Any], day: gpu_sections.Day, results: dict[st
     """Run a section in a forked process, which inherits what was imported, and take down its rows."""
     begun = time.monotonic()
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=work, args=(section["name"], day, theirs))
+    process = multiprocessing.get_context("fork").Process(target=work, args=(section["name"], day, ours, theirs))
     process.start()
     theirs.close()
     status, reason = "out of time", ""
@@ -92,9 +95,9 @@ def run_section(section: dict[str, Any], day: gpu_sections.Day, results: dict[st
             status, reason = kind, content
             break
         section["rows"].append(content)
-        print("    " + ", ".join(f"{key} {shown(value)}" for key, value in content.items() if key != "all"), flush=True)
         section["seconds"] = round(time.monotonic() - begun, 1)
         write(results, folder)
+        print("    " + ", ".join(f"{key} {shown(value)}" for key, value in content.items() if key != "all"), flush=True)
     end_process(process)
     if status == "done" and any(row.get("status") == "failed" for row in section["rows"]):
         status = "found faults"
@@ -104,9 +107,11 @@ def run_section(section: dict[str, Any], day: gpu_sections.Day, results: dict[st
     write(results, folder)
 
 
-def work(name: str, day: gpu_sections.Day, pipe: Connection) -> None:
+def work(name: str, day: gpu_sections.Day, others: Connection, pipe: Connection) -> None:
     """Run a section, in its process; what it starts belongs to the process group that is ended with it."""
+    others.close()
     os.setsid()
+    threading.Thread(target=end_with_the_program, daemon=True).start()
     try:
         for row in getattr(gpu_sections, name)(day):
             pipe.send(("row", row))
@@ -116,6 +121,14 @@ def work(name: str, day: gpu_sections.Day, pipe: Connection) -> None:
         pipe.send(("done", ""))
     except BaseException:
         pipe.send(("failed", traceback.format_exc(limit=-12)))
+
+
+def end_with_the_program() -> None:
+    """End this process group when the program that started it has ended, however that was."""
+    program = multiprocessing.parent_process()
+    assert program is not None
+    wait([program.sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def end_process(process: multiprocessing.Process) -> None:

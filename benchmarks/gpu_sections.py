@@ -29,6 +29,7 @@ import test_hebbian
 from bionas_fast import backends, native
 from bionas_fast.data import Augment, BatchStream
 from bionas_fast.functional import hebbian_update
+from bionas_fast.runtime import graphs
 from bionas_fast.runtime.machine import machine as described
 from bionas_fast.space import get_space
 from bionas_fast.space.publications import published
@@ -46,6 +47,7 @@ SHARES = {
     "card_tests": 75,
     "search_steps": 90,
     "launches": 25,
+    "graph_steps": 20,
     "compiled": 30,
     "training": 30,
     "layers": 20,
@@ -277,6 +279,29 @@ def _waits(run: Step) -> int:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(one.message) for one in caught)
+
+
+def graph_steps(day: Day) -> Iterator[Row]:
+    """Half steps of the stacked supernet as replayed CUDA graphs, next to eager ones."""
+    if day.device != "cuda":
+        yield {"what": "CUDA graphs", "status": "skipped", "reason": "not on a CUDA device"}
+        return
+    size = 8 if day.tiny else 32
+    for batch in (2,) if day.tiny else (16, 64, 256):
+        step = SearchStep("stacked", batch, size, day.device, **_supernet(day))
+        for half in ("architecture", "weights"):
+            row: Row = {"batch": batch, "half": half, "precision": "float32"}
+            yield {"how": "eager"} | row | day.timed(getattr(step, half))
+            state = copy.deepcopy(step.net.state_dict())  # with the draws of random feedback
+            with bf.precision("ieee"):
+                right = getattr(step, half)() or ()
+                step.net.load_state_dict(state)
+                recorded = graphs.record(lambda _, step=step, half=half: getattr(step, half)() or (), [step.x])
+            recorded.replay()
+            for own, value in zip(recorded.outputs, right, strict=True):
+                error = relative(own, value)
+                assert error < 1e-3, error
+            yield {"how": "CUDA graph"} | row | day.timed(recorded.replay)
 
 
 def compiled(day: Day) -> Iterator[Row]:

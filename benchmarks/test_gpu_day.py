@@ -77,6 +77,43 @@ def test_results_are_there_before_the_end(monkeypatch, tmp_path):
     assert found["sections"][0]["rows"][1] == {"seen": [{"number": 1}]}
 
 
+HANGING = """
+import sys, time
+sys.argv = ["gpu_day.py", "--device", "cpu", "--out", sys.argv[1], "--sections", "machine"]
+import gpu_day, gpu_sections
+def machine(day):
+    import os, subprocess
+    other = subprocess.Popen(["sleep", "300"])
+    yield {"pids": [os.getpid(), other.pid]}
+    time.sleep(300)
+gpu_sections.machine = machine
+gpu_day.main()
+"""
+
+
+def test_no_section_outlives_the_program(tmp_path):
+    folder = Path(gpu_day.__file__).parent
+    program = subprocess.Popen([sys.executable, "-c", HANGING, str(tmp_path)], cwd=folder, stdout=subprocess.PIPE)
+    assert program.stdout is not None
+    while b"pids" not in (line := program.stdout.readline()):
+        assert line
+    program.kill()
+    program.wait()
+    pids = json.loads((tmp_path / "gpu-day.json").read_text())["sections"][0]["rows"][0]["pids"]
+    end = time.monotonic() + 60
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("words", [("--sections", "nothing"), ("--minutes", "0")], ids=["section", "minutes"])
 def test_wrong_words_are_refused(monkeypatch, tmp_path, words):
     monkeypatch.setattr(sys, "argv", ["gpu_day.py", "--out", str(tmp_path / "new"), *words])
