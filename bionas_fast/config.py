@@ -64,6 +64,8 @@ class Config(BaseModel):
         for name in settings:
             if name not in type(self).model_fields:
                 raise unknown("setting", name, type(self).model_fields, type(self).__name__)
+            if settings[name] is False and "off" in get_args(type(self).model_fields[name].annotation):
+                settings[name] = "off"  # which YAML reads as False
             for number in _numbers(settings[name]):
                 if isinstance(number, bool) and not _takes_bool(type(self).model_fields[name].annotation):
                     raise InputError(f"{name}: expected a number or text, got {number}")

@@ -13,7 +13,7 @@ import bionas_fast as bf
 from bionas_fast.cli.options import AsJson, Plugins, with_plugins
 from bionas_fast.cli.output import out, print_json, print_lines, print_table
 from bionas_fast.cli.sources import named_runs
-from bionas_fast.runs.files import write_atomic
+from bionas_fast.runs.files import create_folder, write_atomic
 from bionas_fast.runs.folder import ALPHAS, GENOTYPE, LAYERS, NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.seeds import NOTHING, comma_separated
@@ -56,7 +56,7 @@ def analyze(
         if os.path.isfile(path / GENOTYPE):
             genotypes[name] = bf.Genotype.load(path / GENOTYPE)
     target = NewFolder("analysis-" + "-".join(named)).make() if folder is None else folder
-    target.mkdir(parents=True, exist_ok=True)
+    create_folder(target)
     _write_layers(target, layers, weights)
     _write_genotypes(target, genotypes, entropies)
     summaries = [_summary(name, layers[name], weights[name]) for name in layers]
@@ -83,8 +83,13 @@ def _trained(
     if os.path.isfile(path / LAYERS):
         rows = folder.read_rows(LAYERS)
     else:
-        data = bf.load_dataset(str(record.settings["dataset"]), data_dir or record.settings.get("data_dir"))
-        rows = bf.analysis.record_layers(network, bf.analysis.probe(data.train), int(record.settings["epochs"]))
+        settings = {**record.settings, "download": False, "plugins": tuple(plugins)}
+        if data_dir is not None:
+            settings["data_dir"] = str(data_dir)
+        config = get_kind(record.kind).settings(**settings)
+        data = bf.data.configured(config)
+        bf.data.expect_shape(data, record.network)
+        rows = bf.analysis.record_layers(network, bf.analysis.probe(data.train), config.epochs)
     measure = bf.analysis.measure_weights
     return rows, (*measure(network, by="network"), *measure(network, by="rule"))
 
@@ -116,12 +121,18 @@ def _write_layers(
 
 
 def _write_genotypes(target: Path, genotypes: Mapping[str, bf.Genotype], entropies: Mapping[str, np.ndarray]) -> None:
-    if genotypes:
-        rows = bf.analysis.composition(list(genotypes.values()))
+    from bionas_fast.analysis.figures import composition_figure, entropy_figure
+    from bionas_fast.report.figure import render
+
+    rows = bf.analysis.composition(list(genotypes.values()))
+    if rows:
         write_atomic(target / "composition.csv", comma_separated(tuple(rows[0]), [tuple(row.values()) for row in rows]))
+        for key in ("operation", "rule"):
+            write_atomic(target / f"{key}s.svg", render(composition_figure(rows, key), "svg"))
     if entropies:
         points = [(name, epoch, value) for name, own in entropies.items() for epoch, value in enumerate(own.tolist())]
         write_atomic(target / "entropy.csv", comma_separated(("run", "epoch", "bits"), points))
+        write_atomic(target / "entropy.svg", render(entropy_figure(entropies), "svg"))
 
 
 def _summary(name: str, rows: list[dict[str, Any]], weights: Sequence[WeightDistribution]) -> dict[str, str]:

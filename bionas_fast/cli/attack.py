@@ -59,7 +59,7 @@ class Attacker:
             InputError: a setting out of range, or no number.
         """
         given: dict[str, Any] = asdict(self)
-        given["attacks"] = tuple(self.attacks.split(","))
+        given["attacks"] = tuple(name.strip() for name in self.attacks.split(","))
         given["eps"] = tuple(_number("eps", text) for text in self.eps.split(","))
         given["step_size"] = _number("step_size", self.step_size)
         return AttackConfig(**given)
@@ -93,11 +93,14 @@ def attack(
     from bionas_fast.report.robustness import accuracy_figure
     from bionas_fast.robustness import table as tables
     from bionas_fast.runtime.device import resolve_device
+    from bionas_fast.training.loading import expect_trained
 
     config, named, where = attacker.config(), named_runs(runs), resolve_device(device)
     transferred = any(parse_attack(name).family.transferred for name in config.attacks)
     bf.robustness.expect_possible(config, transferred)
     run, data = _trained_on(named, data_dir, plugins or ())
+    if source is not None:
+        bf.data.expect_shape(data, expect_trained(source).read().network)
     networks = {name: bf.load(path, plugins=plugins or ()) for name, path in named.items()}
     crafted_on = None if source is None else bf.load(source, plugins=plugins or ())
     path = NewFolder("attack-" + "-".join(named)).make() if folder is None else folder
@@ -127,7 +130,7 @@ def attack(
     for name, own in results.items():
         for warning in own.warnings:
             say(f"warning: {name}: {warning}")
-    print_lines({"legend": tables.LEGEND, "folder": str(path)})
+    print_lines({"legend": tables.legend(results), "folder": str(path)})
 
 
 def _trained_on(named: dict[str, Path], data_dir: Path | None, plugins: Sequence[str]) -> tuple[RunConfig, AnyDataset]:

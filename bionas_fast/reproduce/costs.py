@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from bionas_fast import presets
-from bionas_fast.config import RunConfig
+from bionas_fast.config import RunConfig, RunRecord
 from bionas_fast.errors import InputError
 from bionas_fast.estimation import Estimate, estimate
 from bionas_fast.reproduce.plan import Step
@@ -82,6 +82,14 @@ def _without(words: Sequence[str], options: Mapping[str, int]) -> list[str]:
     return kept
 
 
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield options with their values; that of a switch, such as ``--compile``, is ``true``."""
+    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    while rest:
+        option = rest.pop(0)
+        yield option, rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+
+
 def _config(step: Step) -> RunConfig:
     """Return the settings of a step."""
     kind = get_kind(step.words[0])
@@ -92,9 +100,10 @@ def _config(step: Step) -> RunConfig:
         named = (get_kind(kind) for kind in kind_names())
         kind = next((own for own in named if source in own.sources), kind)
         settings |= kind.trainer.settings_of_source(source) if source in kind.sources else {}
-    words = _without(words, {**_FREE, **_PLACES})
-    for option, value in zip(words[::2], words[1::2], strict=True):
-        if option == "--preset":
+    for option, value in _options(_without(words, {**_FREE, **_PLACES})):
+        if option == "--config":
+            settings |= RunRecord.read(Path(value)).settings
+        elif option == "--preset":
             settings = {**presets.get(value).settings, **settings}
         elif option == "--set":
             name, _, text = value.partition("=")

@@ -21,7 +21,7 @@ from bionas_fast.robustness.checks import doubts
 from bionas_fast.robustness.config import AttackConfig
 from bionas_fast.robustness.record import Part, Record
 from bionas_fast.robustness.results import Outcome, Robustness
-from bionas_fast.robustness.victim import Victim
+from bionas_fast.robustness.victim import Victim, device_of
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime.isolation import exclusive, ordinary_modes
@@ -69,7 +69,7 @@ def attack(
         with Record.open(out, target.fingerprint()) as record:
             outcomes = _outcomes(target, attacks, record, progress)
         warnings = doubts(target.victim("feedback"), target.victim("true"), target.attacked(), outcomes, config)
-    return Robustness(target.clean.cpu(), outcomes, warnings)
+    return Robustness(target.clean.cpu(), outcomes, warnings, config=config)
 
 
 def expect_possible(config: AttackConfig, has_source: bool) -> list[Attack]:
@@ -157,7 +157,7 @@ class Target:
     config: AttackConfig
 
     def __post_init__(self) -> None:
-        device = next(self.network.parameters()).device
+        device = device_of(self.network)
         self.images, self.labels = self.images.to(device), self.labels.to(device)
         predictor = self.victim("feedback")
         logits = torch.cat([self._predict(predictor, part) for part in self.images.split(self.config.batch_size)])

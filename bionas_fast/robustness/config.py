@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from bionas_fast.choices import Gradient
 from bionas_fast.config import Config, Option
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, shown
 from bionas_fast.robustness.attacks import parse_attack
 
 
@@ -56,6 +56,13 @@ class AttackConfig(Config):
             if name in names[:index]:
                 raise InputError(f"attacks: {name!r} is given twice")
         return names
+
+    @field_validator("eps")
+    @classmethod
+    def _expect_different(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(values)) < len(values):
+            raise InputError(f"eps: expected different values, got {shown(values)}")
+        return values
 
     @property
     def gradients(self) -> tuple[Gradient, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bionas_fast.choices import Gradient
 from bionas_fast.errors import InputError
-from bionas_fast.runs.files import write_atomic
+from bionas_fast.runs.files import create_folder, write_atomic
 from bionas_fast.runs.lock import FolderLock
 
 #: What was attacked and how, and the results of every batch.
@@ -58,10 +58,7 @@ class Record:
         if folder is None:
             return cls(None, {})
         path = Path(folder)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {path}: {error.strerror or error}") from None
+        create_folder(path)
         lock = FolderLock(path)
         try:
             record = cls(path / OUTCOMES, cls._begin(path, json.loads(json.dumps(fingerprint))))

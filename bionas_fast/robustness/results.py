@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bionas_fast.errors import InputError
+from bionas_fast.robustness.config import AttackConfig
 
 #: The 97.5 % quantile of the normal distribution.
 _Z = 1.959963984540054
@@ -93,12 +94,14 @@ class Robustness:
         outcomes: one for each attack, gradient and ε.
         warnings: reasons to doubt the figures.
         name: name of the network.
+        config: the settings of the attacks, if known.
     """
 
     clean: Tensor
     outcomes: tuple[Outcome, ...]
     warnings: tuple[str, ...] = ()
     name: str = "network"
+    config: AttackConfig | None = None
 
     @property
     def clean_accuracy(self) -> Proportion:

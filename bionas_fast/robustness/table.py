@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bionas_fast.robustness.attacks import attack_names, parse_attack
 from bionas_fast.robustness.results import Outcome, Robustness, show_eps
 from bionas_fast.runs.files import write_atomic
 from bionas_fast.runs.seeds import NOTHING, TABLE_CSV, TABLE_JSON, TABLE_MARKDOWN, comma_separated, markdown
@@ -17,6 +18,19 @@ LEGEND = (
     "its 95 % confidence interval (Wilson); after a comma, the median Euclidean norm of successful perturbations. "
     "Blindness: through feedback minus through the true gradient, ± its 95 % confidence interval."
 )
+
+
+def legend(results: Mapping[str, Robustness]) -> str:
+    """Return the meaning of the numbers of the table, and the settings of the attacks."""
+    first = next(iter(results.values()))
+    parts = [f"{len(first.clean):,} images"]
+    if first.config is not None:
+        own, attacks = first.config, map(parse_attack, first.config.attacks)
+        defaults = (a for a in attacks if a.family.amount and a.name in attack_names())
+        parts += [f"{a.family.amount} of {a.name} {a.amount}" for a in defaults]
+        parts += [f"step size {show_eps(own.step_size)}", f"restarts {own.restarts}", f"seed {own.seed}"]
+        parts += ["targeted"] * own.targeted + [f"gradients averaged over {own.eot} draws"] * bool(own.eot)
+    return f"{LEGEND} Settings: {', '.join(parts)}."
 
 
 def rows(results: Mapping[str, Robustness]) -> list[dict[str, str]]:
@@ -51,14 +65,15 @@ def _row(attack: str, gradient: str | None, eps: float | None, found: Mapping[st
 
 def _text(own: Robustness, attack: str, gradient: str | None, eps: float | None) -> str:
     (outcome,) = (o for o in own.outcomes if (o.attack, o.gradient, o.eps) == (attack, gradient, eps))
-    distance = "" if eps is not None else f", {outcome.median_distance:.2f}"
+    median = outcome.median_distance
+    distance = "" if eps is not None else f", {NOTHING if math.isnan(median) else f'{median:.2f}'}"
     return f"{outcome.accuracy}{distance}"
 
 
 def to_markdown(results: Mapping[str, Robustness]) -> str:
     """Write the table in Markdown, followed by its legend and the warnings."""
     warnings = "".join(f"- {text}\n" for text in _warnings(results))
-    return f"{markdown(rows(results))}\n{LEGEND}\n" + (f"\n{warnings}" if warnings else "")
+    return f"{markdown(rows(results))}\n{legend(results)}\n" + (f"\n{warnings}" if warnings else "")
 
 
 def _warnings(results: Mapping[str, Robustness]) -> Iterator[str]:
@@ -107,7 +122,7 @@ def write(results: Mapping[str, Robustness], folder: Path) -> None:
     content = {
         "records": found,
         "rows": rows(results),
-        "legend": LEGEND,
+        "legend": legend(results),
         "warnings": {name: list(own.warnings) for name, own in results.items()},
     }
     write_atomic(folder / TABLE_JSON, json.dumps(content, indent=2, allow_nan=False) + "\n")

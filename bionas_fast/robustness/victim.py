@@ -14,6 +14,11 @@ from bionas_fast.models import evaluate_fast
 from bionas_fast.nn import next_draw, true_gradients
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network: that of its first parameter, or the CPU without any."""
+    return next((own.device for own in network.parameters()), torch.device("cpu"))
+
+
 class Victim(nn.Module):
     """A copy of a network in evaluation mode, for images in [0, 1]. The network itself is never changed.
 
@@ -43,7 +48,7 @@ class Victim(nn.Module):
         evaluate_fast(self.network)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
-        self.to(next(network.parameters()).device)
+        self.to(device_of(network))
         self.gradient, self.eot = gradient, eot
         self.eval()
 

@@ -32,3 +32,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def is_draft(path: Path) -> bool:
     """Whether a killed :func:`write_atomic` may have left this file."""
     return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def create_folder(path: Path) -> None:
+    """Create a folder, with those above it, unless it is there.
+
+    Raises:
+        InputError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror or error}") from None

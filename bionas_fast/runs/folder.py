@@ -240,6 +240,8 @@ class RunFolder:
         from bionas_fast.runs import checkpoint
 
         if best:
+            if not os.path.isfile(self.path / BEST):
+                raise InputError(f"run {self.path} has no {BEST}: it held out no images (valid_fraction)")
             return checkpoint.unpack(self.file(BEST))
         path = self.file(CHECKPOINT)
         try:

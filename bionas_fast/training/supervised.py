@@ -53,7 +53,9 @@ class SupervisedTraining(NetworkTraining):
         training: LabelledImages = data.train
         self.held_out: LabelledImages | None = None
         if config.valid_fraction:
-            training, self.held_out = training.split(1 - config.valid_fraction, config.seed)
+            training, self.held_out = training.split(
+                1 - config.valid_fraction, config.seed, setting="1 - valid_fraction"
+            )
             self.metric_names = ("valid_loss", "valid_accuracy", *self.metric_names)
         self.net = build(data).to(self.device)
         synchronise_statistics(self.net, distributed.synchroniser())
@@ -139,8 +141,9 @@ class SupervisedTraining(NetworkTraining):
             folder.write_rows(LAYERS, self.layers)
 
     def record(self) -> None:
-        if self.config.record_layers and (self.epoch + 1) % self.config.record_layers == 0:
-            self.layers += record_layers(self.net, self.probe, self.epoch + 1)
+        every, number = self.config.record_layers, self.epoch + 1
+        if every and (number % every == 0 or number == self.config.epochs):
+            self.layers += record_layers(self.net, self.probe, number)
 
     def metrics_of(self, number: int) -> tuple[str, ...]:
         config = self.config

@@ -124,7 +124,8 @@ def test_costs_are_measured_once_for_all_rules(tmp_path, monkeypatch):
         return len(measured)
 
     monkeypatch.setattr(costs, "estimate", estimate)
-    steps = Plan(SMALL, tmp_path, 1, ("--batch-size", "32")).steps(list(SMALL.runs))
+    options = ("--deterministic", "--batch-size", "32", "--set", "flip=true", "--tensorboard")
+    steps = Plan(SMALL, tmp_path, 1, options).steps(list(SMALL.runs))
     found = {cost.step.name: (cost.estimate, cost.failure) for cost in estimate_costs(steps)}
     assert found == {"found": (1, ""), "trained": (2, ""), "usf": (2, ""), "residual": (None, "too large")}
     (search, nothing), (training, genotype), (residual, _) = measured
@@ -136,6 +137,9 @@ def test_costs_are_measured_once_for_all_rules(tmp_path, monkeypatch):
         space="nb201",
         rules=("usf", "bp"),
         batch_size=32,
+        deterministic=True,
+        flip=True,
+        tensorboard=True,
     )
     assert nothing is None and isinstance(training, TrainConfig) and genotype.skeleton == get_space("nb201").skeleton
     assert residual.momentum == 0.5 and residual.architecture == "resnet20" and residual.batch_size == 32

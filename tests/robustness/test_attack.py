@@ -67,18 +67,24 @@ def expected(name, net, images, labels, eps, seed):
         "apgd-dlr-5": lambda: torchattacks.APGD(net, eps=eps, steps=5, seed=seed, loss="dlr"),
         "square-20": lambda: torchattacks.Square(net, eps=eps, n_queries=20, seed=seed),
         "cw-40": lambda: torchattacks.CW(net, steps=40),
+        "deepfool-20": lambda: torchattacks.DeepFool(net, steps=20),
+        "onepixel-3": lambda: torchattacks.OnePixel(net, pixels=3, steps=10, popsize=10),
     }
     torch.manual_seed(seed)
+    np.random.seed(seed)
     adversarial = classes[name]()(images, labels)
     fooled = net(adversarial).argmax(dim=1) != labels
     return ~fooled, (adversarial - images)[fooled].flatten(1).norm(dim=1)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd-5", "tpgd", "apgd-ce-5", "apgd-dlr-5", "square-20", "cw-40"])
+@pytest.mark.parametrize(
+    "name",
+    ["fgsm", "pgd-5", "tpgd", "apgd-ce-5", "apgd-dlr-5", "square-20", "cw-40", "deepfool-20", "onepixel-3"],
+)
 def test_results_are_those_of_torchattacks_bit_for_bit(name, digits, trained):
     net = network()
     net.load_state_dict(bf.torch_state_dict(trained["bp"]))
-    images, labels = digits
+    images, labels = (own[:8] if name.startswith("deepfool") else own for own in digits)  # one image after the other
     config = AttackConfig(attacks=(name,), eps=(0.3,), step_size=0.1, gradient="true", batch_size=1000)
     found = attack(net, (images, labels), config)
     right = net(images).argmax(dim=1) == labels
@@ -95,12 +101,8 @@ def test_clean_and_attacked_accuracy_do_not_share_a_meter(true):
     """A pixel x is of class [x > 1/2]; ε changes that of exactly the images with |x - 1/2| < ε."""
 
     class Threshold(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(4.0))
-
         def forward(self, x):
-            margin = self.scale * (x.flatten(1) - 0.5)
+            margin = 4 * (x.flatten(1) - 0.5)
             return torch.cat([-margin, margin], dim=1)
 
     x = (torch.arange(200) + 0.5) / 200
@@ -404,6 +406,7 @@ def test_bad_input(digits, trained):
         ({"eps": (0.0,)}, "eps"),
         ({"eps": ()}, "eps"),
         ({"attacks": ("fgsm", "fgsm")}, "given twice"),
+        ({"eps": (0.1, 0.2, 0.1)}, "eps: expected different values"),
         ({"gradient": "false"}, "gradient"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -51,6 +51,9 @@ def test_rows(results):
         ["30.0", "80.0"],
     ]
     assert rows[4][3].endswith(", 0.50")
+    clean = torch.arange(10) < 9
+    withstood = Robustness(clean, (Outcome("cw-5", None, None, clean),))
+    assert table.rows({"a": withstood})[1]["a"].endswith(", –")
 
 
 def test_files(results, tmp_path):
@@ -94,10 +97,13 @@ def command(*words):
 
 
 def test_command(runs, tmp_path, capsys):
-    words = (runs / "bp", f"other={runs / 'fa'}", "--images", 20, "--attacks", "fgsm,noise", "--eps", "8/255,0.2")
+    words = (runs / "bp", f"other={runs / 'fa'}", "--images", 20, "--attacks", "fgsm, noise", "--eps", "8/255, 0.2")
     assert command(*words, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert re.search(r"attack +gradient +ε +bp +other", printed)
+    settings = "20 images, draws of noise 1, step size 2/255, restarts 1, seed 0."
+    assert f"Settings: {settings}" in " ".join(printed.split())
+    assert f"Settings: {settings}" in (tmp_path / "out" / "table.md").read_text()
     assert re.search(r"fgsm +blindness +8/255 +\+0.0 ± 0.0", printed)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"bp", "other", "table.md", "table.csv", "table.json", "accuracy.svg"}
@@ -116,6 +122,7 @@ def test_command(runs, tmp_path, capsys):
     [
         (("--attacks", "pdg"), "unknown attack 'pdg'; did you mean 'pgd'"),
         (("--eps", "300/255"), "eps"),
+        (("--eps", "0.1,0.1"), "eps: expected different values"),
         (("--eps", "8/0"), "eps: expected a number such as 0.03 or 8/255, got '8/0'"),
         (("--gradient", "both ways"), "gradient"),
         (("--images", "0"), "images"),
@@ -138,6 +145,12 @@ def test_runs_that_cannot_be_attacked(runs, tmp_path, capsys):
     assert "'bp' names two runs; name them: NAME=RUN" in capsys.readouterr().err
     assert command(tmp_path / "nothing") == 2
     assert "no run folder" in capsys.readouterr().err
+    other = bf.ResNetConfig(dataset="noise:3x8x8,classes=10,images=20", epochs=1)
+    bf.train_resnet(other, out=tmp_path / "coloured")
+    words = ("--attacks", "transfer", "--source", tmp_path / "coloured", "--out", tmp_path / "out")
+    assert command(runs / "bp", *words) == 2
+    assert "in_channels is 1, but the network was trained with 3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_transfer_without_a_source_trains_one(tmp_path, capsys, monkeypatch):
