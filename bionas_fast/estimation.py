@@ -116,6 +116,8 @@ def estimate(config: RunConfig, genotype: Genotype | None = None, *, seconds: fl
     in_time = max(2.0, seconds / first.elapsed) * first.batch_size
     in_memory = _SHARE * _free(first.device) / max(first.grown, 1) * first.batch_size
     batch_size = int(min(config.batch_size, in_time, in_memory))
+    if batch_size < config.batch_size:
+        batch_size -= batch_size % _FIRST  # images of few channels fill the lanes of vectors, as in whole batches
     if batch_size > first.batch_size:
         sample = _measure(config, build, batch_size)
     growth = (sample.peak - first.peak) / max(1, sample.batch_size - first.batch_size)

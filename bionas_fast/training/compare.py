@@ -172,7 +172,7 @@ def repeat_training(
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the runs of a comparison have in common.
+    """The common part of the runs of a comparison.
 
     Attributes:
         config: the settings.
