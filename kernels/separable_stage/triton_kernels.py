@@ -418,4 +418,4 @@ def weight_options(channels: int, dtype: torch.dtype, precision: Products, strid
 
 
 def input_options(stride: int, affine: bool) -> dict[str, Any]:
-    return {"STRIDE": stride, "AFFINE": affine, "BLOCK_G": 32, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}
+    return {"STRIDE": stride, "AFFINE": affine, "BLOCK_G": 32 // stride, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}
