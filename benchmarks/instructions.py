@@ -146,7 +146,7 @@ def read(text: str, registers: int, stack: int) -> Machine:
     for part in _flat(whole.inside):
         starts = sorted(edge for edge in edges if part.first <= edge <= part.last)
         blocks = [Part(a, b - 1) for a, b in zip(starts, [*starts[1:], part.last + 1], strict=True)]
-        heavy = [block for block in blocks if sum(products[block.first : block.last + 1]) >= 32]
+        heavy = [block for block in blocks if sum(products[block.first : block.last + 1]) >= 16]
         if not part.inside and len(heavy) > 1:
             part.inside = heavy
     return Machine(whole, counted, products, registers, stack)

@@ -411,7 +411,7 @@ def weight_options(channels: int, dtype: torch.dtype, precision: Products, strid
     """Return the options for the larger of the two numbers of channels."""
     width = _width(channels)
     exact = dtype == torch.float32 and precision == "ieee"  # without tensor cores
-    blocks = {"BLOCK_G": 64 if width == 16 else 32, "BLOCK_C": min(width, 32), "BLOCK_O": width}
+    blocks = {"BLOCK_G": {16: 64, 32: 32, 64: 32 // stride}[width], "BLOCK_C": min(width, 32), "BLOCK_O": width}
     blocks["SPLIT"] = (8 if width == 16 else 4) if exact else 1
     kind = {"PRECISION": precision, "STRIDE": stride, "AFFINE": affine}
     return {**kind, **blocks, "num_warps": 8, **REGISTERS}
