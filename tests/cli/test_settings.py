@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+import bionas_fast as bf
 from bionas_fast import presets
 from bionas_fast.cli.settings_table import settings_page
 from bionas_fast.runs.kinds import get_kind, kind_names
@@ -29,3 +31,10 @@ def test_presets_are_of_kinds_that_there_are():
     for kind in kind_names():
         for name in presets.names(kind):
             get_kind(kind).settings(**presets.get(name, kind).settings)
+
+
+def test_off_in_yaml_is_the_word():
+    assert yaml.safe_load("off") is False
+    assert bf.TrainConfig(amp=False).amp == "off"
+    with pytest.raises(bf.InputError, match="amp: expected a number or text, got True"):
+        bf.TrainConfig(amp=True)
