@@ -78,7 +78,7 @@ def check_metadata(metadata: email.message.Message) -> None:
     addresses = [entry.partition(", ")[2] for entry in metadata.get_all("Project-URL")]
     assert REPOSITORY in addresses
     assert all(address.startswith((REPOSITORY, "https://arxiv.org/")) for address in addresses)
-    assert {"attacks", "docs", "examples", "onnx", "tensorboard", "test", "dev"} == set(
+    assert {"attacks", "docs", "examples", "onnx", "tensorboard", "test", "dev", "wandb"} == set(
         metadata.get_all("Provides-Extra")
     )
     assert [

@@ -395,14 +395,14 @@ def _width(channels: int) -> int:
 def error_options(channels: int, precision: Products) -> dict[str, Any]:
     """Return the options for the larger of the two numbers of channels."""
     width = _width(channels)
-    blocks = {"BLOCK_R": 128, "BLOCK_C": width, "BLOCK_O": min(width, 32)}
+    blocks = {"BLOCK_R": 64 if width == 64 else 128, "BLOCK_C": width, "BLOCK_O": min(width, 32)}
     return {"PRECISION": precision, **blocks, "num_warps": 4, "num_stages": 1}
 
 
 def stage_options(channels: int, precision: Products, stride: int, affine: bool) -> dict[str, Any]:
     """Return the options for the larger of the two numbers of channels."""
     width = _width(channels)
-    blocks = {"BLOCK_G": 64 if width == 16 else 32, "BLOCK_C": min(width, 32), "BLOCK_O": width}
+    blocks = {"BLOCK_G": {16: 64, 32: 16, 64: 16 // stride}[width], "BLOCK_C": min(width, 32), "BLOCK_O": width}
     kind = {"PRECISION": precision, "STRIDE": stride, "AFFINE": affine}
     return {**kind, **blocks, "num_warps": 8, **REGISTERS}
 

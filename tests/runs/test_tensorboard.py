@@ -31,7 +31,7 @@ class TestTensorBoard:
         pytest.importorskip("tensorboard")
         folder = tmp_path / "run"
         # Between the scalars of the first epoch and its checkpoint; so they are written twice.
-        moment = 3 * (1 + 4 + 3)
+        moment = 3 * (1 + 5 + 4)
         end = runner(*begin["search"], "--tensorboard", "--out", folder, kill_at_write=moment)
         assert end.code == -KILL
         assert [step for step, _ in self.read(folder)["loss/train"]] == [1]
