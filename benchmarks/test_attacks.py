@@ -15,6 +15,7 @@ from torch import nn
 import bionas_fast as bf
 from bionas_fast.robustness import AttackConfig, Victim, attack
 from bionas_fast.space.publications import published
+from measuring import relative
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 IMAGES, BATCH, EPS = 1000, 250, 8 / 255
@@ -83,6 +84,25 @@ def test_most_that_attacks_can_take(name, report):
     total = batches * (11 * once["gradient"] + 302 * once["forward"])
     report.add(f"{name}, {BATCH} images", f"{once['forward']:.3f} s a pass, {once['gradient']:.3f} s a gradient")
     report.add(f"{name}, FGSM + PGD-10 + Square-300, {IMAGES} images", f"at most {total:.0f} processor seconds")
+
+
+def test_several_eps_side_by_side(report):
+    """The gradient for three ε in one batch, next to a batch for each: the same numbers."""
+    torch.manual_seed(0)
+    net = bf.build_resnet("resnet20", rule="usf", in_channels=1).eval()
+    parts = [torch.rand(BATCH, 1, 14, 14) for _ in range(3)]
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        labels = torch.arange(len(x)) % 10
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), labels, reduction="sum"), x)
+        return grad
+
+    together = gradient(torch.cat(parts))
+    assert relative(together, torch.cat([gradient(part) for part in parts])) < 1e-5
+    side_by_side = processor_seconds(lambda: gradient(torch.cat(parts)))
+    apart = processor_seconds(lambda: [gradient(part) for part in parts])
+    report.add(f"three ε side by side, {BATCH} images each", f"{side_by_side:.3f} s a gradient, {apart:.3f} s apart")
 
 
 def processor_seconds(step: Callable[[], None], rounds: int = 3) -> float:
