@@ -13,9 +13,10 @@ import torchattacks
 from torch import nn
 
 import bionas_fast as bf
-from bionas_fast.robustness import AttackConfig, Victim, attack
+from bionas_fast.robustness import AttackConfig, Victim, attack, attacking, side_by_side
+from bionas_fast.robustness.side_by_side import TOGETHER
 from bionas_fast.space.publications import published
-from measuring import relative
+from measuring import interleaved, show
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 IMAGES, BATCH, EPS = 1000, 250, 8 / 255
@@ -66,7 +67,7 @@ def test_results_are_those_of_torchattacks():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_most_that_attacks_can_take(name, report):
+def test_most_that_attacks_can_take(name, benchmark, report):
     """Processor time if no image is ever fooled: then every query of every attack is made on every image."""
     images = fashion()[:BATCH]
     victim = Victim(NETWORKS[name](), gradient="true")
@@ -84,25 +85,32 @@ def test_most_that_attacks_can_take(name, report):
     total = batches * (11 * once["gradient"] + 302 * once["forward"])
     report.add(f"{name}, {BATCH} images", f"{once['forward']:.3f} s a pass, {once['gradient']:.3f} s a gradient")
     report.add(f"{name}, FGSM + PGD-10 + Square-300, {IMAGES} images", f"at most {total:.0f} processor seconds")
+    show(benchmark, forward, once["forward"])
 
 
-def test_several_eps_side_by_side(report):
-    """The gradient for three ε in one batch, next to a batch for each: the same numbers."""
+@pytest.mark.parametrize("images", [20, 40])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_several_eps_side_by_side(name, images, benchmark, report, monkeypatch):
+    """Attacks at three ε that share passes, next to the same attacks without: the same outcomes."""
     torch.manual_seed(0)
-    net = bf.build_resnet("resnet20", rule="usf", in_channels=1).eval()
-    parts = [torch.rand(BATCH, 1, 14, 14) for _ in range(3)]
+    net = NETWORKS[name]()
+    x = fashion()[:images]
+    labels = predicted(Victim(net, gradient="true"), x)
+    config = AttackConfig(attacks=("fgsm", "pgd-5", "square-20"), gradient="true", eps=(EPS / 4, EPS / 2, EPS))
 
-    def gradient(x: torch.Tensor) -> torch.Tensor:
-        x = x.clone().requires_grad_()
-        labels = torch.arange(len(x)) % 10
-        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), labels, reduction="sum"), x)
-        return grad
+    monkeypatch.setattr(attacking, "doubts", lambda *_: ())
 
-    together = gradient(torch.cat(parts))
-    assert relative(together, torch.cat([gradient(part) for part in parts])) < 1e-5
-    side_by_side = processor_seconds(lambda: gradient(torch.cat(parts)))
-    apart = processor_seconds(lambda: [gradient(part) for part in parts])
-    report.add(f"three ε side by side, {BATCH} images each", f"{side_by_side:.3f} s a gradient, {apart:.3f} s apart")
+    def run(most: int) -> list[torch.Tensor]:
+        for module in (attacking, side_by_side):
+            monkeypatch.setattr(module, "TOGETHER", most)
+        return [own.correct for own in attack(net, (x, labels), config).outcomes]
+
+    for one, other in zip(run(TOGETHER), run(1), strict=True):
+        assert torch.equal(one, other)
+    steps = {"side by side": lambda: run(TOGETHER), "one after the other": lambda: run(1)}
+    times = interleaved(steps, rounds=2)
+    report.ratios(f"{name}, three ε, {images} images", times, "one after the other")
+    show(benchmark, steps["side by side"], times["side by side"])
 
 
 def processor_seconds(step: Callable[[], None], rounds: int = 3) -> float:

@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from bionas_fast.errors import InputError, NotFinite, expect_type
 from bionas_fast.robustness.attacks import Attack, parse_attack, torchattacks
 from bionas_fast.robustness.checks import doubts
 from bionas_fast.robustness.config import AttackConfig
-from bionas_fast.robustness.record import Part, Record
+from bionas_fast.robustness.record import Done, Part, Record
 from bionas_fast.robustness.results import Outcome, Robustness
+from bionas_fast.robustness.side_by_side import TOGETHER, Shared, side_by_side
 from bionas_fast.robustness.victim import Victim, device_of
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.terminal import listener
@@ -167,6 +169,10 @@ class Target:
             raise InputError(f"labels: expected 0 to {logits.shape[1] - 1}, the network's classes")
         self.classes = logits.shape[1]
         self.clean = logits.argmax(dim=1) == self.labels
+        some = self.images[: min(len(self.images), self.config.batch_size) // 2]
+        alone = self._predict(predictor, some) if len(some) else logits[:0]
+        #: Whether the logits of an image depend on it alone, and not on others of its batch.
+        self.separate = torch.allclose(alone, logits[: len(some)], rtol=1e-3, atol=1e-4)
         self.indices = self.clean.nonzero().flatten()
 
     @staticmethod
@@ -177,6 +183,15 @@ class Target:
     def victim(self, gradient: Gradient, network: nn.Module | None = None) -> Victim:
         """Build the attacked module for a gradient."""
         return Victim(network or self.network, self.mean, self.std, gradient=gradient, eot=self.config.eot)
+
+    def sharing(self, own: Attack, parts: Sequence[Part], images: int) -> Iterator[Sequence[Part]]:
+        """Divide the parts that attack a batch of so many images into those that share passes.
+
+        An attack with gradients keeps the maps of its passes, so only those that fit in one pass run at once.
+        """
+        most = len(parts) if not own.differentiates else TOGETHER // images
+        count = max(1, most) if self.separate and not self.config.eot else 1
+        return (parts[first : first + count] for first in range(0, len(parts), count))
 
     def attacked(self) -> Images:
         """Return the images that are attacked, with their labels."""
@@ -198,39 +213,53 @@ class Target:
 
 def _outcomes(target: Target, attacks: Sequence[Attack], record: Record, progress: Progress) -> tuple[Outcome, ...]:
     config, batches = target.config, target.indices.split(target.config.batch_size)
-    parts = [
-        (Part(own.name, gradient, eps), own)
+    groups = [
+        (own, [Part(own.name, gradient, eps) for eps in (config.eps if own.bounded else (None,))])
         for own in attacks
         for gradient in (config.gradients if own.family.gradient else (None,))
-        for eps in (config.eps if own.bounded else (None,))
     ]
-    progress.start(f"{len(parts)} attacks", 1, len(parts) * len(batches))
+    count = sum(len(parts) for _, parts in groups)
+    progress.start(f"{count} attacks", 1, count * len(batches))
     try:
-        return tuple(_outcome(target, part, own, record, progress) for part, own in parts)
+        return tuple(outcome for own, parts in groups for outcome in _every_eps(target, own, parts, record, progress))
     finally:
         progress.finish()
 
 
-def _outcome(target: Target, part: Part, own: Attack, record: Record, progress: Progress) -> Outcome:
-    victim = target.victim(part.gradient or "feedback")
-    crafted_on = target.victim("true", target.source) if own.family.transferred else victim
-    correct, seconds = target.clean.clone(), 0.0
-    distances: list[float] = []
-    for number, indices in enumerate(target.indices.split(target.config.batch_size)):
-        done = record.read(part, number)
-        if done is None:
-            started = time.perf_counter()
-            left, norms = _attack_batch(target, own, part.eps, (victim, crafted_on), indices)
-            done = record.add(part, number, left, norms, time.perf_counter() - started)
-        correct[indices] = done.correct.to(correct.device)
-        distances.extend(done.distances)
-        seconds += done.seconds
-        progress.step()
-    return Outcome(part.attack, part.gradient, part.eps, correct.cpu(), tuple(distances), seconds)
+def _every_eps(
+    target: Target, own: Attack, parts: Sequence[Part], record: Record, progress: Progress
+) -> Iterator[Outcome]:
+    """Attack through one gradient, at every ε."""
+    victim = Shared(target.victim(parts[0].gradient or "feedback"))
+    crafted_on = Shared(target.victim("true", target.source)) if own.family.transferred else victim
+    batches = target.indices.split(target.config.batch_size)
+    found: dict[Part, list[Done]] = {part: [] for part in parts}
+    for number, indices in enumerate(batches):
+        for some in target.sharing(own, parts, len(indices)):
+            done = {part: result for part in some if (result := record.read(part, number)) is not None}
+            if len(done) < len(some):
+                started = time.perf_counter()
+                tasks = [partial(_attack_batch, target, own, part.eps, (victim, crafted_on), indices) for part in some]
+                with _restored_generators(target.images.device):
+                    results = side_by_side(tasks, target.images.device)
+                seconds = (time.perf_counter() - started) / len(some)
+                for part, (left, norms) in zip(some, results, strict=True):
+                    if part not in done:
+                        done[part] = record.add(part, number, left, norms, seconds)
+            for part in some:
+                found[part].append(done[part])
+                progress.step()
+    for part, all_done in found.items():
+        correct = target.clean.clone()
+        for indices, batch in zip(batches, all_done, strict=True):
+            correct[indices] = batch.correct.to(correct.device)
+        distances = tuple(distance for batch in all_done for distance in batch.distances)
+        seconds = sum(batch.seconds for batch in all_done)
+        yield Outcome(part.attack, part.gradient, part.eps, correct.cpu(), distances, seconds)
 
 
 def _attack_batch(
-    target: Target, own: Attack, eps: float | None, victims: tuple[Victim, Victim], indices: Tensor
+    target: Target, own: Attack, eps: float | None, victims: tuple[Shared, Shared], indices: Tensor
 ) -> tuple[Tensor, list[float]]:
     """Attack some images; return which stay correct, bool [N], and the norms of the perturbations that succeeded."""
     config, (victim, crafted_on) = target.config, victims
@@ -243,13 +272,13 @@ def _attack_batch(
             break
         x, y = images[standing], labels[standing]
         seed = config.seed + int(indices[0]) + 7919 * restart
-        with _seeded(seed, x.device):
-            perturb = own.family.build(crafted_on, own.amount, eps or 0.0, seed, config.step_size)
-            if config.targeted:
-                _aim(perturb, target.classes, y, seed)
-            # torchattacks prints, and divides by 0 in one-pixel attacks.
-            with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore"):
-                adversarial = perturb(x, y).detach()
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        perturb = own.family.build(crafted_on, own.amount, eps or 0.0, seed, config.step_size)
+        if config.targeted:
+            _aim(perturb, target.classes, y, seed)
+        with np.errstate(divide="ignore"):  # one-pixel attacks divide by 0
+            adversarial = perturb(x, y).detach()
         if not adversarial.isfinite().all():
             raise NotFinite(f"a pixel of the images made by {own.name}")
         adversarial = adversarial.clamp(0, 1)
@@ -268,18 +297,15 @@ def _aim(perturb: object, classes: int, labels: Tensor, seed: int) -> None:
     def choose(_: Tensor, __: Tensor) -> Tensor:
         return targets
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        perturb.set_mode_targeted_by_function(choose)  # type: ignore[attr-defined]
+    perturb.set_mode_targeted_by_function(choose)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators of PyTorch and NumPy inside the block; other threads wait. Their states are restored."""
+def _restored_generators(device: torch.device) -> Iterator[None]:
+    """Restore the generators of PyTorch and NumPy after the block, and print nothing in it; other threads wait."""
     cuda = [device] if device.type == "cuda" else []
     state = np.random.get_state()
-    with exclusive(), torch.random.fork_rng(cuda):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
+    with exclusive(), torch.random.fork_rng(cuda), contextlib.redirect_stdout(io.StringIO()):  # torchattacks prints
         try:
             yield
         finally:

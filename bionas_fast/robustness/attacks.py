@@ -55,6 +55,11 @@ class Attack:
         """Whether ε bounds the perturbation."""
         return self.family.norm == "linf"
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether the attack differentiates a network, be it the attacked one or another."""
+        return self.family.gradient or self.family.transferred
+
 
 _registry: Registry[Family] = Registry("attack", lambda family: family.build)
 
