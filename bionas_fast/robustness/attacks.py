@@ -187,7 +187,7 @@ for _name, _family in {
     "autoattack": Family(_autoattack),
     "cw": Family(_cw, "steps", 50, norm="l2", targets=True),
     "deepfool": Family(_deepfool, "steps", 50, norm="l2"),
-    "transfer": Family(_pgd, "steps", 10, gradient=False, transferred=True),
+    "transfer": Family(_pgd, "steps", 10, gradient=False, targets=True, transferred=True),
     "square": Family(_square, "queries", 300, gradient=False, targets=True),
     "onepixel": Family(_one_pixel, "pixels", 1, gradient=False, norm="l0", targets=True),
     "noise": Family(_noise, "draws", 1, gradient=False),

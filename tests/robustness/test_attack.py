@@ -69,6 +69,7 @@ def expected(name, net, images, labels, eps, seed):
         "cw-40": lambda: torchattacks.CW(net, steps=40),
         "deepfool-20": lambda: torchattacks.DeepFool(net, steps=20),
         "onepixel-3": lambda: torchattacks.OnePixel(net, pixels=3, steps=10, popsize=10),
+        "autoattack": lambda: torchattacks.AutoAttack(net, eps=eps, n_classes=10, seed=seed),
     }
     torch.manual_seed(seed)
     np.random.seed(seed)
@@ -79,7 +80,18 @@ def expected(name, net, images, labels, eps, seed):
 
 @pytest.mark.parametrize(
     "name",
-    ["fgsm", "pgd-5", "tpgd", "apgd-ce-5", "apgd-dlr-5", "square-20", "cw-40", "deepfool-20", "onepixel-3"],
+    [
+        "fgsm",
+        "pgd-5",
+        "tpgd",
+        "apgd-ce-5",
+        "apgd-dlr-5",
+        "square-20",
+        "cw-40",
+        "deepfool-20",
+        "onepixel-3",
+        "autoattack",
+    ],
 )
 def test_results_are_those_of_torchattacks_bit_for_bit(name, digits, trained):
     net = network()
@@ -360,6 +372,8 @@ def test_transfer(digits, trained):
     other = attack(trained["usf"], digits, config, source=trained["bp"]).outcomes[0]
     assert torch.equal(itself.correct, direct.correct)
     assert other.accuracy.percent > itself.accuracy.percent
+    aimed = attack(trained["bp"], digits, config.with_settings(targeted=True), source=trained["bp"]).outcomes[0]
+    assert aimed.accuracy.count > itself.accuracy.count
     with pytest.raises(InputError, match="needs the network that it is computed on"):
         attack(trained["bp"], digits, config)
 
