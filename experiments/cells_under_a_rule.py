@@ -19,8 +19,8 @@ import bionas_fast as bf
 from bionas_fast.runs.seeds import SeedTable, Series
 
 SEARCHES = {
-    "darts-bp": {"method": "darts", "rules": ("bp",)},
-    "bionas": {"method": "darts"},
+    "darts-bp": {"method": "darts", "rules": ("bp",), "alpha_learning_rate": 3e-4},
+    "bionas": {"method": "darts", "alpha_learning_rate": 3e-4},
     "random": {"method": "random"},
 }
 
@@ -43,7 +43,9 @@ def main() -> None:
     data = {"dataset": given.dataset, "data_dir": given.data_dir, "cells": given.cells}
     under, costs = [], []
     for name, settings in SEARCHES.items():
-        search = bf.SearchConfig(**data, **settings, channels=given.search_channels, epochs=given.search_epochs)
+        search = bf.SearchConfig(
+            **data, **settings, channels=given.search_channels, epochs=given.search_epochs, warmup_epochs=0
+        )
         found = bf.repeat_search(search, seeds=given.seeds, out=given.out / "searches" / name)
         accuracies, losses = {}, {}
         for seed, genotype in found.genotypes.items():

@@ -35,7 +35,13 @@ def main() -> None:
             accuracies, seconds = [], []
             for seed in range(given.seeds):
                 config = bf.SearchConfig(
-                    dataset=given.dataset, data_dir=given.data_dir, method=method, epochs=given.epochs, seed=seed
+                    dataset=given.dataset,
+                    data_dir=given.data_dir,
+                    method=method,
+                    epochs=given.epochs,
+                    warmup_epochs=0,
+                    **({"alpha_learning_rate": 3e-4} if method.startswith("darts") else {}),
+                    seed=seed,
                 )
                 found = bf.search(config, out=Path(folder) / f"{method}-{seed}")
                 seconds.append(sum(row["seconds"] for row in found.metrics))

@@ -78,6 +78,7 @@ def search_settings(given: argparse.Namespace) -> tuple[bf.SearchConfig, bf.Sear
         cells=given.cells,
         channels=given.search_channels,
         epochs=given.search_epochs,
+        warmup_epochs=0,
         population=given.population,
         **({"tournament": 4} if given.method == "evolution" else {}),
     )

@@ -230,5 +230,5 @@ def test_the_costs_of_all_presets(capsys, monkeypatch):
     monkeypatch.setattr(presets, "every", lambda: few)
     assert run("presets", "--estimate", "--seconds", "0.1") == 0
     lines = capsys.readouterr().out.splitlines()
-    for name, number in (("cpu-digits ", "44"), ("cpu-digits-train", "440")):
+    for name, number in (("cpu-digits ", "110"), ("cpu-digits-train", "440")):
         assert any(name in line and f" {number} " in line and " GB" in line for line in lines)

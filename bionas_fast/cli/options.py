@@ -180,10 +180,13 @@ class Given:
 
     def settings(self, kind: str) -> dict[str, Any]:
         """Merge all settings for a kind of run."""
-        settings = dict(presets.get(self.preset, kind).settings) if self.preset else {}
-        if self.file is not None:
-            settings |= RunRecord.read(self.file).settings
-        return settings | dict(self.options)
+        given = {} if self.file is None else RunRecord.read(self.file).settings
+        given |= dict(self.options)
+        if not self.preset:
+            return given
+        from bionas_fast.searching.checks import over_preset
+
+        return over_preset(presets.get(self.preset, kind).settings, given)
 
     def recorded(self, kind: str, run: Path | None = None) -> Any:
         """Return the configuration of these settings, or that of a run updated by them."""

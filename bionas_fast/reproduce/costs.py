@@ -16,6 +16,7 @@ from bionas_fast.errors import InputError
 from bionas_fast.estimation import Estimate, estimate
 from bionas_fast.reproduce.plan import Step
 from bionas_fast.runs.kinds import get_kind, kind_names
+from bionas_fast.searching.checks import over_preset
 from bionas_fast.space import Genotype, get_space, published, published_names
 from bionas_fast.space.sampling import random_genotype
 from bionas_fast.training import TrainConfig
@@ -94,6 +95,7 @@ def _config(step: Step) -> RunConfig:
     """Return the settings of a step."""
     kind = get_kind(step.words[0])
     settings: dict[str, Any] = {}
+    preset: Mapping[str, Any] = {}
     words = list(step.words[1:])
     if step.words[0] == "train":
         source = words.pop(0)
@@ -104,7 +106,7 @@ def _config(step: Step) -> RunConfig:
         if option == "--config":
             settings |= RunRecord.read(Path(value)).settings
         elif option == "--preset":
-            settings = {**presets.get(value).settings, **settings}
+            preset = presets.get(value).settings
         elif option == "--set":
             name, _, text = value.partition("=")
             settings[name] = yaml.safe_load(text)
@@ -112,7 +114,7 @@ def _config(step: Step) -> RunConfig:
             settings["rules"] = tuple(value.split(","))
         else:
             settings[option.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
-    return kind.settings(**settings)
+    return kind.settings(**over_preset(preset, settings))
 
 
 def _genotype(step: Step, config: RunConfig, searches: Mapping[Path, Step]) -> Genotype | None:

@@ -116,6 +116,8 @@ class Trainer:
         if config.deterministic:
             prepare_repeatable()
         self.config = config
+        #: The settings in which what follows from others is a number.
+        self.settled = config
         self.device = device
         self.announce: Callable[[str], object] = lambda doing: None
         self.epoch = 0
@@ -366,7 +368,7 @@ class Trainer:
             if x is not None and not x.isfinite().all():
                 cause = f"images of dataset {self.data.name!r} hold pixels that are not finite"
             else:
-                cause = likely_causes(self.config, error.settings or self.suspects())
+                cause = likely_causes(self.settled, error.settings or self.suspects())
             raise Diverged(f"{error} in {where}; {cause}") from None
         except ValueError as error:
             explained = None if x is None else too_small_a_batch(error, x)

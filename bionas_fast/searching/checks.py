@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.names import get_method, method_names
@@ -14,6 +17,16 @@ from bionas_fast.supernet.architecture import skip_share
 def method_options() -> tuple[str, ...]:
     """Return the names of the settings that only some methods use."""
     return tuple(sorted({option for name in method_names() for option in get_method(name).options}))
+
+
+def over_preset(preset: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge settings with those of a preset, over which they take precedence.
+
+    If they name the method, what that method does not use is left out of the preset.
+    """
+    method = settings.get("method")
+    unused = {*method_options()} - {*get_method(method).options} if method in method_names() else set()
+    return {name: value for name, value in preset.items() if name not in unused} | dict(settings)
 
 
 def check(config: SearchConfig) -> None:

@@ -34,7 +34,7 @@ class SearchConfig(DescentConfig):
     The optimisers' constants are those of DARTS (Liu et al. 2019) as the code published with the paper uses them.
     """
 
-    epochs: Epochs = 4
+    epochs: Epochs = 10
     space: Annotated[str, Option()] = Field("bionas", description="The search space.")
     method: Annotated[str, Option()] = Field("darts", description="The search method.")
     rules: Annotated[tuple[str, ...], Option(metavar="A,B")] = Field(
@@ -72,11 +72,19 @@ class SearchConfig(DescentConfig):
 
     learning_rate_min: Coefficient = Field(0.001, description="Final learning rate of the cosine schedule.")
     nesterov: bool = Field(False, description="Nesterov's momentum.")
-    alpha_learning_rate: Rate = Field(3e-4, description="Learning rate of alpha (Adam).")
+    alpha_learning_rate: Rate | None = Field(
+        None,
+        description="Learning rate of alpha (Adam). By default 6 / steps, within 3e-4 and 0.03: 3e-4 for 50 epochs of "
+        "390 steps, as in DARTS, and more for shorter searches.",
+    )
     alpha_betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's decay rates for alpha.")
     alpha_weight_decay: Coefficient = Field(1e-3, description="L2 penalty of alpha.")
 
-    warmup_epochs: int = Field(0, ge=0, description="Initial epochs that train only the weights (PC-DARTS: 15 of 50).")
+    warmup_epochs: int | None = Field(
+        None,
+        ge=0,
+        description="Initial epochs that train only the weights; by default a fifth of all (PC-DARTS: 15 of 50).",
+    )
     beta_decay: Coefficient = Field(
         0.0,
         description="λ at the end of λ · mean logsumexp(alpha), which grows from 0 "
@@ -133,11 +141,26 @@ class SearchConfig(DescentConfig):
         trained = round(self.train_fraction * images)
         return (Work(self.epochs, trained, self.batch_size, images - trained),)
 
+    def settled(self, images: int) -> Self:
+        """Return a copy in which what follows from other settings is a number: the rate of alpha and the warm-up.
+
+        With Adam, alpha moves by at most its rate per step. A search of the published length, 50 epochs of 390 steps at
+        3e-4, can move it by 6, and so shall a shorter one; on digits, rates above 0.03 made seeds agree less
+        (docs/search-methods.md, Defaults).
+
+        Args:
+            images: the number of training images.
+        """
+        warmup = self.epochs // 5 if self.warmup_epochs is None else self.warmup_epochs
+        steps = (self.epochs - warmup) * self.work(images, 0)[0].steps
+        rate = min(max(6 / steps, 3e-4), 0.03)
+        return self.with_settings(warmup_epochs=warmup, alpha_learning_rate=self.alpha_learning_rate or rate)
+
     @model_validator(mode="after")
     def _expect_settings_that_fit(self) -> Self:
         if self.nesterov and not self.momentum:
             raise InputError("nesterov: needs a momentum above 0")
-        if self.warmup_epochs >= self.epochs:
+        if (self.warmup_epochs or 0) >= self.epochs:
             raise InputError(f"warmup_epochs: expected fewer than epochs ({self.epochs}), got {self.warmup_epochs}")
         for name in ("robustness_eps", "robustness_weight"):
             value = getattr(self, name)

@@ -40,6 +40,7 @@ class Darts(SearchMethod):
 
     def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
         super().__init__(net, config, *rest)
+        assert config.alpha_learning_rate is not None
         self.alpha_optimizer = torch.optim.Adam(
             net.alpha_parameters(),
             config.alpha_learning_rate,

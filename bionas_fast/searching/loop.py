@@ -151,7 +151,8 @@ class Search(Trainer):
         robustness = RobustTerm(
             config.robustness, config.robustness_eps, config.robustness_weight, mean=data.mean, std=data.std
         )
-        self.method = get_method(config.method)(self.net, config, self.optimizer, self.precision, robustness)
+        self.settled = config.settled(len(images))
+        self.method = get_method(config.method)(self.net, self.settled, self.optimizer, self.precision, robustness)
         self.uncaptured = captured.obstacle(config, self.net, self.device)
         self.weight_step = Replayed(self.uncaptured)
         self.method.capture(self.uncaptured)
@@ -173,10 +174,15 @@ class Search(Trainer):
         config, space = self.config, self.net.space
         weights = sum(own.numel() for own in self.net.weight_parameters())
         training, validation = len(self.train.labels), len(self.validation)
+        settled, method = self.settled, f"{config.method}: "
+        if settled.warmup_epochs:
+            method += f"weights alone before epoch {settled.warmup_epochs + 1}, "
+        if "alpha_learning_rate" in self.method.options:
+            method += f"alpha at {settled.alpha_learning_rate:.3g}, "
         return {
             "space": f"{space.name}: {len(space.candidates)} candidates on each of {len(space.edges)} edges",
             "supernet": f"{config.cells} cells, {config.channels} channels, {weights:,} weights",
-            "method": f"{config.method}: {training:,} images for the weights, {validation:,} for the architecture",
+            "method": f"{method}{training:,} images for the weights, {validation:,} for the architecture",
             "device": describe_device(self.device, "mixed_edges"),
             **self._launches(),
         }

@@ -29,7 +29,7 @@ class SearchMethod:
 
     Args:
         net: the supernet.
-        config: the settings of the search.
+        config: the settings of the search, settled (:meth:`.SearchConfig.settled`).
         optimizer: the optimiser of the weights.
         precision: the precision of forward passes; by default float32.
         robustness: the term of robust search in the loss of an individual; by default none.
@@ -79,7 +79,7 @@ class SearchMethod:
     @property
     def warming_up(self) -> bool:
         """Whether only the weights are trained, not yet the architecture."""
-        return self.epoch < self.config.warmup_epochs
+        return self.epoch < (self.config.warmup_epochs or 0)
 
     def before_epoch(self, valid: Stream) -> None:
         """Hook before the first weight step of an epoch."""

@@ -140,6 +140,8 @@ def test_costs_are_measured_once_for_all_rules(tmp_path, monkeypatch):
         deterministic=True,
         flip=True,
         tensorboard=True,
+        alpha_learning_rate=3e-4,
+        warmup_epochs=0,
     )
     assert nothing is None and isinstance(training, TrainConfig) and genotype.skeleton == get_space("nb201").skeleton
     assert residual.momentum == 0.5 and residual.architecture == "resnet20" and residual.batch_size == 32

@@ -21,7 +21,12 @@ from bionas_fast.searching import Search, SearchConfig
 from helpers.tolerances import ALPHAS
 
 TINY = SearchConfig(
-    rules=("usf", "brsf"), operations=("skip_connect", "dil_conv_3x3"), channels=1, epochs=2, batch_size=256
+    rules=("usf", "brsf"),
+    operations=("skip_connect", "dil_conv_3x3"),
+    channels=1,
+    epochs=2,
+    batch_size=256,
+    alpha_learning_rate=3e-4,
 )
 
 

@@ -18,7 +18,9 @@ from helpers.pages import Page
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     settings = {"channels": 1, "cells": 1, "epochs": 2, "batch_size": 256, "operations": ("skip_connect",)}
-    return bf.search(bf.SearchConfig(**settings), out=tmp_path_factory.mktemp("result") / "run")
+    return bf.search(
+        bf.SearchConfig(**settings, alpha_learning_rate=3e-4), out=tmp_path_factory.mktemp("result") / "run"
+    )
 
 
 def test_is_read_from_its_folder(found):

@@ -110,7 +110,7 @@ def test_second_order_gradient(case, engine):
             net.alphas[kind].copy_(to_ours(arrays[f"alphas_{kind}"], primitives))
     if engine == "stacked":
         net, momentum = (own and _stacked(own, arguments) for own in (net, momentum))
-    config = SearchConfig(space="darts-bp", method="darts2")
+    config = SearchConfig(space="darts-bp", method="darts2", alpha_learning_rate=3e-4)
     weights = list(net.weight_parameters())
     optimizer = torch.optim.SGD(
         weights, arguments["eta"], momentum=arguments["network_momentum"],

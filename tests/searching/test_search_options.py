@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bionas_fast import presets
 from bionas_fast.errors import InputError
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.summary import RunSummary
 from bionas_fast.searching import Search, SearchConfig, search
+from bionas_fast.searching.checks import check, over_preset
 from bionas_fast.searching.skip_limit import SkipLimit
 from bionas_fast.space import get_space, random_genotype
 from helpers.searches import TINY
@@ -51,6 +53,53 @@ def test_kinds_of_cells_that_the_network_does_not_have_are_named():
         assert [message.partition(",")[0] for message in messages] == [
             f"cells={cells}: the network has no {k} cell" for k in absent
         ]
+
+
+# The defaults that follow from other settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "rate", "warmup"),
+    [
+        ({"warmup_epochs": 0}, 50_000, 6 / (50 * 390), 0),  # DARTS: 3e-4 at 50 epochs of 390 steps
+        ({"epochs": 600}, 50_000, 3e-4, 120),
+        ({"epochs": 10}, 1437, 0.03, 2),
+        ({"epochs": 4}, 60_000, 6 / (4 * 468), 0),
+        ({"epochs": 1}, 100, 0.03, 0),
+        ({"epochs": 5, "alpha_learning_rate": 0.1}, 100, 0.1, 1),
+        ({"batch_size": 256, "train_fraction": 0.4}, 50_000, 6 / (40 * 78), 10),
+    ],
+)
+def test_rate_of_alpha_and_warm_up_follow_from_the_length(settings, images, rate, warmup):
+    settled = SearchConfig(**{"epochs": 50, "batch_size": 64, **settings}).settled(images)
+    assert settled.alpha_learning_rate == pytest.approx(rate)
+    assert settled.warmup_epochs == warmup
+    assert settled.settled(images) == settled
+
+
+def test_a_search_uses_them():
+    search = Search(TINY.with_settings(epochs=5))
+    assert search.method.alpha_optimizer.param_groups[0]["lr"] == search.settled.alpha_learning_rate == 0.03
+    search.method.prepare(0)
+    assert search.method.warming_up
+    search.method.prepare(1)
+    assert not search.method.warming_up
+    assert "weights alone before epoch 2, alpha at 0.03" in search.describe()["method"]
+    assert search.config.alpha_learning_rate is None
+
+
+def test_a_preset_under_another_method_leaves_out_what_that_has_no_use_for():
+    preset = presets.get("desk-search").settings
+    assert preset["alpha_learning_rate"] == 3e-4
+    for method in ("eg", "random", "evolution"):
+        settings = over_preset(preset, {"method": method})
+        assert settings == {name: preset[name] for name in preset if name != "alpha_learning_rate"} | {"method": method}
+        check(SearchConfig(**settings))
+    assert over_preset(preset, {"method": "darts2", "epochs": 1}) == {**preset, "method": "darts2", "epochs": 1}
+    # What is given by hand still has to fit.
+    given = over_preset(preset, {"method": "eg", "alpha_learning_rate": 0.1})
+    with pytest.raises(InputError, match="alpha_learning_rate: method eg has no use for it"):
+        check(SearchConfig(**given))
 
 
 # The first order's options

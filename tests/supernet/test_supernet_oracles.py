@@ -152,7 +152,7 @@ def test_network(case, engine):
     graded = net if engine == "modular" else _with_gradients(modular, net)
     _check_gradients(graded, arrays, info, primitives, RECORDED_NETWORK)
 
-    strategy = Darts(stepped, SearchConfig(), torch.optim.SGD(stepped.weight_parameters()))
+    strategy = Darts(stepped, SearchConfig(alpha_learning_rate=3e-4), torch.optim.SGD(stepped.weight_parameters()))
     strategy.before_weight_step(arrays["x"], arrays["target"], iter([(arrays["x"], arrays["target"])]))
     for kind in ("normal", "reduce"):
         # The step is what moved, at most about 3e-4; its size is compared, not the alpha's.
