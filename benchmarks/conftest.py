@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import platform
 
+os.environ.setdefault("BIONAS_FAST_INSTRUCTION_SETS", "all")  # they are compared
+
 import pytest
 import torch
 

@@ -23,7 +23,13 @@ from bionas_fast.searching import Search
 
 #: The largest growth of the memory, and of the processor time, from the second fifth to the last one.
 MEMORY, TIME = 0.02, 0.10
-SETTINGS = {"channels": 1, "cells": 1, "operations": ("skip_connect", "sep_conv_3x3", "max_pool_3x3"), "batch_size": 32}
+SETTINGS = {
+    "channels": 1,
+    "cells": 1,
+    "operations": ("skip_connect", "sep_conv_3x3", "max_pool_3x3"),
+    "batch_size": 32,
+    "warmup_epochs": 0,
+}
 
 
 @dataclass(frozen=True)

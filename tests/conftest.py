@@ -7,6 +7,8 @@ import os
 # The networks here are small, and threads that wait for a busy core cost more than they bring. Tests of threads set
 # their own number; processes started by a test inherit this one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Every variant of the kernels that the machine can run is tested.
+os.environ.setdefault("BIONAS_FAST_INSTRUCTION_SETS", "all")
 
 import pytest
 import torch

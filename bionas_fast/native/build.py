@@ -3,6 +3,9 @@
 The cache is ``$XDG_CACHE_HOME/bionas-fast``, by default in ``~/.cache``; C++ is compiled by ``$CXX``, by default
 ``c++``, and CUDA by ``nvcc`` from ``$CUDA_HOME``, the path or ``/usr/local/cuda``.
 
+On first use the kernels are compiled for the instruction set of this machine, with ``BIONAS_FAST_INSTRUCTION_SETS=all``
+for every one, as ahead of time.
+
 ``setup.py`` runs this file alone, in environments that may contain only the standard library; all other modules are
 imported on use.
 """
@@ -28,7 +31,15 @@ _SOURCES = next((folder for folder in (_HERE / "csrc", _HERE.parent / "csrc") if
 
 # The version of torch's stable ABI, 2.11: the libraries run on it and on every later torch.
 _DEFINES = ("-DTORCH_TARGET_VERSION=0x020b000000000000",)
-_COMPILE = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+_COMPILE = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+#: The kernels, which include no torch header; and the operators, which only unpack their arguments.
+_KERNELS, _OPERATORS = ("-O3",), ("-O1",)
+#: The floats in a vector register of the variants of a kernel, and what a compiler defines for a machine that has them.
+_LANES = {
+    16: {"__FMA__", "__AVX512F__", "__AVX512BW__", "__AVX512DQ__", "__AVX512VL__"},
+    8: {"__FMA__", "__AVX2__"},
+    4: {"__x86_64__"},
+}
 _CUDA_HOME = "/usr/local/cuda"
 _COMPILE_CUDA = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 
@@ -37,18 +48,24 @@ class BuildError(Exception):
     """The kernels could not be compiled; the message says why, in one line."""
 
 
-def compile_library(output: Path) -> None:
-    """Compile ``csrc/*.cpp`` and ``csrc/cpu/*.cpp`` into one library, for every instruction set.
+def compile_library(output: Path, lanes: int = 0) -> None:
+    """Compile ``csrc/*.cpp`` and ``csrc/cpu/*.cpp`` into one library.
 
     Needs torch's headers and libraries, but does not import torch.
+
+    Args:
+        output: the library.
+        lanes: the only variant of the kernels, by the floats in its vector registers; by default all.
 
     Raises:
         BuildError: the compiler failed; the message contains its error.
     """
     compiler = _compiler()
-    # Kernels include no torch header, so they compile quickly and can be tested separately.
-    commands = [[*compiler, *_COMPILE, *_for_torch(), str(file)] for file in sorted(_SOURCES.glob("*.cpp"))]
-    commands += [[*compiler, *_COMPILE, str(file)] for file in sorted((_SOURCES / "cpu").glob("*.cpp"))]
+    # The files of the largest kernels, of stages, come last by name and take longest; so they begin first.
+    kernels, variant = sorted((_SOURCES / "cpu").glob("*.cpp"), reverse=True), f"-DBIONAS_LANES={lanes}"
+    commands = [[*compiler, *_COMPILE, *_KERNELS, variant, str(file)] for file in kernels]
+    operators = sorted(_SOURCES.glob("*.cpp"))
+    commands += [[*compiler, *_COMPILE, *_OPERATORS, variant, *_for_torch(), str(file)] for file in operators]
     _link(commands, [*compiler, "-shared", f"-L{_torch() / 'lib'}"], ["-ltorch_cpu"], output)
 
 
@@ -70,7 +87,7 @@ def compile_cuda_library(output: Path, architectures: Sequence[str]) -> None:
     nvcc += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     newest = max(architectures, key=int)
     nvcc.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX, for newer GPUs
-    folder, compiler = _SOURCES / "cuda", [*_compiler(), *_COMPILE, *_for_torch(), "-DUSE_CUDA"]
+    folder, compiler = _SOURCES / "cuda", [*_compiler(), *_COMPILE, *_OPERATORS, *_for_torch(), "-DUSE_CUDA"]
     commands = [[*compiler, str(file)] for file in sorted(folder.glob("*.cpp"))]
     commands += [[*nvcc, str(file)] for file in sorted(folder.glob("*.cu"))]
     _link(commands, [*nvcc, "-shared", f"-L{_torch() / 'lib'}"], ["-ltorch_cpu", "-ltorch_cuda"], output)
@@ -79,7 +96,7 @@ def compile_cuda_library(output: Path, architectures: Sequence[str]) -> None:
 @functools.cache
 def source_hash() -> str:
     """Compute the hash of ``csrc`` and of the compiler's options; every library contains the hash of its sources."""
-    digest = hashlib.sha256(repr((_COMPILE, _COMPILE_CUDA, _DEFINES)).encode())
+    digest = hashlib.sha256(repr((_COMPILE, _KERNELS, _OPERATORS, _COMPILE_CUDA, _DEFINES)).encode())
     for file in sorted(_SOURCES.rglob("*")):
         if file.suffix in {".cpp", ".h", ".inc", ".cu", ".cuh"}:
             digest.update(f"\0{file.relative_to(_SOURCES).as_posix()}\0".encode() + file.read_bytes())
@@ -92,8 +109,9 @@ def is_current(path: Path) -> bool:
 
 
 def built_on_first_use(torch_version: str) -> Path:
-    """Return the library of :func:`compile_library` in the user's cache, compiled if missing."""
-    return _cached("_C", "CPU", (torch_version,), compile_library)
+    """Return the library of :func:`compile_library` in the user's cache, compiled for this machine if missing."""
+    lanes = 0 if os.environ.get("BIONAS_FAST_INSTRUCTION_SETS") == "all" else _lanes()
+    return _cached("_C", "CPU", (torch_version, str(lanes)), lambda output: compile_library(output, lanes))
 
 
 def built_cuda_on_first_use(torch_version: str, architectures: Sequence[str]) -> Path:
@@ -120,7 +138,7 @@ def _cached(name: str, title: str, made_of: tuple[str, ...], compile: Callable[[
             return path
         for left_behind in cache.glob(f".{key}-*"):
             shutil.rmtree(left_behind, ignore_errors=True)
-        print(f"bionas-fast: compiling {title} kernels, once; this takes some seconds", file=sys.stderr, flush=True)
+        print(f"bionas-fast: compiling {title} kernels, once; this takes half a minute", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f".{key}-", ignore_cleanup_errors=True) as folder:
             draft = Path(folder, path.name)
             compile(draft)
@@ -180,6 +198,15 @@ def _for_torch() -> list[str]:
 
 def _compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+
+
+def _lanes() -> int:
+    """Return the variant of this machine, as for :func:`compile_library`; 0 if the compiler does not tell."""
+    try:
+        defined = {*_run([*_compiler(), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]).split()}
+    except BuildError:
+        return 0
+    return next((lanes for lanes, needed in _LANES.items() if needed <= defined), 0)
 
 
 def _nvcc() -> str:

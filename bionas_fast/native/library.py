@@ -1,7 +1,7 @@
 """Loading of the compiled kernels: those installed with the package, or compiled once, on first use.
 
 Nothing happens at import. :func:`load` uses the library compiled ahead of time if it matches the sources next to it;
-otherwise it compiles them into the user's cache (:mod:`.build`), which takes a few seconds and a C++ compiler. On
+otherwise it compiles them into the user's cache (:mod:`.build`), which takes half a minute and a C++ compiler. On
 failure the reference implementation runs, and a reason is recorded; no exception is raised. The CUDA kernels are a
 separate library, loaded in the same way with ``nvcc``, and only if there is a CUDA device.
 """
