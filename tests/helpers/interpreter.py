@@ -60,6 +60,11 @@ def by_name(name: str, cases: dict) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(name, cases.values(), ids=cases)
 
 
+def some_of(cases: dict, *names: str) -> dict:
+    """These cases under the interpreter, where a program takes up to a second; all of them on a card."""
+    return cases if cards.COMPILED else {name: cases[name] for name in names}
+
+
 _NARROW = [torch.float16, *([torch.bfloat16] if cards.COMPILED else [])]
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, *_NARROW], ids=str)
 every_narrow_dtype = pytest.mark.parametrize("dtype", _NARROW, ids=str)

@@ -21,6 +21,7 @@ from helpers.interpreter import (
     listed,
     record_launches,
     run_compiled,
+    some_of,
     strided,
 )
 
@@ -113,6 +114,7 @@ DENSE = {
 GROUPS = {"linear": LINEAR, "pointwise": POINTWISE, "depthwise": DEPTHWISE, "dense": DENSE}
 CASES = {f"{group}-{name}": case for group, cases in GROUPS.items() for name, case in cases.items()}
 ODD = {group: next(iter([*cases.values()][1:])) for group, cases in GROUPS.items()}
+ODD_NAMES = [name for name, case in CASES.items() if case in ODD.values()]
 IMAGES = {name: case for name, case in CASES.items() if len(case.input) == 4}
 #: Where the channels come last, a program has several of them.
 MANY_CHANNELS = Case((2, 33, 4, 5), (33, 1, 3, 3), stride=(2, 2), padding=(1, 1), groups=33)
@@ -146,7 +148,7 @@ def interpreted_backward(case: Case):
 
 @every_dtype
 @every_mode
-@by_name("case", ODD | {"streamed": POINTWISE["many-outputs"]})
+@by_name("case", some_of(CASES, *ODD_NAMES, "pointwise-many-outputs"))
 def interpreted_backward_in_every_mode(case: Case, mode: str, dtype: torch.dtype):
     grad, x, w, stored = case.tensors(dtype)
     feedback = feedback_of(mode, stored)

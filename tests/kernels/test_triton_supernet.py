@@ -26,6 +26,7 @@ from helpers.interpreter import (
     listed,
     record_launches,
     run_compiled,
+    some_of,
     strided,
 )
 from helpers.supernets import with_nodes
@@ -306,7 +307,7 @@ def interpreted_mixed_sum_backward(shape: tuple[int, ...]):
 
 
 @every_narrow_dtype
-@by_name("shape", {name: SHAPES[name] for name in ("even", "many-channels")})
+@by_name("shape", some_of(SHAPES, "even", "many-channels"))
 def interpreted_mixed_sum_narrow(shape: tuple[int, ...], dtype: torch.dtype):
     assert_mixed("forward", low(mixed_forward(shape, "some"), dtype), dtype)
     assert_mixed("backward", low(mixed_backward(shape), dtype), dtype)
@@ -374,8 +375,9 @@ def interpreted_pools(shape: tuple[int, ...], stride: int):
 
 @every_narrow_dtype
 @every_stride
-def interpreted_pools_narrow(stride: int, dtype: torch.dtype):
-    assert_pools(*pools_tensors(SHAPES["even"], stride, dtype), stride)
+@by_name("shape", some_of(POOLED, "even"))
+def interpreted_pools_narrow(shape: tuple[int, ...], stride: int, dtype: torch.dtype):
+    assert_pools(*pools_tensors(shape, stride, dtype), stride)
 
 
 def interpreted_pools_strided():
