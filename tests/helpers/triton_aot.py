@@ -110,13 +110,14 @@ def cases(every_card: bool) -> Iterator[tuple[int, str, int]]:
         modes = turns.setdefault(kernel, {})
         is_first, turn = mode not in modes, modes.get(mode, len(modes))
         modes[mode] = turn + 1
-        numbers = range(turn, turn + len(ARCHITECTURES)) if every_card else (turn,)
+        own = ARCHITECTURES[turn % len(ARCHITECTURES)]
+        cards = ARCHITECTURES if every_card else (own,)
         if is_first or (every_card and options is not None):
             plain = [index for index in indices if not CONFIGURATIONS[index].ones]
-            yield taken(turn, plain), "one", ARCHITECTURES[turn % len(ARCHITECTURES)]
-            numbers = numbers if every_card else ()
-        for number in numbers:
-            yield taken(number, indices), SIZES[number % len(SIZES)], ARCHITECTURES[number % len(ARCHITECTURES)]
+            yield taken(turn, plain), "one", own
+            cards = cards if every_card else ()
+        for number, card in enumerate(cards, turn):
+            yield taken(number, indices), SIZES[number % len(SIZES)], card
 
 
 def taken(turn: int, indices: list[int]) -> int:
