@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("cpu", "cuda"),
         help="cuda: also run the tests that need a CUDA device; all others stay on the CPU",
     )
+    parser.addoption(
+        "--every-card",
+        action="store_true",
+        help="compile each kind of Triton kernel for every card we name, not for one of them in turn",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -198,7 +198,7 @@ def partial_backward(
             depthwise_grad, pointwise_grad = partial.sum(dim=0).to(weights.pointwise.dtype).split(lengths)
             pointwise_grad = pointwise_grad.view_as(weights.pointwise)
         grad = torch.empty_like(x)
-        count, options = branches if separate else 1, input_options(*kind)
+        count, options = branches if separate else 1, input_options(x.dtype, *kind)
         # Of stride 2, a group is a square of two by two positions, as many as there are errors.
         groups = groups if stage.stride == 1 else z.shape[2] * z.shape[3]
         blocks = _programs(images, groups, options["BLOCK_G"], PROGRAMS // count)

@@ -1,7 +1,7 @@
 """Helpers of the tests of Triton kernels.
 
-The interpreter must be chosen before Triton is imported, so those files run themselves again in a process that has
-chosen it; what that process runs is named ``interpreted_*``. Where there is a card, they run compiled as well.
+The interpreter must be chosen before Triton is imported, so their tests, named ``interpreted_*``, run in a process that
+has chosen it, one for all files. Where there is a card, they run compiled as well.
 bfloat16 is left to the card: the interpreter does not round it as one does.
 """
 
@@ -29,22 +29,22 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" or cards.COMPILED
 
 
-def run_interpreted(file: str) -> None:
-    """Run the functions of a test file that are named ``interpreted_*``, under the interpreter."""
-    _run(file, os.environ | {"TRITON_INTERPRET": "1"})
+def run_interpreted(*files: Path) -> None:
+    """Run the functions of test files that are named ``interpreted_*``, under the interpreter."""
+    _run(*map(str, files), environment=os.environ | {"TRITON_INTERPRET": "1"})
 
 
 def run_compiled(file: str) -> None:
     """Run the same functions compiled, on tensors of a CUDA device, and with bfloat16, too."""
     environment = {name: value for name, value in cards.environment().items() if name != "TRITON_INTERPRET"}
-    _run(file, environment | {"BIONAS_FAST_TESTS_COMPILED": "1"}, "--device", "cuda")
+    _run(file, "--device", "cuda", environment=environment | {"BIONAS_FAST_TESTS_COMPILED": "1"})
 
 
-def _run(file: str, environment: dict[str, str], *words: str) -> None:
+def _run(*words: str, environment: dict[str, str]) -> None:
     pytest.importorskip("triton", reason="Triton exists for Linux only")
     options = ["-q", "-n0", "-p", "no:cacheprovider", "-o", "python_functions=interpreted_*", *words]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, file],
+        [sys.executable, "-m", "pytest", *options],
         env=environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -58,6 +58,11 @@ def _run(file: str, environment: dict[str, str], *words: str) -> None:
 
 def by_name(name: str, cases: dict) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(name, cases.values(), ids=cases)
+
+
+def some_of(cases: dict, *names: str) -> dict:
+    """These cases under the interpreter, where a program takes up to a second; all of them on a card."""
+    return cases if cards.COMPILED else {name: cases[name] for name in names}
 
 
 _NARROW = [torch.float16, *([torch.bfloat16] if cards.COMPILED else [])]

@@ -1,7 +1,8 @@
-"""Compile the Triton kernels for every card we name, without having one.
+"""Compile the Triton kernels for the cards we name, without having one.
 
-``python tests/triton_aot.py`` prints one JSON line a kernel. It runs in a process of its own: under the interpreter,
-Triton compiles nothing.
+``python tests/helpers/triton_aot.py`` prints one JSON line a kernel. It compiles each kind of kernel for one card, in
+turn, and with ``--every-card`` for all. It runs in a process of its own, because Triton compiles nothing under the
+interpreter.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -95,27 +96,37 @@ def build(index: int, sizes: str, architecture: int) -> dict[str, Any]:
     }
 
 
-def cases() -> Iterator[tuple[int, str, int]]:
-    """Configurations on every card, and those of float32 with ones on the first.
+def cases(every_card: bool) -> Iterator[tuple[int, str, int]]:
+    """Configurations, sizes and cards: each kind once, or on every card; and kernels whose sizes are all 1.
 
-    Configurations of a kind take turns on the cards, and sizes along kinds, dtypes and cards.
+    Cards, sizes and the configurations of a kind take turns along the kinds of a kernel, from another start in each
+    mode. Where each kind is compiled once, the first of a kernel has ones.
     """
     kinds: dict[tuple, list[int]] = {}
     for index, configuration in enumerate(CONFIGURATIONS):
         kinds.setdefault(kind(configuration), []).append(index)
-    earlier: Counter[tuple] = Counter()
-    for (*of, dtype, options), indices in kinds.items():
-        turn = earlier[(*of, dtype)] + list(POINTERS).index(dtype)
-        earlier[(*of, dtype)] += 1
-        for card, architecture in enumerate(ARCHITECTURES):
-            yield indices[(turn + card) % len(indices)], SIZES[(turn + card) % len(SIZES)], architecture
-        plain = [index for index in indices if not CONFIGURATIONS[index].ones]
-        if options is not None and plain:
-            yield plain[turn % len(plain)], "one", ARCHITECTURES[0]
+    turns: dict[Any, dict[str | None, int]] = {}
+    for (kernel, mode, *_, options), indices in kinds.items():
+        modes = turns.setdefault(kernel, {})
+        is_first, turn = mode not in modes, modes.get(mode, len(modes))
+        modes[mode] = turn + 1
+        own = ARCHITECTURES[turn % len(ARCHITECTURES)]
+        cards = ARCHITECTURES if every_card else (own,)
+        if is_first or (every_card and options is not None):
+            plain = [index for index in indices if not CONFIGURATIONS[index].ones]
+            yield taken(turn, plain), "one", own
+            cards = cards if every_card else ()
+        for number, card in enumerate(cards, turn):
+            yield taken(number, indices), SIZES[number % len(SIZES)], card
+
+
+def taken(turn: int, indices: list[int]) -> int:
+    """The index of this turn, from all parts of the list, and not in step with sizes and cards."""
+    return indices[(5 * turn + turn // 4) % len(indices)]
 
 
 def kind(configuration: Any) -> tuple:
-    """What has to be compiled for every card: of float32 without TF32 all options but :data:`TURNS`."""
+    """What is compiled at least once: of float32 without TF32 all options but :data:`TURNS`."""
     kernel, dtype, _, options = configuration
     exact = dtype == torch.float32 and options.get("PRECISION") != "tf32"
     others = str({name: value for name, value in options.items() if name not in TURNS}) if exact else None
@@ -124,5 +135,5 @@ def kind(configuration: Any) -> tuple:
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        for result in pool.map(build, *zip(*cases(), strict=True), chunksize=8):
+        for result in pool.map(build, *zip(*cases("--every-card" in sys.argv), strict=True), chunksize=8):
             print(json.dumps(result), flush=True)

@@ -1,4 +1,7 @@
-"""Every Triton kernel compiles for every card we name, spills no register and fits the card's shared memory."""
+"""Every Triton kernel compiles for every card we name, spills no register and fits the card's shared memory.
+
+Each kind of a kernel (blocks, precision, dtype) is compiled for one card, in turn, and with ``--every-card`` for all.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -17,42 +21,70 @@ pytest.importorskip("triton", reason="Triton exists for Linux only")
 
 #: Shared memory that one block can have, in KiB: CUDA C++ Programming Guide, technical specifications.
 SHARED = {80: 163, 90: 227, 100: 227}
-OF_A_MODE = {"weight_kernel", "product_kernel", "depthwise_kernel"}
+#: The number of kinds of each kernel; of those that have modes, in each.
+OF_A_MODE = {"weight_kernel": 3, "product_kernel": 5, "depthwise_kernel": 4}
 OTHERS = {
-    *("segments_kernel", "stage_kernel", "error_kernel", "weight_gradient_kernel", "input_kernel"),
-    *("mixed_sum_kernel", "product_sum_kernel", "pooling_kernel", "pooling_backward_kernel"),
+    **{"segments_kernel": 3, "stage_kernel": 6, "error_kernel": 6, "weight_gradient_kernel": 6, "input_kernel": 3},
+    **{"mixed_sum_kernel": 3, "product_sum_kernel": 3, "pooling_kernel": 3, "pooling_backward_kernel": 3},
 }
 #: Batch normalisation has sums and results in float32, whatever the maps are.
-IN_FLOAT32 = {"moments_kernel", "gradients_kernel"}
+IN_FLOAT32 = {"moments_kernel": 8, "gradients_kernel": 4}
 WITH_PRODUCTS = {"product_kernel", "stage_kernel", "error_kernel", "weight_gradient_kernel"}
-LAUNCHES = {*product(["any", "multiples of 16"], SHARED), ("one", 80)}
+MODES = ("sign", "stored_sign", "drawn_sign")
+SIZES = ("any", "multiples of 16")
+KINDS = {
+    **{(kernel, mode): count for kernel, count in OF_A_MODE.items() for mode in MODES},
+    **{(kernel, None): count for kernel, count in (OTHERS | IN_FLOAT32).items()},
+}
+DTYPES = [str(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
 
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory) -> list[dict]:
+def every_card(request) -> bool:
+    return request.config.getoption("--every-card")
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory, every_card: bool) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     environment["TRITON_DISABLE_LINE_INFO"] = "1"  # saves time
     script = Path(__file__).parents[1] / "helpers" / "triton_aot.py"
-    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    command = [sys.executable, script, *["--every-card"] * every_card]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_everything_was_compiled(builds: list[dict]):
+def test_everything_was_compiled(builds: list[dict], every_card: bool):
+    """Every kernel for every card, in every dtype and with all sizes; each kind once, or once for every card."""
     seen = {(b["kernel"], b["dtype"], b["options"].get("MODE"), b["sizes"], b["architecture"]) for b in builds}
-    dtypes = [str(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
-    kernels = {*product(OF_A_MODE, ["sign", "stored_sign", "drawn_sign"]), *product(OTHERS, [None])}
-    cards = {(kernel, mode, dtype, card) for (kernel, mode), dtype, card in product(kernels, dtypes, SHARED)}
-    float32 = {*product(IN_FLOAT32, [None])}
-    cards |= {(kernel, mode, dtypes[0], card) for (kernel, mode), card in product(float32, SHARED)}
-    assert {(kernel, mode, dtype, card) for kernel, dtype, mode, _, card in seen} == cards
-    sizes = {(kernel, mode, *launch) for (kernel, mode), launch in product(kernels | float32, LAUNCHES)}
-    assert {(kernel, mode, size, card) for kernel, _, mode, size, card in seen} == sizes
+    of = {(kernel, mode): DTYPES[: 1 if kernel in IN_FLOAT32 else 3] for kernel, mode in KINDS}
+    assert {(kernel, mode, dtype) for kernel, dtype, mode, _, _ in seen} == {
+        (*kernel, dtype) for kernel, dtypes in of.items() for dtype in dtypes
+    }
+    assert {(kernel, mode, sizes) for kernel, _, mode, sizes, _ in seen} == {
+        (*kernel, sizes) for kernel, sizes in product(KINDS, (*SIZES, "one"))
+    }
     assert len({json.dumps(b, sort_keys=True) for b in builds}) == len(builds)
+    specialised = [b for b in builds if not (every_card and b["sizes"] == "one")]  # there, ones come in addition
+    on = Counter((b["kernel"], b["options"].get("MODE"), b["architecture"]) for b in specialised)
+    of_cards = {kernel: [on[(*kernel, card)] for card in SHARED] for kernel in KINDS}
+    assert sum(map(sum, of_cards.values())) == len(specialised)
+    if not every_card:
+        assert {kernel: sum(counts) for kernel, counts in of_cards.items()} == KINDS
+        assert [kernel for kernel, counts in of_cards.items() if min(counts) < KINDS[kernel] // len(SHARED)] == []
+        return
+    assert of_cards == {kernel: [count] * len(SHARED) for kernel, count in KINDS.items()}
+    assert {(kernel, mode, dtype, card) for kernel, dtype, mode, _, card in seen} == {
+        (*kernel, dtype, card) for kernel, dtypes in of.items() for dtype in dtypes for card in SHARED
+    }
+    assert {(kernel, mode, sizes, card) for kernel, _, mode, sizes, card in seen if sizes != "one"} == {
+        (*kernel, sizes, card) for kernel, sizes, card in product(KINDS, SIZES, SHARED)
+    }
 
 
 def test_no_kernel_spills(builds: list[dict]):

@@ -19,7 +19,6 @@ from bionas_fast.verification import CHECKS, large, modes, verify
 from bionas_fast.verification import running as checking
 from bionas_fast.verification.bounds import compare
 from bionas_fast.verification.check import Check, Expected, Target, mapped, wide
-from helpers.interpreter import INTERPRETED, run_interpreted
 from helpers.native import needs_native
 
 TARGET = Target("native", "cpu")
@@ -220,13 +219,6 @@ def interpreted_checks_of_triton(dtype):
         for check in checks:
             outcome = checking.run(op, target, check)
             assert outcome.status == "ok", outcome
-
-
-if not INTERPRETED:
-
-    @pytest.mark.slow
-    def test_under_the_interpreter():
-        run_interpreted(__file__)
 
 
 def adding(x: Tensor) -> list[Tensor]:
