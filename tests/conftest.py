@@ -15,10 +15,11 @@ import torch
 
 from bionas_fast import native
 from bionas_fast.runtime import device as devices
-from helpers import cards, forking
+from helpers import cards, forking, reports
 from helpers.oracles.data import FOLDER
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # pytest may have imported torch before
+reports.leave_out()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -79,6 +80,13 @@ def cuda(request) -> torch.device:
     if request.config.getoption("--device") != "cuda":
         pytest.skip("needs a CUDA device")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
+def drawn():
+    """The runs of the test write their reports."""
+    with reports.drawn():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import bionas_fast as bf
-from bionas_fast import report, rules
+from bionas_fast import rules
 from bionas_fast.cli import app
 from bionas_fast.errors import InputError
 from bionas_fast.plugins import import_plugins
@@ -190,7 +190,7 @@ def test_names_are_not_taken_over(plugin, tmp_path):
     assert len(get_space("bionas").candidates) == 22
 
 
-def test_python_imports_what_a_config_was_given(plugin, tmp_path):
+def test_python_imports_what_a_config_was_given(plugin, drawn, tmp_path):
     config = bf.SearchConfig(
         dataset="own-data",
         rules=("own_rule", "usf"),
@@ -280,9 +280,8 @@ def test_doctor_lists_what_a_plugin_brings(plugin, run):
         assert name in stdout
 
 
-def test_the_guides_searches_run(run, monkeypatch):
+def test_the_guides_searches_run(run):
     """Every search of these pages, on the plugins and data that they show, at the smallest size."""
-    monkeypatch.setattr(report, "write_report", lambda *_, **__: None)  # which takes longer than such a search
     docs = Path(__file__).parents[1] / "docs"
     pages = [(docs / name).read_text() for name in ("user-operations.md", "user-data.md", "user-rules.md")]
     (added,), (arrays, stripes, _), (noisy, _) = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages)

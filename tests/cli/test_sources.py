@@ -7,7 +7,7 @@ import csv
 import pytest
 
 import bionas_fast as bf
-from bionas_fast import InputError, report
+from bionas_fast import InputError
 from bionas_fast.cli.app import main
 from bionas_fast.cli.options import Given
 from bionas_fast.cli.sources import Source, configuration
@@ -23,7 +23,6 @@ WORDS = ("--epochs", "1", "--channels", "1", "--cells", "2", "--batch-size", "24
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     put_dataset(monkeypatch, killing.specks)
-    monkeypatch.setattr(report, "write_report", killing.write_report)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,6 @@ def searches(tmp_path_factory):
     folder = tmp_path_factory.mktemp("searches")
     with pytest.MonkeyPatch.context() as patch:
         put_dataset(patch, killing.specks)
-        patch.setattr(report, "write_report", killing.write_report)
         bf.repeat_search(SEARCH, seeds=2, out=folder / "first")
         bf.repeat_search(SEARCH.with_settings(seed=1, skip_rules=False), seeds=1, out=folder / "second")
     return folder

@@ -1,7 +1,8 @@
-"""Worker process of test_distributed: ``torchrun … distributed_worker.py CASE FOLDER``."""
+"""One of the processes of test_distributed; ``torchrun … distributed_worker.py FOLDER`` is the one that dies."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 from bionas_fast.runtime import distributed
 from bionas_fast.searching import Search, SearchConfig, loop, search
+from bionas_fast.space import Space, get_space, register_space
 
+SPACE = "two-nodes"
 BASE = SearchConfig(
+    space=SPACE,
     channels=2,
     cells=3,
     epochs=2,
@@ -31,14 +35,21 @@ CASES = {
 }
 
 
+def two_nodes() -> Space:
+    """The space of the searches: cells of 5 edges."""
+    return dataclasses.replace(get_space("bionas"), nodes=2)
+
+
 def run(folder: Path) -> None:
     """Every search, one after the other."""
+    register_space(SPACE)(two_nodes)
     for name, config in CASES.items():
         search(config, out=folder / name)
 
 
 def die(folder: Path) -> None:
     """The second process is killed in the middle of the second epoch; the first is slow to say so."""
+    register_space(SPACE)(two_nodes)
     step = Search.train_step
 
     def train_step(self, x, y):
@@ -54,7 +65,7 @@ def die(folder: Path) -> None:
         return console(*words, **options)
 
     console, app.Console = app.Console, slow_console
-    words = ["search", "--channels", "2", "--cells", "3", "--epochs", "2", "--batch-size", "32"]
+    words = ["search", "--space", SPACE, "--channels", "2", "--cells", "3", "--epochs", "2", "--batch-size", "32"]
     words += ["--dataset", BASE.dataset, "--set", "checkpoint_every=0"]
     words += ["--rules", "usf,brsf", "--ops", ",".join(BASE.operations), "--out", str(folder / "dead")]
     app.main(words)
@@ -77,4 +88,4 @@ def blind(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"run": run, "die": die, "blind": blind}[sys.argv[1]](Path(sys.argv[2]))
+    die(Path(sys.argv[1]))

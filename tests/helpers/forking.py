@@ -55,6 +55,7 @@ class Runner:
             cwd: the folder in which it runs.
             processes: how many, as ``torchrun`` would start them; they end as the first that fails, and what they said
                 is that of all, one after the other.
+            drawn: whether runs write their reports, with all drawings.
             signals: ``[(seconds, number), …]``: what is sent to the process, and after how much processor time.
             how: more of it, which the module understands.
         """
@@ -85,7 +86,8 @@ class Runner:
 
 def serve(prepare: Callable[..., None] = lambda: None) -> None:
     """Answer the tasks of a :class:`Runner`; ``prepare`` is called in each child, with the words it has more."""
-    # Imported once, not in every child: the library, the command line, optimisers, the measure of sizes.
+    # Imported once, not in every child: the library, the command line, optimisers, the measure of sizes, the digits.
+    import sklearn.datasets  # noqa: F401
     import torch
     import torch._dynamo
     import torch.utils.flop_counter
@@ -189,13 +191,17 @@ def _run(
     cwd: str | None,
     arguments: list[str] | None = None,
     program: str | None = None,
+    drawn: bool = False,
     **how: Any,
 ) -> int:
     """Run a command, or else a program. Returns its exit code."""
     from bionas_fast.cli import app
+    from helpers import reports
 
     if cwd is not None:
         os.chdir(cwd)
+    if not drawn:
+        reports.leave_out()
     prepare(**how)
     try:
         if program is None:

@@ -1,8 +1,9 @@
-"""Runs of the command line that are killed or interrupted, in forked children of one process; their small dataset."""
+"""Runs of the command line that are killed or interrupted, in forked children of one process; what they know."""
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -12,12 +13,12 @@ from helpers import forking
 
 #: A dataset made for this: so small that an epoch takes a fraction of a second.
 DATASET = "specks"
-#: What is written in place of the report.
-REPORT = "<svg/>"
+#: A space with cells of 5 edges, not 14.
+SPACE = "two-nodes"
 
 
 class Runner(forking.Runner):
-    """The process that forks. Runs read the small dataset and write no drawings.
+    """The process that forks, which knows the small dataset and the small space.
 
     Words that its calls take besides ``cwd`` and ``signals``:
         signal_at_step: ``(step, number, …)``: the process sends itself these within that step, counted from 1.
@@ -111,19 +112,23 @@ def specks(data_dir: Path | None, *, download: bool, seed: int) -> Any:
     return Dataset.from_tensors(DATASET, (images[:64], labels[:64]), (images[64:], labels[64:]))
 
 
-def write_report(run: Path, **_: Any) -> None:
-    """Replacement of the drawings, which would take longer than the search and have tests of their own."""
-    from bionas_fast.runs.files import write_atomic
+def two_nodes() -> Any:
+    from bionas_fast.space import get_space
 
-    write_atomic(run / "report.html", REPORT)
+    return dataclasses.replace(get_space("bionas"), nodes=2)
+
+
+def register() -> None:
+    """Register the small dataset and the small space in this process."""
+    from bionas_fast.data import register_dataset
+    from bionas_fast.space import register_space
+
+    register_dataset(DATASET)(specks)
+    register_space(SPACE)(two_nodes)
 
 
 def _serve() -> None:
-    from bionas_fast import report
-    from bionas_fast.data import register_dataset
-
-    register_dataset(DATASET)(specks)
-    report.write_report = write_report
+    register()
     forking.serve(_prepare)
 
 

@@ -19,6 +19,7 @@ from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.kinds import get_kind
 from bionas_fast.runs.trainer import Trainer
 from bionas_fast.searching import Search, SearchConfig
+from bionas_fast.space import names as spaces
 from bionas_fast.training.genotype import Training
 from bionas_fast.training.resnet import ResNetConfig, ResNetTraining
 from bionas_fast.training.softhebb import SoftHebbTraining
@@ -28,6 +29,7 @@ from helpers.genotypes import GENOTYPE
 #: Everything that draws random numbers is on, and there is a checkpoint after every step.
 SETTINGS = {
     "search": {
+        "space": killing.SPACE,
         "rules": ("usf", "brsf"),
         "operations": ("skip_connect", "dil_conv_3x3"),
         "channels": 1,
@@ -59,8 +61,9 @@ SETTINGS = {kind: {"dataset": killing.DATASET, "checkpoint_every": 0.0, **own} f
 
 
 def put_dataset(monkeypatch: pytest.MonkeyPatch, loader: Any) -> None:
-    """Make ``loader`` that of the small dataset, for one test."""
+    """Make ``loader`` that of the small dataset, for one test, in which the small space is known too."""
     monkeypatch.setitem(names.registry._items, killing.DATASET, loader)
+    monkeypatch.setitem(spaces.spaces._items, killing.SPACE, killing.two_nodes)
 
 
 def plain(value: Any) -> Any:

@@ -209,6 +209,9 @@ def sanitized(tmp_path_factory):
             "-fno-sanitize-recover=all",
             "-pthread",
         ]
+        if sanitizer == "address,undefined":
+            # A quarter of the time to compile: a pointer out of bounds is reported where it is used.
+            flags.append("-fno-sanitize=pointer-overflow")
         if sanitizer == "thread":  # what threads share does not depend on the instruction set
             flags.append("-DBIONAS_X86=0")
         folder = tmp_path_factory.mktemp("sanitized")

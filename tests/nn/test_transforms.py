@@ -27,6 +27,7 @@ from bionas_fast.nn import (
     frozen_plasticity,
 )
 from helpers.registries import restored
+from helpers.supernets import with_nodes
 from helpers.tolerances import assert_close
 
 Weights = dict[str, Tensor]
@@ -298,7 +299,8 @@ def test_plastic_layers_that_learn_say_what_to_do(make, shape):
 
 def test_supernets():
     torch.manual_seed(0)
-    options = {"space": "bionas", "channels": 2, "cells": 1, "num_classes": CLASSES, "in_channels": 3, "seed": 0}
+    options = {"channels": 2, "cells": 1, "num_classes": CLASSES, "in_channels": 3, "seed": 0}
+    options["space"] = with_nodes("bionas", 2)
     modular = bf.build_supernet(**options, engine="modular").double().eval()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     leaf = x.clone().requires_grad_()

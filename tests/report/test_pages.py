@@ -20,8 +20,11 @@ from bionas_fast.report.colors import rule_color
 from bionas_fast.report.history import changes, history_figure
 from bionas_fast.report.layers import alignment_figure, gradients_figure
 from bionas_fast.report.robustness import gap_figure
+from bionas_fast.runs.folder import RunFolder
 from bionas_fast.space import Cell, Edge, Genotype, get_space, random_genotype
+from helpers import killing
 from helpers.pages import Page, layer_rows, write_attack, write_search, write_training
+from helpers.runs import make, put_dataset, start
 
 SPACE = get_space("bionas")
 GENOTYPE = random_genotype(SPACE, torch.Generator().manual_seed(0))
@@ -170,6 +173,16 @@ class TestRobustness:
         (tmp_path / "table.json").write_text(text)
         with pytest.raises(InputError, match=r"table\.json: not"):
             AttackTable.read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["train", "resnet", "softhebb"])
+def test_a_training_ends_with_its_page(kind, drawn, tmp_path, monkeypatch):
+    put_dataset(monkeypatch, killing.specks)
+    start(kind, make(kind, epochs=1).config, out=tmp_path / "run")
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    last = RunFolder.open(tmp_path / "run").read_metrics()[-1]
+    assert f"{last['test_accuracy']:.2f} %" in page.text
+    assert {"Training", "Test images by class", "Configuration"} <= set(page.words)
 
 
 class TestCommand:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from bionas_fast import report
 from bionas_fast.runs.folder import RunFolder
 from helpers import killing
 from helpers.genotypes import GENOTYPE
@@ -15,7 +14,6 @@ from helpers.runs import SETTINGS, advance, make, put_dataset
 @pytest.fixture(autouse=True)
 def _small_runs(monkeypatch):
     put_dataset(monkeypatch, killing.specks)
-    monkeypatch.setattr(report, "write_report", killing.write_report)
 
 
 @pytest.fixture(scope="session")

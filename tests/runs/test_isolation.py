@@ -154,10 +154,9 @@ class Stopped(datetime.datetime):
         return cls(2026, 1, 2, 3, 4, 5)
 
 folder.datetime = Stopped
-from bionas_fast import report
-from bionas_fast.data import names
-report.write_report = killing.write_report
-names.registry._items[killing.DATASET] = killing.specks
+from helpers import reports
+reports.leave_out()
+killing.register()
 
 def work(barrier):
     def search():
@@ -192,7 +191,7 @@ def test_runs_started_together_get_different_folders(tmp_path):
         check=True,
     )
     assert "Traceback" not in done.stderr, done.stderr
-    first = f"search-{killing.DATASET}-bionas-darts-seed0-20260102-030405"
+    first = f"search-{killing.DATASET}-{killing.SPACE}-darts-seed0-20260102-030405"
     names = {first, *(f"{first}-{number}" for number in range(2, 7))}
     assert {line.rpartition("/")[2] for line in done.stdout.split()} == names
     assert {path.name for path in (tmp_path / "runs").iterdir()} == names

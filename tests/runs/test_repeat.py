@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 import bionas_fast as bf
-from bionas_fast import InputError, report
+from bionas_fast import InputError
 from bionas_fast.errors import Interrupted
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.repeat import PlannedRun, Variant, repeat
@@ -24,11 +24,6 @@ from helpers.genotypes import GENOTYPE
 from helpers.runs import SETTINGS, advance, contents, expect_same
 
 SMALL = {**SETTINGS["resnet"], "batch_size": 32}
-
-
-@pytest.fixture(autouse=True)
-def no_drawings(monkeypatch):
-    monkeypatch.setattr(report, "write_report", killing.write_report)
 
 
 class Calls(list):

@@ -17,19 +17,27 @@ from bionas_fast.runs import checkpoint
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.searching import SearchConfig, method_names
-from helpers import killing
+from helpers import killing, reports
 from helpers.genotypes import GENOTYPE
 from helpers.runs import SETTINGS, advance, contents, expect_same, make, plain, put_dataset, refuse
+
+#: Few individuals, for the methods that have a population.
+POPULATION = {
+    "eg": {"population": 6, "generations": 2},
+    "eg-published": {"population": 6},
+    "random": {"population": 6, "generations": 2},
+    "evolution": {"population": 6, "generations": 2, "tournament": 3},
+}
 
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        *(("search", {"method": method}) for method in method_names()),
+        *(("search", {"method": method, **POPULATION.get(method, {})}) for method in method_names()),
         ("search", {"engine": "modular", "cutout": 0}),
-        ("search", {"space": "nb201", "operations": ("nor_conv_3x3", "skip_connect")}),
+        ("search", {"space": "nb201", "cells": 1, "operations": ("nor_conv_3x3", "skip_connect")}),
         ("search", {"partial_channels": 2, "channels": 2, "edge_normalisation": True, "sampling": "gdas"}),
-        ("search", {"space": "bionas-hl-pc", "operations": ("hebbian_conv_3x3", "predictive_conv_3x3")}),
+        ("search", {"operations": ("hebbian_conv_3x3", "predictive_conv_3x3")}),
         ("search", {"rules": ("fa", "frsf"), "operations": ("sep_conv_3x3", "max_pool_3x3"), "fixed": {"stem": "dfa"}}),
         ("train", {"auxiliary_weight": 0.4}),
         ("softhebb", {}),
@@ -108,7 +116,7 @@ class TestResuming:
         (tmp_path / "run" / "report.html").unlink()
         with pytest.warns(bf.BionasWarning, match="complete"):
             bf.search(resume=tmp_path / "run")
-        assert (tmp_path / "run" / "report.html").read_text() == killing.REPORT
+        assert (tmp_path / "run" / "report.html").read_text() == reports.REPORT
 
     @pytest.mark.parametrize(
         ("name", "value", "message"),

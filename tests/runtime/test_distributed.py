@@ -19,20 +19,28 @@ from bionas_fast.runs.execution import execute
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runtime import distributed
 from bionas_fast.searching import Search, search
+from bionas_fast.space import register_space
 from helpers import distributed_worker
+from helpers.registries import restored
 
 
-def launch(*words, timeout=300):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+def call(function, folder):
+    return f"from pathlib import Path; from helpers import distributed_worker as w; w.{function}(Path({str(folder)!r}))"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _space():
+    with restored():
+        register_space(distributed_worker.SPACE)(distributed_worker.two_nodes)
+        yield
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(forked, tmp_path_factory):
     """The runs of two processes."""
     folder = tmp_path_factory.mktemp("shared")
-    done = launch(distributed_worker.__file__, "run", folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = forked.program(call("run", folder), processes=2)
+    assert done.code == 0, done.stderr[-3000:]
     return folder
 
 
@@ -62,7 +70,9 @@ def test_two_processes_search_as_one_does(case, shared, tmp_path):
 
 
 def test_a_dead_process_ends_the_other_with_a_checkpoint(tmp_path):
-    ended = launch(distributed_worker.__file__, "die", tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [distributed_worker.__file__, tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode != 0
     folder = tmp_path / "dead"
     assert "another process of this run has ended" in ended.stderr
@@ -81,8 +91,7 @@ def test_a_dead_process_ends_the_other_with_a_checkpoint(tmp_path):
 
 
 def test_what_is_wrong_with_one_process_is_said_once(forked, tmp_path):
-    program = f"from pathlib import Path; from helpers import distributed_worker as w; w.blind(Path({str(tmp_path)!r}))"
-    refused = forked.program(program, processes=2)
+    refused = forked.program(call("blind", tmp_path), processes=2)
     assert refused.code != 0
     assert refused.stderr.count("error: process 1: digits: not on this machine") == 1
     assert "another process" not in refused.stderr
@@ -95,8 +104,8 @@ def test_the_command_in_two_processes(forked, tmp_path):
     words += ["--rules", "usf", "--ops", "skip_connect,max_pool_3x3"]
     refused = forked(*words, "--batch-size", "31", "--out", tmp_path / "odd", processes=2)
     assert refused.stderr.count("a batch of 31 images cannot be divided evenly among 2 processes") == 1
-    done = launch("-m", "bionas_fast", *words, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = forked(*words, "--out", tmp_path / "run", processes=2)
+    assert done.code == 0, done.stderr[-3000:]
     assert done.stdout.count("validation accuracy") == 1
     again = forked("search", "--resume", tmp_path / "run", processes=2)
     assert again.code == 0, again.stderr[-3000:]

@@ -18,6 +18,7 @@ from bionas_fast import InputError
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.searching import Search, SearchConfig
+from helpers import reports
 from helpers.tolerances import ALPHAS
 
 TINY = SearchConfig(
@@ -33,7 +34,8 @@ TINY = SearchConfig(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One short search and the folder it left."""
-    return bf.search(TINY, out=tmp_path_factory.mktemp("runs") / "search")
+    with reports.drawn():
+        return bf.search(TINY, out=tmp_path_factory.mktemp("runs") / "search")
 
 
 class TestStep:

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 import bionas_fast as bf
-from bionas_fast import InputError, report
+from bionas_fast import InputError
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.searching import SearchConfig
 from helpers import killing
@@ -20,7 +20,6 @@ SMALL = SearchConfig(**{**SETTINGS["search"], "epochs": 1, "batch_size": 24, "me
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     put_dataset(monkeypatch, killing.specks)
-    monkeypatch.setattr(report, "write_report", killing.write_report)
 
 
 def test_searches_with_several_seeds(tmp_path):

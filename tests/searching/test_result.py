@@ -11,6 +11,7 @@ import pytest
 import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.searching import SearchResult
+from helpers import reports
 from helpers.genotypes import GENOTYPE
 from helpers.pages import Page
 
@@ -18,9 +19,10 @@ from helpers.pages import Page
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     settings = {"channels": 1, "cells": 1, "epochs": 2, "batch_size": 256, "operations": ("skip_connect",)}
-    return bf.search(
-        bf.SearchConfig(**settings, alpha_learning_rate=3e-4), out=tmp_path_factory.mktemp("result") / "run"
-    )
+    with reports.drawn():
+        return bf.search(
+            bf.SearchConfig(**settings, alpha_learning_rate=3e-4), out=tmp_path_factory.mktemp("result") / "run"
+        )
 
 
 def test_is_read_from_its_folder(found):

@@ -203,7 +203,7 @@ def test_a_robust_search_goes_on(method, robustness):
             Search(config).load_state_dict({**state, "robustness": damaged})
 
 
-def test_cost_is_reported(tmp_path):
+def test_cost_is_reported(drawn, tmp_path):
     found = search(robust(robustness="noise", warmup_epochs=1, train_fraction=0.1), out=tmp_path)
     warm, last = found.metrics
     assert (warm["perturbed_accuracy"], warm["robustness_seconds"]) == (None, 0.0)

@@ -38,7 +38,7 @@ def tiny(method, **settings):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_search_and_write(method, tmp_path):
+def test_methods_search_and_write(method, drawn, tmp_path):
     found = search(tiny(method), out=tmp_path)
     assert len(found.metrics) == 2
     with np.load(tmp_path / "alphas.npz") as alphas:

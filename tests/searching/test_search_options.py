@@ -188,7 +188,7 @@ def test_auxiliary_skip_falls_from_one_to_zero(tmp_path):
     assert seen == [1.0, 0.75, 0.5, 0.25]
 
 
-def test_skip_limit_ends_the_search(tmp_path):
+def test_skip_limit_ends_the_search(drawn, tmp_path):
     """The result is the last cell within the limit before one exceeds it."""
     config = TINY.with_settings(skip_limit=2, epochs=4)
     search = Search(config)

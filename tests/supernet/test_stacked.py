@@ -15,12 +15,12 @@ import bionas_fast as bf
 from bionas_fast import native
 from bionas_fast.searching import Search, SearchConfig
 from bionas_fast.searching.frozen import frozen
-from bionas_fast.space import Candidate, Space, get_space
+from bionas_fast.space import Candidate, Space, get_space, register_space
 from bionas_fast.space.operations import SeparableStage
 from bionas_fast.supernet import SupernetOptions
 from helpers.native import BACKENDS, needs_native
 from helpers.registries import restored
-from helpers.supernets import gradients, pair, reached, relative
+from helpers.supernets import gradients, pair, reached, relative, with_nodes
 from helpers.tolerances import (
     ENGINES,
     GRADIENT_FLOAT64,
@@ -341,6 +341,7 @@ def test_other_candidates_join_as_modules():
 def _alpha_path(engine, dtype, backend, seed, steps=10):
     """The alphas after each of the first steps of a search, [steps, alphas], float64."""
     config = SearchConfig(
+        space="two-nodes",
         channels=2,
         cells=3,
         batch_size=8,
@@ -349,7 +350,9 @@ def _alpha_path(engine, dtype, backend, seed, steps=10):
         engine=engine,
         seed=seed,
     )
-    search = Search(config)
+    with restored():
+        register_space("two-nodes")(lambda: with_nodes("bionas", 2))
+        search = Search(config)
     search.net.to(dtype)
     train, valid = (((x.to(dtype), y) for x, y in iter(stream)) for stream in (search.train, search.valid))
     path = []

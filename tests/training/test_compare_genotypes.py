@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 import bionas_fast as bf
-from bionas_fast import InputError, Interrupted, report
+from bionas_fast import InputError, Interrupted
 from helpers import killing
 from helpers.genotypes import GENOTYPE, random_genotype
 from helpers.runs import SETTINGS, expect_same, put_dataset
@@ -24,7 +24,6 @@ SEARCHES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     put_dataset(monkeypatch, killing.specks)
-    monkeypatch.setattr(report, "write_report", killing.write_report)
 
 
 def test_the_cells_of_searches_under_one_rule(tmp_path):
