@@ -3,8 +3,8 @@
 The cache is ``$XDG_CACHE_HOME/bionas-fast``, by default in ``~/.cache``; C++ is compiled by ``$CXX``, by default
 ``c++``, and CUDA by ``nvcc`` from ``$CUDA_HOME``, the path or ``/usr/local/cuda``.
 
-On first use the kernels are compiled for the instruction set of this machine, with ``BIONAS_FAST_INSTRUCTION_SETS=all``
-for every one, as ahead of time.
+On first use the kernels are compiled for the fastest instruction set of this machine, with
+``BIONAS_FAST_INSTRUCTION_SETS=all`` for all that it has; ahead of time, for all that there are.
 
 ``setup.py`` runs this file alone, in environments that may contain only the standard library; all other modules are
 imported on use.
@@ -55,7 +55,8 @@ def compile_library(output: Path, lanes: int = 0) -> None:
 
     Args:
         output: the library.
-        lanes: the only variant of the kernels, by the floats in its vector registers; by default all.
+        lanes: the variants of the kernels, as the sum of the floats in their vector registers, 16 + 8 + 4;
+            by default all.
 
     Raises:
         BuildError: the compiler failed; the message contains its error.
@@ -110,7 +111,7 @@ def is_current(path: Path) -> bool:
 
 def built_on_first_use(torch_version: str) -> Path:
     """Return the library of :func:`compile_library` in the user's cache, compiled for this machine if missing."""
-    lanes = 0 if os.environ.get("BIONAS_FAST_INSTRUCTION_SETS") == "all" else _lanes()
+    lanes = lanes_here(os.environ.get("BIONAS_FAST_INSTRUCTION_SETS") == "all")
     return _cached("_C", "CPU", (torch_version, str(lanes)), lambda output: compile_library(output, lanes))
 
 
@@ -200,13 +201,14 @@ def _compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "")) or ["c++"]
 
 
-def _lanes() -> int:
-    """Return the variant of this machine, as for :func:`compile_library`; 0 if the compiler does not tell."""
+def lanes_here(every: bool) -> int:
+    """Return the fastest variant, or every one, that this machine runs; 0, for all, if the compiler does not tell."""
     try:
         defined = {*_run([*_compiler(), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]).split()}
     except BuildError:
         return 0
-    return next((lanes for lanes, needed in _LANES.items() if needed <= defined), 0)
+    found = [lanes for lanes, needed in _LANES.items() if needed <= defined]
+    return sum(found if every else found[:1])
 
 
 def _nvcc() -> str:

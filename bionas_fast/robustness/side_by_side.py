@@ -110,7 +110,7 @@ class _Part:
 
 @dataclass(eq=False)
 class _Logits:
-    """What a task asks for: logits of images."""
+    """Request of a task for the logits of images."""
 
     network: nn.Module
     images: Tensor
@@ -120,7 +120,7 @@ class _Logits:
 
 @dataclass(eq=False)
 class _Gradient:
-    """What a task asks for: the gradient for its images of an earlier pass."""
+    """Request of a task for the gradient of its images of an earlier pass."""
 
     of: _Part
     gradient: Tensor

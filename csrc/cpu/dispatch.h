@@ -24,13 +24,13 @@
 #define BIONAS_X86 0
 #endif
 
-// The only variant to compile, by the floats in one of its vector registers; 0: all of them.
+// The variants to compile: the sum of the floats in one of their vector registers, 16 + 8 + 4; 0: all of them.
 #ifndef BIONAS_LANES
 #define BIONAS_LANES 0
 #endif
 
 // Whether the variant of so many floats is compiled.
-#define BIONAS_HAS(lanes) (BIONAS_X86 ? BIONAS_LANES == 0 || BIONAS_LANES == (lanes) : (lanes) == 4)
+#define BIONAS_HAS(lanes) (BIONAS_X86 ? BIONAS_LANES == 0 || (BIONAS_LANES & (lanes)) : (lanes) == 4)
 
 namespace bionas {
 

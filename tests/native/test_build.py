@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from bionas_fast.native import build
+
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("c++")
 
@@ -174,3 +176,48 @@ def test_import_compiles_nothing_and_is_about_that_of_torch(checkout):
     imported = subprocess.check_output([sys.executable, "-c", script], env={**os.environ, **own}, cwd=ROOT, text=True)
     assert not checkout.calls.exists()
     assert not {"torch._dynamo", "matplotlib", "scipy", "cma", "torchvision", "sklearn"} & set(imported.split())
+
+
+def test_every_variant_is_valid():
+    """Also those of processors that this machine is not: they are compiled ahead of time only."""
+    for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+        command = [COMPILER, "-std=c++17", "-fsyntax-only", "-w", "-DBIONAS_LANES=16", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("defined", "fastest", "every"),
+    [
+        ("__x86_64__ __AVX2__ __FMA__ __AVX512F__ __AVX512BW__ __AVX512DQ__ __AVX512VL__", 16, 28),
+        ("__x86_64__ __AVX2__ __FMA__ __AVX512F__", 8, 12),
+        ("__x86_64__ __AVX2__", 4, 4),
+        ("__aarch64__ __ARM_NEON", 0, 0),
+    ],
+)
+def test_variants_of_a_machine(defined, fastest, every, monkeypatch):
+    monkeypatch.setattr(build, "_run", lambda command: "\n".join(f"#define {name} 1" for name in defined.split()))
+    assert build.lanes_here(every=False) == fastest
+    assert build.lanes_here(every=True) == every
+
+
+def test_a_compiler_that_does_not_tell_compiles_all(monkeypatch):
+    monkeypatch.setenv("CXX", "false")
+    assert build.lanes_here(every=False) == 0
+
+
+def test_the_variants_that_were_asked_for_are_there(checkout):
+    here, found = build.lanes_here(every=True), {}
+    for asked in ("", "all"):
+        done = subprocess.run(
+            [sys.executable, "-c", "import json; from bionas_fast import native; print(json.dumps(native.isas()))"],
+            env={**checkout.environment, "BIONAS_FAST_INSTRUCTION_SETS": asked},
+            cwd=checkout.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found[asked] = json.loads(done.stdout)
+    names = {16: "avx512", 8: "avx2", 4: "baseline"}
+    assert found["all"] == [name for lanes, name in names.items() if here & lanes]
+    assert found[""] == found["all"][:1]

@@ -18,7 +18,7 @@ from bionas_fast.runtime.isolation import exclusive
 from bionas_fast.searching import Search
 from helpers.distributed_worker import BASE
 
-SMALL = BASE.with_settings(cells=1, epochs=1)
+SMALL = BASE.with_settings(space="bionas", cells=1, epochs=1)
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
 
 

@@ -349,6 +349,8 @@ def _alpha_path(engine, dtype, backend, seed, steps=10):
         operations=("skip_connect", "sep_conv_3x3"),
         engine=engine,
         seed=seed,
+        alpha_learning_rate=3e-4,
+        warmup_epochs=0,
     )
     with restored():
         register_space("two-nodes")(lambda: with_nodes("bionas", 2))
