@@ -65,7 +65,9 @@ def test_both_engines_learn_the_same():
 def test_an_architecture_step_moves_no_hebbian_weight():
     net = bf.build_supernet(SMALL, channels=2, cells=2, in_channels=1, seed=0)
     before = {name: own.clone() for name, own in plasticity(net).items()}
-    strategy = Darts(net, SearchConfig(space="bionas-hl-pc").settled(1000), torch.optim.SGD(net.weight_parameters()))
+    strategy = Darts(
+        net, SearchConfig(space="bionas-hl-pc", warmup_epochs=0).settled(1000), torch.optim.SGD(net.weight_parameters())
+    )
     alphas = [alpha.detach().clone() for alpha in net.alpha_parameters()]
     batch = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
     strategy.before_weight_step(*batch, iter([batch]))
