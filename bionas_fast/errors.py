@@ -47,7 +47,15 @@ class Diverged(InputError):
 
 
 class Unregistered(InputError):
-    """An unregistered name; it may come from a plugin that is not imported."""
+    """An unregistered name; it may come from a plugin that is not imported.
+
+    Attributes:
+        explained: whether the message names the plugins of the run.
+    """
+
+    def __init__(self, message: str, *, explained: bool = False) -> None:
+        super().__init__(message)
+        self.explained = explained
 
 
 class PeerLost(InputError):

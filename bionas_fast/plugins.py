@@ -71,11 +71,12 @@ def plugins_explained(*places: str | Path | None, given: Sequence[str] = ()) -> 
         yield
     except Unregistered as error:
         missing = [name for place in places if place for name in _recorded(Path(place)) if name not in given]
-        if not missing:
+        if not missing or error.explained:
             raise
         raise Unregistered(
             f"{error}; this run used the plugin {', '.join(missing)}; plugins are never imported automatically: "
-            f"give {shlex.join(plugin_options(missing))}, in Python plugins={tuple(missing)!r}"
+            f"give {shlex.join(plugin_options(missing))}, in Python plugins={tuple(missing)!r}",
+            explained=True,
         ) from error
 
 

@@ -238,6 +238,8 @@ def test_search_train_and_load_from_the_command_line(plugin, tmp_path, forked, r
     forget()
     with pytest.raises(InputError, match=r"unknown (operation 'own_conv'|rule 'own_rule').*plugins=\('mine\.py',\)"):
         bf.load("net")
+    code, _, stderr = run("attack", "net")
+    assert code == 2 and stderr.count("--plugin mine.py") == 1
     network = bf.load("net", plugins=["mine.py"])
     assert network.genotype.rules == ("own_rule",)
     assert network(torch.rand(2, 3, 8, 8)).shape == (2, 2)

@@ -112,6 +112,7 @@ def attack(
                 crafted_on = _substitute(run, data, path / SUBSTITUTE, plugins or ())
             crafted_on = None if crafted_on is None else crafted_on.to(where)
             for place, network in networks.items():
+                say(f"attacking {place}")
                 results[place] = bf.attack(
                     network.to(where), data, config, source=crafted_on, out=path / place, progress=progress()
                 )

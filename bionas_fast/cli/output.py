@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -70,6 +70,16 @@ def print_table(rows: Sequence[Mapping[str, str]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.values()))
     out.print(table)
+
+
+def print_unbroken(table: Table) -> None:
+    """Print a table whose cells stay in one piece; a narrow terminal continues its lines on the next."""
+
+    class Unbroken:
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            return console.render(table, options.update(max_width=max(options.max_width, 10_000)))
+
+    out.print(Unbroken(), soft_wrap=True)
 
 
 def print_entry(head: str, *texts: str) -> None:

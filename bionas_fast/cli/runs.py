@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from bionas_fast.cli.options import AsJson
-from bionas_fast.cli.output import out, print_json, say
+from bionas_fast.cli.output import print_json, print_unbroken, say
 from bionas_fast.errors import InputError
 from bionas_fast.runs.summary import RunSummary, find_runs
-
 
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of run folders.")] = Path("runs"),
@@ -28,11 +27,12 @@ def list_runs(
     if as_json:
         print_json([_row(summary, folder) | _duration(summary) for summary in summaries])
     else:
-        run = Column("run", overflow="fold")  # the words of further commands, never cut
-        table = Table(run, "kind", "data", "seed", "epochs", "state", "accuracy %", box=None, header_style="bold")
+        # Names of runs are words of further commands: they stand last and in one piece.
+        table = Table("kind", "data", "seed", "epochs", "state", "accuracy %", "run", box=None, header_style="bold")
         for summary in summaries:
-            table.add_row(*(_text(value) for value in _row(summary, folder).values()))
-        out.print(table)
+            name, *others = (_text(value) for value in _row(summary, folder).values())
+            table.add_row(*others, name)
+        print_unbroken(table)
     for message in damaged:
         say(f"note: {message}")
 

@@ -31,7 +31,7 @@ from bionas_fast.report.page import (
     settings_table,
     table_of_rows,
 )
-from bionas_fast.report.robustness import AttackTable
+from bionas_fast.report.robustness import TABLE, AttackTable
 from bionas_fast.report.run import ReportedRun
 from bionas_fast.report.run_page import cells, layers, robustness
 from bionas_fast.report.seeds import curves_figure, results_figure, shares_figure
@@ -133,7 +133,8 @@ def collect(named: Mapping[str, Path]) -> list[Compared]:
     for name, folder in named.items():
         paths = find_runs(folder)
         if not paths:
-            raise InputError(f"{folder} holds no runs")
+            attacks = "; it holds results of attacks: name the runs, and it with --attack"
+            raise InputError(f"{folder} holds no runs{attacks if os.path.isfile(folder / TABLE) else ''}")
         for path in paths:
             run = ReportedRun.read(path)
             below = [part for part in path.relative_to(folder).parts if not part.startswith(_SEED)]

@@ -99,6 +99,14 @@ def test_runs(trained, tmp_path, capsys):
     assert f"{accuracy:.2f}" in out
 
 
+def test_names_of_runs_stay_in_one_piece(trained, tmp_path, capsys):
+    name = "search-digits-bionas-darts-seed0-20260131-070000" * 2
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.yaml").write_text((trained / "net" / "config.yaml").read_text())
+    _, out, _ = run(capsys, "runs", tmp_path)
+    assert name in out and "resnet resnet20 fa" in out
+
+
 def test_runs_that_run_have_stopped_or_are_damaged(trained, tmp_path, capsys):
     config = (trained / "net" / "config.yaml").read_text()
     for name in ("running", "elsewhere", "killed", "damaged"):

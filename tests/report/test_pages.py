@@ -221,7 +221,8 @@ class TestCommand:
         [
             (("missing",), "no run folder missing"),
             (("run", "again=run", "again=run"), "names two runs"),
-            (("empty",), "empty holds no runs"),
+            (("empty",), "empty holds no runs$"),
+            (("attacks",), "attacks holds no runs; it holds results of attacks.*--attack"),
             (("run", "--attack", "run"), "holds no results of a finished attack"),
             (("run", "--out", "page.txt"), "expected the name of an HTML file"),
             (("run", "copy"), "copy.*metrics.jsonl, line 1: not JSON"),
@@ -233,6 +234,8 @@ class TestCommand:
             write_training(tmp_path / name)
         (tmp_path / "copy" / "metrics.jsonl").write_text("{")
         (tmp_path / "empty").mkdir()
+        (tmp_path / "attacks").mkdir()
+        (tmp_path / "attacks" / "table.json").write_text("[]")
         assert command(*words) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
