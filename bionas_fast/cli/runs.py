@@ -13,6 +13,7 @@ from bionas_fast.cli.output import print_json, print_unbroken, say
 from bionas_fast.errors import InputError
 from bionas_fast.runs.summary import RunSummary, find_runs
 
+
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of run folders.")] = Path("runs"),
     as_json: AsJson = False,

@@ -24,6 +24,10 @@ def obstacle(config: SearchConfig, net: Supernet, device: torch.device) -> str:
         return f"method {config.method} computes on the host between its passes"
     if config.sampling == "gdas":
         return "sampling gdas draws on the host"
+    if config.alpha_perturbation != "off":
+        return "alpha_perturbation draws on the host"
+    if config.projection_epochs:
+        return "projection_epochs decides on the host"
     if config.amp == "fp16":
         return "amp fp16 reads its loss scale in every step"
     if distributed.world_size() > 1:

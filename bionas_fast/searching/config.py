@@ -83,7 +83,8 @@ class SearchConfig(DescentConfig):
     warmup_epochs: int | None = Field(
         None,
         ge=0,
-        description="Initial epochs that train only the weights; by default a fifth of all (PC-DARTS: 15 of 50).",
+        description="Initial epochs that train only the weights; by default a fifth of those "
+        "before projection_epochs (PC-DARTS: 15 of 50).",
     )
     beta_decay: Coefficient = Field(
         0.0,
@@ -112,11 +113,26 @@ class SearchConfig(DescentConfig):
     gdas_temperature: tuple[Temperature, Temperature] = Field(
         (10.0, 0.1), description="Temperature of the Gumbel-softmax in the first and in the last epoch."
     )
+    alpha_perturbation: Literal["off", "random", "adversarial"] = Field(
+        "off",
+        description="Train the weights under candidates' weights changed by at most ε: random, or adversarial, which "
+        "takes seven gradients (SDARTS, Chen and Hsieh 2020).",
+    )
+    alpha_perturbation_eps: Rate = Field(0.3, description="ε at the end of alpha_perturbation, which grows from 0.")
+    projection_epochs: int = Field(
+        0,
+        ge=0,
+        description="Last epochs, with alpha fixed, in which the edges are decided one after the other by the loss "
+        "without each candidate (DARTS-PT, Wang et al. 2021); 0: by alpha.",
+    )
     factorised: bool = Field(
         False, description="Use one alpha per operation and one per rule, and add them, instead of one per candidate."
     )
 
     population: int = Field(50, ge=4, le=10_000, description="Number of architectures evaluated per generation.")
+    eg_searches: int = Field(
+        1, ge=1, le=1000, description="Evolution strategies side by side, from means drawn around alpha (eq. 18, 19)."
+    )
     generations: int = Field(4, ge=1, le=10_000, description="Generations per epoch.")
     eg_sigma: Rate = Field(0.5, ge=1e-6, description="Initial step size of the CMA-ES, in units of alpha.")
     fitness_cross_entropy: Coefficient = Field(1.0, description="Coefficient of the cross-entropy in eq. 22.")
@@ -151,8 +167,8 @@ class SearchConfig(DescentConfig):
         Args:
             images: the number of training images.
         """
-        warmup = self.epochs // 5 if self.warmup_epochs is None else self.warmup_epochs
-        steps = (self.epochs - warmup) * self.work(images, 0)[0].steps
+        warmup = (self.epochs - self.projection_epochs) // 5 if self.warmup_epochs is None else self.warmup_epochs
+        steps = (self.epochs - warmup - self.projection_epochs) * self.work(images, 0)[0].steps
         rate = min(max(6 / steps, 3e-4), 0.03)
         return self.with_settings(warmup_epochs=warmup, alpha_learning_rate=self.alpha_learning_rate or rate)
 
@@ -162,6 +178,15 @@ class SearchConfig(DescentConfig):
             raise InputError("nesterov: needs a momentum above 0")
         if (self.warmup_epochs or 0) >= self.epochs:
             raise InputError(f"warmup_epochs: expected fewer than epochs ({self.epochs}), got {self.warmup_epochs}")
+        if (self.warmup_epochs or 0) + self.projection_epochs >= self.epochs:
+            raise InputError(
+                f"projection_epochs: expected fewer than the epochs ({self.epochs}) after the warm-up "
+                f"({self.warmup_epochs or 0}), got {self.projection_epochs}"
+            )
+        if self.alpha_perturbation != "off" and self.sampling == "gdas":
+            raise InputError("alpha_perturbation: needs sampling=softmax, got gdas")
+        if self.alpha_perturbation == "off" and self.alpha_perturbation_eps != 0.3:
+            raise InputError("alpha_perturbation_eps: needs alpha_perturbation=random or adversarial")
         for name in ("robustness_eps", "robustness_weight"):
             value = getattr(self, name)
             if self.robustness == "off" and value != type(self).model_fields[name].default:

@@ -18,9 +18,14 @@ from bionas_fast.searching.config import SearchConfig
 from bionas_fast.searching.frozen import frozen
 from bionas_fast.searching.method import MIXING, SearchMethod
 from bionas_fast.searching.names import register_method
+from bionas_fast.searching.projection import Projection
+from bionas_fast.space import Genotype
 from bionas_fast.supernet import Mixing, Supernet
 
 Batch = tuple[Tensor, Tensor]
+
+#: Steps of the adversarial perturbation (Chen and Hsieh 2020, section 5).
+ATTACK_STEPS = 7
 
 
 @register_method("darts")
@@ -35,6 +40,9 @@ class Darts(SearchMethod):
         "alpha_learning_rate",
         "alpha_betas",
         "alpha_weight_decay",
+        "alpha_perturbation",
+        "alpha_perturbation_eps",
+        "projection_epochs",
     )
     divergence = ("alpha_learning_rate", "alpha_weight_decay", "beta_decay")
 
@@ -51,6 +59,9 @@ class Darts(SearchMethod):
         self.alpha_step = Replayed("the search has not begun")
         self.generator = torch.Generator().manual_seed(config.seed + 2)
         self.temperature = 1.0
+        self.projection = Projection(net, torch.Generator().manual_seed(config.seed + 3))
+        #: Added to the weights of the candidates in the next training pass, by kind of cell.
+        self.shift: Mixing = {}
 
     def capture(self, obstacle: str) -> None:
         self.alpha_step.obstacle = obstacle
@@ -61,10 +72,54 @@ class Darts(SearchMethod):
         self.temperature = first + (last - first) * epoch / max(self.config.epochs - 1, 1)
         self.alpha_step.forget()
 
+    @property
+    def projecting(self) -> bool:
+        """Whether the alphas are final, and the supernet is decided edge by edge."""
+        return self.epoch >= self.config.epochs - self.config.projection_epochs
+
+    def before_epoch(self, valid: Stream) -> None:
+        if not self.projecting:
+            return
+        self.shift = {}
+        projection, last = self.projection, self.config.projection_epochs
+        wanted = -(-projection.total * (self.epoch + 1 - self.config.epochs + last) // last)
+        while projection.done < wanted:
+            self.announce(f"deciding edge {projection.done + 1} of {projection.total}")
+            with torch.no_grad():
+                projection.decide(self.relaxation(), *next(valid))
+
     def before_weight_step(self, x: Tensor, y: Tensor, valid: Stream) -> None:
-        if self.warming_up:
+        if self.warming_up or self.projecting:
             return
         self.alpha_step.run(self._alpha_step, x, y, *distributed.shard(*next(valid)))
+        if self.config.alpha_perturbation != "off":
+            eps = self.config.alpha_perturbation_eps * self.epoch / self.config.epochs
+            self.shift = self._perturbation(eps, x, y)
+
+    def _perturbation(self, eps: float, x: Tensor, y: Tensor) -> Mixing:
+        """Return a change of each candidate's weight by at most ε (SDARTS, Chen and Hsieh 2020).
+
+        ``random`` draws it from U(-ε, ε). ``adversarial`` takes steps from there by the sign of the gradient of the
+        training loss, in evaluation mode and projected onto the bound.
+        """
+        base = {kind: weights.detach() for kind, weights in self.relaxation().items()}
+        shift = {}
+        for kind, weights in base.items():
+            uniform = torch.rand(weights.shape, generator=self.generator, dtype=torch.float64)
+            shift[kind] = (eps * (2 * uniform - 1)).to(weights)
+        steps = ATTACK_STEPS if eps and self.config.alpha_perturbation == "adversarial" else 0
+        training = self.net.training
+        self.net.eval()
+        for _ in range(steps):
+            mixing = {kind: (weights + shift[kind]).requires_grad_() for kind, weights in base.items()}
+            with frozen(self.net.parameters()):
+                grads = self.precision.gradients(self._loss(x, y, mixing), list(mixing.values()))
+            distributed.average(grads)
+            for kind, grad in zip(mixing, grads, strict=True):
+                if grad is not None:
+                    shift[kind] = (shift[kind] + 2 * eps / steps * grad.sign()).clamp(-eps, eps)
+        self.net.train(training)
+        return shift
 
     def _alpha_step(self, x: Tensor, y: Tensor, valid_x: Tensor, valid_y: Tensor) -> Sequence[Tensor]:
         """Update the architecture parameters."""
@@ -94,9 +149,9 @@ class Darts(SearchMethod):
         with frozen(self.net.weight_parameters()):
             return self.precision.gradients(self._loss(*valid), self.net.alpha_parameters())
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, x: Tensor, y: Tensor, mixing: Mixing | None = None) -> Tensor:
         with self.precision.autocast():
-            return F.cross_entropy(self.net(x, self.mixing()), y)
+            return F.cross_entropy(self.net(x, self.relaxation() if mixing is None else mixing), y)
 
     def _beta_decay(self, alphas: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Compute the gradient of λ · mean logsumexp(alpha), with λ growing from 0 (β-DARTS, Ye et al. 2022)."""
@@ -107,15 +162,24 @@ class Darts(SearchMethod):
         return torch.autograd.grad(strength * decay, alphas, allow_unused=True)
 
     def mixing(self) -> Mixing:
+        mixing = self.projection.applied(self.relaxation())
+        return {kind: weights + self.shift[kind] for kind, weights in mixing.items()} if self.shift else mixing
+
+    def relaxation(self) -> Mixing:
+        """Return the mixing weights that the alphas encode; under GDAS, drawn by them."""
         return self.net.architecture.mixing(
             self._sampled if self.config.sampling == "gdas" else None, auxiliary_skip=self.auxiliary_skip
         )
 
     def evaluation_mixing(self) -> Mixing:
         # GDAS trains one candidate per edge; the weights have never been trained under the mixture of all.
-        return self.net.architecture.mixing(
+        mixing = self.net.architecture.mixing(
             _strongest if self.config.sampling == "gdas" else None, auxiliary_skip=self.auxiliary_skip
         )
+        return self.projection.applied(mixing)
+
+    def genotype(self) -> Genotype:
+        return self.projection.genotype() if self.projection.done else super().genotype()
 
     def _sampled(self, logits: Tensor) -> Tensor:
         """Sample one candidate per edge from the softmax, with the gradient of the Gumbel-softmax (GDAS, Dong 2019)."""
@@ -126,12 +190,17 @@ class Darts(SearchMethod):
         return hard - soft.detach() + soft
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.alpha_optimizer.state_dict(), "generator": self.generator.get_state()}
+        return {
+            "optimizer": self.alpha_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "projection": self.projection.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_optimizer(self.alpha_optimizer, state["optimizer"], "strategy.optimizer")
         expect_form(state["generator"], self.generator.get_state(), "strategy.generator")
         self.generator.set_state(state["generator"])
+        self.projection.load_state_dict(state["projection"])
 
 
 def _strongest(logits: Tensor) -> Tensor:

@@ -20,11 +20,14 @@ from bionas_fast.supernet import Supernet
 
 @register_method("eg")
 class PersistentEvolution(SearchMethod):
-    """One CMA-ES over all architecture parameters from the first epoch to the last.
+    """CMA-ES over all architecture parameters from the first epoch to the last.
 
     Every epoch begins with several generations, each evaluated on a separate validation batch. The weights are trained
     under the mean of the distribution, and the final genotype is derived from it. The covariance matrix is diagonal:
     with about 600 parameters and 100 generations a full one has no time to adapt (Ros and Hansen 2008).
+
+    Of several strategies (``eg_searches``; BioNAS, eq. 18 and 19) each begins at a mean of its own, drawn from the
+    initial distribution, and sees the same batches; that whose last population has the best mean fitness counts.
     """
 
     options = (
@@ -33,6 +36,7 @@ class PersistentEvolution(SearchMethod):
         "population",
         "generations",
         "eg_sigma",
+        "eg_searches",
         "fitness_cross_entropy",
         "fitness_similarity",
     )
@@ -41,16 +45,22 @@ class PersistentEvolution(SearchMethod):
     def __init__(self, net: Supernet, config: SearchConfig, *rest: Any) -> None:
         super().__init__(net, config, *rest)
         start = parameters_to_vector(net.alpha_parameters()).detach().cpu().double().numpy()
-        self.distribution = Distribution(start, config.eg_sigma, config.population, config.seed + 2)
+        means = np.random.default_rng(config.seed + 3).standard_normal((config.eg_searches, len(start)))
+        means *= config.eg_sigma if config.eg_searches > 1 else 0
+        self.distributions = [
+            Distribution(start + mean, config.eg_sigma, config.population, config.seed + 2 + 1_000_003 * number)
+            for number, mean in enumerate(means)
+        ]
 
     def before_epoch(self, valid: Stream) -> None:
         if self.warming_up:
             return
         for number in range(self.config.generations):
             self.announce(f"judging population {number + 1} of {self.config.generations}")
-            individuals = torch.from_numpy(self.distribution.ask())
-            self.distribution.tell(self.fitness(individuals, *next(valid)).numpy())
-        self._set_alphas(self.distribution.mean)
+            batch = next(valid)
+            for distribution in self.distributions:
+                distribution.tell(self.fitness(torch.from_numpy(distribution.ask()), *batch).numpy())
+        self._set_alphas(min(self.distributions, key=lambda each: each.fitness).mean)
 
     def fitness(self, individuals: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Compute eq. 22, cross-entropy and similarity with the current architecture; float64 [P], lower is better.
@@ -81,10 +91,11 @@ class PersistentEvolution(SearchMethod):
         vector_to_parameters(torch.from_numpy(mean).to(parameters[0]), parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.distribution.state_dict()
+        return {"distributions": [distribution.state_dict() for distribution in self.distributions]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.distribution.load_state_dict(state, self.config.epochs * self.config.generations)
+        for distribution, own in zip(self.distributions, state["distributions"], strict=True):
+            distribution.load_state_dict(own, self.config.epochs * self.config.generations)
 
 
 class Distribution:
@@ -124,6 +135,11 @@ class Distribution:
     def sigma(self) -> float:
         """The current step size."""
         return float(self._strategy.sigma)
+
+    @property
+    def fitness(self) -> float:
+        """The mean fitness of the individuals last judged."""
+        return float(self._fitness[-1].mean())
 
     def ask(self) -> np.ndarray:
         """Draw new individuals, float64 [P, D]."""

@@ -173,7 +173,7 @@ def decided(
 ) -> Decision:
     """Return how far a search has decided after the epochs of these rows of metrics; without a space, no leads."""
     hashes = [row["genotype"] for row in rows]
-    if space is None or not get_method(config.method).from_alphas:
+    if space is None or config.projection_epochs or not get_method(config.method).from_alphas:
         return Decision.of(genotype, hashes)
     return Decision.of(genotype, hashes, space, alphas)
 

@@ -34,6 +34,8 @@ POPULATION = {
     ("kind", "settings"),
     [
         *(("search", {"method": method, **POPULATION.get(method, {})}) for method in method_names()),
+        ("search", {"method": "eg", "eg_searches": 2, **POPULATION["eg"]}),
+        ("search", {"projection_epochs": 1, "alpha_perturbation": "adversarial"}),
         ("search", {"engine": "modular", "cutout": 0}),
         ("search", {"space": "nb201", "cells": 1, "operations": ("nor_conv_3x3", "skip_connect")}),
         ("search", {"partial_channels": 2, "channels": 2, "edge_normalisation": True, "sampling": "gdas"}),

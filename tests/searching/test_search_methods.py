@@ -81,8 +81,13 @@ def test_damaged_states_are_refused(method):
     search.net.train()
     search.begin()
     state = search.method.state_dict()
-    other = "fitness" if method == "eg" else "losses"
-    for damaged in ({}, {**state, other: state[other][..., :-1]}, {**state, other: state[other].float()}):
+    if method == "eg":
+        (own,) = state["distributions"]
+        damages = [{"distributions": []}]
+        damages += [{"distributions": [own | {"fitness": f}]} for f in (own["fitness"][:, :-1], own["fitness"].float())]
+    else:
+        damages = [state | {"losses": losses} for losses in (state["losses"][..., :-1], state["losses"].float())]
+    for damaged in ({}, *damages):
         with pytest.raises((InputError, KeyError, TypeError, ValueError)):
             Search(tiny(method)).method.load_state_dict(damaged)
 
@@ -235,6 +240,23 @@ def test_published_step(case):
 
 def test_of_equal_scores_the_last_wins():
     assert eg_published.best(torch.tensor([2.0, 1.0, 3.0, 1.0])) == 3
+
+
+def test_several_strategies_begin_apart_and_the_best_counts():
+    search = Search(tiny("eg", eg_searches=200, eg_sigma=0.25, population=4, generations=1))
+    alphas = torch.nn.utils.parameters_to_vector(search.net.alpha_parameters()).detach().double().numpy()
+    strategies = search.method.distributions
+    begun = np.stack([strategy.mean - alphas for strategy in strategies])
+    # 200 means of N(alpha, 0.25²): the mean over all numbers and their variance, within four standard errors.
+    assert abs(begun.mean()) < 4 * 0.25 / begun.size**0.5
+    assert abs(begun.var() / 0.25**2 - 1) < 4 * (2 / begun.size) ** 0.5
+    search.method.distributions = strategies[:3]
+    drawn = []
+    search.method.fitness = lambda individuals, x, y: drawn.append(x) or torch.arange(4.0) + [2, 0, 1][len(drawn) - 1]
+    search.begin()
+    assert all(x is drawn[0] for x in drawn) and len(drawn) == 3
+    chosen = torch.nn.utils.parameters_to_vector(search.net.alpha_parameters()).detach().numpy()
+    np.testing.assert_allclose(chosen, strategies[1].mean, rtol=1e-5, atol=1e-6)
 
 
 def test_distribution_minimises_and_can_be_taken_up_again():
