@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # The networks here are small, and threads that wait for a busy core cost more than they bring. Tests of threads set
 # their own number; processes started by a test inherit this one.
@@ -17,6 +18,7 @@ from bionas_fast import native
 from bionas_fast.runtime import device as devices
 from helpers import cards, forking, reports
 from helpers.oracles.data import FOLDER
+from helpers.programs import Programs
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # pytest may have imported torch before
 reports.leave_out()
@@ -94,6 +96,14 @@ def forked():
     """Commands and programs from the outside, without the time to import torch."""
     with forking.Runner() as runner:
         yield runner
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> Programs:
+    """Kernels as programs of the host, without PyTorch; the processes of -n share them."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return Programs(Path(os.environ.get("BIONAS_FAST_TEST_PROGRAMS", shared / "programs")))
 
 
 @pytest.fixture(params=["avx512", "avx2", "baseline"])

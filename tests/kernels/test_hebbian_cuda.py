@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,8 @@ from torch import Tensor
 
 from bionas_fast.kernels.hebbian import reference
 from bionas_fast.ops.hebbian import NORMALISATIONS
+from helpers.programs import SOURCES, Unavailable
 
-CPP = Path(__file__).parents[1] / "cpp"
-SOURCES = Path(__file__).parents[2] / "csrc"
-COMPILER = shutil.which("c++")
 #: In the order of the kernels' enums.
 ACTIVITIES = {"linear": "plain", "normalised": "hebb", "hard": "hard_wta", "soft": "soft_wta", "competing": "softhebb"}
 DECAYS = ("none", "square", "activity", "output")
@@ -171,35 +170,26 @@ LARGE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
+@pytest.fixture
+def program(programs):
     """For a sanitizer, or none, and for sources: the kernels and what calls them, as a program of the host."""
 
-    @functools.cache
-    def build(sanitizer: str = "", sources: Path = SOURCES) -> Path:
-        if COMPILER is None:
-            pytest.skip("no C++ compiler")
-        folder = tmp_path_factory.mktemp("host")
-        flags = [COMPILER, "-std=c++20", "-O1", "-g1", "-ffp-contract=off", "-pthread"]
-        if sanitizer:
-            flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-        (folder / "probe.cpp").write_text("#include <barrier>\nint main() { std::barrier<> one(1); }")
-        probe = subprocess.run([*flags, folder / "probe.cpp", "-o", folder / "probe"], capture_output=True)
-        if probe.returncode or subprocess.run([folder / "probe"], capture_output=True).returncode:
-            pytest.skip(f"{COMPILER} has no std::barrier, or no -fsanitize={sanitizer} that runs here")
-        flags += [f"-I{CPP}", f"-I{sources / 'cuda'}"]
-        subprocess.run([*flags, CPP / "cuda" / "hebbian.cpp", "-o", folder / "program"], check=True)
-        return folder / "program"
+    def build(*what: Any) -> Path:
+        try:
+            return programs.of_cuda(*what)
+        except Unavailable as reason:
+            pytest.skip(str(reason))
 
     return build
 
 
 def run(program: Path, cases: list[Activity | Move], order: str = "forwards") -> tuple[bytes, str]:
     """The results, and what a sanitizer says."""
-    given, made = program.with_name("given"), program.with_name("made")
-    given.write_bytes(np.int64(len(cases)).tobytes() + b"".join(case.encoded() for case in cases))
-    done = subprocess.run([program, given, made, order], capture_output=True, text=True, timeout=300)
-    return made.read_bytes(), done.stderr if done.returncode else ""
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "given", Path(folder) / "made"
+        given.write_bytes(np.int64(len(cases)).tobytes() + b"".join(case.encoded() for case in cases))
+        done = subprocess.run([program, given, made, order], capture_output=True, text=True, timeout=300)
+        return made.read_bytes(), done.stderr if done.returncode else ""
 
 
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"], ids=["address", "thread"])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +11,7 @@ from torch import Tensor
 from bionas_fast import InputError, native
 from bionas_fast.kernels.feedback import reference
 from bionas_fast.kernels.feedback.records import Feedback
-from bionas_fast.native import build as native_build
-
-CPP = Path(__file__).parents[1] / "cpp"
-KERNELS = Path(__file__).parents[2] / "csrc" / "cpu"
-COMPILER = shutil.which("c++")
+from helpers.programs import COMPILER, NAMES, SANITIZERS, Unavailable
 
 #: Seeds are 64 unsigned bits in a signed number; draws count on beyond 32 bits, of which the lower ones matter.
 STREAMS = {
@@ -194,47 +187,13 @@ class TestInstructionSets:
             pass
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory):
-    """For a sanitizer: the compiler's command line, and all kernels compiled with it, once."""
-
-    @functools.cache
-    def build(sanitizer):
-        flags = [
-            COMPILER,
-            "-std=c++17",
-            # A third of the time to compile of -O1, and no access is optimised away before it is checked.
-            "-O0",
-            "-g1",
-            f"-fsanitize={sanitizer}",
-            "-fno-sanitize-recover=all",
-            "-pthread",
-        ]
-        if sanitizer == "address,undefined":
-            # A quarter of the time to compile: a pointer out of bounds is reported where it is used.
-            flags.append("-fno-sanitize=pointer-overflow")
-            flags.append(f"-DBIONAS_LANES={native_build.lanes_here(every=True)}")  # the others cannot run here
-        if sanitizer == "thread":  # what threads share does not depend on the instruction set
-            flags.append("-DBIONAS_X86=0")
-        folder = tmp_path_factory.mktemp("sanitized")
-        (folder / "empty.cpp").write_text("int main() {}")
-        probe = subprocess.run([*flags, folder / "empty.cpp", "-o", folder / "empty"], capture_output=True)
-        if probe.returncode or subprocess.run([folder / "empty"], capture_output=True).returncode:
-            pytest.skip(f"{COMPILER} has no -fsanitize={sanitizer} that runs here")
-        kernels = sorted(KERNELS.glob("*.cpp"))
-        jobs = [subprocess.Popen([*flags, "-c", path, "-o", folder / f"{path.stem}.o"]) for path in kernels]
-        assert [job.wait() for job in jobs] == [0] * len(jobs)
-        return flags, [folder / f"{path.stem}.o" for path in kernels]
-
-    return build
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-@pytest.mark.parametrize("name", sorted(path.stem for path in CPP.glob("*.cpp")))
-def test_under_a_sanitizer(tmp_path, sanitized, name, sanitizer):
-    flags, kernels = sanitized(sanitizer)
-    program = tmp_path / "program"
-    subprocess.run([*flags, f"-I{KERNELS}", CPP / f"{name}.cpp", *kernels, "-o", program], check=True)
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_under_a_sanitizer(programs, name, sanitizer):
+    try:
+        program = programs.of_cpu(name, sanitizer)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
