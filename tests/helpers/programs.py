@@ -1,7 +1,7 @@
 """Programs that run kernels without PyTorch, under sanitizers; each is compiled once for the contents of its sources.
 
-``python tests/helpers/programs.py FOLDER`` compiles all of them, without any package, so that it can run while PyTorch is
-being installed; tests find the programs if ``BIONAS_FAST_TEST_PROGRAMS`` names the folder.
+``python tests/helpers/programs.py FOLDER`` compiles all of them, without any package, so that it can run while
+PyTorch is being installed; tests find the programs if ``BIONAS_FAST_TEST_PROGRAMS`` names the folder.
 """
 
 from __future__ import annotations
