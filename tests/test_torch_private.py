@@ -19,6 +19,7 @@ NAMES = {
     "_current_graph_task_id": torch._C,
     "_raw_saved_weight": torch._C._functions.ConvolutionBackward0,
     "_version": Tensor,
+    "_foreach_add_": torch,
     "_are_functorch_transforms_active": torch._C,
     "_current_level": torch.autograd.forward_ad,
     "_CheckpointFrame": torch.utils.checkpoint,
@@ -120,6 +121,15 @@ def test_a_change_in_place_is_counted():
     assert torch_private.version(tensor) == before + 1
 
 
+@pytest.mark.parametrize("name", [torch_private.EACH, "_gone"])
+def test_a_number_is_added_to_each_tensor(name, monkeypatch):
+    monkeypatch.setattr(torch_private, "EACH", name)
+    tensors = [torch.zeros((), dtype=torch.int64), torch.ones(2)]
+    torch_private.add_to_each(tensors, 3)
+    torch_private.add_to_each([], 3)
+    assert [tensor.tolist() for tensor in tensors] == [3, [4, 4]]
+
+
 # Without a name
 
 
@@ -129,6 +139,7 @@ def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     constants = {
         "_raw_saved_weight": "SAVED_WEIGHT",
         "_version": "VERSION",
+        "_foreach_add_": "EACH",
         "_are_functorch_transforms_active": "TRANSFORMS",
         "_current_level": "LEVEL",
     }

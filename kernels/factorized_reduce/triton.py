@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from ..launching import fits, grid, locate, product_precision
+from ..partial_sums.triton import add_up
 from ..records import Prologue, ReductionWeights, Sums
 from ..tables import table
 from . import reference
@@ -83,7 +84,7 @@ def backward(
     found = gradients(prologue, x, feedback, weight_grads)
     if found.weights is None:
         return found.x, ReductionWeights(x.new_empty(0), x.new_empty(0))
-    flat = found.weights.sum(dim=0).split([own.numel() for own in weights])
+    flat = add_up([found.weights], x.dtype).split([own.numel() for own in weights])
     return found.x, ReductionWeights(*(own.view_as(weight) for own, weight in zip(flat, weights, strict=True)))
 
 

@@ -15,7 +15,7 @@ from ..launching import Place, fits, grid, locate
 from ..records import Terms
 from ..tables import Row, table
 from . import reference
-from .triton_kernels import DTYPES, OPTIONS, configurations, mixed_sum_kernel, product_sum_kernel
+from .triton_kernels import DTYPES, OPTIONS, configurations, mixed_sum_kernel, product_sum_kernel, sum_options
 
 __all__ = ["Rows", "backward", "configurations", "forward", "partial_sums", "supports", "weighted"]
 
@@ -71,8 +71,9 @@ def weighted(
     out = like.new_empty(count, *like.shape[1:])
     positions = like.shape[1:-1].numel()
     of_edges, of_terms = _sum_tables(terms, rows, found.places)
+    options = sum_options(like.dtype)
     with torch.cuda.device_of(out):
-        mixed_sum_kernel[grid(count, positions, channels, OPTIONS)](
+        mixed_sum_kernel[grid(count, positions, channels, options)](
             p_out=out,
             **found.arguments("p_maps"),
             p_edges=table(of_edges, out.device),
@@ -82,7 +83,7 @@ def weighted(
             edges=count,
             rows=positions,
             channels=channels,
-            **OPTIONS,
+            **options,
         )
     return [*out.unbind()]
 

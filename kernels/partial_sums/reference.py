@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 
-def add_up(partial: Sequence[Tensor]) -> Tensor:
+def add_up(partial: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Compute Σ over the programs p of partial[i][p], concatenated over i.
 
     Args:
         partial: [programs_i, L_i] each, float32; no program means zeros.
 
     Returns:
-        [Σ L_i].
+        [Σ L_i], rounded to a dtype.
     """
-    return torch.cat([own.sum(dim=0) for own in partial])
+    return torch.cat([own.sum(dim=0) for own in partial]).to(dtype)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ..tables import Row, table
-from .triton_kernels import OPTIONS, TENSORS, add_up_kernel, configurations
+from .triton_kernels import DTYPES, OPTIONS, TENSORS, add_up_kernel, configurations
 
-__all__ = ["add_up", "configurations"]
+__all__ = ["DTYPES", "add_up", "configurations"]
 
 
-def add_up(partial: Sequence[Tensor]) -> Tensor:
+def add_up(partial: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Add up to :data:`.triton_kernels.TENSORS` tensors over their programs, see :func:`.reference.add_up`."""
     shapes = tuple((own.shape[0], own.shape[1]) for own in partial)
-    out = partial[0].new_empty(sum(length for _, length in shapes))
+    out = partial[0].new_empty(sum(length for _, length in shapes), dtype=dtype)
     blocks = _blocks(shapes)
     if blocks:
         each = [own.contiguous() for own in partial]

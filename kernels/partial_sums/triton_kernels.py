@@ -14,6 +14,8 @@ import triton.language as tl
 
 from ..launching import Configuration
 
+#: The dtypes of the sums; partial sums are float32.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Tensors of partial sums that one launch can read.
 TENSORS = 3
 OPTIONS: dict[str, Any] = {"BLOCK": 256, "num_warps": 4, "num_stages": 1}
@@ -35,9 +37,10 @@ def add_up_kernel(p_out, p_partial0, p_partial1, p_partial2, p_blocks, BLOCK: tl
     b_sum = tl.zeros((BLOCK,), dtype=tl.float32)
     for i_p in range(programs):
         b_sum += tl.load(p_partial + i_p * length + o, mask=mask, other=0)
-    tl.store(p_out + i_start + o, b_sum, mask=mask)
+    tl.store(p_out + i_start + o, b_sum.to(p_out.dtype.element_ty), mask=mask)
 
 
 def configurations() -> Iterator[Configuration]:
     """Yield every launchable kernel."""
-    yield Configuration(add_up_kernel, torch.float32, (), OPTIONS)
+    for dtype in DTYPES:
+        yield Configuration(add_up_kernel, dtype, (), OPTIONS)

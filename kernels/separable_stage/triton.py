@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from ..launching import ROW_LIMIT, fits, grid, locate, product_precision
+from ..partial_sums.triton import add_up
 from ..records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums
 from ..tables import table
 from . import reference
@@ -152,7 +153,7 @@ def partial_backward(
     if found.weights is None:
         return StageGradients(found.x, total, products, none, none)
     lengths = [weights.depthwise.numel(), weights.pointwise.numel()]
-    depthwise, pointwise = found.weights.sum(dim=0).to(weights.pointwise.dtype).split(lengths)
+    depthwise, pointwise = add_up([found.weights], weights.pointwise.dtype).split(lengths)
     return StageGradients(found.x, total, products, depthwise, pointwise.view_as(weights.pointwise))
 
 

@@ -39,6 +39,7 @@ POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf
 TYPES = (
     dict.fromkeys(("bound", "scale", "momentum"), "fp32")
     | dict.fromkeys(("p_stored", "p_sums", "p_scale", "p_shift", "p_a", "p_b", "p_d", "p_factor", "p_offset"), "*fp32")
+    | dict.fromkeys(("p_partial0", "p_partial1", "p_partial2"), "*fp32")
     | dict.fromkeys(("p_mean", "p_var"), "*fp64")
     | dict.fromkeys(("p_programs", "p_firsts"), "*i64")
     | dict.fromkeys(("p_depthwise_grad", "p_pointwise_grad", "p_numbers"), "*fp32")

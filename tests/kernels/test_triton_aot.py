@@ -26,9 +26,10 @@ OF_A_MODE = {"weight_kernel": 3, "product_kernel": 5, "depthwise_kernel": 4}
 OTHERS = {
     **{"segments_kernel": 3, "stage_kernel": 6, "error_kernel": 6, "weight_gradient_kernel": 6, "input_kernel": 3},
     **{"mixed_sum_kernel": 3, "product_sum_kernel": 3, "pooling_kernel": 3, "pooling_backward_kernel": 3},
+    **{"add_up_kernel": 3},
 }
 #: Kernels of float32 only; sums and their results are float32, whatever the maps are.
-IN_FLOAT32 = {"moments_kernel": 8, "gradients_kernel": 4, "add_up_kernel": 1} | dict.fromkeys(
+IN_FLOAT32 = {"moments_kernel": 8, "gradients_kernel": 4} | dict.fromkeys(
     ("reduction_kernel", "reduction_error_kernel", "reduction_weight_kernel"), 3
 )
 WITH_PRODUCTS = {

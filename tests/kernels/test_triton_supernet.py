@@ -530,13 +530,17 @@ def interpreted_partial_sums():
     torch.manual_seed(0)
     several = [torch.randn(5, 300), torch.randn(1, 7), torch.randn(3, 256)]
     for partial in (several, several[:1], [strided(own) for own in several], [torch.randn(0, 3), torch.randn(2, 0)]):
-        wanted = partial_sums_reference.add_up([own.double() for own in partial])
-        assert_near([partial_sums.add_up(partial)], [wanted], torch.float32)
+        wanted = partial_sums_reference.add_up([own.double() for own in partial], torch.float64)
+        for dtype in (torch.float32, torch.float16):
+            ours = partial_sums.add_up(partial, dtype)
+            assert ours.dtype == dtype
+            assert_near([ours], [wanted], dtype)
 
 
 def interpreted_partial_sums_every_configuration_is_launched(monkeypatch):
     launched = record_launches(partial_sums, monkeypatch)
-    partial_sums.add_up([torch.ones(2, 3)])
+    for dtype in partial_sums.DTYPES:
+        partial_sums.add_up([torch.ones(2, 3)], dtype)
     monkeypatch.undo()
     assert launched == listed(partial_sums)
 

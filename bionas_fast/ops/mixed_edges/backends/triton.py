@@ -258,7 +258,7 @@ class Triton(Backend):
                 )
                 down.append(pooling.backward(delta, state, plan.stride))
             grad_x = _add_up(down, stacks if plan.identity else [], feedback.identities)
-        return Gradients(found.factors, grad_x, partial_sums.add_up(partial) if partial else None)
+        return Gradients(found.factors, grad_x, partial_sums.add_up(partial, state.dtype) if partial else None)
 
     def _separable(
         self,
