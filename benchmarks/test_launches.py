@@ -131,4 +131,4 @@ def test_a_step_of_softhebb(card, monkeypatch):
     config = softhebb.SoftHebbConfig(dataset="digits", feature_batch_size=8)
     counts = second_step(card, monkeypatch, softhebb, lambda: softhebb.SoftHebbTraining(config))
     assert not counts.blocking
-    assert counts.waits.total() <= 2  # one per layer
+    assert not counts.waits
