@@ -31,9 +31,11 @@ from triton.compiler import ASTSource
 
 import bionas_fast as bf
 from bionas_fast.kernels import tables
+from bionas_fast.kernels.factorized_reduce import triton as factorized_reduce
 from bionas_fast.kernels.feedback import triton as feedback
 from bionas_fast.kernels.mixed_sum import triton as mixed_sum
 from bionas_fast.kernels.normalisation import triton as normalisation
+from bionas_fast.kernels.partial_sums import triton as partial_sums
 from bionas_fast.kernels.pooling import triton as pooling
 from bionas_fast.kernels.separable_stage import triton as separable_stage
 from bionas_fast.kernels.separable_stage.triton_taps import GROUP
@@ -43,7 +45,7 @@ from launches import DEVICE, Card, Launch
 H100 = 132 * 4 * 1.83e9
 ARCHITECTURES = (80, 90, 100)
 HALVES = ("weights", "alphas")
-LAUNCHERS = [feedback, separable_stage, mixed_sum, pooling, normalisation]
+LAUNCHERS = [feedback, separable_stage, mixed_sum, pooling, normalisation, partial_sums, factorized_reduce]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
@@ -251,8 +253,20 @@ def _mixed_sum(launch: Launch) -> list[float]:
 
 def _moments(launch: Launch) -> list[float]:
     of = launch.arguments
-    blocks = -(-of["blocks"] // of["BLOCK_B"])
+    programs = of["p_programs"].rows
+    blocks = sum(-(-row[-1] // of["BLOCK_B"]) for row in programs) / len(programs)
     return [blocks, blocks] if of["TRAINING"] else []
+
+
+def _add_up(launch: Launch) -> list[float]:
+    programs = [row[2] for row in launch.arguments["p_blocks"].rows]
+    return [sum(n // 4 for n in programs) / len(programs), sum(n % 4 for n in programs) / len(programs)]  # unrolled
+
+
+def _reduction_error(launch: Launch) -> list[float]:
+    of = launch.arguments
+    outputs = -(-of["channels"] // 2), of["channels"] // 2
+    return [trips for half in outputs for trips in (of["count"], -(-half // of["BLOCK_O"]))]
 
 
 def _gradients(launch: Launch) -> list[float]:
@@ -273,6 +287,12 @@ TRIPS: dict[str, Callable[[Launch], list[float]]] = {
     "pooling_backward_kernel": lambda launch: [9, 9],
     "moments_kernel": _moments,
     "gradients_kernel": _gradients,
+    "reduction_kernel": lambda launch: [-(-launch.arguments["channels"] // launch.arguments["BLOCK_C"])],
+    "reduction_error_kernel": _reduction_error,
+    "reduction_weight_kernel": lambda launch: [
+        launch.arguments["rows"] / (launch.arguments["BLOCK_R"] * launch.grid[1])
+    ],
+    "add_up_kernel": _add_up,
     "segments_kernel": lambda launch: [],
 }
 

@@ -17,15 +17,17 @@ from launches import DEVICE, Card, Counts
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 
+from bionas_fast.kernels.factorized_reduce import triton as factorized_reduce
 from bionas_fast.kernels.feedback import triton as feedback
 from bionas_fast.kernels.mixed_sum import triton as mixed_sum
 from bionas_fast.kernels.normalisation import triton as normalisation
+from bionas_fast.kernels.partial_sums import triton as partial_sums
 from bionas_fast.kernels.pooling import triton as pooling
 from bionas_fast.kernels.separable_stage import triton as separable_stage
 
-LAUNCHERS = [feedback, separable_stage, mixed_sum, pooling, normalisation]
+LAUNCHERS = [feedback, separable_stage, mixed_sum, pooling, normalisation, partial_sums, factorized_reduce]
 #: Launches of any kind in half a step of the paper's supernet, without the optimiser.
-HALF_STEP = {"weights": 1530, "alphas": 1350}
+HALF_STEP = {"weights": 875, "alphas": 740}
 #: A space that is quick to build.
 SMALL = {"channels": 2, "cells": 2, "rules": ("usf", "brsf"), "operations": ("sep_conv_3x3", "skip_connect")}
 
@@ -129,4 +131,4 @@ def test_a_step_of_softhebb(card, monkeypatch):
     config = softhebb.SoftHebbConfig(dataset="digits", feature_batch_size=8)
     counts = second_step(card, monkeypatch, softhebb, lambda: softhebb.SoftHebbTraining(config))
     assert not counts.blocking
-    assert counts.waits.total() <= 2  # one per layer
+    assert not counts.waits

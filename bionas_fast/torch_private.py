@@ -7,7 +7,7 @@ The names are looked up on use. A fallback never changes results; each function 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, GeneratorType
 from typing import Any, TypeVar
 
@@ -24,6 +24,8 @@ VERSION = "_version"
 TRANSFORMS = "_are_functorch_transforms_active"
 #: The innermost level of forward-mode differentiation; negative outside.
 LEVEL = "_current_level"
+#: The function that adds a number to several tensors.
+EACH = "_foreach_add_"
 #: The attribute by which ``torch.compile`` recognises a function whose result is constant.
 CONSTANT = "_dynamo_marked_constant"
 #: The attribute that ``nn.Module.compile`` gives to a module.
@@ -49,6 +51,19 @@ def has_dispatch_modes() -> bool:
     """
     count = getattr(torch._C, "_len_torch_dispatch_stack", None)
     return True if count is None else count() > 0
+
+
+def add_to_each(tensors: Sequence[Tensor], number: int) -> None:
+    """Add a number to each tensor, in place, in one launch on a GPU.
+
+    Fallback: one launch for each.
+    """
+    together = getattr(torch, EACH, None)
+    if together is not None and tensors:
+        together([*tensors], number)
+        return
+    for tensor in tensors:
+        tensor.add_(number)
 
 
 def has_saved_tensor_hooks() -> bool:

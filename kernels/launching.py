@@ -16,7 +16,7 @@ ROW_LIMIT, BLOCK_LIMIT = 2**30, 2**28
 
 
 #: Stacks of maps that one launch can read.
-BASES = 4
+BASES = 8
 
 
 class Configuration(NamedTuple):
@@ -38,6 +38,10 @@ def product_precision(dtype: torch.dtype) -> Products:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
+#: The stack of a map and its number there; (-1, 0) for none.
+Place = tuple[int, int]
+
+
 class Located(NamedTuple):
     """Maps of one shape, as kernels find them: up to :data:`BASES` tensors, and a place in one of these for each.
 
@@ -47,11 +51,16 @@ class Located(NamedTuple):
     """
 
     bases: list[Tensor]
-    places: tuple[tuple[int, int], ...]
+    places: tuple[Place, ...]
 
     def arguments(self, name: str) -> dict[str, Tensor]:
         """Return the bases as arguments of a kernel."""
         return {f"{name}{number}": base for number, base in enumerate(self.bases)}
+
+    def pairs(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Put the place of each map of the first half before that of its partner in the second half."""
+        count = len(self.places) // 2
+        return tuple((*one, *other) for one, other in zip(self.places[:count], self.places[count:], strict=True))
 
 
 def locate(stacks: Iterable[Tensor | None], dtype: torch.dtype, like: Tensor) -> Located:
@@ -62,12 +71,14 @@ def locate(stacks: Iterable[Tensor | None], dtype: torch.dtype, like: Tensor) ->
         like: a tensor to pass in place of maps if all are missing.
     """
     runs: list[list[Tensor]] = []  # of stacks that follow one another in memory
-    seen: dict[int, tuple[int, int]] = {}
-    places: list[tuple[int, int]] = []
+    seen: dict[int, Place] = {}
+    places: list[Place] = []
     kept = []  # for the sake of their identities
     for given in stacks:
         if given is None:
             places.append((-1, 0))
+            continue
+        if not len(given):
             continue
         if id(given) not in seen:
             kept.append(given)
@@ -79,11 +90,21 @@ def locate(stacks: Iterable[Tensor | None], dtype: torch.dtype, like: Tensor) ->
         run, first = seen[id(given)]
         places += [(run, first + number) for number in range(len(given))]
     if len(runs) > BASES:
-        starts = [*accumulate((sum(map(len, run)) for run in runs), initial=0)]
-        places = [(0, starts[run] + number) if run >= 0 else (run, number) for run, number in places]
-        runs = [[torch.cat([stack for run in runs for stack in run])]]
+        runs, moved = _merged(runs)
+        places = [(moved[run][0], moved[run][1] + number) if run >= 0 else (run, number) for run, number in places]
     bases = [run[0] for run in runs] or [like]
     return Located([*bases, *bases[-1:] * (BASES - len(bases))], tuple(places))
+
+
+def _merged(runs: Sequence[Sequence[Tensor]]) -> tuple[list[list[Tensor]], dict[int, Place]]:
+    """Concatenate the shortest runs such that :data:`BASES` remain; return these, and where each run went."""
+    sizes = [sum(map(len, run)) for run in runs]
+    order = sorted(range(len(runs)), key=sizes.__getitem__)
+    together, alone = order[: len(runs) - BASES + 1], order[len(runs) - BASES + 1 :]
+    firsts = accumulate((sizes[run] for run in together), initial=0)
+    moved = {run: (0, first) for run, first in zip(together, firsts, strict=False)}
+    moved |= {run: (number, 0) for number, run in enumerate(alone, 1)}
+    return [[torch.cat([stack for run in together for stack in runs[run]])], *([*runs[run]] for run in alone)], moved
 
 
 def _follows(stack: Tensor, run: list[Tensor]) -> bool:

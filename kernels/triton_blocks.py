@@ -18,11 +18,42 @@ def block_rows(i_row, rows, height, width, BLOCK_R: tl.constexpr):
 
 
 @triton.jit
-def located(p_0, p_1, p_2, p_3, p_place, size):
+def located(p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, p_place, size):
     """Find a map by its place, (base, number): its pointer, and whether there is one; ``size`` elements a map."""
     i_base, i_number = tl.load(p_place), tl.load(p_place + 1)
-    p_base = tl.where(i_base <= 0, p_0, tl.where(i_base == 1, p_1, tl.where(i_base == 2, p_2, p_3)))
-    return p_base + i_number * size, i_base >= 0
+    p_low = tl.where(i_base <= 0, p_0, tl.where(i_base == 1, p_1, tl.where(i_base == 2, p_2, p_3)))
+    p_high = tl.where(i_base == 4, p_4, tl.where(i_base == 5, p_5, tl.where(i_base == 6, p_6, p_7)))
+    return tl.where(i_base < 4, p_low, p_high) + i_number * size, i_base >= 0
+
+
+@triton.jit
+def prologue(
+    p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places, p_a, p_b, p_d,
+    i_k, size, o_o, mask_o, outputs,
+):  # fmt: skip
+    """Locate the gradient and z of a branch, ``size`` numbers each, and load a, b and d of some channels.
+
+    Table of places, [branches, 4]: that of the gradient, and that of z.
+    """
+    p_grad, _ = located(
+        p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places + 4 * i_k, size
+    )
+    p_z, _ = located(
+        p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places + 4 * i_k + 2, size
+    )
+    o_a = i_k * outputs + o_o
+    b_a = tl.load(p_a + o_a, mask=mask_o, other=0)
+    b_b = tl.load(p_b + o_a, mask=mask_o, other=0)
+    b_d = tl.load(p_d + o_a, mask=mask_o, other=0)
+    return p_grad, p_z, b_a, b_b, b_d
+
+
+@triton.jit
+def delta(p_grad, p_z, o_z, mask, b_a, b_b, b_d):
+    """Compute the gradient of z_k, a·g + b·z + d, [rows, outputs]; d where the mask does not hold."""
+    b_grad = tl.load(p_grad + o_z, mask=mask, other=0).to(tl.float32)
+    b_z = tl.load(p_z + o_z, mask=mask, other=0).to(tl.float32)
+    return (b_a[None, :] * b_grad + b_b[None, :] * b_z + b_d[None, :]).to(p_z.dtype.element_ty)
 
 
 @triton.jit

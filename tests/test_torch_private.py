@@ -19,6 +19,7 @@ NAMES = {
     "_current_graph_task_id": torch._C,
     "_raw_saved_weight": torch._C._functions.ConvolutionBackward0,
     "_version": Tensor,
+    "_foreach_add_": torch,
     "_are_functorch_transforms_active": torch._C,
     "_current_level": torch.autograd.forward_ad,
     "_CheckpointFrame": torch.utils.checkpoint,
@@ -120,6 +121,15 @@ def test_a_change_in_place_is_counted():
     assert torch_private.version(tensor) == before + 1
 
 
+@pytest.mark.parametrize("name", [torch_private.EACH, "_gone"])
+def test_a_number_is_added_to_each_tensor(name, monkeypatch):
+    monkeypatch.setattr(torch_private, "EACH", name)
+    tensors = [torch.zeros((), dtype=torch.int64), torch.ones(2)]
+    torch_private.add_to_each(tensors, 3)
+    torch_private.add_to_each([], 3)
+    assert [tensor.tolist() for tensor in tensors] == [3, [4, 4]]
+
+
 # Without a name
 
 
@@ -153,7 +163,7 @@ def results() -> tuple[list[Tensor], str]:
 
 
 #: Names without which convolutions run as before.
-OTHERS = {"_current_graph_task_id", "_CheckpointFrame", "queue_callback", "_get_backend"}
+OTHERS = {"_current_graph_task_id", "_CheckpointFrame", "queue_callback", "_get_backend", "_foreach_add_"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in OTHERS])

@@ -24,11 +24,13 @@ from bionas_fast.nn.transforms import refuse_transforms
 from bionas_fast.ops import hebbian as ops
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from bionas_fast.ops.geometry import Geometry
 
 MODES = ("hebbian", "mixed")
+#: On a GPU, the updates from one reading whether they were finite to the next.
+READ_EVERY = 50
 
 _ARGUMENTS = """
     The plastic weights H are a buffer. A forward pass in training mode updates them once, after it has used them; the
@@ -52,7 +54,8 @@ _ARGUMENTS = """
     Raises:
         InputError: an unknown rule, mode or normalisation; groups that do not divide the channels; a number out of
             range. In a forward pass: H would no longer be finite; the message names layer and step, and H is
-            unchanged.
+            unchanged. On a GPU, where reading would wait for it, H stays unchanged from that step on, and the error
+            comes within 50 updates, or earlier by ``eval()`` or ``expect_finite()``.
 
     As in torch.nn, ``reset_parameters`` starts anew: it redraws H as the constructor does, and W, the bias, α and
     ``steps``. In mode ``"hebbian"``, ``weight`` is H, so that initialisation functions for ``model.apply`` reach it.
@@ -103,6 +106,9 @@ class _Plastic(nn.Module):
     plasticity: Tensor
     steps: Tensor
     _frozen_in: tuple[int, ...] = ()
+    #: The first step whose update was not finite, on the device; 0 for none. None without updates to read.
+    _failed: Tensor | None = None
+    _unread: int = 0
 
     def _set_up(self, settings: _Settings) -> None:
         ops.check_winners(settings.rule, settings.k, len(self.weight) // getattr(self, "groups", 1))
@@ -134,7 +140,7 @@ class _Plastic(nn.Module):
         self._parameters.pop("plastic_scale", None)
         for name in ("plasticity", "steps"):
             del self._buffers[name]
-        for name in (*(field.name for field in fields(_Settings)), "name", "_frozen_in"):
+        for name in (*(field.name for field in fields(_Settings)), "name", "_frozen_in", "_failed", "_unread"):
             self.__dict__.pop(name, None)
         self.weight = weight
         kind = plain_class(self)
@@ -210,15 +216,68 @@ class _Plastic(nn.Module):
             similarity=self.similarity,
             **geometry,
         )
-        if not torch.isfinite(moved).all():
-            raise InputError(
-                f"{self.name}: the Hebbian update of step {int(self.steps)} made weights that are not finite; "
-                f"lower its rate ({self.rate:g}) or bound the weights (normalisation='clamp' or 'unit')"
-            )
+        finite = torch.isfinite(moved).all()
+        if _waits(moved.device):
+            self._learn_unread(moved, finite)
+            return
+        if not finite:
+            raise self._not_finite(int(self.steps))
         self.plasticity.copy_(moved)
+
+    def _learn_unread(self, moved: Tensor, finite: Tensor) -> None:
+        """Update H unless this or an earlier update was not finite, without reading whether that is so."""
+        if self._failed is None or self._failed.device != moved.device:
+            self._failed = torch.zeros_like(self.steps)
+        self._failed.copy_(torch.where(finite | (self._failed > 0), self._failed, self.steps))
+        self.plasticity.copy_(torch.where(self._failed > 0, self.plasticity, moved))
+        self._unread += 1
+        if self._unread >= READ_EVERY:
+            self.expect_finite()
+
+    def expect_finite(self) -> None:
+        """Read whether all updates were finite.
+
+        Raises:
+            InputError: one was not; H is as before that update, and learns again.
+        """
+        if not self._unread:
+            return
+        assert self._failed is not None
+        self._unread, step = 0, int(self._failed)
+        if step:
+            self._failed.zero_()
+            raise self._not_finite(step)
+
+    def _not_finite(self, step: int) -> InputError:
+        return InputError(
+            f"{self.name}: the Hebbian update of step {step} made weights that are not finite; "
+            f"lower its rate ({self.rate:g}) or bound the weights (normalisation='clamp' or 'unit')"
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; the end of training reads whether all updates were finite, see :meth:`expect_finite`."""
+        if not mode:
+            self.expect_finite()
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule!r}, mode={self.mode!r}, rate={self.rate:g}"
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether reading a number waits for the device."""
+    return device.type != "cpu"
+
+
+def expect_finite(model: nn.Module) -> None:
+    """Read whether all updates of the model's Hebbian layers were finite.
+
+    Raises:
+        InputError: one was not.
+    """
+    for module in model.modules():
+        if isinstance(module, _Plastic):
+            module.expect_finite()
 
 
 def _refuse_another_shape(layer: _Plastic, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bionas_fast.config import Duration, RunConfig, RunRecord, changeable
 from bionas_fast.data import AnyDataset, Stream
 from bionas_fast.errors import Diverged, InputError, NotFinite
+from bionas_fast.nn import hebbian
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.callbacks import Moment
 from bionas_fast.runs.checkpoint import expect_form, load_optimizer
@@ -336,6 +337,7 @@ class Trainer:
             InputError: a number is not finite; the message names it, the epoch and likely settings.
         """
         with self._located(f"after step {self.steps_done}"):
+            hebbian.expect_finite(self.net)
             for name, value in self._numbers():
                 if name not in self._unbounded and not value.isfinite().all():
                     raise NotFinite(f"{name} of the network")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bionas_fast import native, torch_private
 from bionas_fast.errors import InputError
 from bionas_fast.kernels.tables import table
-from bionas_fast.nn import connect_direct_feedback
+from bionas_fast.nn import connect_direct_feedback, repeats
 from bionas_fast.runtime.isolation import preserved_generator
 from bionas_fast.space import Space
 from bionas_fast.space.cells import CellShape
@@ -20,7 +20,7 @@ from bionas_fast.supernet.architecture import Mixing
 from bionas_fast.supernet.base import SearchCell, Supernet
 from bionas_fast.supernet.mixed_op import MixedOp, add, mixed_ops, shuffle, weighted
 from bionas_fast.supernet.modular import ModularCell, ModularSupernet
-from bionas_fast.supernet.stacked_edges import StackedEdges
+from bionas_fast.supernet.stacked_edges import EdgeWeights, StackedEdges, product
 
 #: Maximum number of elements in a feature map of a population; larger populations are split.
 LARGEST_MAP = 2**26
@@ -31,6 +31,10 @@ class StackedCell(SearchCell):
 
     A node is complete once the edges from all earlier states have been added.
     """
+
+    incidence: Tensor
+    identity_incidence: Tensor
+    identity_columns: Tensor
 
     def __init__(self, space: Space, partial_channels: int, shape: CellShape) -> None:
         super().__init__(space, partial_channels, shape)
@@ -46,21 +50,42 @@ class StackedCell(SearchCell):
         self.states = nn.ModuleList(
             StackedEdges([edges[row] for row in rows], self.stride(source)) for source, rows in enumerate(self.rows)
         )
+        self._join_tables(len(edges), len(edges[0].candidates))
+
+    def _join_tables(self, edges: int, candidates: int) -> None:
+        """Join the tables of all states, for mixing weights [edges, candidates] of the cell."""
+        terms, columns, identities = [], [], []
+        for rows, state in zip(self.rows, self._states, strict=True):
+            own = torch.zeros(len(state.incidence), edges, candidates)
+            own[:, rows] = state.incidence.view(-1, len(rows), candidates)
+            terms.append(own.flatten(1))
+            row = torch.tensor(rows, dtype=torch.int64)[state.identity_columns // candidates]
+            column = row * candidates + state.identity_columns % candidates
+            columns.append(column.expand(state.identity_incidence.shape).flatten())
+            identities.append(state.identity_incidence.flatten())
+        self.register_buffer("incidence", torch.cat(terms), persistent=False)
+        self.register_buffer("identity_columns", torch.cat(columns), persistent=False)
+        self.register_buffer("identity_incidence", torch.cat(identities), persistent=False)
+
+    @property
+    def _states(self) -> Sequence[StackedEdges]:
+        return cast("Sequence[StackedEdges]", self.states)
 
     def forward(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         """See :class:`SearchCell`; inputs and output are [N, C, H, W] in channels_last memory format."""
         states = self._first_states(inputs)
         bypassed: dict[int, Tensor] = {}
-        for source, (edges, weights) in enumerate(self._leaving(mixing)):
+        for source, (edges, weights) in enumerate(self._prepared(mixing)):
             nodes = self.nodes[source]
             x = states[source]
             if self.partial_channels > 1:
                 x, rest = self._split(edges, x)
-                for node, scale in zip(nodes, weights.sum(dim=-1).unbind(), strict=True):
+                for node, scale in zip(nodes, weights.candidates.sum(dim=-1).unbind(), strict=True):
                     bypassed[node] = add(bypassed.get(node), weighted(scale, rest))
             sums = edges(x, weights, [states.get(node) for node in nodes])
             states.update(zip(nodes, sums, strict=True))
             self._complete(source + 1, states, bypassed)
+        self._count_batch()
         return self._output(states)
 
     def population(self, inputs: Sequence[Tensor], mixing: Tensor, shared: Sequence[bool]) -> Tensor:
@@ -99,7 +124,42 @@ class StackedCell(SearchCell):
         """Yield, for each state, the edges from it and their mixing weights [..., edges, candidates]."""
         ordered = mixing.index_select(-2, table(tuple(row for rows in self.rows for row in rows), mixing.device))
         weights = ordered.split([len(rows) for rows in self.rows], dim=-2)
-        return zip(cast("Sequence[StackedEdges]", self.states), weights, strict=True)
+        return zip(self._states, weights, strict=True)
+
+    def _prepared(self, mixing: Tensor) -> list[tuple[StackedEdges, EdgeWeights]]:
+        """Return, for each state, the edges from it and what their pass reads: copied and computed for all at once."""
+        leaving = [*self._leaving(mixing)]
+        flat = mixing.flatten()
+        factors = (self.identity_incidence * flat.detach()[self.identity_columns]).split(
+            [edges.identity_incidence.numel() for edges in self._states]
+        )
+        return [
+            (edges, EdgeWeights(weights, terms, own.view(edges.identity_incidence.shape), streams))
+            for (edges, weights), terms, own, streams in zip(
+                leaving, self._terms(leaving, flat), factors, self._streams(), strict=True
+            )
+        ]
+
+    def _terms(self, leaving: Sequence[tuple[StackedEdges, Tensor]], flat: Tensor) -> Sequence[Tensor]:
+        """Compute the mixing weights of each plan's maps: by one product, or by smaller ones, which the CPU prefers."""
+        if flat.device.type == "cpu":
+            return [product(edges.incidence.to(flat.dtype), own.flatten()) for edges, own in leaving]
+        return product(self.incidence.to(flat.dtype), flat).split([len(edges.incidence) for edges, _ in leaving])
+
+    def _streams(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """Copy the streams of all banks, and yield those of each state."""
+        banks = [bank for edges in self._states for bank in edges.banks]
+        streams = [bank.stream for bank in banks if bank.stream is not None]
+        copies = iter(torch.cat(streams).split([len(stream) for stream in streams]) if streams else ())
+        each = [None if bank.stream is None else next(copies) for bank in banks]
+        return zip(each[::2], each[1::2], strict=True)
+
+    def _count_batch(self) -> None:
+        """Count a batch of the normalisations of all states, in training."""
+        now = repeats.current()
+        if now is None or not now.repeated:
+            counted = [edges for edges in self._states if edges.training and not edges.plan.empty]
+            torch_private.add_to_each([edges.normalisations.batches for edges in counted], 1)
 
     def _split(self, edges: StackedEdges, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the channels for the candidates, and the other channels after the bypass."""
@@ -133,7 +193,7 @@ class StackedCell(SearchCell):
         """Yield, for each state, the edges from it and the corresponding edges of a modular cell."""
         modular = cast("Sequence[MixedOp]", cell.edges)
         leaving = ([modular[row] for row in rows] for rows in self.rows)
-        return zip(cast("Sequence[StackedEdges]", self.states), leaving, strict=True)
+        return zip(self._states, leaving, strict=True)
 
 
 def _scaled(x: Tensor, scales: Tensor, shared: bool) -> Tensor:

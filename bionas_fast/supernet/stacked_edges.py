@@ -75,15 +75,12 @@ class EdgesFeedback:
     Attributes:
         weights: the feedback of all candidates with weights.
         identities: the feedback of the identities, [identities, C]; None if there are none.
-        mixing: the mixing weights of all candidates, flat.
-        columns, incidence: the index in ``mixing`` of each identity, and its edge as one-hot [edges, identities].
+        factors: the mixing weight of each identity on its edge, [edges, identities].
     """
 
     weights: BankFeedback
     identities: BankFeedback | None
-    mixing: Tensor
-    columns: Tensor
-    incidence: Tensor
+    factors: Tensor
 
     def make(self) -> tuple[Tensor, Tensor | None]:
         """Compute B of the weights, flat, and Σ mixing · B over the identities of each edge, [edges, C]."""
@@ -91,11 +88,26 @@ class EdgesFeedback:
         if self.identities is None:
             return b, None
         own = self.identities.make()
-        factors = self.incidence * self.mixing[self.columns]
-        return b, factors.to(own.dtype) @ own.view(factors.shape[1], -1)
+        return b, self.factors.to(own.dtype) @ own.view(self.factors.shape[1], -1)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+class EdgeWeights(NamedTuple):
+    """The mixing weights of one pass as its parts read them, and the draws of the pass.
+
+    Attributes:
+        candidates: [edges, candidates].
+        terms: those of the plan's maps, each a sum of mixing weights.
+        identities: the weight of each identity on its edge, [edges, identities], detached.
+        streams: the streams of both banks in this pass, of candidates with weights and of identities.
+    """
+
+    candidates: Tensor
+    terms: Tensor
+    identities: Tensor
+    streams: tuple[Tensor | None, Tensor | None]
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
     """Multiply matrices in their own precision, also under autocast."""
     device = a.device.type
     if not torch.is_autocast_enabled(device):
@@ -145,6 +157,19 @@ class StackedEdges(Synchronised):
         self.register_buffer("identity_incidence", own, persistent=False)
         self.register_buffer("identity_columns", identities[:, 0] * candidates + identities[:, 1], persistent=False)
 
+    @property
+    def banks(self) -> tuple[WeightBank, WeightBank]:
+        """The banks of the candidates with weights and of the identities."""
+        return self.bank, self.identities
+
+    def prepare(self, weights: Tensor) -> EdgeWeights:
+        """Prepare a pass with mixing weights [E, candidates]; ``StackedCell`` prepares all of its edges at once."""
+        flat = weights.flatten()
+        terms = product(self.incidence.to(weights.dtype), flat)
+        identities = self.identity_incidence * flat.detach()[self.identity_columns]
+        first, second = (None if bank.stream is None else bank.stream.clone() for bank in self.banks)
+        return EdgeWeights(weights, terms, identities, (first, second))
+
     def read(self, edges: Sequence[MixedOp]) -> None:
         """Copy weights, feedback, streams and statistics from mixed ops like those that this was built from."""
         groups = sort_candidates(edges, self.plan.stride)
@@ -163,8 +188,8 @@ class StackedEdges(Synchronised):
         for own, (_, theirs) in zip(self.others, groups.others, strict=True):
             theirs.load_state_dict(own.state_dict())
 
-    def forward(self, x: Tensor, weights: Tensor, into: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        """Compute the sum of every edge, E × [N, H', W', C], of x [N, H, W, C] and mixing weights [E, candidates].
+    def forward(self, x: Tensor, weights: EdgeWeights, into: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Compute the sum of every edge, E × [N, H', W', C], of x [N, H, W, C] and its mixing weights.
 
         Args:
             into: for each edge the tensor that its sum is added to, or None.
@@ -177,21 +202,18 @@ class StackedEdges(Synchronised):
         total = list(into)
         image = x.permute(0, 3, 1, 2).contiguous() if self.others else x
         for (e, k), module in zip(self.other_columns, self.others, strict=True):
-            total[e] = add(total[e], weighted(weights[e, k], module(image).permute(0, 2, 3, 1)))
+            total[e] = add(total[e], weighted(weights.candidates[e, k], module(image).permute(0, 2, 3, 1)))
         if self.plan.empty:
             return tuple(total)
-        sums = mixed_edges(
+        return mixed_edges(
             x,
-            _product(self.incidence.to(weights.dtype), weights.flatten()),
+            weights.terms,
             total,
             self.bank.weight,
             self.plan,
             seen.statistics,
             seen.feedback,
         )
-        if self.training and (now is None or not now.repeated):
-            self.normalisations.batches.add_(1)
-        return sums
 
     def population(self, x: Tensor, weights: Tensor, shared: bool) -> tuple[Tensor, ...]:
         """Compute the sum of every edge, E × [P·N, H', W', C], for P individuals' mixing weights [P, E, candidates].
@@ -201,7 +223,8 @@ class StackedEdges(Synchronised):
         """
         if not shared:
             nothing = [None] * self.count
-            each = [self(own, w, nothing) for own, w in zip(x.chunk(len(weights)), weights, strict=True)]
+            pairs = zip(x.chunk(len(weights)), weights, strict=True)
+            each = [self(own, self.prepare(w), nothing) for own, w in pairs]
             return tuple(torch.cat(sums) for sums in zip(*each, strict=True))
         # Maps that do not depend on the individual are computed once; mixing them is a matrix product.
         columns = [*self.other_columns]
@@ -210,14 +233,14 @@ class StackedEdges(Synchronised):
         edges = [e for e, _ in columns]
         if not self.plan.empty:
             maps.append(candidate_maps(x, self.bank.weight, self.plan, self._statistics()))
-            mixing = torch.cat([mixing, _product(weights.flatten(1), self.incidence.to(weights.dtype).T)], dim=1)
+            mixing = torch.cat([mixing, product(weights.flatten(1), self.incidence.to(weights.dtype).T)], dim=1)
             edges += [*self.plan.separable.edges, *self.plan.terms.edges]
         stack = torch.cat(maps)
         stack = stack.to(torch.promote_types(stack.dtype, mixing.dtype))
         sums = []
         for e in range(self.count):
             own = table(tuple(i for i, edge in enumerate(edges) if edge == e), x.device)
-            total = _product(mixing[:, own].to(stack.dtype), stack[own].flatten(1))
+            total = product(mixing[:, own].to(stack.dtype), stack[own].flatten(1))
             sums.append(total.view(-1, *stack.shape[2:]))
         return tuple(sums)
 
@@ -225,16 +248,15 @@ class StackedEdges(Synchronised):
         running = self.normalisations
         return Statistics(running.mean, running.var, self.training, self.synchroniser)
 
-    def _see(self, weights: Tensor) -> _Seen:
+    def _see(self, weights: EdgeWeights) -> _Seen:
         """Read the state of the pass that is about to begin."""
         return _Seen(self._statistics(), self._feedback(weights))
 
-    def _feedback(self, weights: Tensor) -> EdgesFeedback:
+    def _feedback(self, weights: EdgeWeights) -> EdgesFeedback:
         """Record the feedback of the pass that is about to begin."""
+        bank, identities = weights.streams
         return EdgesFeedback(
-            self.bank.prepare(),
-            self.identities.prepare() if self.plan.identity else None,
-            weights.detach().flatten(),
-            self.identity_columns,
-            self.identity_incidence,
+            self.bank.prepare(bank),
+            self.identities.prepare(identities) if self.plan.identity else None,
+            weights.identities,
         )

@@ -171,11 +171,14 @@ class WeightBank(Redrawing, ErrorPath):
         parts = zip(self.weight.split(self.lengths), layers, strict=True)
         return ((own, stored.get(k), k, layer) for k, (own, layer) in enumerate(parts))
 
-    def prepare(self) -> BankFeedback:
-        """Record the feedback of the pass that is about to begin, for its backward pass."""
+    def prepare(self, stream: Tensor | None) -> BankFeedback:
+        """Record the feedback of the pass that is about to begin, for its backward pass.
+
+        Args:
+            stream: a copy of ``self.stream`` that nothing changes.
+        """
         if self.true_gradient:
             return BankFeedback(self.weight)
-        stream = None if self.stream is None else self.stream.clone()
         advance = None
         if self.training and self.redraws_every_pass and self.stream is not None:
             advance = Advance(self.stream, self._advance)

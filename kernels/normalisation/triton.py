@@ -5,6 +5,7 @@ One launch per pass adds up partial sums and does all the small arithmetic that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -13,11 +14,14 @@ import torch
 import triton
 from torch import Tensor
 
-from ..records import Moments, Running, Sums, TermGradients, Terms
+from ..records import Moments, Running, TermGradients, Terms
 from ..tables import Row, table
 from .triton_kernels import configurations, gradient_options, gradients_kernel, moment_options, moments_kernel
 
 __all__ = ["Normalised", "backward", "configurations", "forward"]
+
+#: Tensors of sums that one launch can read.
+SUMS = 3
 
 
 class Normalised(NamedTuple):
@@ -29,7 +33,7 @@ class Normalised(NamedTuple):
 
 
 def forward(
-    sums: Sums | None,
+    sums: Sequence[Tensor] | None,
     moments: Moments | None,
     terms: Terms,
     factors: Tensor | None,
@@ -40,26 +44,26 @@ def forward(
     """Normalise maps and scale them by the factors of terms.
 
     Args:
-        sums: partial sums, float32 [M, blocks, C], of the M normalised maps, which come first; in training.
+        sums: up to :data:`SUMS` tensors of partial sums, float32 [2, M_i, blocks_i, C], Σ and Σ of squares of the M
+            normalised maps, which come first; in training.
         moments: the moments of these, otherwise.
         factors: [T]; None for ones.
         positions: the number of positions, at least 1.
         running: the running statistics, which move in training.
         out: written with the moments, float64 [M, C], in training; allocated by default.
     """
-    given = moments or sums
-    assert given is not None
-    like = given[0]
-    count, channels = like.shape[0], like.shape[-1]
-    if moments is not None:
-        mean, var = moments.mean.contiguous(), moments.var.contiguous()
-    elif out is None:
-        mean, var = like.new_empty(2, count, channels, dtype=torch.float64).unbind()
+    if moments is None:
+        assert sums is not None
+        like, count = sums[0], sum(own.shape[1] for own in sums)
+        mean, var = out or like.new_empty(2, count, like.shape[-1], dtype=torch.float64).unbind()
+        sums = [own.contiguous() for own in sums]
     else:
-        mean, var = out
+        mean, var = moments.mean.contiguous(), moments.var.contiguous()
+        like, count, sums = mean, len(mean), []
+    channels = like.shape[-1]
     weight, shift = like.new_empty(2, len(terms.index), channels, dtype=torch.float32).unbind()
     launch = moment_options(channels, moments is None, factors is not None)
-    programs = _programs(terms.index, count)
+    programs = _programs(terms.index, count, tuple((own.shape[1], own.shape[2]) for own in sums))
     with torch.cuda.device_of(like):
         moments_kernel[len(programs), triton.cdiv(channels, launch["BLOCK_C"])](
             p_weight=weight,
@@ -68,12 +72,10 @@ def forward(
             p_var=var,
             p_running_mean=weight if running is None else running.mean,
             p_running_var=weight if running is None else running.var,
-            p_total=weight if sums is None else sums.total.contiguous(),
-            p_squares=weight if sums is None else sums.squares.contiguous(),
+            **{f"p_sums{number}": own for number, own in enumerate([*sums, *[weight] * (SUMS - len(sums))])},
             p_factors=weight if factors is None else factors.float().contiguous(),
             p_programs=table(programs, like.device),
             positions=positions,
-            blocks=1 if sums is None else sums.total.shape[1],
             channels=channels,
             narrow=0 if running is None else running.mean.shape[1],
             momentum=0.0 if running is None else running.momentum,
@@ -83,7 +85,13 @@ def forward(
 
 
 def backward(
-    sums: Tensor, moments: Moments, terms: Terms, factors: Tensor | None, positions: int, training: bool
+    sums: Tensor,
+    moments: Moments,
+    terms: Terms,
+    factors: Tensor | None,
+    positions: int,
+    training: bool,
+    out: Sequence[Tensor] | None = None,
 ) -> TermGradients:
     """Compute the gradients of the factors, float32, and of the maps.
 
@@ -92,6 +100,7 @@ def backward(
             term or, without factors, with the normalised map.
         factors: [T]; None for ones, which have no gradient.
         training: whether the moments were those of the batch.
+        out: written with a, b and d, float32; allocated by default.
     """
     count, channels = moments.mean.shape
     number = len(terms.index)
@@ -99,7 +108,7 @@ def backward(
     launch = gradient_options(channels, factors is not None)
     columns = triton.cdiv(channels, launch["BLOCK_C"])
     firsts, rows = _of_maps(terms, count)
-    a, b, d = (sums.new_empty(size, channels, dtype=torch.float32) for size in (number, count, count))
+    a, b, d = out or sums.new_empty(number + 2 * count, channels).split([number, count, count])
     factor_grads = sums.new_empty(columns, number if factors is not None else 0, dtype=torch.float32)
     with torch.cuda.device_of(sums):
         gradients_kernel[len(firsts) - 1, columns](
@@ -125,15 +134,25 @@ def backward(
 
 
 @lru_cache(maxsize=1024)
-def _programs(index: tuple[int, ...], normalised: int) -> tuple[Row, ...]:
-    """Describe the programs of :func:`moments_kernel`: one per term, and one per map without a term."""
+def _programs(index: tuple[int, ...], normalised: int, sizes: tuple[tuple[int, int], ...]) -> tuple[Row, ...]:
+    """Describe the programs of :func:`moments_kernel`: one per term, and one per map without a term.
+
+    Args:
+        sizes: the numbers of maps and of blocks of each tensor of sums; none if the moments are given.
+    """
+    places = [
+        (base, own * blocks, (maps + own) * blocks, blocks)
+        for base, (maps, blocks) in enumerate(sizes)
+        for own in range(maps)
+    ]
+    places += [(0, 0, 0, 0)] * (max((normalised, *(number + 1 for number in index))) - len(places))
     seen: set[int] = set()
     programs: list[Row] = []
     for term, number in enumerate(index):
         own = number < normalised
-        programs.append((number, term, int(own and number not in seen), int(own)))
+        programs.append((number, term, int(own and number not in seen), int(own), *places[number]))
         seen.add(number)
-    programs += [(number, -1, 1, 1) for number in range(normalised) if number not in seen]
+    programs += [(number, -1, 1, 1, *places[number]) for number in range(normalised) if number not in seen]
     return tuple(programs)
 
 

@@ -49,33 +49,34 @@ def _rsqrt(b):
     return b_found * (1.5 - 0.5 * b * b_found * b_found)
 
 
-@triton.jit(do_not_specialize=["positions", "blocks", "narrow"])
+@triton.jit(do_not_specialize=["positions", "narrow"])
 def moments_kernel(
-    p_weight, p_shift, p_mean, p_var, p_running_mean, p_running_var, p_total, p_squares, p_factors, p_programs,
-    positions, blocks, channels, narrow, momentum, EPSILON: tl.constexpr, TRAINING: tl.constexpr,
+    p_weight, p_shift, p_mean, p_var, p_running_mean, p_running_var, p_sums0, p_sums1, p_sums2, p_factors, p_programs,
+    positions, channels, narrow, momentum, EPSILON: tl.constexpr, TRAINING: tl.constexpr,
     HAS_FACTORS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute weight and shift of each term, factor · (map - mean) · rstd = weight · map + shift, [terms, channels].
 
-    In training also the moments of each normalised map, [maps, channels], from its sums [maps, blocks, channels]; and
+    In training also the moments of each normalised map, [maps, channels], from its sums over blocks of positions; and
     the running statistics move, [maps, narrow]; without any ``narrow`` is 0. Otherwise the moments are read.
 
-    Table, [programs, 4]: the map; the term, or -1; whether this program stores the map's moments; whether the map is
-    normalised.
+    Table, [programs, 8]: the map; the term, or -1; whether this program stores the map's moments; whether the map is
+    normalised; the tensor of its sums; the first rows of its Σ and of its Σ of squares there; the number of rows.
     """
-    p_row = p_programs + 4 * tl.program_id(0)
+    p_row = p_programs + 8 * tl.program_id(0)
     i_map, i_term = tl.load(p_row), tl.load(p_row + 1)
     is_first, is_normalised = tl.load(p_row + 2) != 0, tl.load(p_row + 3) != 0
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = o_c < channels
     o_map = i_map * channels + o_c
     if TRAINING:
-        own_blocks = tl.where(is_normalised, blocks, 0)
-        p_first = i_map * blocks * channels
+        i_base, blocks = tl.load(p_row + 4), tl.load(p_row + 7).to(tl.int32)
+        p_sums = tl.where(i_base == 0, p_sums0, tl.where(i_base == 1, p_sums1, p_sums2))
+        p_total, p_squares = p_sums + tl.load(p_row + 5) * channels, p_sums + tl.load(p_row + 6) * channels
         b_positions = tl.cast(positions, tl.float64)
         b_share = _reciprocal(b_positions)
-        b_mean = _total(p_total + p_first, own_blocks, channels, o_c, mask_c, BLOCK_B) * b_share
-        b_var = _total(p_squares + p_first, own_blocks, channels, o_c, mask_c, BLOCK_B) * b_share - b_mean * b_mean
+        b_mean = _total(p_total, blocks, channels, o_c, mask_c, BLOCK_B) * b_share
+        b_var = _total(p_squares, blocks, channels, o_c, mask_c, BLOCK_B) * b_share - b_mean * b_mean
         b_var = tl.where(b_var < 0, 0, b_var)  # propagates NaN
         tl.store(p_mean + o_map, b_mean, mask=mask_c & is_first)
         tl.store(p_var + o_map, b_var, mask=mask_c & is_first)

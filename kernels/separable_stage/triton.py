@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from ..launching import ROW_LIMIT, fits, grid, locate, product_precision
+from ..partial_sums.triton import add_up
 from ..records import Affine, Prologue, Stage, StageGradients, StageWeights, Sums
 from ..tables import table
 from . import reference
@@ -37,10 +39,13 @@ from .triton_kernels import (
 )
 
 __all__ = [
+    "Delta",
+    "PartialGradients",
     "allocate",
     "backward",
     "configurations",
     "forward",
+    "gradients",
     "partial_backward",
     "partial_forward",
     "supports",
@@ -140,27 +145,79 @@ def partial_backward(
     """Compute the same with, where the kernels run, sums over blocks of positions."""
     if not supports(x, stage):
         return reference.backward(prologue, x, weights, feedback, stage, affine, weight_grads)
-    x, z = x.contiguous(), prologue.z.contiguous()
+    stacks = {id(grad): grad[None] for grad in prologue.grads}  # those that are the same tensor stay so
+    delta = Delta([stacks[id(grad)] for grad in prologue.grads], [prologue.z], prologue.a, prologue.b, prologue.d)
+    found = gradients(delta, x, weights, feedback, stage, affine, weight_grads)
+    none = x.new_empty(0)
+    total, products = found.sums.unbind() if x.dim() == 5 else [none.new_empty(0, dtype=torch.float64)] * 2
+    if found.weights is None:
+        return StageGradients(found.x, total, products, none, none)
+    lengths = [weights.depthwise.numel(), weights.pointwise.numel()]
+    depthwise, pointwise = add_up([found.weights], weights.pointwise.dtype).split(lengths)
+    return StageGradients(found.x, total, products, depthwise, pointwise.view_as(weights.pointwise))
+
+
+class Delta(NamedTuple):
+    """The gradient of z_k, a[k] · gradient + b[k] · z_k + d[k], as in ``Prologue``.
+
+    Attributes:
+        grads, z: stacks [K_i, N, H_out, W_out, C_out] of the gradients and of z; several may be the same tensor.
+        a, b, d: [K, C_out].
+    """
+
+    grads: Sequence[Tensor]
+    z: Sequence[Tensor]
+    a: Tensor
+    b: Tensor
+    d: Tensor
+
+
+class PartialGradients(NamedTuple):
+    """The results of a stage's backward pass as the kernels write them.
+
+    Attributes:
+        x: the gradient of the input of ReLU, shaped like x.
+        sums: Σ of that gradient, and of its product with ReLU's input, over blocks of positions, [2, K, blocks, C]; for
+            shared x, [2, 1, blocks, C].
+        weights: depthwise and pointwise weight gradients, flat, of several programs, [programs, L]; None if not
+            requested.
+    """
+
+    x: Tensor
+    sums: Tensor
+    weights: Tensor | None
+
+
+def gradients(
+    delta: Delta,
+    x: Tensor,
+    weights: StageWeights,
+    feedback: StageWeights,
+    stage: Stage,
+    affine: Affine | None,
+    weight_grads: bool,
+) -> PartialGradients:
+    """Compute the error and the weight gradients of all branches; the kernels must support the case."""
+    x = x.contiguous()
     branches, outputs, inputs = weights.pointwise.shape
-    separate, rows = x.dim() == 5, z[0, ..., 0].numel()
-    images, height, width = x.shape[-4:-1]
-    grads = locate(_stacked(prologue.grads), z.dtype, z)
-    delta = {
-        **grads.arguments("p_grads"),
-        "p_places": table(grads.places, x.device),
-        "p_z": z,
-        "p_a": prologue.a.float().contiguous(),
-        "p_b": prologue.b.float().contiguous(),
-        "p_d": prologue.d.float().contiguous(),
+    separate, (_, images, out_height, out_width, _) = x.dim() == 5, delta.z[0].shape
+    rows, (height, width) = images * out_height * out_width, x.shape[-3:-1]
+    located = locate([*delta.grads, *delta.z], delta.z[0].dtype, x)
+    read_delta = {
+        **located.arguments("p_maps"),
+        "p_places": table(located.pairs(), x.device),
+        "p_a": delta.a.float().contiguous(),
+        "p_b": delta.b.float().contiguous(),
+        "p_d": delta.d.float().contiguous(),
     }
-    scale, shift = _rows(affine, delta["p_a"])
+    scale, shift = _rows(affine, read_delta["p_a"])
     read = {"p_x": x, "p_scale": scale, "p_shift": shift, "p_branches": _branches(stage, inputs, x.device)}
-    sizes = {"height": height, "width": width, "out_height": z.shape[2], "out_width": z.shape[3]}
+    sizes = {"height": height, "width": width, "out_height": out_height, "out_width": out_width}
     precision, kind = product_precision(x.dtype), (stage.stride, affine is not None)
     options = error_options(max(inputs, outputs), precision)
-    groups = z.shape[2] * _columns(z.shape[3])
-    error, none = z.new_empty(branches, rows, inputs), x.new_empty(0)
-    depthwise_grad = pointwise_grad = none
+    groups = out_height * _columns(out_width)
+    error = delta.z[0].new_empty(branches, rows, inputs)
+    partial = None
     with torch.cuda.device_of(x):
         error_kernel[grid(branches, rows, inputs, options)](
             p_error=error,
@@ -169,7 +226,7 @@ def partial_backward(
             rows=rows,
             inputs=inputs,
             outputs=outputs,
-            **delta,
+            **read_delta,
             **options,
         )
         if weight_grads:
@@ -190,17 +247,15 @@ def partial_backward(
                 outputs=outputs,
                 own_images=images if separate else 0,
                 weights=partial.shape[1],
-                **delta,
+                **read_delta,
                 **read,
                 **sizes,
                 **options,
             )
-            depthwise_grad, pointwise_grad = partial.sum(dim=0).to(weights.pointwise.dtype).split(lengths)
-            pointwise_grad = pointwise_grad.view_as(weights.pointwise)
         grad = torch.empty_like(x)
         count, options = branches if separate else 1, input_options(x.dtype, *kind)
         # Of stride 2, a group is a square of two by two positions, as many as there are errors.
-        groups = groups if stage.stride == 1 else z.shape[2] * z.shape[3]
+        groups = groups if stage.stride == 1 else out_height * out_width
         blocks = _programs(images, groups, options["BLOCK_G"], PROGRAMS // count)
         sums = x.new_empty(2, count, blocks, inputs, dtype=torch.float32)
         input_kernel[count * blocks, triton.cdiv(inputs, options["BLOCK_C"])](
@@ -216,14 +271,7 @@ def partial_backward(
             **sizes,
             **options,
         )
-    total, products = sums.unbind() if separate else [none.new_empty(0, dtype=torch.float64)] * 2
-    return StageGradients(grad, total, products, depthwise_grad, pointwise_grad)
-
-
-def _stacked(grads: Sequence[Tensor]) -> list[Tensor]:
-    """Turn maps into stacks of one; those that are the same tensor stay so."""
-    stacks = {id(grad): grad[None] for grad in grads}
-    return [stacks[id(grad)] for grad in grads]
+    return PartialGradients(grad, sums, partial)
 
 
 def supports(x: Tensor, stage: Stage) -> bool:

@@ -20,7 +20,7 @@ import triton.language as tl
 from bionas_fast.choices import Products
 
 from ..launching import Configuration, precisions
-from ..triton_blocks import located
+from ..triton_blocks import delta, prologue
 from .triton_taps import (
     GROUP,
     add_tap_gradients,
@@ -65,25 +65,6 @@ def _affine(p_scale, p_shift, i_k, o_c, channels, AFFINE: tl.constexpr):
     else:
         b_scale, b_shift = tl.full(o_c.shape, 1, tl.float32), tl.full(o_c.shape, 0, tl.float32)
     return b_scale, b_shift
-
-
-@triton.jit
-def _delta(p_grad, p_z, o_z, mask, b_a, b_b, b_d):
-    """Compute the gradient of z_k, a·g + b·z + d, [rows, outputs]; d where the mask does not hold."""
-    b_grad = tl.load(p_grad + o_z, mask=mask, other=0).to(tl.float32)
-    b_z = tl.load(p_z + o_z, mask=mask, other=0).to(tl.float32)
-    return (b_a[None, :] * b_grad + b_b[None, :] * b_z + b_d[None, :]).to(p_z.dtype.element_ty)
-
-
-@triton.jit
-def _prologue(p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d, i_k, size, o_o, outputs):
-    """Locate the gradient and z of a branch, ``size`` numbers each, and load a, b and d."""
-    p_grad, _ = located(p_grads0, p_grads1, p_grads2, p_grads3, p_places + 2 * i_k, size)
-    o_a, mask = i_k * outputs + o_o, o_o < outputs
-    b_a = tl.load(p_a + o_a, mask=mask, other=0)
-    b_b = tl.load(p_b + o_a, mask=mask, other=0)
-    b_d = tl.load(p_d + o_a, mask=mask, other=0)
-    return p_grad, p_z + i_k * size, b_a, b_b, b_d
 
 
 @triton.jit(do_not_specialize=["branches", *SIZES, "own_images", "sum_rows"])
@@ -144,7 +125,8 @@ def stage_kernel(
 
 @triton.jit(do_not_specialize=["branches", "rows"])
 def error_kernel(
-    p_error, p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d, p_feedback,
+    p_error, p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places,
+    p_a, p_b, p_d, p_feedback,
     branches, rows, inputs, outputs,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
@@ -157,11 +139,12 @@ def error_kernel(
     for i_o in range(0, outputs, BLOCK_O):
         o_o = i_o + tl.arange(0, BLOCK_O)
         mask_o = o_o < outputs
-        p_grad, p_map, b_a, b_b, b_d = _prologue(
-            p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d, i_k, size, o_o, outputs
-        )
+        p_grad, p_map, b_a, b_b, b_d = prologue(
+            p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places, p_a, p_b,
+            p_d, i_k, size, o_o, mask_o, outputs,
+        )  # fmt: skip
         o_z = (o_r * outputs)[:, None] + o_o[None, :]
-        b_delta = _delta(p_grad + i_first, p_map + i_first, o_z, mask_r & mask_o[None, :], b_a, b_b, b_d)
+        b_delta = delta(p_grad + i_first, p_map + i_first, o_z, mask_r & mask_o[None, :], b_a, b_b, b_d)
         p_block = p_feedback + i_k * outputs * inputs + (o_o * inputs)[:, None] + o_c[None, :]
         b_feedback = tl.load(p_block, mask=mask_o[:, None] & mask_c, other=0)
         b_error = tl.dot(b_delta, b_feedback, b_error, input_precision=PRECISION)
@@ -171,7 +154,8 @@ def error_kernel(
 
 @triton.jit(do_not_specialize=[*SIZES, "own_images", "weights"])
 def weight_gradient_kernel(
-    p_depthwise_grad, p_pointwise_grad, p_error, p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d,
+    p_depthwise_grad, p_pointwise_grad, p_error,
+    p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places, p_a, p_b, p_d,
     p_x, p_depthwise, p_scale, p_shift, p_branches, images, inputs, outputs, height, width, out_height, out_width,
     own_images, weights,
     PRECISION: tl.constexpr, STRIDE: tl.constexpr, AFFINE: tl.constexpr, SPLIT: tl.constexpr,
@@ -213,9 +197,10 @@ def weight_gradient_kernel(
         o_o = i_o * BLOCK_O + tl.arange(0, BLOCK_O)
         mask_o = o_o < outputs
         size = tl.cast(out_height, tl.int64) * out_width * outputs
-        p_grad, p_map, b_a, b_b, b_d = _prologue(
-            p_grads0, p_grads1, p_grads2, p_grads3, p_places, p_z, p_a, p_b, p_d, i_k, images * size, o_o, outputs
-        )
+        p_grad, p_map, b_a, b_b, b_d = prologue(
+            p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places, p_a, p_b,
+            p_d, i_k, images * size, o_o, mask_o, outputs,
+        )  # fmt: skip
         o_z = (((o_n * out_height + o_h) * out_width + o_w) * outputs)[:, None] + o_o[None, :]
         b_pointwise = tl.zeros((SPLIT, BLOCK_O, BLOCK_C), dtype=tl.float32)
         for i_n in range(i_first, images, step):
@@ -234,9 +219,9 @@ def weight_gradient_kernel(
             for i_j in tl.static_range(GROUP):
                 is_inside = (is_group & (o_w + i_j * dilation < out_width))[:, None]
                 o_j = i_n * size + i_j * dilation * outputs
-                b_delta = _delta(p_grad + o_j, p_map + o_j, o_z, is_inside & mask_o[None, :], b_a, b_b, b_d)
+                b_delta = delta(p_grad + o_j, p_map + o_j, o_z, is_inside & mask_o[None, :], b_a, b_b, b_d)
                 b_deltas = b_deltas + (tl.where(is_inside, b_delta, 0),)
-            b_delta, b_middle = join(b_deltas), b_middle.to(p_z.dtype.element_ty)
+            b_delta, b_middle = join(b_deltas), b_middle.to(p_maps0.dtype.element_ty)
             if SPLIT == 1:
                 b_sum = tl.dot(tl.trans(b_delta), b_middle, input_precision=PRECISION)
                 b_pointwise += tl.reshape(b_sum, (1, BLOCK_O, BLOCK_C))

@@ -23,9 +23,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bionas_fast.kernels.factorized_reduce import triton as factorized_reduce
 from bionas_fast.kernels.feedback import triton as feedback
 from bionas_fast.kernels.mixed_sum import triton as mixed_sum
 from bionas_fast.kernels.normalisation import triton as normalisation
+from bionas_fast.kernels.partial_sums import triton as partial_sums
 from bionas_fast.kernels.pooling import triton as pooling
 from bionas_fast.kernels.separable_stage import triton as separable_stage
 
@@ -37,10 +39,13 @@ POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf
 TYPES = (
     dict.fromkeys(("bound", "scale", "momentum"), "fp32")
     | dict.fromkeys(("p_stored", "p_sums", "p_scale", "p_shift", "p_a", "p_b", "p_d", "p_factor", "p_offset"), "*fp32")
+    | dict.fromkeys(("p_partial0", "p_partial1", "p_partial2"), "*fp32")
     | dict.fromkeys(("p_mean", "p_var"), "*fp64")
     | dict.fromkeys(("p_programs", "p_firsts"), "*i64")
     | dict.fromkeys(("p_depthwise_grad", "p_pointwise_grad", "p_numbers"), "*fp32")
-    | dict.fromkeys(("p_segments", "p_stream", "p_branches", "p_places", "p_edges", "p_terms", "p_pairs"), "*i64")
+    | dict.fromkeys(
+        ("p_segments", "p_stream", "p_branches", "p_places", "p_edges", "p_terms", "p_pairs", "p_blocks"), "*i64"
+    )
 )
 #: Tensors that only one mode of feedback reads.
 UNREAD = {"p_stored": "stored_sign", "p_stream": "drawn_sign"}
@@ -48,7 +53,7 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg")
 #: Options whose values take turns on the cards.
 TURNS = ("STRIDE", "AFFINE", "BLOCK_G")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-OPS = (feedback, separable_stage, mixed_sum, pooling, normalisation)
+OPS = (feedback, separable_stage, mixed_sum, pooling, normalisation, partial_sums, factorized_reduce)
 CONFIGURATIONS = [configuration for op in OPS for configuration in op.configurations()]
 
 

@@ -13,9 +13,21 @@ from torch import Tensor
 
 import bionas_fast as bf
 from bionas_fast.kernels import launching
+from bionas_fast.kernels.factorized_reduce import reference as reductions_reference
 from bionas_fast.kernels.mixed_sum import reference as mixed_sum_reference
+from bionas_fast.kernels.partial_sums import reference as partial_sums_reference
 from bionas_fast.kernels.pooling import reference as pooling_reference
-from bionas_fast.kernels.records import Affine, Moments, Prologue, Running, Stage, StageWeights, Sums, Terms
+from bionas_fast.kernels.records import (
+    Affine,
+    Moments,
+    Prologue,
+    ReductionWeights,
+    Running,
+    Stage,
+    StageWeights,
+    Sums,
+    Terms,
+)
 from bionas_fast.kernels.separable_stage import reference as stage_reference
 from bionas_fast.ops.mixed_edges.backends.reference import Reference
 from helpers.interpreter import (
@@ -33,8 +45,10 @@ from helpers.supernets import with_nodes
 from helpers.tolerances import CANCELLING
 
 if INTERPRETED:
+    from bionas_fast.kernels.factorized_reduce import triton as reductions
     from bionas_fast.kernels.mixed_sum import triton as mixed_sum
     from bionas_fast.kernels.normalisation import triton as normalisation
+    from bionas_fast.kernels.partial_sums import triton as partial_sums
     from bionas_fast.kernels.pooling import triton as pooling
     from bionas_fast.kernels.separable_stage import triton as stage
     from bionas_fast.ops.mixed_edges.backends.triton import Triton
@@ -438,13 +452,106 @@ def interpreted_the_stacked_supernet():
         assert (ours - wanted).norm() <= 4 * (plain - wanted).norm() + 1e-5 * wanted.norm()
 
 
+# Factorized reductions
+
+
+REDUCED = {"one": (1, 1, 1, 1), "odd": (2, 7, 5, 5), "many-rows": (3, 13, 12, 3), "many-channels": (1, 2, 3, 35)}
+
+
+def reductions_backward(shape: tuple[int, ...]) -> tuple:
+    """Arguments of ``backward`` of three reductions, two of which share a gradient."""
+    torch.manual_seed(0)
+    channels, size = shape[-1], (shape[0], -(-shape[1] // 2), -(-shape[2] // 2), shape[-1])
+    halves = (3, channels - channels // 2, channels), (3, channels // 2, channels)
+    weights, feedback = (ReductionWeights(*(torch.randn(half) for half in halves)) for _ in range(2))
+    grads = [*torch.randn(2, *size)]
+    rows = torch.randn(3, 3, channels).unbind()
+    prologue = Prologue([grads[i] for i in (1, 0, 1)], torch.randn(3, *size), *rows)
+    return (prologue, torch.randn(shape), weights, feedback)
+
+
+def assert_reductions(arguments: tuple) -> None:
+    _, x, weights, _ = arguments
+    wide_x, wide_weights = wide((x, weights))
+    assert_near(flat(reductions.forward(x, weights)), flat(reductions_reference.forward(wide_x, wide_weights)), x.dtype)
+    wanted = flat(reductions_reference.backward(*wide(arguments), True))
+    ours = flat(reductions.backward(*arguments, True))
+    assert [own.shape for own in ours] == [own.shape for own in wanted]
+    assert_near(ours, wanted, x.dtype)
+
+
+@by_name("shape", REDUCED)
+def interpreted_reductions(shape: tuple[int, ...]):
+    assert_reductions(reductions_backward(shape))
+
+
+def interpreted_reductions_strided_and_of_few_programs(monkeypatch):
+    """Each program adds up weight gradients over several blocks of rows."""
+    monkeypatch.setattr(reductions, "WEIGHT_PROGRAMS", 1)
+    assert_reductions(mapped(strided, reductions_backward(REDUCED["many-rows"])))
+
+
+def interpreted_reductions_error_without_weight_gradients(monkeypatch):
+    monkeypatch.delattr(reductions, "reduction_weight_kernel")
+    arguments = reductions_backward(REDUCED["odd"])
+    error, of_weights = reductions.backward(*arguments, False)
+    assert [own.shape for own in of_weights] == [(0,), (0,)]
+    assert_near([error], [reductions_reference.backward(*wide(arguments), False)[0]], torch.float32)
+
+
+def interpreted_reductions_of_what_is_not_finite():
+    _, x, weights, _ = reductions_backward(REDUCED["odd"])
+    x[0, 0, 0, 1], x[1, 1, 1, 0], x[0, 3, 1, 2] = torch.nan, torch.inf, -torch.inf
+    ours, wanted = reductions.forward(x, weights)[0], reductions_reference.forward(x, weights)[0]
+    assert 0 < wanted.isnan().sum() < wanted.numel()
+    torch.testing.assert_close(ours, wanted, **CANCELLING, equal_nan=True)
+
+
+def interpreted_reductions_without_images_as_the_reference():
+    assert_reductions(reductions_backward((0, 4, 3, 2)))
+    assert_reductions(wide(reductions_backward((1, 3, 2, 2))))
+
+
+def interpreted_reductions_every_configuration_is_launched(monkeypatch):
+    launched = record_launches(reductions, monkeypatch)
+    for channels, precision in product((3, 20, 35), ("ieee", "tf32")):
+        arguments = reductions_backward((1, 2, 3, channels))
+        with bf.precision(precision):
+            reductions.forward(*arguments[1:3])
+            reductions.backward(*arguments, True)
+    monkeypatch.undo()
+    assert launched == listed(reductions)
+
+
+# Sums of partial sums
+
+
+def interpreted_partial_sums():
+    torch.manual_seed(0)
+    several = [torch.randn(5, 300), torch.randn(1, 7), torch.randn(3, 256)]
+    for partial in (several, several[:1], [strided(own) for own in several], [torch.randn(0, 3), torch.randn(2, 0)]):
+        wanted = partial_sums_reference.add_up([own.double() for own in partial], torch.float64)
+        for dtype in (torch.float32, torch.float16):
+            ours = partial_sums.add_up(partial, dtype)
+            assert ours.dtype == dtype
+            assert_near([ours], [wanted], dtype)
+
+
+def interpreted_partial_sums_every_configuration_is_launched(monkeypatch):
+    launched = record_launches(partial_sums, monkeypatch)
+    for dtype in partial_sums.DTYPES:
+        partial_sums.add_up([torch.ones(2, 3)], dtype)
+    monkeypatch.undo()
+    assert launched == listed(partial_sums)
+
+
 # Limits
 
 
 @pytest.mark.parametrize("limit", ["ROW_LIMIT", "BLOCK_LIMIT"])
 def interpreted_beyond_a_limit_the_reference_runs(limit: str, monkeypatch):
     monkeypatch.setattr(launching, limit, 2)
-    for module in (stage, mixed_sum, pooling):
+    for module in (stage, mixed_sum, pooling, reductions):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.delattr(module, name)
     assert_stage("forward", Case().forward())
@@ -452,6 +559,7 @@ def interpreted_beyond_a_limit_the_reference_runs(limit: str, monkeypatch):
     assert_mixed("forward", mixed_forward(SHAPES["odd"], "into"))
     assert_mixed("backward", mixed_backward(SHAPES["odd"]))
     assert_pools(*pools_tensors(SHAPES["odd"], 1), 1)
+    assert_reductions(reductions_backward(REDUCED["odd"]))
 
 
 # Batch normalisation: the composed ops of the backend, whose small arithmetic is one launch each way
@@ -526,10 +634,10 @@ def interpreted_normalisation_every_configuration_is_launched(monkeypatch):
     launched = record_launches(normalisation, monkeypatch)
     terms = Terms((0, 1), (0, 1), 2)
     for channels, training, factors in product((16, 32, 64, 70), (True, False), (None, torch.ones(2))):
-        sums, moments = torch.ones(4, 3, channels), Moments(*torch.ones(2, 2, channels).double())
+        sums, moments = torch.ones(2, 2, 3, channels), Moments(*torch.ones(2, 2, channels).double())
         for moved in (None, Running(torch.ones(2, channels), torch.ones(2, channels), 0.1) if training else None):
-            given = Sums(*sums.split(2)) if training else None
+            given = [sums] if training else None
             normalisation.forward(given, None if training else moments, terms, factors, 7, moved)
-        normalisation.backward(sums, moments, terms, factors, 7, training)
+        normalisation.backward(sums.flatten(0, 1), moments, terms, factors, 7, training)
     monkeypatch.undo()
     assert launched == listed(normalisation)

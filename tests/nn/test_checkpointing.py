@@ -274,7 +274,10 @@ def test_cells_of_the_stacked_supernet(reentrant):
 
         def repeated(x, weights, into, forward=module.forward):
             # torch detaches the tensors of a re-entrant segment that are arguments, not those in lists.
-            return checkpoint(lambda x, w, *into: forward(x, w, into), x, weights, *into, use_reentrant=reentrant)
+            def run(x, terms, *into):
+                return forward(x, weights._replace(terms=terms), into)
+
+            return checkpoint(run, x, weights.terms, *into, use_reentrant=reentrant)
 
         module.forward = repeated
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.functional import adaptive_rate, hebbian_activity, hebbian_update
+from bionas_fast.nn import hebbian
 from bionas_fast.nn.hebbian import name_layers
 from bionas_fast.ops.hebbian import RULES
 from helpers.native import skip_without
@@ -312,6 +315,37 @@ class TestLayers:
         with pytest.raises(InputError, match=r"1 \(Hebbian.*\): the Hebbian update of step 2 .*not finite.*rate"):
             net(x)
         assert torch.equal(net[1].plasticity, before)
+
+    def test_where_reading_waits_it_is_read_once_in_a_while(self, make, shape, monkeypatch):
+        """As on a GPU: H stays what it was before the first update that is not finite, until that is read."""
+        x, plain, layer = torch.randn(*shape), make(rule="plain", rate=0.1), make(rule="plain", rate=0.1)
+        layer.load_state_dict(plain.state_dict())
+        monkeypatch.setattr(hebbian, "_waits", lambda device: True)
+        monkeypatch.setattr(hebbian, "READ_EVERY", 3)
+
+        def learn(steps):
+            for _ in range(steps):
+                layer(x)
+
+        learn(4)
+        with monkeypatch.context() as patch:
+            patch.setattr(hebbian, "_waits", lambda device: False)
+            for _ in range(4):
+                plain(x)
+        before = layer.plasticity.clone()
+        assert torch.equal(before, plain.plasticity)
+        for read in (lambda: learn(1), layer.eval, lambda: hebbian.expect_finite(nn.Sequential(layer))):
+            layer.rate = math.inf
+            learn(1)
+            assert torch.equal(layer.plasticity, before)
+            layer.rate = 0.0  # an update that is finite, and not made
+            if layer._unread < 2:
+                learn(1)
+            with pytest.raises(InputError, match=r"Hebbian.*: the Hebbian update of step \d+ .*not finite"):
+                read()
+            assert torch.equal(layer.plasticity, before)
+        layer.eval()
+        layer.expect_finite()
 
     def test_a_checkpoint_of_another_shape(self, make, shape):
         layer = make()

@@ -61,7 +61,7 @@ def test_batched_edges_do_not_see_autocast():
     x, results = torch.randn(4, 6, 6, 8), []
     for enabled in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            sums = edges(x, weights, [None, None])
+            sums = edges(x, edges.prepare(weights), [None, None])
         grads = torch.autograd.grad(sum(own.square().sum() for own in sums), [weights, edges.bank.weight])
         results.append([*sums, *grads])
     for ours, wanted in zip(*results, strict=True):

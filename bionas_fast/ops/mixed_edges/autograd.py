@@ -18,13 +18,12 @@ from torch.autograd.function import once_differentiable
 
 from bionas_fast import backends, native, torch_private
 from bionas_fast.errors import InputError
-from bionas_fast.kernels.records import Moments, SavedEdges, Terms
-from bionas_fast.kernels.tables import filled
+from bionas_fast.kernels.records import Moments
 from bionas_fast.ops.mixed_edges.backends import Backend, find
 from bionas_fast.ops.mixed_edges.layout import Layout
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
+from bionas_fast.ops.mixed_edges.records import Feedbacks, SavedState
 from bionas_fast.ops.mixed_edges.statistics import Statistics
-from bionas_fast.ops.mixed_edges.terms import TermsBackward, term_maps
 
 backends.declare("mixed_edges", native=native.obstacle, triton=backends.triton_obstacle)
 
@@ -116,40 +115,17 @@ class _MixedEdges(torch.autograd.Function):
         backend: Backend,
         *into: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        channels = x.shape[-1]
         layout = Layout.of(x, backend.multiple, backend.most_images)
         backend = backend.of_images(layout.images)
         state = layout.pack(x)
-        w = Weights.split(weights, plan, channels)
-        branches, rows = plan.branches, plan.separable.normalisations
-        factors = mixing.to(backend.factors)
-        running = None if statistics.training else layout.moments(statistics.mean, statistics.var)
+        w = Weights.split(weights, plan, layout.channels)
+        given = None if statistics.training else layout.moments(statistics.mean, statistics.var)
         moved = statistics.running if statistics.training and backend.moves_statistics else None
-        found: list[Moments] = []
-        out: Sequence[Any] = [None if tensor is None else layout.pack(tensor) for tensor in into]
-        z: Tensor | None = None
-        separable = of_terms = None
-        if branches:
-            given = None if running is None else running.rows(slice(rows))
-            own = None if moved is None else moved.rows(slice(rows))
-            out, z, separable = backend.edges_forward(
-                state, w.separable, plan.separable, factors[:branches], given, out, own
-            )
-            found.append(separable)
-        maps: list[Tensor] = []
-        if plan.terms.index:
-            maps, sums = term_maps(state, w.reductions, plan, backend)
-            given = None if running is None else running.rows(slice(rows, None))
-            own = None if moved is None else moved.rows(slice(rows, None))
-            out, of_terms = backend.normalised_forward(maps, plan.terms, factors[branches:], sums, given, out, own)
-            found.append(of_terms)
-        if statistics.training and found and moved is None:
-            now = Moments(torch.cat([own.mean for own in found]), torch.cat([own.var for own in found]))
-            statistics.update(now, out[0].numel() // layout.width)
-        if plan.pools:  # recomputed in the backward pass, for 1/100 of its time and 1/30 of the memory
-            del maps[plan.reductions > 0]
-        none = (None, None)
-        ctx.save_for_backward(state, mixing, weights, z, *(separable or none), *(of_terms or none), *maps)
+        before = [None if tensor is None else layout.pack(tensor) for tensor in into]
+        out, moments, saved = backend.forward(state, w, plan, mixing.to(backend.factors), given, before, moved)
+        if statistics.training and moved is None:
+            statistics.update(moments, out[0].numel() // layout.width)
+        ctx.save_for_backward(state, mixing, weights, *moments, *saved)
         ctx.static = plan, feedback, statistics.training, backend, layout, [tensor is not None for tensor in into]
         return tuple(layout.unpack(tensor) for tensor in out)
 
@@ -158,70 +134,23 @@ class _MixedEdges(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         plan, feedback, training, backend, layout, added = ctx.static
-        state, mixing, weights, z, mean, var, term_mean, term_var, *maps = ctx.saved_tensors
+        state, mixing, weights, mean, var, *saved = ctx.saved_tensors
         want_x, _, want_weights, *_ = ctx.needs_input_grad
-        branches = plan.branches
         grads = tuple(grad.contiguous() for grad in grads)
         # The gradients of ``into`` are passed on without a copy.
         passed = [grad if own else None for grad, own in zip(grads, added, strict=True)]
-        grads = tuple(backend.together([layout.pack(grad) for grad in grads]))
-        b = identity_feedback = None
+        b = None
         if want_x or want_weights:
-            flat, identity_feedback = feedback.make()
-            b = Weights.split(flat, plan, layout.channels)
-        w = Weights.split(weights, plan, layout.channels)
-        factors = mixing.to(backend.factors)
-        down: list[Tensor] = []
-        weight_grads: list[Tensor] = []
-        grad_mixing: list[Tensor] = []
-        if branches:
-            saved = SavedEdges(state, z, Moments(mean, var), training)
-            own = backend.edges_backward(
-                grads,
-                saved,
-                w.separable,
-                None if b is None else b.separable,
-                plan.separable,
-                factors[:branches],
-                want_weights,
-            )
-            grad_mixing.append(own.mixing)
-            down.append(own.x)
-            weight_grads.append(own.weights)
-        if plan.terms.index:
-            if plan.pools:
-                maps.insert(plan.reductions > 0, backend.pooling_forward(state, plan.stride)[0])
-            moments = Moments(term_mean, term_var)
-            found = backend.normalised_backward(grads, maps, plan.terms, factors[branches:], moments, training)
-            grad_mixing.append(found.factors)
-            terms = TermsBackward(plan, backend, state, maps, grads, found)
-            if b is not None and plan.reductions:
-                error, reduce_grads = terms.reductions(w.reductions, b.reductions, want_weights)
-                weight_grads += reduce_grads
-                down.append(error)
-            if want_x and plan.pools:
-                down.append(terms.pools())
-        grad_x = None
-        if want_x:
-            scale = None if identity_feedback is None else layout.rows(identity_feedback)
-            grad_x = layout.unpack(_add_up(down, backend, grads if plan.identity else (), scale))
-        grad_weights = None
-        if want_weights:
-            each = [grad.flatten() for grad in weight_grads]
-            grad_weights = each[0] if len(each) == 1 else torch.cat([weights.new_empty(0), *each])
-        return (grad_x, torch.cat(grad_mixing).to(mixing.dtype), grad_weights, *[None] * 4, *passed)
-
-
-def _add_up(down: Sequence[Tensor], backend: Backend, grads: Sequence[Tensor], scale: Tensor | None) -> Tensor:
-    """Compute Σ down + Σ_e scale[e] · grads[e] in one pass."""
-    if len(down) == 1 and not grads:
-        return down[0]
-    like = (*down, *grads)[0]
-    weight = filled(1, (len(down), like.shape[-1]), like.device).to(like.dtype)
-    if grads:
-        assert scale is not None
-        weight = torch.cat([weight, scale.to(like.dtype)])
-    terms = Terms(tuple(range(len(weight))), (0,) * len(weight), 1)
-    zero = filled(0, (1, like.shape[-1]), like.device).to(like.dtype)
-    (total,) = backend.sum_forward([tensor[None] for tensor in (*down, *grads)], terms, weight, zero, [None])
-    return total
+            flat, identities = feedback.make()
+            identities = None if identities is None else layout.rows(identities)
+            b = Feedbacks(Weights.split(flat, plan, layout.channels), identities, want_x, want_weights)
+        found = backend.backward(
+            [layout.pack(grad) for grad in grads],
+            SavedState(state, saved, Moments(mean, var), training),
+            Weights.split(weights, plan, layout.channels),
+            b,
+            plan,
+            mixing.to(backend.factors),
+        )
+        grad_x = None if found.x is None else layout.unpack(found.x)
+        return (grad_x, found.factors.to(mixing.dtype), found.weights, *[None] * 4, *passed)

@@ -13,7 +13,6 @@ from bionas_fast.ops.mixed_edges.backends import find
 from bionas_fast.ops.mixed_edges.layout import Layout
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
 from bionas_fast.ops.mixed_edges.statistics import Statistics
-from bionas_fast.ops.mixed_edges.terms import term_maps
 
 
 def candidate_maps(
@@ -36,16 +35,12 @@ def candidate_maps(
         scale, shift = (value.to(z.dtype)[:, None, None, None] for value in (scale, shift))
         return layout.unpack(torch.addcmul(shift, z, scale))
 
+    stacks = implementation.stacks(state, w, plan, running)
+    normalised_stacks = stacks[: len(stacks) - plan.identity]
     if plan.branches:
-        mixing, nothing = state.new_zeros(plan.branches, dtype=torch.float64), [None] * plan.edge_count
-        z = implementation.edges_forward(state, w.separable, separable, mixing, running.rows(slice(rows)), nothing).z
-        found.append(normalised(z, running.rows(slice(separable.twice, rows))))
-    maps: list[Tensor] = []
-    if plan.terms.index:
-        maps, _ = term_maps(state, w.reductions, plan, implementation)
-    stacks = maps[: len(maps) - plan.identity]
-    if stacks:
-        found.append(normalised(torch.cat(stacks), running.rows(slice(rows, None))))
+        found.append(normalised(normalised_stacks.pop(0), running.rows(slice(separable.twice, rows))))
+    if normalised_stacks:
+        found.append(normalised(torch.cat(normalised_stacks), running.rows(slice(rows, None))))
     if plan.identity:
         found.append(precise[None])
     all_maps = torch.cat(found)

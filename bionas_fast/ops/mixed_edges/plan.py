@@ -24,6 +24,7 @@ class Plan:
         reductions: the number of factorized reductions.
         pools, identity: whether there are any.
         terms: the other candidates. Their maps are numbered in this order: the reductions, the two pools, the state.
+        mixed: all candidates as one sum: the maps of the separable ones, then those of the terms.
         terms_of: the terms that read each map.
         pool_terms, pool_rows: the gradients of the two pools' maps as sums, over the gradients of the edges and then
             over the maps themselves; and the row of each summand's factor: one row per term, then one row per map.
@@ -35,12 +36,18 @@ class Plan:
     identity: bool
     terms: Terms
 
+    mixed: Terms = field(init=False)
     terms_of: list[list[int]] = field(init=False)
     pool_terms: Terms = field(init=False)
     pool_rows: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         # Computed here, because torch.compile cannot trace a lazy computation.
+        first = len(self.separable.edges)
+        of_terms = (first + number for number in self.terms.index)
+        self.mixed = Terms(
+            (*range(first), *of_terms), (*self.separable.edges, *self.terms.edges), self.separable.edge_count
+        )
         self.terms_of = [[] for _ in range(self.reductions + POOLS * self.pools + self.identity)]
         for t, index in enumerate(self.terms.index):
             self.terms_of[index].append(t)

@@ -10,30 +10,27 @@ from torch import Tensor
 
 from bionas_fast.kernels.records import Prologue, ReductionWeights, Sums, TermGradients
 from bionas_fast.kernels.tables import table
-from bionas_fast.ops.mixed_edges.backends import Backend
+from bionas_fast.ops.mixed_edges.parts import CandidateParts
 from bionas_fast.ops.mixed_edges.plan import POOLS, Plan
 
 
-def term_maps(state: Tensor, weights: ReductionWeights, plan: Plan, backend: Backend) -> tuple[list[Tensor], Sums]:
-    """Compute the stacks of maps that the terms read, and the sums of the normalised ones."""
+def term_maps(
+    state: Tensor, weights: ReductionWeights, plan: Plan, parts: CandidateParts
+) -> tuple[list[Tensor], list[Sums]]:
+    """Compute the stacks of maps that the terms read, and the sums of each of the normalised ones, which come first."""
     maps: list[Tensor] = []
     sums: list[Sums] = []
     if plan.reductions:
-        z, own = backend.reductions_forward(state, weights)
+        z, own = parts.reductions_forward(state, weights)
         maps.append(z)
         sums.append(own)
     if plan.pools:
-        z, own = backend.pooling_forward(state, plan.stride)
+        z, own = parts.pooling_forward(state, plan.stride)
         maps.append(z)
         sums.append(own)
     if plan.identity:
         maps.append(state[None])
-    if len(sums) == 1:
-        return maps, sums[0]
-    if not sums:
-        none = state.new_empty(0, state.shape[-1], dtype=torch.float64)
-        return maps, Sums(none, none)
-    return maps, backend.joined_sums(maps[: len(sums)], sums)
+    return maps, sums
 
 
 @dataclass
@@ -47,7 +44,7 @@ class TermsBackward:
     """
 
     plan: Plan
-    backend: Backend
+    parts: CandidateParts
     state: Tensor
     maps: Sequence[Tensor]
     grads: Sequence[Tensor]
@@ -57,13 +54,16 @@ class TermsBackward:
         self, weights: ReductionWeights, feedback: ReductionWeights, weight_grads: bool
     ) -> tuple[Tensor, ReductionWeights]:
         """Compute the error at the state and the gradients of the weights."""
+        return self.parts.reductions_backward(self.prologue(), self.state, weights, feedback, weight_grads)
+
+    def prologue(self) -> Prologue:
+        """Describe the gradients of the reductions' maps."""
         plan, found = self.plan, self.found
         count = plan.reductions
         terms = tuple(term for (term,) in plan.terms_of[:count])  # each has separate weights, hence one term
         grads = [self.grads[plan.terms.edges[term]] for term in terms]
         a = found.a[table(terms, found.a.device)]
-        prologue = Prologue(grads, self.maps[0], a, found.b[:count], found.d[:count])
-        return self.backend.reductions_backward(prologue, self.state, weights, feedback, weight_grads)
+        return Prologue(grads, self.maps[0], a, found.b[:count], found.d[:count])
 
     def pools(self) -> Tensor:
         """Compute the error at the state."""
@@ -72,5 +72,5 @@ class TermsBackward:
         stacks = [*(grad[None] for grad in self.grads), self.maps[first > 0]]
         factors = torch.cat([found.a, found.b])[table(plan.pool_rows, found.a.device)]
         offset = found.d[first : first + POOLS]
-        delta = self.backend.sum_forward(stacks, plan.pool_terms, factors, offset, [None] * POOLS)
-        return self.backend.pooling_backward(delta, self.state, plan.stride)
+        delta = self.parts.sum_forward(stacks, plan.pool_terms, factors, offset, [None] * POOLS)
+        return self.parts.pooling_backward(delta, self.state, plan.stride)

@@ -30,13 +30,16 @@ from bionas_fast.kernels.records import (
     Terms,
 )
 from bionas_fast.kernels.separable_edges import composition
+from bionas_fast.ops.mixed_edges import composed
+from bionas_fast.ops.mixed_edges.plan import Plan, Weights
+from bionas_fast.ops.mixed_edges.records import Feedbacks, Gradients, Mixed, SavedState
 
 
 class Backend(ABC):
     """An implementation of the kernels of mixed_edges.
 
     Every backend implements the stage, the sum and the pools. The separable edges and the normalised sum, which contain
-    a batch normalisation, are composed of these unless a backend fuses them.
+    a batch normalisation, are composed of these unless a backend fuses them, and so are both passes of all candidates.
 
     Args:
         synchroniser: sums the statistics of batch normalisation over processes; None for those of this process alone.
@@ -171,11 +174,36 @@ class Backend(ABC):
         """Implement ``kernels.mixed_sum.normalised.affine_backward``."""
         return normalised.affine_backward(sums, moments, like, training, self.synchroniser)
 
-    def together(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Arrange the gradients of the edges as the kernels read them."""
-        return grads
-
     def joined_sums(self, maps: Sequence[Tensor], sums: Sequence[Sums]) -> Sums:
         """Concatenate the sums of stacks of maps."""
         whole = [own.whole() for own in sums]
         return Sums(torch.cat([own.total for own in whole]), torch.cat([own.squares for own in whole]))
+
+    def forward(
+        self,
+        state: Tensor,
+        weights: Weights,
+        plan: Plan,
+        factors: Tensor,
+        moments: Moments | None,
+        into: Sequence[Tensor | None],
+        running: Running | None,
+    ) -> Mixed:
+        """Implement ``ops.mixed_edges.composed.forward``."""
+        return composed.forward(self, state, weights, plan, factors, moments, into, running)
+
+    def backward(
+        self,
+        grads: Sequence[Tensor],
+        saved: SavedState,
+        weights: Weights,
+        feedback: Feedbacks | None,
+        plan: Plan,
+        factors: Tensor,
+    ) -> Gradients:
+        """Implement ``ops.mixed_edges.composed.backward``."""
+        return composed.backward(self, grads, saved, weights, feedback, plan, factors)
+
+    def stacks(self, state: Tensor, weights: Weights, plan: Plan, moments: Moments) -> list[Tensor]:
+        """Implement ``ops.mixed_edges.composed.stacks``."""
+        return composed.stacks(self, state, weights, plan, moments)
