@@ -13,8 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bionas_fast.analysis import probe, record_layers
 from bionas_fast.data import AnyDataset, Augment, LabelledImages, configured
 from bionas_fast.data.mixing import Mixing
+from bionas_fast.errors import InputError
 from bionas_fast.evaluation import evaluate
 from bionas_fast.nn import synchronise_statistics
+from bionas_fast.nn.feedback import one_target_rules
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import LAYERS, RunFolder
 from bionas_fast.runs.trainer import Phase, Step
@@ -58,6 +60,7 @@ class SupervisedTraining(NetworkTraining):
             )
             self.metric_names = ("valid_loss", "valid_accuracy", *self.metric_names)
         self.net = build(data).to(self.device)
+        _expect_one_target(self.net, config)
         synchronise_statistics(self.net, distributed.synchroniser())
         augment = Augment(config.flip, config.crop_padding, config.cutout, config.policy)
         batches = training.stream(config.batch_size, seed=config.seed, augment=augment, device=self.device)
@@ -183,3 +186,17 @@ class SupervisedTraining(NetworkTraining):
             return super().network_state(checkpoint)
         prefix = "module."
         return {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
+
+
+def _expect_one_target(network: nn.Module, config: SupervisedConfig) -> None:
+    """Check that each image has one target, if a rule of the network needs that.
+
+    Raises:
+        InputError: label smoothing, mixup or CutMix.
+    """
+    rules = one_target_rules(network)
+    for name in ("label_smoothing", "mixup", "cutmix") if rules else ():
+        if value := getattr(config, name):
+            raise InputError(
+                f"{name}: expected 0 for the rule {rules[0]}, which needs one target per image, got {value}"
+            )

@@ -17,6 +17,7 @@ from bionas_fast.training.genotype import Training
 from bionas_fast.training.resnet import ResNetTraining
 from helpers.genotypes import GENOTYPE
 from helpers.runs import advance
+from helpers.tolerances import TOLERANCES
 
 SMALL = {"epochs": 1, "channels": 1, "cells": 2, "batch_size": 64, "dataset": "digits"}
 
@@ -261,3 +262,28 @@ def test_a_residual_network_resumes_exactly(tmp_path):
     advance(resumed)
     for name, value in whole.net.state_dict().items():
         assert torch.equal(resumed.net.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("setting", ["label_smoothing", "mixup", "cutmix"])
+def test_rules_that_need_one_target_refuse_mixed_labels(setting):
+    for rule in ("drtp", "sdfa"):
+        with pytest.raises(InputError, match=f"{setting}: expected 0 for the rule {rule}"):
+            ResNetTraining(bf.ResNetConfig(dataset="small:digits,images=100", rule=rule, **{setting: 0.5}))
+    ResNetTraining(bf.ResNetConfig(dataset="small:digits,images=100", rule="dfa", **{setting: 0.5}))
+
+
+def test_signals_do_not_depend_on_loss_scaling_and_parts_of_a_batch():
+    """One step under drtp: in one part and three, and with the loss multiplied and the gradient divided by 2¹⁰."""
+    x, y = torch.randn(12, 1, 8, 8), torch.arange(12) % 10
+    found = []
+    for settings in ({}, {"accumulate": 3}, {"scaled": True}):
+        scaled = settings.pop("scaled", False)
+        run = Training(GENOTYPE.with_rule("drtp"), bf.TrainConfig(**SMALL, **settings))
+        run.net.eval()
+        if scaled:
+            run.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        run.train_step(x, y)
+        found.append([p.detach().clone() for p in run.net.parameters()])
+    for other in found[1:]:
+        for own, expected in zip(other, found[0], strict=True):
+            torch.testing.assert_close(own, expected, **TOLERANCES[torch.float32])
