@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bionas_fast.data import load_dataset
     from bionas_fast.estimation import estimate
     from bionas_fast.evaluation import evaluate
-    from bionas_fast.models import build_network, build_resnet, build_softhebb
+    from bionas_fast.models import build_network, build_resnet, build_softhebb, local_losses
     from bionas_fast.nn import rule_shares, torch_state_dict
     from bionas_fast.nn.conversion import convert
     from bionas_fast.nn.error_path import true_gradients
@@ -47,7 +47,7 @@ else:
             "data": "load_dataset",
             "estimation": "estimate",
             "evaluation": "evaluate",
-            "models": "build_network build_resnet build_softhebb",
+            "models": "build_network build_resnet build_softhebb local_losses",
             "nn": "rule_shares torch_state_dict",
             "nn.conversion": "convert",
             "nn.plain": "to_torch",
@@ -96,6 +96,7 @@ __all__ = [
     "functional",
     "load",
     "load_dataset",
+    "local_losses",
     "models",
     "nn",
     "precision",

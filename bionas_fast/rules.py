@@ -18,8 +18,8 @@ A user-defined rule computes B in :meth:`Rule.feedback`::
 
 It then works wherever a rule is named: layers, ``convert``, search, reports.
 
-Sources: Lillicrap et al. 2016 (FA); Nøkland 2016 (DFA); Liao, Leibo & Poggio 2016 and Moskovitz et al. 2018 (the
-sign-concordant rules uSF, brSF, frSF).
+Sources: Lillicrap et al. 2016 (FA); Nøkland 2016 (DFA); Frenkel, Lefebvre & Bol 2021 (DRTP, sDFA); Liao, Leibo & Poggio
+2016 and Moskovitz et al. 2018 (the sign-concordant rules uSF, brSF, frSF).
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def default_law(shape: tuple[int, ...]) -> Law:
     return Law(1 / math.sqrt(fan_in), 1 / math.sqrt(3 * fan_in))
 
 
+#: What may take the place of the error at the logits under direct feedback.
+SIGNALS = ("target", "sign")
 LAWS = MappingProxyType({"default": default_law, "xavier": xavier_law})
 
 
@@ -108,12 +110,15 @@ class Rule:
         stores: the tensor drawn once into the layer's buffer ``feedback``: ``"signed"`` M ~ U(-a, a),
             ``"magnitude"`` |M| ~ U(0, a), ``"direct"`` M of shape [classes, ...], or None.
         redraws: whether every training forward/backward pair sees fresh random numbers.
+        signal: with ``stores = "direct"``, what takes the place of the error at the logits: ``"target"``,
+            -onehot(target); ``"sign"``, its sign; or None.
     """
 
     name: ClassVar[str] = ""
     mode: ClassVar[str] = "custom"
     stores: ClassVar[str | None] = None
     redraws: ClassVar[bool] = False
+    signal: ClassVar[str | None] = None
 
     def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
         """Compute B, of the same shape as the weight. Called without gradients at every forward pass that needs it."""
@@ -151,6 +156,8 @@ def register(rule: R) -> R:
         raise unknown("mode", rule.mode, MODES, f"rule {name!r}")
     if rule.stores not in (None, "signed", "magnitude", "direct"):
         raise unknown("stores", rule.stores, ("signed", "magnitude", "direct"), f"rule {name!r}")
+    if rule.signal not in (None, *SIGNALS):
+        raise unknown("signal", rule.signal, SIGNALS, f"rule {name!r}")
     _registry.register(name, instance)
     return rule
 
@@ -243,6 +250,26 @@ class DirectFeedbackAlignment(Rule):
     name = "dfa"
     mode = "direct"
     stores = "direct"
+
+
+@register
+class DirectRandomTargetProjection(Rule):
+    """Direct random target projection: direct feedback of -onehot(target) instead of the error."""
+
+    name = "drtp"
+    mode = "direct"
+    stores = "direct"
+    signal = "target"
+
+
+@register
+class SignDirectFeedbackAlignment(Rule):
+    """Direct feedback alignment of the sign of the error at the logits."""
+
+    name = "sdfa"
+    mode = "direct"
+    stores = "direct"
+    signal = "sign"
 
 
 __all__ = [

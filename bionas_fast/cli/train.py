@@ -46,8 +46,8 @@ class Assignment:
     rule: Annotated[
         str | None,
         typer.Option(
-            help="Use this rule on every searched edge (fa, dfa: except skip connections); for a ResNet, on every "
-            "layer; for softhebb, on the filters."
+            help="Use this rule on every searched edge (fa, dfa, drtp, sdfa: except skip connections); for a ResNet, "
+            "on every layer; for softhebb, on the filters."
         ),
     ] = None
     everywhere: Annotated[

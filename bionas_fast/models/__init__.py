@@ -6,6 +6,7 @@ from bionas_fast.imports import on_first_use
 
 if TYPE_CHECKING:
     from bionas_fast.models.genotype_network import GenotypeNetwork, NetworkOptions, build_network, evaluate_fast
+    from bionas_fast.models.local import LocalLosses, local_losses
     from bionas_fast.models.resnet import RESNETS, build_resnet
     from bionas_fast.models.size import NetworkSize, measure_size, weights_by_rule
     from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
@@ -14,6 +15,7 @@ else:
         __name__,
         {
             "genotype_network": "GenotypeNetwork NetworkOptions build_network evaluate_fast",
+            "local": "LocalLosses local_losses",
             "resnet": "RESNETS build_resnet",
             "size": "NetworkSize measure_size weights_by_rule",
             "softhebb": "SoftHebbNetwork build_softhebb",
@@ -23,6 +25,7 @@ else:
 __all__ = [
     "RESNETS",
     "GenotypeNetwork",
+    "LocalLosses",
     "NetworkOptions",
     "NetworkSize",
     "SoftHebbNetwork",
@@ -30,6 +33,7 @@ __all__ = [
     "build_resnet",
     "build_softhebb",
     "evaluate_fast",
+    "local_losses",
     "measure_size",
     "weights_by_rule",
 ]

@@ -107,6 +107,18 @@ def build_resnet(
     return network
 
 
+def residual_blocks(network: nn.Module) -> tuple[str, ...] | None:
+    """Return the names of the modules at whose outputs the stem and the blocks of torchvision's ResNets end.
+
+    None for other networks, which are Sequentials of their blocks.
+    """
+    if isinstance(network, SmallResNet):
+        return None
+    stages = [name for name, _ in network.named_children() if name.startswith("layer")]
+    blocks = (f"{stage}.{name}" for stage in stages for name, _ in network.get_submodule(stage).named_children())
+    return ("maxpool", *blocks)
+
+
 def _imagenet(name: str, num_classes: int, in_channels: int) -> nn.Module:
     import torchvision  # slow to import
 

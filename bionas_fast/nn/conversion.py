@@ -51,7 +51,7 @@ def convert(
             ``NAME.out_proj`` for its output projection.
         copy_weights: keep the model's weights; otherwise they are redrawn according to ``feedback_init``.
         feedback_init: the distribution of random feedback, ``"default"`` or ``"xavier"``.
-        num_classes: the number of logits, for ``dfa``; by default the outputs of the model's last linear layer.
+        num_classes: the number of logits, for direct feedback; by default the outputs of the model's last linear layer.
         seed: the seed of all random feedback; by default drawn from PyTorch's generator.
         inplace: convert ``model`` itself. Parameters remain the same objects, so existing optimisers remain valid.
         strict: raise an error instead of the warning.
@@ -60,7 +60,7 @@ def convert(
         The converted model: a copy by default, with ``model`` unchanged.
 
     Raises:
-        InputError: an unknown rule; a pattern that matches no layer; no layer to convert; ``dfa`` without
+        InputError: an unknown rule; a pattern that matches no layer; no layer to convert; direct feedback without
             ``num_classes`` in a model without a linear layer; ``copy_weights=False`` for a layer whose weight is
             computed from others; with ``strict``, a module that keeps learning by back-propagation. The model is
             unchanged.
@@ -76,8 +76,9 @@ def convert(
         raise InputError(
             f"nothing to convert: {type(model).__name__} has no convolution or linear layer that was chosen{named}"
         )
-    if num_classes is None and any(choice.stores == "direct" for choice in chosen.values()):
-        num_classes = _count_classes(layers)
+    direct = [choice.name for choice in chosen.values() if choice.stores == "direct"]
+    if num_classes is None and direct:
+        num_classes = _count_classes(layers, direct[0])
     if strict and left:
         raise InputError(
             f"strict: expected modules that can learn by a rule, got {_listed(left)}; "
@@ -185,10 +186,10 @@ def _kind(module: nn.Module) -> str:
     return f"{kind.__name__}, a subclass of {base}" if base else kind.__name__
 
 
-def _count_classes(layers: Mapping[str, nn.Module]) -> int:
+def _count_classes(layers: Mapping[str, nn.Module], rule: str) -> int:
     linear = [module for module in layers.values() if isinstance(module, nn.Linear)]
     if not linear:
-        raise InputError("rule 'dfa' needs num_classes: the model has no linear layer to read it from")
+        raise InputError(f"rule {rule!r} needs num_classes: the model has no linear layer to read it from")
     return linear[-1].out_features
 
 

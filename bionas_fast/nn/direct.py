@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bionas_fast import torch_private
 from bionas_fast.errors import InputError, unknown
 from bionas_fast.nn import repeats
+from bionas_fast.nn.error_signal import ErrorSignal, error_signal
 
 OUTSIDE = (
     "a layer with direct feedback ran outside the forward pass of the model it is connected to, or in another thread; "
@@ -120,7 +121,7 @@ class DirectPass:
     """One forward pass of a connected model.
 
     Attributes:
-        tokens: the tokens of the layers that ran.
+        tokens: the tokens of the layers that ran, by the signal that replaces their error; None for none.
         repeated: whether gradient checkpointing repeats the whole pass, and thus makes its logits again.
         deferred: whether a layer will get its error in a repeat by gradient checkpointing.
         error: the error at the logits, while a backward pass that computed it is running.
@@ -129,20 +130,21 @@ class DirectPass:
     def __init__(self, owner: DirectFeedback, repeated: bool = False) -> None:
         self.owner = owner
         self.repeated = repeated
-        self.tokens: list[Tensor] = []
+        self.tokens: dict[str | None, list[Tensor]] = {}
         self.deferred = False
         self.finished = False
         self.error: Tensor | None = None
+        self._logits: Tensor | None = None
         self._layout: _Layout | None = None
 
     def copy(self) -> DirectPass:
         """Return this pass, or a copy that keeps the error of the backward pass that is running."""
         return self if self.error is None else copy.copy(self)
 
-    def collect(self, token: Tensor) -> None:
-        """Collect the token of one layer."""
+    def collect(self, token: Tensor, signal: str | None = None) -> None:
+        """Collect the token of one layer, and the signal that it receives instead of the error."""
         self._refuse_late()
-        self.tokens.append(token)
+        self.tokens.setdefault(signal, []).append(token)
 
     def defer(self) -> None:
         """Keep the error at the logits for a layer whose pass will be repeated."""
@@ -159,11 +161,17 @@ class DirectPass:
     def finish(self, logits: Tensor) -> Tensor:
         """Add the tokens to the logits."""
         self.finished = True
-        self._layout = _Layout(logits.shape, self.owner.class_dim)
-        for token in self.tokens:
-            logits = logits + self._layout.spread(token).to(logits.device, logits.dtype)
-        self.tokens = []
+        self._layout = layout = _Layout(logits.shape, self.owner.class_dim)
+        values = logits.detach()
+        for signal, tokens in self.tokens.items():
+            for token in tokens:
+                own = layout.spread(token).to(logits.device, logits.dtype)
+                if signal is not None:
+                    own = ErrorSignal.apply(own.expand_as(values), values, layout.classes(token), signal)
+                logits = logits + own
+        self.tokens = {}
         if self.deferred and logits.requires_grad:
+            self._logits = values
             logits.register_hook(self._arrive)
         return logits
 
@@ -174,11 +182,13 @@ class DirectPass:
     def _forget(self) -> None:
         self.error = None
 
-    def deliver(self, output: Tensor, token: Tensor) -> Tensor:
+    def deliver(self, output: Tensor, token: Tensor, signal: str | None = None) -> Tensor:
         """Return the output of a repeated layer, whose backward pass sends the error to the layer's token."""
-        error = None
-        if self.error is not None and self._layout is not None:
-            error = self._layout.gather(self.error, token).to(token.device, token.dtype)
+        error = self.error
+        if error is not None and self._layout is not None:
+            if signal is not None and self._logits is not None:
+                error = error_signal(error, self._logits, self._layout.classes(token), signal)
+            error = self._layout.gather(error, token).to(token.device, token.dtype)
         return _Delivery.apply(output, token, error)
 
 
@@ -225,6 +235,10 @@ class _Layout(NamedTuple):
         if len(token) == n:
             return token.view(n, *[1] * (dim - 1), token.shape[1], *[1] * (len(self.shape) - dim - 1))
         return token.view(n, *positions, token.shape[1]).movedim(-1, dim)
+
+    def classes(self, token: Tensor) -> int:
+        """Return the dimension of the classes in the logits."""
+        return self._read(token)[1]
 
     def gather(self, error: Tensor, token: Tensor) -> Tensor:
         """Compute the error of a token from that of the logits, the transpose of :meth:`spread`."""

@@ -73,7 +73,8 @@ class FeedbackLayer(Redrawing, ErrorPath):
             that many times smaller.
 
     Buffers, all in ``state_dict``:
-        feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for ``dfa``.
+        feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for direct
+            feedback.
         feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
             step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream;
             or the optimiser does, see :func:`redraw_every_step`.
@@ -102,7 +103,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
             rule: a registered rule or its name.
             feedback_init: the distribution of W's initial values and of random feedback: ``"default"`` (PyTorch's) or
                 ``"xavier"`` (the paper's).
-            num_classes: the number of logits, for ``dfa`` only; without it B is drawn when the layer's model is
+            num_classes: the number of logits, for direct feedback only; without it B is drawn when the layer's model is
                 connected to its logits (``connect_direct_feedback``).
             seed: the seed of the layer's random feedback, 0 ≤ seed < 2⁶⁴. By default it is derived from the state of
                 PyTorch's generator without advancing it: initial weights do not depend on the rule.
@@ -199,7 +200,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         return rules.get_law(self.feedback_init, tuple(self.effective_weight().shape))
 
     def set_feedback(self, feedback: Tensor) -> None:
-        """Replace the tensor that the rule drew once: B for ``fa`` and ``dfa``, a B or |M₀| for ``frsf``.
+        """Replace the tensor that the rule drew once: B for ``fa`` and direct feedback, a B or |M₀| for ``frsf``.
 
         Raises:
             InputError: the rule stores no feedback, or the shape differs.
@@ -213,7 +214,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         stored.copy_(value.abs() if rules.get(self.rule).stores == "magnitude" else value)
 
     def feedback_weight(self) -> Tensor:
-        """Compute B of the next backward pass, shaped like ``weight`` ([classes, ...] for ``dfa``); detached."""
+        """Compute B of the next backward pass, shaped like ``weight`` or, if direct, [classes, ...]; detached."""
         if rules.get(self.rule).mode == "direct" and not self.true_gradient:
             return self._direct_feedback().clone()
         weight = self.effective_weight()
@@ -223,7 +224,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         """Compute the angle between B and W in degrees: 0 for back-propagation, about 90 for independent B and W.
 
         Raises:
-            InputError: for ``dfa``, whose B has another shape.
+            InputError: for direct feedback, whose B has another shape.
         """
         b, w = self._comparable()
         cosine = (b @ w / (b.norm() * w.norm())).clamp(-1, 1)
@@ -233,7 +234,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         """Compute ‖B‖ / ‖W‖.
 
         Raises:
-            InputError: for ``dfa``, whose B has another shape.
+            InputError: for direct feedback, whose B has another shape.
         """
         b, w = self._comparable()
         return (b.norm() / w.norm()).item()
@@ -336,6 +337,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         """Send the error at the logits to ``token``, and return ``output``; call once a pass."""
         if self.direct is None:
             raise InputError(_NOT_CONNECTED.format(self.rule))
+        signal = rules.get(self.rule).signal
         now = repeats.current()
         path = None if now is None else self._path(now, token)
         direct = active_pass(self.direct) if path is None else path.direct
@@ -344,10 +346,10 @@ class FeedbackLayer(Redrawing, ErrorPath):
                 return output  # a repeat by an unknown kind of checkpoint; only the first token counts
             raise InputError(OUTSIDE)
         if now is None or not now.repeated or direct.repeated:
-            direct.collect(token)
+            direct.collect(token, signal)
             return output
         # A repeat whose first pass left no graph has no logits to be added to: its error arrived before.
-        return output if path is None or path.in_graph else direct.deliver(output, token)
+        return output if path is None or path.in_graph else direct.deliver(output, token, signal)
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
         """Run the layer as a convolution, with layer-wise or direct feedback."""
@@ -465,6 +467,12 @@ def connect_direct_feedback(
         layer.connect(direct, num_classes, former)
     direct.attach(model)
     return model
+
+
+def one_target_rules(model: nn.Module) -> tuple[str, ...]:
+    """Return the learning rules of a model's layers that need the cross-entropy for one target per sample."""
+    found = dict.fromkeys(layer.rule for layer in model.modules() if isinstance(layer, FeedbackLayer))
+    return tuple(rule for rule in found if rules.get(rule).signal is not None)
 
 
 def random_state(generator: torch.Generator | None, device: torch.device) -> bytes:

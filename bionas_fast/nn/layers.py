@@ -25,7 +25,7 @@ FEEDBACK_ARGUMENTS = """
         rule: the learning rule, by name or as a :class:`bionas_fast.rules.Rule`. ``"bp"`` is torch.nn's own layer.
         feedback_init: the distribution of W and random feedback: ``"default"`` (PyTorch's, Kaiming uniform with slope
             √5) or ``"xavier"`` (Xavier uniform, bias 0; the paper's).
-        num_classes: the number of logits of the model, for ``dfa`` only; may be set when the model is connected.
+        num_classes: the number of logits, for direct feedback only; may be set when the model is connected.
         seed: the seed of the random feedback; see :meth:`FeedbackLayer.set_rule`.
         generator: the generator of the weights and of the default seed.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bionas_fast.choices import Gradient
 from bionas_fast.data import AnyDataset, Dataset, FileDataset
 from bionas_fast.errors import InputError, NotFinite, expect_type
+from bionas_fast.nn.feedback import one_target_rules
 from bionas_fast.robustness.attacks import Attack, parse_attack, torchattacks
 from bionas_fast.robustness.checks import doubts
 from bionas_fast.robustness.config import AttackConfig
@@ -58,13 +59,15 @@ def attack(
 
     Raises:
         InputError: images outside of [0, 1] or not finite; a ``transfer`` without a source; a targeted attack that
-            cannot aim; a folder with the results of another attack; torchattacks is not installed.
+            cannot aim; another loss than cross-entropy through the feedback of a rule that needs it; a folder with the
+            results of another attack; torchattacks is not installed.
         NotFinite: the logits of the network are not finite.
     """
     expect_type("network", network, nn.Module, "bf.load(RUN) reads one")
     expect_type("config", config, (AttackConfig, type(None)), "write bf.AttackConfig(attacks=('fgsm',))")
     config, progress = config or AttackConfig(), listener(progress)
     attacks = expect_possible(config, source is not None)
+    _expect_cross_entropy(network, attacks, config)
     with ordinary_modes():
         images, labels, mean, std = _images(data, config.images)
         target = Target(network, source, mean, std, images, labels, config)
@@ -92,6 +95,18 @@ def expect_possible(config: AttackConfig, has_source: bool) -> list[Attack]:
             raise InputError(f"attack {own.name!r} cannot aim at a class; leave it out or do not set targeted")
     torchattacks()
     return attacks
+
+
+def _expect_cross_entropy(network: nn.Module, attacks: Sequence[Attack], config: AttackConfig) -> None:
+    rules = one_target_rules(network)
+    if not rules or "feedback" not in config.gradients:
+        return
+    for own in attacks:
+        if own.family.gradient and (config.targeted or not own.family.cross_entropy):
+            raise InputError(
+                f"attack {own.name!r}: the feedback of {rules[0]} needs the cross-entropy for the class of the image; "
+                "attack through the true gradient, or by fgsm, pgd or apgd-ce without targets"
+            )
 
 
 def _images(data: AnyDataset | Images, count: int) -> tuple[Tensor, Tensor, Sequence[float], Sequence[float]]:

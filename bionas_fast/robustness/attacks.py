@@ -31,6 +31,7 @@ class Family:
         norm: what is bounded: ``linf``, by ε; ``l0``, by the number of pixels; ``l2``, not bounded but minimised.
         targets: whether the attack can aim at a class.
         transferred: whether it is computed on another network than that attacked.
+        cross_entropy: whether the attack differentiates the cross-entropy for the class of the image and no other loss.
     """
 
     build: Build
@@ -40,6 +41,7 @@ class Family:
     norm: Literal["linf", "l0", "l2"] = "linf"
     targets: bool = False
     transferred: bool = False
+    cross_entropy: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,10 @@ def _noise(net: nn.Module, draws: int, eps: float, seed: int, step_size: float) 
 
 
 for _name, _family in {
-    "fgsm": Family(_fgsm, targets=True),
-    "pgd": Family(_pgd, "steps", 10, targets=True),
+    "fgsm": Family(_fgsm, targets=True, cross_entropy=True),
+    "pgd": Family(_pgd, "steps", 10, targets=True, cross_entropy=True),
     "tpgd": Family(_tpgd, "steps", 7),
-    "apgd-ce": Family(_apgd("ce"), "steps", 50),
+    "apgd-ce": Family(_apgd("ce"), "steps", 50, cross_entropy=True),
     "apgd-dlr": Family(_apgd("dlr"), "steps", 50),
     "autoattack": Family(_autoattack),
     "cw": Family(_cw, "steps", 50, norm="l2", targets=True),

@@ -61,7 +61,8 @@ class Candidate:
         """Return the operation under another rule.
 
         The candidate is unchanged if its operation takes no rule, or if it is a skip connection and the rule draws the
-        signs of B (``fa``, ``dfa``): published networks under such a rule pass the error through skip connections.
+        signs of B (``fa``, direct feedback): published networks under such a rule pass the error through skip
+        connections.
         """
         if self.rule is None or (self.operation == SKIP and rules.get(rule).random_sign):
             return self

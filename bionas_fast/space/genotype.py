@@ -134,7 +134,7 @@ class Genotype:
     def with_rule(self, rule: str, *, everywhere: bool = False) -> Genotype:
         """Return the same architecture with one rule on every searched edge.
 
-        Skip connections retain their rules if the new one draws the signs of B, as ``fa`` and ``dfa`` do.
+        Skip connections retain their rules if the new one draws the signs of B, as ``fa`` and direct feedback do.
 
         Args:
             rule: the rule.

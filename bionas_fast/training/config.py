@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from bionas_fast import rules
-from bionas_fast.choices import Amp, Initialisation, LawName, Policy, ResNet, SoftHebb, Stem
+from bionas_fast.choices import Amp, Initialisation, LawName, LocalLoss, Policy, ResNet, SoftHebb, Stem, TrainerName
 from bionas_fast.config import (
     Cells,
     Channels,
@@ -83,6 +83,13 @@ class SupervisedConfig(OptimizerConfig):
         description="Last epochs of linear, in which a fifth of the learning rate falls to 0 once more "
         "(PC-DARTS on ImageNet: 5 of 250).",
     )
+    trainer: Annotated[TrainerName, Option()] = Field(
+        "end-to-end", description="Loss: end-to-end, of the logits, or local, one of each block (a cell)."
+    )
+    local_loss: LocalLoss = Field(
+        "predsim", description="Local loss: pred, cross-entropy of a head; sim, of similarities; or predsim, both."
+    )
+    local_beta: float = Field(0.99, ge=0, le=1, description="Weight β of the similarities in predsim.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Fraction of each label spread over all classes.")
     accumulate: int = Field(
         1, ge=1, description="Parts into which each batch is split to save memory; their gradients are added up."
@@ -112,6 +119,22 @@ class SupervisedConfig(OptimizerConfig):
     def work(self, images: int, test_images: int) -> tuple[Work, ...]:
         trained = round((1 - self.valid_fraction) * images)
         return (Work(self.epochs, trained, self.batch_size, images - trained + test_images, self.evaluate_every),)
+
+    @model_validator(mode="after")
+    def _expect_losses_that_fit(self) -> Self:
+        defaults = SupervisedConfig.model_fields
+        changed = [name for name in ("local_loss", "local_beta") if getattr(self, name) != defaults[name].default]
+        if self.trainer != "local":
+            if changed:
+                raise InputError(f"{changed[0]}: not used by the trainer {self.trainer}")
+            return self
+        if self.local_loss != "predsim" and "local_beta" in changed:
+            raise InputError(f"local_beta: not used by the local loss {self.local_loss}")
+        if self.local_loss != "pred" and self.accumulate > 1:
+            raise InputError("accumulate: expected 1 for local losses of similarities, which compare a whole batch")
+        if self.compile:
+            raise InputError("compile: expected false with the trainer local")
+        return self
 
     @model_validator(mode="after")
     def _expect_a_schedule_that_fits(self) -> Self:

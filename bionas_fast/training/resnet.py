@@ -11,7 +11,7 @@ from torch import nn
 from bionas_fast.config import RunRecord
 from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
 from bionas_fast.errors import expect_type
-from bionas_fast.models.resnet import build_resnet
+from bionas_fast.models.resnet import build_resnet, residual_blocks
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.execution import execute
 from bionas_fast.runs.folder import Out, RunFolder, run_folder
@@ -85,6 +85,9 @@ class ResNetTraining(SupervisedTraining):
             return _build(config, data.in_channels, data.num_classes)
 
         super().__init__(config, build, f"{config.architecture} {config.rule}", data)
+
+    def blocks(self) -> Sequence[str] | None:
+        return residual_blocks(self.net)
 
     @classmethod
     def settings_of_source(cls, source: str) -> Mapping[str, Any]:

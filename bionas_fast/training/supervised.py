@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bionas_fast.analysis import probe, record_layers
 from bionas_fast.data import AnyDataset, Augment, LabelledImages, configured
 from bionas_fast.data.mixing import Mixing
+from bionas_fast.errors import InputError
 from bionas_fast.evaluation import evaluate
+from bionas_fast.models import LocalLosses, local_losses
 from bionas_fast.nn import synchronise_statistics
+from bionas_fast.nn.feedback import one_target_rules
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import LAYERS, RunFolder
 from bionas_fast.runs.trainer import Phase, Step
@@ -58,12 +61,17 @@ class SupervisedTraining(NetworkTraining):
             )
             self.metric_names = ("valid_loss", "valid_accuracy", *self.metric_names)
         self.net = build(data).to(self.device)
+        _expect_one_target(self.net, config)
         synchronise_statistics(self.net, distributed.synchroniser())
         augment = Augment(config.flip, config.crop_padding, config.cutout, config.policy)
         batches = training.stream(config.batch_size, seed=config.seed, augment=augment, device=self.device)
         distributed.require_divisible(batches.batch_size)
         self.phases = [Phase(f"training {name}", config.epochs, batches)]
-        self.optimizer = build_optimizer(self.net, config)
+        #: The losses of the blocks, if they have their own.
+        self.local = self._local_losses() if config.trainer == "local" else None
+        #: The modules whose weights are trained: the network, and the heads of local losses.
+        self.learners = nn.ModuleList([self.net, *(self.local.heads if self.local is not None else ())])
+        self.optimizer = build_optimizer(self.learners, config)
         self.precision = Precision(config.amp, self.device)
         self.overflows = self.precision.scaler.is_enabled()
         self.mixing = Mixing(config.mixup, config.cutmix, data.num_classes)
@@ -77,6 +85,20 @@ class SupervisedTraining(NetworkTraining):
         self.probe = probe(training, self.device) if config.record_layers else []
         #: The network as the training step calls it.
         self.call: Callable[..., Any] = torch.compile(self.net) if config.compile else self.net
+        if self.local is not None:
+            self.call = self.local.outputs
+
+    def _local_losses(self) -> LocalLosses:
+        config = self.config
+        if config.local_loss != "pred":
+            distributed.require_single_process("local losses of similarities compare a whole batch and are computed")
+        image = torch.zeros(1, self.data.in_channels, *self.data.image_size, device=self.device)
+        kind, beta, blocks = config.local_loss, config.local_beta, self.blocks()
+        return local_losses(self.net, kind=kind, beta=beta, blocks=blocks, example=image, seed=config.seed)
+
+    def blocks(self) -> Sequence[str] | None:
+        """Return the names of the modules at whose outputs the blocks of local losses end; None to find them."""
+        return None
 
     @property
     def trained(self) -> nn.Module:
@@ -84,8 +106,9 @@ class SupervisedTraining(NetworkTraining):
         return self.net if self.average is None else self.average.module
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the logits of a batch in training, and those of further heads."""
-        return (self.call(x),)
+        """Compute the logits of a batch in training, and those of further heads, or the features of the blocks."""
+        out = self.call(x)
+        return out if isinstance(out, tuple) else (out,)
 
     def auxiliary_weights(self) -> tuple[float, ...]:
         """Return the weight of the loss of each further head."""
@@ -109,12 +132,15 @@ class SupervisedTraining(NetworkTraining):
             scaler.scale(loss).backward()
             losses.append(loss.detach())
             hits.append((logits[0].argmax(dim=1) == labels).sum())
-        distributed.average_gradients(self.net.parameters())
+        distributed.average_gradients(self.learners.parameters())
         norm = self._descend()
         return Step(torch.stack(losses).sum(), torch.stack(hits).sum(), norm)
 
     def _loss(self, logits: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         smoothing = self.config.label_smoothing
+        if self.local is not None:
+            entropy = F.cross_entropy(logits[0], targets, label_smoothing=smoothing)
+            return sum(self.local.losses(logits[1:], targets, smoothing), entropy)
         first, *others = (F.cross_entropy(out, targets, label_smoothing=smoothing) for out in logits)
         for weight, loss in zip(self.auxiliary_weights(), others, strict=True):
             first = first + weight * loss
@@ -124,7 +150,7 @@ class SupervisedTraining(NetworkTraining):
         """Change the weights along their gradients; return the norm of these."""
         scaler = self.precision.scaler
         scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.learners.parameters(), self.config.gradient_clip)
         scaler.step(self.optimizer)
         scaler.update()
         self.precision.expect_scale("the gradient of the training loss")
@@ -164,6 +190,8 @@ class SupervisedTraining(NetworkTraining):
         state: dict[str, Any] = {"precision": self.precision.state_dict()}
         if self.average is not None:
             state["average"] = self.average.state_dict()
+        if self.local is not None:
+            state["heads"] = self.local.heads.state_dict()
         if self.config.record_layers:
             state["layers"] = list(self.layers)
         return state
@@ -173,6 +201,9 @@ class SupervisedTraining(NetworkTraining):
         if self.average is not None:
             expect_form(state["average"], self.average.state_dict(), "average")
             self.average.load_state_dict(state["average"])
+        if self.local is not None:
+            expect_form(state["heads"], self.local.heads.state_dict(), "heads")
+            self.local.heads.load_state_dict(state["heads"])
         if self.config.record_layers:
             self.layers = list(state["layers"])
 
@@ -183,3 +214,17 @@ class SupervisedTraining(NetworkTraining):
             return super().network_state(checkpoint)
         prefix = "module."
         return {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
+
+
+def _expect_one_target(network: nn.Module, config: SupervisedConfig) -> None:
+    """Check that each image has one target, if a rule of the network needs that.
+
+    Raises:
+        InputError: label smoothing, mixup or CutMix.
+    """
+    rules = one_target_rules(network)
+    for name in ("label_smoothing", "mixup", "cutmix") if rules else ():
+        if value := getattr(config, name):
+            raise InputError(
+                f"{name}: expected 0 for the rule {rules[0]}, which needs one target per image, got {value}"
+            )

@@ -95,16 +95,16 @@ def test_auxiliary_head_in_training_only(size):
 
 @pytest.mark.parametrize("rule", rules.names())
 def test_every_single_rule_trains(rule):
-    """Thirty steps on one batch lower the loss under every rule, including dfa, whose error comes from the logits."""
+    """Steps on one batch lower the loss under every rule; under sdfa, whose signal stays large, small ones."""
     torch.manual_seed(0)
     net = bf.build_network(GENOTYPE.with_rule(rule), channels=4, cells=2, in_channels=1)
-    skips = {"usf"} if rule in ("fa", "dfa") else set()
+    skips = {"usf"} if rules.get(rule).random_sign else set()
     found = {m.rule for m in net.cells.modules() if isinstance(m, FeedbackLayer)}
     assert found - {"bp"} == ({rule} | skips) - {"bp"}
     x, y = torch.randn(32, 1, 8, 8), torch.arange(32) % 10
-    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01 if rule == "sdfa" else 0.05, momentum=0.9)
     losses = []
-    for _ in range(30):
+    for _ in range(60 if rule == "sdfa" else 30):
         loss = nn.functional.cross_entropy(net(x), y)
         optimizer.zero_grad()
         loss.backward()

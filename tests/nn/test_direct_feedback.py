@@ -94,21 +94,28 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), torch.randint(CLASSES, (3,), generator=generator)
 
 
-def by_hand(model: Network, x: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """The gradients of cross-entropy: e = ∂L/∂logits at the top, B e below every layer, tanh' in between."""
+def by_hand(model: Network, x: Tensor, target: Tensor, signal=lambda e, onehot: e, scale=None) -> dict[str, Tensor]:
+    """The gradients of cross-entropy: e = ∂L/∂logits at the top, B e below every layer, tanh' in between.
+
+    ``signal``, of softmax - onehot and onehot, is what the layers below receive; ``scale``, the weight of each sample,
+    is 1/N by default.
+    """
+    scale = 1 / len(x) if scale is None else scale
     x = x.detach()
     p = {name: value.detach() for name, value in model.state_dict().items()}
     h1 = F.conv2d(x, p["conv1.weight"], p["conv1.bias"]).tanh()
     h2 = F.conv2d(h1, p["conv2.weight"], p["conv2.bias"], stride=2, padding=1, groups=2).tanh()
     h3 = F.linear(h2.flatten(1), p["hidden.weight"], p["hidden.bias"]).tanh()
     logits = F.linear(h3, p["head.weight"], p["head.bias"])
-    e = (logits.softmax(1) - F.one_hot(target, CLASSES)) / len(x)
+    onehot = F.one_hot(target, CLASSES).to(logits)
+    e = (logits.softmax(1) - onehot) * scale
+    below = signal(logits.softmax(1) - onehot, onehot) * scale
 
     def spread(positions: int) -> Tensor:
-        return e[:, :, None, None].expand(-1, -1, positions, positions)
+        return below[:, :, None, None].expand(-1, -1, positions, positions)
 
-    d3 = (e @ p["head.feedback"]) * (1 - h3**2)
-    d2 = (e @ p["hidden.feedback"]).reshape(h2.shape) * (1 - h2**2)
+    d3 = (below @ p["head.feedback"]) * (1 - h3**2)
+    d2 = (below @ p["hidden.feedback"]).reshape(h2.shape) * (1 - h2**2)
     down = F.conv_transpose2d(spread(3), p["conv2.feedback"], stride=2, padding=1, output_padding=1)
     d1 = down * (1 - h1**2)
     return {
@@ -231,6 +238,94 @@ def test_grouped_convolutions_learn(layer):
     y = CONVS[dims](padded, layer.feedback, padding=left)
     wanted = torch.autograd.grad(y, x, e.reshape(*e.shape, *[1] * dims).expand(*e.shape, *positions))
     assert_close(torch.autograd.grad(logits, x, e)[0], *wanted)
+
+
+# Signals in place of the error
+
+SIGNALS = {"drtp": lambda e, onehot: -onehot, "sdfa": lambda e, onehot: e.sign()}
+every_signal = pytest.mark.parametrize(("rule", "signal"), SIGNALS.items(), ids=SIGNALS)
+
+
+@every_signal
+def test_the_sum_over_samples_sends_the_signal_itself(rule, signal):
+    model, (x, target) = network(rule=rule), batch()
+    loss = F.cross_entropy(model(x), target, reduction="sum")
+    check(gradients(model, x, loss), by_hand(model, x, target, signal, scale=1))
+    with true_gradients(model):
+        actual = gradients(model, x, F.cross_entropy(model(x), target))
+    plain = Network("bp").double()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.endswith("feedback")})
+    check(actual, gradients(plain, x, F.cross_entropy(plain(x), target)))
+
+
+@every_signal
+def test_signals_have_the_weight_of_their_sample_in_the_loss(rule, signal):
+    """1/N in the mean; a factor of the loss; weights of classes; in a checkpoint, and in a compiled graph."""
+    model, (x, target) = network(rule=rule), batch()
+    check(gradients(model, x, F.cross_entropy(model(x), target)), by_hand(model, x, target, signal))
+    weights = torch.rand(CLASSES, dtype=torch.float64) + 0.5
+    loss = 2**16 * F.cross_entropy(model(x), target, weight=weights)
+    scale = 2**16 * (weights[target] / weights[target].sum())[:, None]
+    check(gradients(model, x, loss), by_hand(model, x, target, signal, scale))
+    model.requires_grad_().zero_grad()
+    hidden = model.hidden.forward
+    model.hidden.forward = lambda x: checkpoint(hidden, x, use_reentrant=True)
+    F.cross_entropy(model(x), target).backward()
+    wanted = by_hand(model, x, target, signal)
+    check({"x": x.grad, **{name: p.grad for name, p in model.named_parameters()}}, wanted)
+    del model.hidden.forward
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    check(gradients(model, x, F.cross_entropy(compiled(x), target)), wanted)
+
+
+@every_signal
+def test_signals_of_dense_logits_are_those_of_their_positions(rule, signal):
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1d(2, CLASSES, 1, rule=rule, bias=False)).double()
+    x, target = torch.randn(2, 2, 6).double().requires_grad_(), torch.randint(CLASSES, (2, 6))
+    logits = connect_direct_feedback(model, CLASSES)(x)
+    onehot = F.one_hot(target, CLASSES).double()
+    found = signal(logits.detach().softmax(1).movedim(1, 2) - onehot, onehot) / 12  # [N, positions, classes]
+    down = torch.einsum("npc,ci->ni", found, model[0].feedback[..., 0])
+    (actual,) = torch.autograd.grad(F.cross_entropy(logits, target), x)
+    assert_close(actual, down[:, :, None].expand_as(x))
+
+
+@every_signal
+def test_a_sample_that_is_certain_or_ignored(rule, signal):
+    """p rounds to 1, so that the error at the target is 0, and the signal is not; an ignored sample has none."""
+    model = nn.Sequential(Linear(CLASSES, CLASSES, rule=rule, bias=False), nn.Identity())
+    connect_direct_feedback(model, CLASSES)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(CLASSES))
+    x = torch.zeros(3, CLASSES)
+    x[0, 1] = 30
+    logits = model(x.requires_grad_())
+    logits.retain_grad()
+    F.cross_entropy(logits, torch.tensor([1, -100, 2]), reduction="sum").backward()
+    assert logits.grad[0, 1] == 0 and logits.grad[0, 0] > 0
+    onehot = F.one_hot(torch.tensor([1, 0, 2]), CLASSES).double()
+    wanted = signal(logits.detach().double().softmax(1) - onehot, onehot)
+    wanted[1] = 0
+    assert_close(x.grad, (wanted @ model[0].feedback.double()).float())
+
+
+@every_signal
+def test_an_error_of_several_targets_is_refused(rule, signal):
+    """At once on the CPU; by NaN where a step must not wait for a value, as in a compiled graph."""
+    model, (x, target) = network(rule=rule), batch()
+    mixed = (F.one_hot(target, CLASSES) + F.one_hot((target + 1) % CLASSES, CLASSES)).double() / 2
+    with pytest.raises(InputError, match=r"one target per sample.*no label smoothing, mixup"):
+        gradients(model, x, F.cross_entropy(model(x), mixed))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = gradients(model, x, F.cross_entropy(compiled(x), mixed))
+    assert found["x"].isnan().all() and found["hidden.weight"].isnan().all()
+    assert found["head.weight"].isfinite().all()
+    single = connect_direct_feedback(nn.Sequential(Linear(3, 1, rule=rule)), 1)
+    with pytest.raises(InputError, match="logits of one class"):
+        single(torch.ones(2, 3, requires_grad=True)).sum().backward()
 
 
 # Outputs and mistakes

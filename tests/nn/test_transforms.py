@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast import InputError, rules
@@ -45,7 +46,8 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "conv3d": (lambda **k: Conv3d(2, 3, 2, **k), (2, 3, 3, 3)),
 }  # fmt: skip
 every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
-every_rule = pytest.mark.parametrize("rule", rules.names())
+#: Signals in place of the error take the gradient of cross-entropy only, and are constants.
+every_rule = pytest.mark.parametrize("rule", [name for name in rules.names() if rules.get(name).signal is None])
 CLASSES = 2
 
 
@@ -212,7 +214,7 @@ def test_forward_mode_is_the_transpose_of_the_reverse_mode(rule):
     assert_close((pushed * error).sum(), (pulled * tangent).sum())
 
 
-@pytest.mark.parametrize("rule", [name for name in rules.names() if name != "dfa"])
+@pytest.mark.parametrize("rule", [name for name in rules.names() if rules.get(name).mode != "direct"])
 @every_layer
 def test_batches_of_errors(make, shape, rule):
     """torch.autograd.grad with is_grads_batched, as torch.autograd.functional.jacobian(vectorize=True) uses it."""
@@ -224,6 +226,23 @@ def test_batches_of_errors(make, shape, rule):
     actual, *_ = torch.autograd.grad(layer(x), leaves, errors, is_grads_batched=True)
     assert_close(actual, torch.stack(wanted))
     assert streams(layer) == [1] * len(streams(layer))
+
+
+@pytest.mark.parametrize("rule", [name for name in rules.names() if rules.get(name).signal is not None])
+def test_signals_of_samples(rule):
+    torch.manual_seed(0)
+    model, x = network(*LAYERS["conv2d-1x1"], rule), torch.randn(3, 4, 3, 3, dtype=torch.float64)
+    parameters, target = parameters_of(model), torch.tensor([0, 1, 1])
+
+    def loss(parameters: Weights, x: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, parameters, (x[None],)), target[None])
+
+    found = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, target)
+    for index in range(3):
+        model.zero_grad()
+        F.cross_entropy(model(x[index : index + 1]), target[index : index + 1]).backward()
+        for name, parameter in model.named_parameters():
+            assert_close(found[name][index], parameter.grad)
 
 
 @every_rule

@@ -425,3 +425,15 @@ def test_bad_input(digits, trained):
     ]:
         with pytest.raises(InputError, match=message):
             AttackConfig(**settings)
+
+
+def test_feedback_that_needs_the_cross_entropy_refuses_other_losses(digits):
+    data, config = digits, {"images": 20, "batch_size": 20}
+    for rule in ("drtp", "sdfa"):
+        net = bf.nn.connect_direct_feedback(network(rule), 10)
+        for settings in ({"attacks": ("cw",)}, {"attacks": ("fgsm", "tpgd")}, {"attacks": ("pgd",), "targeted": True}):
+            with pytest.raises(InputError, match=f"the feedback of {rule} needs the cross-entropy"):
+                attack(net, data, AttackConfig(**settings, **config))
+        attack(net, data, AttackConfig(attacks=("tpgd-1",), gradient="true", **config))
+        found = attack(net, data, AttackConfig(attacks=("fgsm", "pgd-2", "apgd-ce-2", "square-2"), **config))
+        assert [own.attack for own in found.outcomes if own.gradient == "feedback"] == ["fgsm", "pgd-2", "apgd-ce-2"]

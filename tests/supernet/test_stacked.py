@@ -52,13 +52,20 @@ from helpers.tolerances import (
         },
         {
             "channels": 2,
+            "size": (6, 6),
+            "cells": 2,
+            "nodes": 2,
+            "space": get_space("bionas").restricted(("dfa", "drtp", "sdfa"), ("sep_conv_3x3", "skip_connect")),
+        },
+        {
+            "channels": 2,
             "size": (8, 6),
             "nodes": 3,
             "cells": 2,
             "options": SupernetOptions(fixed={"stem": "usf", "preprocess": "brsf"}, skip_rules=False),
         },
     ],
-    ids=["odd", "one_channel", "sixteen_channels", "darts", "one_stage", "no_convolution", "published_skips"],
+    ids=["odd", "one_channel", "sixteen_channels", "darts", "one_stage", "no_convolution", "direct", "published_skips"],
 )
 def test_same_function_in_float64(shape):
     """Outputs, every weight gradient, every alpha gradient, running statistics, streams: equal to rounding."""

@@ -17,6 +17,7 @@ from bionas_fast.training.genotype import Training
 from bionas_fast.training.resnet import ResNetTraining
 from helpers.genotypes import GENOTYPE
 from helpers.runs import advance
+from helpers.tolerances import TOLERANCES
 
 SMALL = {"epochs": 1, "channels": 1, "cells": 2, "batch_size": 64, "dataset": "digits"}
 
@@ -261,3 +262,81 @@ def test_a_residual_network_resumes_exactly(tmp_path):
     advance(resumed)
     for name, value in whole.net.state_dict().items():
         assert torch.equal(resumed.net.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("setting", ["label_smoothing", "mixup", "cutmix"])
+def test_rules_that_need_one_target_refuse_mixed_labels(setting):
+    for rule in ("drtp", "sdfa"):
+        with pytest.raises(InputError, match=f"{setting}: expected 0 for the rule {rule}"):
+            ResNetTraining(bf.ResNetConfig(dataset="small:digits,images=100", rule=rule, **{setting: 0.5}))
+    ResNetTraining(bf.ResNetConfig(dataset="small:digits,images=100", rule="dfa", **{setting: 0.5}))
+
+
+def test_signals_do_not_depend_on_loss_scaling_and_parts_of_a_batch():
+    """One step under drtp: in one part and three, and with the loss multiplied and the gradient divided by 2¹⁰."""
+    x, y = torch.randn(12, 1, 8, 8), torch.arange(12) % 10
+    found = []
+    for settings in ({}, {"accumulate": 3}, {"scaled": True}):
+        scaled = settings.pop("scaled", False)
+        run = Training(GENOTYPE.with_rule("drtp"), bf.TrainConfig(**SMALL, **settings))
+        run.net.eval()
+        if scaled:
+            run.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        run.train_step(x, y)
+        found.append([p.detach().clone() for p in run.net.parameters()])
+    for other in found[1:]:
+        for own, expected in zip(other, found[0], strict=True):
+            torch.testing.assert_close(own, expected, **TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_local_losses_resume_exactly_with_averaged_weights(amp):
+    config = bf.ResNetConfig(
+        dataset="small:digits,images=200", rule="usf", epochs=1, batch_size=50, trainer="local", ema_decay=0.5, amp=amp
+    )
+    whole, part = ResNetTraining(config), ResNetTraining(config)
+    heads = [p.detach().clone() for p in whole.local.heads.parameters()]
+    advance(whole)
+    advance(part, 2)
+    resumed = ResNetTraining(config)
+    resumed.load_state_dict(part.state_dict())
+    advance(resumed)
+    assert resumed.trained is resumed.average.module
+    for own, other in ((whole.learners, resumed.learners), (whole.average, resumed.average)):
+        for name, value in own.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value)
+    assert all(not torch.equal(p, old) for p, old in zip(whole.local.heads.parameters(), heads, strict=True))
+
+
+def test_local_losses_train_cells(tmp_path):
+    """The loss of the step is that of :func:`bionas_fast.local_losses`; a saved network has no heads."""
+    settings = {**SMALL, "channels": 2, "trainer": "local", "local_loss": "pred", "label_smoothing": 0.1}
+    run = Training(GENOTYPE, bf.TrainConfig(**settings))
+    x, y = torch.randn(8, 1, 8, 8), torch.arange(8)
+    with torch.no_grad():
+        logits, *features = run.local.outputs(x)
+        wanted = F.cross_entropy(logits, y, label_smoothing=0.1)
+        for head, own in zip(run.local.heads, features, strict=True):
+            wanted = wanted + F.cross_entropy(head(own), y, label_smoothing=0.1)
+    run.net.eval()
+    run.net.train()
+    assert float(run.train_step(x, y).loss) == pytest.approx(float(wanted), rel=1e-5)
+    result = bf.train(GENOTYPE, bf.TrainConfig(**{**settings, "epochs": 4, "learning_rate": 0.1}), out=tmp_path / "run")
+    assert result.test_accuracy > 30
+    found = bf.evaluate(bf.load(tmp_path / "run"), bf.load_dataset("digits").test)
+    assert found["accuracy"] == result.test_accuracy
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"local_beta": 0.5}, "local_beta: not used by the trainer end-to-end"),
+        ({"trainer": "local", "local_loss": "sim", "local_beta": 0.5}, "local_beta: not used by the local loss sim"),
+        ({"trainer": "local", "accumulate": 2}, "accumulate: expected 1"),
+        ({"trainer": "local", "compile": True}, "compile: expected false"),
+        ({"trainer": "locl"}, "did you mean 'local'"),
+    ],
+)
+def test_settings_of_local_losses(settings, message):
+    with pytest.raises(InputError, match=message):
+        bf.ResNetConfig(**settings)
