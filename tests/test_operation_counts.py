@@ -33,7 +33,7 @@ LAYERS = {
     "linear-vector": (nn.Linear(4, 6), (4,)),
 }
 every_layer = pytest.mark.parametrize(("plain", "shape"), LAYERS.values(), ids=LAYERS)
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp", "nsf")
 
 
 def operations(layer: nn.Module, x: Tensor, backward: bool = True) -> int:

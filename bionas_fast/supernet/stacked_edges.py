@@ -184,7 +184,7 @@ class StackedEdges(Synchronised):
             x,
             _product(self.incidence.to(weights.dtype), weights.flatten()),
             total,
-            self.bank.weight,
+            self.bank.coupled,
             self.plan,
             seen.statistics,
             seen.feedback,

@@ -14,7 +14,7 @@ from bionas_fast import InputError, convert, true_gradients
 from bionas_fast.nn import FeedbackLayer, MultiheadAttention
 from helpers.tolerances import assert_close
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp", "nsf")
 every_rule = pytest.mark.parametrize("rule", RULES)
 BUILDS = {
     "plain": {},

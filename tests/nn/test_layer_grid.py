@@ -25,7 +25,7 @@ import bionas_fast as bf
 from bionas_fast import InputError
 from helpers.tolerances import assert_close
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp", "nsf")
 
 
 @dataclass

@@ -18,7 +18,7 @@ from helpers.ddp_worker import make_model, run, train
 from helpers.tolerances import assert_close
 
 OURS = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Conv3d: Conv3d, nn.Linear: Linear}
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp", "nsf")
 LAYERS = {  # torch.nn's layer, its arguments, the shape of an input
     "conv1d-same-even": (nn.Conv1d, (3, 4, 4), {"padding": "same"}, (2, 3, 9)),
     "conv1d-reflect": (nn.Conv1d, (3, 4, 5), {"padding": 2, "stride": 2, "padding_mode": "reflect"}, (2, 3, 9)),

@@ -26,7 +26,7 @@ from bionas_fast.nn import (
 from helpers.constant_feedback import through
 from helpers.tolerances import assert_close
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp", "nsf")
 every_rule = pytest.mark.parametrize("rule", RULES)
 LAYERS = {  # ours, torch.nn's, its arguments, the shape of an input
     "conv1d-same-even": (Conv1d, nn.Conv1d, (3, 4, 4), {"padding": "same"}, (2, 3, 7)),
