@@ -114,12 +114,14 @@ class Rule:
             ``"magnitude"`` |M| ~ U(0, a), ``"direct"`` M of shape [classes, ...], or None. ``"learned"``: M ~ U(-a, a)
             is the initial value of the parameter ``feedback``, whose gradient :meth:`update` returns.
         redraws: whether every training forward/backward pair sees fresh random numbers.
+        draws: whether :meth:`feedback` or :meth:`update` calls ``state.uniform``; otherwise a layer has no stream.
     """
 
     name: ClassVar[str] = ""
     mode: ClassVar[str] = "custom"
     stores: ClassVar[str | None] = None
     redraws: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
 
     def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
         """Compute B, of the same shape as the weight. Called without gradients at every forward pass that needs it."""
@@ -291,11 +293,13 @@ class KolenPollack(Rule):
 
 
 class _StrictNormalisation(Rule):
+    draws = False
+
     def _scaled_signs(self, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
         """Compute sign(W)·‖W_k‖/√n_k, where a slice W_k of n_k weights extends over ``dims``."""
         from torch import linalg
 
-        count = math.prod(weight.shape[d] for d in dims)
+        count = math.prod([weight.shape[d] for d in dims])
         return weight.sign() * (linalg.vector_norm(weight, dim=dims, keepdim=True) / math.sqrt(max(count, 1)))
 
 

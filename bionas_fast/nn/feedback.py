@@ -142,8 +142,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if seed is None:
             seed = seed_from(random_state(generator, weight.device))
         self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
-        # A user-defined rule may draw at any time; of the built-in rules, only those that redraw have a stream.
-        if known.redraws or known.mode == "custom":
+        if known.redraws or (known.mode == "custom" and known.draws):
             self.feedback_stream = self._new_stream()
         if known.stores == "direct":
             if num_classes is not None:
@@ -181,8 +180,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def _store(self, value: Tensor) -> None:
         """Keep the tensor that the rule draws once; as a parameter if the rule learns it and the layer has weights."""
-        with torch.enable_grad():
-            weight = self.effective_weight()
+        weight = self.effective_weight()
         value = value.to(weight.dtype)
         if rules.get(self.rule).stores != "learned" or "weight" in self._buffers:
             self.feedback = value
@@ -193,7 +191,10 @@ class FeedbackLayer(Redrawing, ErrorPath):
                 own.copy_(value)
             return
         self._buffers.pop("feedback", None)
-        self.register_parameter("feedback", nn.Parameter(value, requires_grad=weight.requires_grad))
+        # A weight may be computed from other parameters.
+        others = (own for name, own in self.named_parameters() if name not in ("bias", "feedback"))
+        learns = weight.requires_grad or any(own.requires_grad for own in others)
+        self.register_parameter("feedback", nn.Parameter(value, requires_grad=learns))
 
     def _rule_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the rule, by name."""
@@ -228,7 +229,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         return rules.get_law(self.feedback_init, tuple(self.effective_weight().shape))
 
     def set_feedback(self, feedback: Tensor) -> None:
-        """Replace the tensor that the rule drew once or learns: B for ``fa``, ``dfa``, ``kp``, a B or |M₀| for ``frsf``.
+        """Replace the stored tensor: B for ``fa``, ``dfa`` and rules that learn it, a B or |M₀| for ``frsf``.
 
         Raises:
             InputError: the rule stores no feedback, or the shape differs.

@@ -122,7 +122,7 @@ def _uniform(part: Part, stream: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 _library = torch.library.Library("bionas_fast", "FRAGMENT")
 _library.define(
-    "couple(Tensor weight, Tensor feedback, Tensor? stream, str[] rules, float[] bounds, float[] scales, int[] sizes, "
+    "couple(Tensor weight, Tensor feedback, Tensor? stream, str rules, float[] bounds, float[] scales, int[] sizes, "
     "int[] dims, int[] starts, int[] numbers, int[] filters) -> Tensor"
 )
 
@@ -130,7 +130,7 @@ _library.define(
 def _flat(parts: Sequence[Part]) -> tuple[list[Any], ...]:
     """Flatten the parts to the arguments of the schema."""
     return (
-        [part.rule for part in parts],
+        " ".join(part.rule for part in parts),  # torch.jit.trace records no lists of names
         [part.law.bound for part in parts],
         [part.law.scale for part in parts],
         [size for part in parts for size in part.shape],
@@ -146,7 +146,7 @@ def _read(flat: Sequence[Any]) -> tuple[Part, ...]:
     left = iter(sizes)
     shapes = [tuple(next(left) for _ in range(count)) for count in dims]
     laws = [Law(bound, scale) for bound, scale in zip(bounds, scales, strict=True)]
-    return tuple(Part(*fields) for fields in zip(names, laws, shapes, *places, strict=True))
+    return tuple(Part(*fields) for fields in zip(names.split(), laws, shapes, *places, strict=True))
 
 
 @torch.library.impl(_library, "couple", "CompositeExplicitAutograd")

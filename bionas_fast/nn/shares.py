@@ -25,8 +25,7 @@ def rule_shares(model: nn.Module) -> dict[str, float]:
     """Compute the share of the weights of ``model`` that learn by each rule.
 
     Weights are all parameters but learned feedback, biases included, and the plastic weights of Hebbian layers. Tied
-    weights count once;
-    the weights of a lazy layer count when their shape is known.
+    weights count once; the weights of a lazy layer count when their shape is known.
 
     Args:
         model: any module, converted or not.

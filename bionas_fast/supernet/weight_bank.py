@@ -38,13 +38,15 @@ class CustomLayer:
 
     def fill(self, b: Tensor, weights: Tensor, stream: Tensor | None) -> None:
         """Compute B of this layer into the flat B of the bank."""
-        assert stream is not None
-        numbers = partial(draws.uniform, self.shape, stream[self.number])
         stored = None if self.stored is None else self.stored.view(self.shape)
-        state = FeedbackState(self.law, stored, lambda: numbers().to(b.dtype))
+        state = FeedbackState(self.law, stored, partial(self._uniform, stream, b.dtype))
         place = slice(self.start, self.start + math.prod(self.shape))
         weight = weights[place].view(self.shape)
         b[place].copy_(rules.feedback_of(rules.get(self.rule), weight, state).flatten())
+
+    def _uniform(self, stream: Tensor | None, dtype: torch.dtype) -> Tensor:
+        assert stream is not None
+        return draws.uniform(self.shape, stream[self.number]).to(dtype)
 
 
 @dataclass(frozen=True)
