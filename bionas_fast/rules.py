@@ -18,8 +18,12 @@ A user-defined rule computes B in :meth:`Rule.feedback`::
 
 It then works wherever a rule is named: layers, ``convert``, search, reports.
 
+Feedback can also be learned: under ``stores = "learned"`` B is a parameter of the layer. Its gradient is not that of
+the loss, which does not depend on B, but what :meth:`Rule.update` makes of the gradient of W.
+
 Sources: Lillicrap et al. 2016 (FA); Nøkland 2016 (DFA); Frenkel, Lefebvre & Bol 2021 (DRTP, sDFA); Liao, Leibo & Poggio
-2016 and Moskovitz et al. 2018 (the sign-concordant rules uSF, brSF, frSF).
+2016 and Moskovitz et al. 2018 (the sign-concordant rules uSF, brSF, frSF, and strict normalisation); Kolen & Pollack
+1994 and Akrout et al. 2019 (KP).
 """
 
 from __future__ import annotations
@@ -87,18 +91,20 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class FeedbackState:
-    """The argument of :meth:`Rule.feedback` supplied by the layer.
+    """The argument of :meth:`Rule.feedback` and :meth:`Rule.update` supplied by the layer.
 
     Attributes:
         law: the initial law of the layer's weights.
-        stored: the tensor drawn once for this layer, or None if the rule stores none.
+        stored: the tensor drawn once for this layer, or its learned feedback; None if the rule stores none.
         uniform: returns random numbers in [0, 1), shaped like the weight: fixed until the next training
             forward/backward pair, and the same on every device.
+        filters: the dimension of the weight that numbers its filters, those of one output each.
     """
 
     law: Law
     stored: Tensor | None
     uniform: Callable[[], Tensor]
+    filters: int = 0
 
 
 class Rule:
@@ -108,10 +114,12 @@ class Rule:
         name: its name in genotypes and options.
         mode: one of :data:`MODES`; by default, :meth:`feedback` computes B.
         stores: the tensor drawn once into the layer's buffer ``feedback``: ``"signed"`` M ~ U(-a, a),
-            ``"magnitude"`` |M| ~ U(0, a), ``"direct"`` M of shape [classes, ...], or None.
+            ``"magnitude"`` |M| ~ U(0, a), ``"direct"`` M of shape [classes, ...], or None. ``"learned"``: M ~ U(-a, a)
+            is the initial value of the parameter ``feedback``, whose gradient :meth:`update` returns.
         redraws: whether every training forward/backward pair sees fresh random numbers.
         signal: with ``stores = "direct"``, what takes the place of the error at the logits: ``"target"``,
             -onehot(target); ``"sign"``, its sign; or None.
+        draws: whether :meth:`feedback` or :meth:`update` calls ``state.uniform``; otherwise a layer has no stream.
     """
 
     name: ClassVar[str] = ""
@@ -119,15 +127,33 @@ class Rule:
     stores: ClassVar[str | None] = None
     redraws: ClassVar[bool] = False
     signal: ClassVar[str | None] = None
+    draws: ClassVar[bool] = True
 
     def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
         """Compute B, of the same shape as the weight. Called without gradients at every forward pass that needs it."""
         raise NotImplementedError(f"rule {self.name!r} defines neither a mode nor feedback()")
 
+    def update(self, weight: Tensor, weight_grad: Tensor, state: FeedbackState) -> Tensor:
+        """Compute the gradient that the optimiser sees at the learned feedback, in every backward pass.
+
+        The default is the gradient of the weight, as of Kolen & Pollack: an optimiser changes both alike, and weight
+        decay makes their difference disappear.
+
+        Args:
+            weight: W of the pass.
+            weight_grad: ∂W = x ⊗ δ_out, of the loss as it is scaled (``GradScaler``, gradient accumulation). The result
+                should scale with it.
+            state: as in :meth:`feedback`; ``stored`` is the learned feedback.
+
+        Returns:
+            A tensor of the weight's shape.
+        """
+        return weight_grad
+
     @property
     def random_sign(self) -> bool:
         """Whether the signs of B are drawn, independent of W. Skip connections are no baseline under such a rule."""
-        return self.stores in ("signed", "direct")
+        return self.stores in ("signed", "direct", "learned")
 
     @property
     def summary(self) -> str:
@@ -138,6 +164,8 @@ class Rule:
         return f"<rule {self.name}: {self.summary}>"
 
 
+#: The values of :attr:`Rule.stores`, besides None.
+STORES = ("signed", "magnitude", "direct", "learned")
 _registry: Registry[Rule] = Registry("rule", owner=type)
 R = TypeVar("R", bound=type[Rule])
 
@@ -154,8 +182,8 @@ def register(rule: R) -> R:
         raise InputError(f"a rule's name must be a lower-case word, such as 'usf'; {rule.__name__} has {name!r}")
     if rule.mode not in (*MODES, "custom"):
         raise unknown("mode", rule.mode, MODES, f"rule {name!r}")
-    if rule.stores not in (None, "signed", "magnitude", "direct"):
-        raise unknown("stores", rule.stores, ("signed", "magnitude", "direct"), f"rule {name!r}")
+    if rule.stores not in (None, *STORES):
+        raise unknown("stores", rule.stores, STORES, f"rule {name!r}")
     if rule.signal not in (None, *SIGNALS):
         raise unknown("signal", rule.signal, SIGNALS, f"rule {name!r}")
     _registry.register(name, instance)
@@ -188,16 +216,27 @@ def feedback_of(rule: Rule, weight: Tensor, state: FeedbackState) -> Tensor:
     Raises:
         InputError: the rule returned no tensor, or one of another shape than the weight.
     """
+    return _shaped(rule.feedback(weight, state), weight, f"rule {rule.name!r} returned", "feedback")
+
+
+def update_of(rule: Rule, weight: Tensor, weight_grad: Tensor, state: FeedbackState) -> Tensor:
+    """Compute the gradient of the learned feedback of a rule, in the dtype of the weight.
+
+    Raises:
+        InputError: the rule returned no tensor, or one of another shape than the weight.
+    """
+    update = rule.update(weight, weight_grad, state)
+    return _shaped(update, weight, f"update() of rule {rule.name!r} returned", "a gradient")
+
+
+def _shaped(value: Tensor, weight: Tensor, returned: str, kind: str) -> Tensor:
     from torch import Tensor
 
-    b = rule.feedback(weight, state)
-    if not isinstance(b, Tensor):
-        raise InputError(f"rule {rule.name!r} returned {type(b).__name__} as feedback, not a tensor")
-    if b.shape != weight.shape:
-        raise InputError(
-            f"rule {rule.name!r} returned feedback of shape {list(b.shape)} for a weight of shape {list(weight.shape)}"
-        )
-    return b.to(weight.dtype)
+    if not isinstance(value, Tensor):
+        raise InputError(f"{returned} {type(value).__name__} as {kind}, not a tensor")
+    if value.shape != weight.shape:
+        raise InputError(f"{returned} {kind} of shape {list(value.shape)} for a weight of shape {list(weight.shape)}")
+    return value.to(weight.dtype)
 
 
 @register
@@ -270,6 +309,46 @@ class SignDirectFeedbackAlignment(Rule):
     mode = "direct"
     stores = "direct"
     signal = "sign"
+
+
+@register
+class KolenPollack(Rule):
+    """Kolen-Pollack: B is learned by the weight's gradient; weight decay aligns it with W."""
+
+    name = "kp"
+    mode = "stored"
+    stores = "learned"
+
+
+class _StrictNormalisation(Rule):
+    draws = False
+
+    def _scaled_signs(self, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
+        """Compute sign(W)·‖W_k‖/√n_k, where a slice W_k of n_k weights extends over ``dims``."""
+        from torch import linalg
+
+        count = math.prod([weight.shape[d] for d in dims])
+        return weight.sign() * (linalg.vector_norm(weight, dim=dims, keepdim=True) / math.sqrt(max(count, 1)))
+
+
+@register
+class StrictNormalisation(_StrictNormalisation):
+    """Strict normalisation: B = sign(W) · ‖W_k‖/√n_k, with the norm of every filter of n_k weights."""
+
+    name = "nsf"
+
+    def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
+        return self._scaled_signs(weight, tuple(d for d in range(weight.dim()) if d != state.filters))
+
+
+@register
+class LayerStrictNormalisation(_StrictNormalisation):
+    """Strict normalisation of the layer: B = sign(W) · ‖W‖/√n, with the norm of all n weights."""
+
+    name = "nsf_layer"
+
+    def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
+        return self._scaled_signs(weight, tuple(range(weight.dim())))
 
 
 __all__ = [

@@ -35,8 +35,8 @@ class Layers(NamedTuple):
         """Describe the stage for the pass that is about to begin."""
         own, norm = self.depthwise, self.norm
         layers = [self.pointwise] if own is None else [own, self.pointwise]
-        weights = tuple(layer.weight for layer in layers)
-        feedback = tuple(layer.pass_feedback(weight) for layer, weight in zip(layers, weights, strict=True))
+        feedback = tuple(layer.pass_feedback(layer.weight) for layer in layers)
+        weights = tuple(layer.coupled(layer.weight) for layer in layers)
         kernel, dilation = (0, 1) if own is None else (own.kernel_size[0], own.dilation[0])
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
         assert norm.momentum is not None

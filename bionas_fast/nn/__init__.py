@@ -18,6 +18,7 @@ from bionas_fast.nn.lazy import (
     LazyConvTranspose3d,
     LazyLinear,
 )
+from bionas_fast.nn.learned import learned_feedback
 from bionas_fast.nn.plain import to_torch
 from bionas_fast.nn.predictive import PredictiveConv2d
 from bionas_fast.nn.redraw import next_draw, redraw_every_step
@@ -51,6 +52,7 @@ __all__ = [
     "convert",
     "count_weights",
     "frozen_plasticity",
+    "learned_feedback",
     "name_layers",
     "next_draw",
     "redraw_every_step",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bionas_fast.nn.feedback import FEEDBACK_BUFFERS, FeedbackLayer
+from bionas_fast.nn.feedback import FEEDBACK_TENSORS, FeedbackLayer
 
 
 def torch_state_dict(model: nn.Module) -> dict[str, Any]:
@@ -24,10 +24,10 @@ def torch_state_dict(model: nn.Module) -> dict[str, Any]:
     """
     state = model.state_dict()
     feedback = {
-        f"{name}.{buffer}" if name else buffer
+        f"{name}.{tensor}" if name else tensor
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, FeedbackLayer)
-        for buffer in FEEDBACK_BUFFERS
+        for tensor in FEEDBACK_TENSORS
     }
     plain = OrderedDict((name, value) for name, value in state.items() if name not in feedback)
     if hasattr(state, "_metadata"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from torch import nn
 
@@ -12,8 +13,14 @@ from bionas_fast.nn import switches
 
 
 class ErrorPath(nn.Module):
-    """Mixin of modules whose error may differ from the true gradient."""
+    """Mixin of modules whose error may differ from the true gradient.
 
+    Attributes:
+        learned_parameters: the names of the parameters that hold learned feedback and so are no weights; a module has
+            them only if a rule learns its feedback.
+    """
+
+    learned_parameters: ClassVar[tuple[str, ...]] = ()
     _true_in: tuple[int, ...] = ()
 
     @property

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from bionas_fast import backends, rules, torch_private
 from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback.records import Feedback
-from bionas_fast.nn import repeats
+from bionas_fast.nn import learned, repeats
 from bionas_fast.nn.direct import OUTSIDE, DirectFeedback, DirectPass, Logits, active_pass, connection, detach
 from bionas_fast.nn.error_path import ErrorPath
 from bionas_fast.nn.plain import become, plain_class
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from bionas_fast.ops.geometry import Geometry
 
 _MAX_SEED = 2**64
-#: The buffers of a rule; a checkpoint of torch.nn's layer lacks them.
-FEEDBACK_BUFFERS = ("feedback", "feedback_stream")
+#: The tensors of a rule; a checkpoint of torch.nn's layer lacks them.
+FEEDBACK_TENSORS = ("feedback", "feedback_stream")
 #: The other attributes that a rule gives to a layer.
 _OF_A_RULE = ("rule", "feedback_init", "law", "direct", "meeting", "_true_in", "_seed", "_deferred")
 _NOT_CONNECTED = (
@@ -74,13 +74,17 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     Buffers, all in ``state_dict``:
         feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for direct
-            feedback.
+            feedback. A parameter if the rule learns it, as ``kp`` does; W, if it is a parameter, hands its gradient on
+            to it.
         feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
             step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream;
             or the optimiser does, see :func:`redraw_every_step`.
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("feedback",)  # drawn once
+    learned_parameters: ClassVar[tuple[str, ...]] = ("feedback",)
+    #: The dimension of the weight that numbers its filters.
+    filters: ClassVar[int] = 0
 
     weight: Tensor
     law: Law
@@ -98,6 +102,8 @@ class FeedbackLayer(Redrawing, ErrorPath):
         generator: torch.Generator | None = None,
     ) -> None:
         """Set the learning rule of the layer and draw the rule's tensors. The weights are unchanged.
+
+        Under a rule that learns B the layer gets a parameter ``feedback``; an optimiser made before does not know it.
 
         Args:
             rule: a registered rule or its name.
@@ -123,7 +129,9 @@ class FeedbackLayer(Redrawing, ErrorPath):
         self.rule = known.name
         self.feedback_init = feedback_init
         self.direct: tuple[DirectFeedback, ...] | None = self.__dict__.get("direct")
-        self.register_buffer("feedback", None)
+        if known.stores != "learned" or "feedback" not in self._parameters:
+            self._parameters.pop("feedback", None)
+            self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
         weight = self.effective_weight()
         if is_lazy(weight):
@@ -135,8 +143,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if seed is None:
             seed = seed_from(random_state(generator, weight.device))
         self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
-        # A user-defined rule may draw at any time; of the built-in rules, only those that redraw have a stream.
-        if known.redraws or known.mode == "custom":
+        if known.redraws or (known.mode == "custom" and known.draws):
             self.feedback_stream = self._new_stream()
         if known.stores == "direct":
             if num_classes is not None:
@@ -170,7 +177,30 @@ class FeedbackLayer(Redrawing, ErrorPath):
             numbers = numbers * self.law.bound
         else:
             numbers = (2 * numbers - 1) * self.law.bound
-        self.feedback = numbers.to(self.effective_weight().dtype)
+        self._store(numbers)
+
+    def _store(self, value: Tensor) -> None:
+        """Keep the tensor that the rule draws once; as a parameter if the rule learns it and the layer has weights."""
+        weight = self.effective_weight()
+        value = value.to(weight.dtype)
+        if rules.get(self.rule).stores != "learned" or "weight" in self._buffers:
+            self.feedback = value
+            return
+        own = self._parameters.get("feedback")
+        if own is not None and (own.shape, own.device, own.dtype) == (value.shape, value.device, value.dtype):
+            with torch.no_grad():
+                own.copy_(value)
+            return
+        self._buffers.pop("feedback", None)
+        # A weight may be computed from other parameters.
+        others = (own for name, own in self.named_parameters() if name not in ("bias", "feedback"))
+        learns = weight.requires_grad or any(own.requires_grad for own in others)
+        self.register_parameter("feedback", nn.Parameter(value, requires_grad=learns))
+
+    def _rule_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the rule, by name."""
+        found = ((name, self._buffers.get(name, self._parameters.get(name))) for name in FEEDBACK_TENSORS)
+        return {name: tensor for name, tensor in found if tensor is not None}
 
     def _direct_shape(self, num_classes: int) -> tuple[int, ...]:
         """Return the shape of B under direct feedback, [classes, ...]."""
@@ -200,7 +230,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         return rules.get_law(self.feedback_init, tuple(self.effective_weight().shape))
 
     def set_feedback(self, feedback: Tensor) -> None:
-        """Replace the tensor that the rule drew once: B for ``fa`` and direct feedback, a B or |M₀| for ``frsf``.
+        """Replace the stored tensor: B for ``fa``, direct feedback and rules that learn it, a B or |M₀| for ``frsf``.
 
         Raises:
             InputError: the rule stores no feedback, or the shape differs.
@@ -211,7 +241,8 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if stored.shape != feedback.shape:
             raise ShapeError(f"feedback: expected shape {list(stored.shape)}, got {list(feedback.shape)}")
         value = feedback.detach()
-        stored.copy_(value.abs() if rules.get(self.rule).stores == "magnitude" else value)
+        with torch.no_grad():
+            stored.copy_(value.abs() if rules.get(self.rule).stores == "magnitude" else value)
 
     def feedback_weight(self) -> Tensor:
         """Compute B of the next backward pass, shaped like ``weight`` or, if direct, [classes, ...]; detached."""
@@ -296,12 +327,27 @@ class FeedbackLayer(Redrawing, ErrorPath):
         advance = rule.redraws and self.training and self.redraws_every_pass
         if rule.mode != "custom":
             buffers = self._buffers  # attributes of a module are looked up more slowly
-            stored, stream = buffers["feedback"], buffers["feedback_stream"]
-            return Feedback(rule.mode, stored, stream, law.bound, law.scale, advance)
+            stored = buffers["feedback"] if "feedback" in buffers else _detached(self.feedback)
+            return Feedback(rule.mode, stored, buffers["feedback_stream"], law.bound, law.scale, advance)
         with torch.no_grad():
-            state = FeedbackState(law, self.feedback, partial(self._uniform, weight))
+            state = FeedbackState(law, _detached(self.feedback), partial(self._uniform, weight), self.filters)
             b = rules.feedback_of(rule, weight.detach(), state)
         return Feedback("stored", b, self.feedback_stream, advance=advance)
+
+    def coupled(self, weight: Tensor) -> Tensor:
+        """Return the weight for this forward pass, which hands its gradient on to learned feedback; call once a pass.
+
+        A frozen weight hands nothing on.
+        """
+        if "feedback" not in self._parameters:
+            return weight
+        learns = torch.is_grad_enabled() and (weight.requires_grad or torch_private.in_transform())
+        recorded = backends.recorded()
+        # A trace must be the same with and without gradients; in evaluation it has torch's own ops only.
+        if not (self.training if recorded else learns) or self.feedback is None:
+            return weight
+        part = learned.Part(self.rule, self.law, tuple(weight.shape), filters=self.filters)
+        return learned.couple(weight, self.feedback, (part,), self.feedback_stream)
 
     def next_draw(self) -> None:
         if self.feedback_stream is not None and rules.get(self.rule).redraws:
@@ -354,14 +400,14 @@ class FeedbackLayer(Redrawing, ErrorPath):
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Unpack[Geometry]) -> Tensor:
         """Run the layer as a convolution, with layer-wise or direct feedback."""
         if not self._is_direct(input):
-            return ops.feedback_conv(input, weight, bias, self.pass_feedback(weight), **geometry)
+            return ops.feedback_conv(input, self.coupled(weight), bias, self.pass_feedback(weight), **geometry)
         output = ops.feedback_conv(input.detach(), weight, bias, **geometry)
         return self._collect(output, ops.direct_conv(input, self._direct_feedback(), output.shape[2:], **geometry))
 
     def _project(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Run the layer as a linear map, with layer-wise or direct feedback."""
         if not self._is_direct(input):
-            return ops.feedback_linear(input, weight, bias, self.pass_feedback(weight))
+            return ops.feedback_linear(input, self.coupled(weight), bias, self.pass_feedback(weight))
         if input.dim() < 2:
             raise ShapeError(f"input: rule {self.rule!r} needs a batch, [N, ..., in_features]; got {list(input.shape)}")
         output = ops.feedback_linear(input.detach(), weight, bias)
@@ -372,12 +418,11 @@ class FeedbackLayer(Redrawing, ErrorPath):
         on_meta = self._feedback_is_on_meta()
         super()._apply(fn, recurse)
         if on_meta and not self._feedback_is_on_meta():
-            self._materialise_feedback(next(self.buffers(recurse=False)).device)
+            self._materialise_feedback(next(iter(self._rule_tensors().values())).device)
         return self
 
     def _feedback_is_on_meta(self) -> bool:
-        buffers = (self._buffers[name] for name in FEEDBACK_BUFFERS)
-        return any(buffer is not None and buffer.is_meta for buffer in buffers)
+        return any(tensor.is_meta for tensor in self._rule_tensors().values())
 
     @torch.no_grad()
     def _materialise_feedback(self, device: torch.device) -> None:
@@ -396,7 +441,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         *lists: list[str],
     ) -> None:
         """Load the layer; if the checkpoint has no feedback, as torch.nn's, the layer's own is unchanged."""
-        absent = [prefix + name for name in FEEDBACK_BUFFERS if self._buffers.get(name) is not None]
+        absent = [prefix + name for name in self._rule_tensors()]
         if any(name in state_dict for name in absent):
             absent = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *lists)
@@ -414,7 +459,8 @@ class FeedbackLayer(Redrawing, ErrorPath):
             raise InputError("expected a layer that torch.nn has")
         if is_lazy(self.effective_weight()):
             raise InputError("expected a layer of known shape; run the model once before")
-        for name in FEEDBACK_BUFFERS:
+        for name in FEEDBACK_TENSORS:
+            self._parameters.pop(name, None)
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
         for name in _OF_A_RULE:
@@ -467,6 +513,11 @@ def connect_direct_feedback(
         layer.connect(direct, num_classes, former)
     direct.attach(model)
     return model
+
+
+def _detached(stored: Tensor | None) -> Tensor | None:
+    """Return the stored tensor of a rule without gradient, which only learned feedback has."""
+    return None if stored is None else stored.detach()
 
 
 def one_target_rules(model: nn.Module) -> tuple[str, ...]:

@@ -169,10 +169,11 @@ class _Conv(Initialised):
     def _forward(self, input: Tensor, weight: Tensor) -> Tensor:
         if not self._is_direct(input) and (backend := ops.can_swap(input, weight, self.groups)):
             padded, padding = pad(self, input)
-            output = self.function(padded, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            coupled = self.coupled(weight)
+            output = self.function(padded, coupled, self.bias, self.stride, padding, self.dilation, self.groups)
             shape = Window(self.stride, padding, self.dilation, self.groups)
             arguments = ops.ConvArguments(self.pass_feedback(weight), shape, backend)
-            return ops.with_feedback(output, padded, weight, arguments)
+            return ops.with_feedback(output, padded, coupled, arguments)
         dims = weight.dim() - 2
         if input.dim() == dims + 1:
             return self._forward(input.unsqueeze(0), weight).squeeze(0)

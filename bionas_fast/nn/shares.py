@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from bionas_fast.errors import expect_type
 from bionas_fast.nn.attention import MultiheadAttention
+from bionas_fast.nn.error_path import ErrorPath
 from bionas_fast.nn.feedback import FeedbackLayer
 from bionas_fast.nn.hebbian import HebbianConv2d, HebbianLinear
 from bionas_fast.nn.predictive import PredictiveConv2d
@@ -23,8 +24,8 @@ _EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
 def rule_shares(model: nn.Module) -> dict[str, float]:
     """Compute the share of the weights of ``model`` that learn by each rule.
 
-    Weights are all parameters, biases included, and the plastic weights of Hebbian layers. Tied weights count once;
-    the weights of a lazy layer count when their shape is known.
+    Weights are all parameters but learned feedback, biases included, and the plastic weights of Hebbian layers. Tied
+    weights count once; the weights of a lazy layer count when their shape is known.
 
     Args:
         model: any module, converted or not.
@@ -71,13 +72,14 @@ def _precedence(group: str) -> int:
 
 
 def layers_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[nn.Parameter]]]:
-    """Iterate over (name, module, own parameters); those of a parametrisation belong to the parametrised module."""
+    """Iterate over (name, module, own weights); those of a parametrisation belong to the parametrised module."""
     holders = [module._modules["parametrizations"] for module in model.modules() if parametrize.is_parametrized(module)]
     parts = {id(part) for holder in holders if holder is not None for part in holder.modules()}
     for name, module in model.named_modules():
         if id(module) in parts:
             continue
-        weights = list(module.parameters(recurse=False))
+        learned = module.learned_parameters if isinstance(module, ErrorPath) else ()
+        weights = [weight for own, weight in module.named_parameters(recurse=False) if own not in learned]
         if parametrize.is_parametrized(module):
             weights += module.parametrizations.parameters()
         weights = [weight for weight in weights if not is_lazy(weight)]

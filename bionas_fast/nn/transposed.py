@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,7 @@ class _ConvTranspose(Initialised):
         }  # fmt: skip
         if not self._is_direct(input):
             feedback = self.pass_feedback(weight)
+            weight = self.coupled(weight)
             return ops.feedback_conv_transpose(input, weight, self.bias, feedback, output_padding=extra, **geometry)
         output = ops.feedback_conv_transpose(input.detach(), weight, self.bias, output_padding=extra, **geometry)
         token = ops.direct_conv_transpose(input, self._direct_feedback(), output.shape[2:], **geometry)
@@ -115,6 +116,8 @@ class TransposedLinear(Initialised):
         out_features: the same of the output.
         device, dtype: of the parameters.
     """
+
+    filters: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -164,7 +167,7 @@ class TransposedLinear(Initialised):
             feedback = self.pass_feedback(weight)
             b = ops.feedback_weight(weight, feedback).t()
             feedback = feedback if feedback.mode == "weight" else feedback._replace(mode="stored", stored=b)
-        return ops.feedback_linear(input, weight.t(), self.bias, feedback)
+        return ops.feedback_linear(input, self.coupled(weight).t(), self.bias, feedback)
 
     def extra_repr(self) -> str:
         return f"in_features={self.nx}, out_features={self.nf}, rule={self.rule!r}"

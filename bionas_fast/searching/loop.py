@@ -18,6 +18,7 @@ from bionas_fast.data import AnyDataset, Augment, Data, DataShape, LabelledImage
 from bionas_fast.errors import expect_type
 from bionas_fast.evaluation import evaluate
 from bionas_fast.nn import synchronise_statistics
+from bionas_fast.nn.learned import clip_gradients, without_feedback
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
@@ -172,7 +173,7 @@ class Search(Trainer):
 
     def describe(self) -> dict[str, str]:
         config, space = self.config, self.net.space
-        weights = sum(own.numel() for own in self.net.weight_parameters())
+        weights = sum(own.numel() for own in without_feedback(self.net, self.net.weight_parameters()))
         training, validation = len(self.train.labels), len(self.validation)
         settled, method = self.settled, f"{config.method}: "
         if settled.warmup_epochs:
@@ -249,7 +250,7 @@ class Search(Trainer):
             scaler.scale(loss).backward()
         distributed.average_gradients(weights)
         scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.gradient_clip)
+        norm = clip_gradients(self.net, weights, self.config.gradient_clip)
         scaler.step(self.optimizer)
         scaler.update()
         self.precision.expect_scale("the weights' gradient")

@@ -209,7 +209,7 @@ class StackedEdges(Synchronised):
             x,
             weights.terms,
             total,
-            self.bank.weight,
+            self.bank.coupled,
             self.plan,
             seen.statistics,
             seen.feedback,

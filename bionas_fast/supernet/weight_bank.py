@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bionas_fast import backends, rules
 from bionas_fast.nn import ErrorPath, FeedbackLayer
+from bionas_fast.nn.learned import Part, couple
 from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.ops.feedback import FeedbackSegments, draws, run_feedback_segments
 from bionas_fast.rules import FeedbackState, Law
@@ -25,7 +26,7 @@ class CustomLayer:
 
     Attributes:
         number, start: the index of the layer in its bank, and the offset of its weight.
-        stored: flat; None if the rule stores nothing.
+        stored: flat, drawn once or learned; None if the rule stores nothing.
     """
 
     rule: str
@@ -37,13 +38,15 @@ class CustomLayer:
 
     def fill(self, b: Tensor, weights: Tensor, stream: Tensor | None) -> None:
         """Compute B of this layer into the flat B of the bank."""
-        assert stream is not None
-        numbers = partial(draws.uniform, self.shape, stream[self.number])
         stored = None if self.stored is None else self.stored.view(self.shape)
-        state = FeedbackState(self.law, stored, lambda: numbers().to(b.dtype))
+        state = FeedbackState(self.law, stored, partial(self._uniform, stream, b.dtype))
         place = slice(self.start, self.start + math.prod(self.shape))
         weight = weights[place].view(self.shape)
         b[place].copy_(rules.feedback_of(rules.get(self.rule), weight, state).flatten())
+
+    def _uniform(self, stream: Tensor | None, dtype: torch.dtype) -> Tensor:
+        assert stream is not None
+        return draws.uniform(self.shape, stream[self.number]).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class BankFeedback:
 
     Attributes:
         weight: the weight of the bank, flat.
-        stored: the stored draws of the bank.
+        stored: the stored draws and the learned feedback that the kernels read, layer by layer.
         stream: seeds and draws of this pass, independent of other passes.
         segments: the construction of each layer's B; None for B = W.
         advance: the advance of the streams; None if the draws do not change.
@@ -98,13 +101,16 @@ class WeightBank(Redrawing, ErrorPath):
     Attributes:
         weight: flat; a parameter, or a buffer if the layers' weights are frozen.
         stored: flat, the draws of the rules that draw once, layer by layer; or None.
+        learned: flat, the learned feedback of the rules that learn it, layer by layer; or None.
         stream: int64 [layers, 2], seed and draw of every layer; None if no rule redraws.
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("stored",)  # drawn once
+    learned_parameters: ClassVar[tuple[str, ...]] = ("learned",)
 
     weight: Tensor
     stored: Tensor | None
+    learned: Tensor | None
     stream: Tensor | None
     _advance: Tensor
 
@@ -129,11 +135,18 @@ class WeightBank(Redrawing, ErrorPath):
             self.register_buffer("weight", flat, persistent=False)
         self.register_buffer("stored", None)
         self.register_buffer("stream", None)
-        #: The layers with stored draws, in the order of ``stored``: those read by the batched op come first.
-        self.storing = [k for k, layer in enumerate(layers) if layer.feedback is not None]
+        self.register_parameter("learned", None)
+        #: The layers with learned feedback and those with stored draws, in the order of these tensors.
+        self.learning = [k for k, layer in enumerate(layers) if isinstance(layer.feedback, nn.Parameter)]
+        self.storing = [k for k, own in enumerate(layers) if own.feedback is not None and k not in self.learning]
+        # Those read by the batched op come first, so that one tensor need not be copied.
         self.storing.sort(key=lambda k: self.segments.modes[k] == "custom")
         if self.storing:
             self.stored = flat.new_zeros(sum(self.lengths[k] for k in self.storing))
+        if self.learning:
+            self.learned = nn.Parameter(flat.new_zeros(sum(self.lengths[k] for k in self.learning)))
+        starts = [*accumulate(self.lengths, initial=0)]
+        self.parts = tuple(Part(self.rules[k], laws[k], self.shapes[k], starts[k], k) for k in self.learning)
         if any(layer.feedback_stream is not None for layer in layers):
             self.stream = torch.zeros(len(layers), 2, dtype=torch.int64)
         redraws = torch.tensor([[0, int(rules.get(rule).redraws)] for rule in self.rules])
@@ -161,10 +174,30 @@ class WeightBank(Redrawing, ErrorPath):
                 layer.feedback_stream.copy_(self.stream[k])
 
     def _stored_parts(self) -> dict[int, Tensor]:
-        """Return the stored draws of each layer that has any, flat, by index."""
-        if self.stored is None:
-            return {}
-        return dict(zip(self.storing, self.stored.split([self.lengths[k] for k in self.storing]), strict=True))
+        """Return the stored draws or the learned feedback of each layer that has any, flat, by index."""
+        parts: dict[int, Tensor] = {}
+        for tensor, layers in ((self.stored, self.storing), (self.learned, self.learning)):
+            if tensor is not None:
+                parts.update(zip(layers, tensor.detach().split([self.lengths[k] for k in layers]), strict=True))
+        return parts
+
+    def _read_by_kernels(self) -> Tensor | None:
+        """Return what the modes ``stored`` and ``stored_sign`` read, layer by layer."""
+        if self.learned is None:
+            return self.stored
+        parts = self._stored_parts()
+        if not self.storing and not self.custom:
+            return self.learned.detach()
+        read = [parts[k] for k in sorted(parts) if self.segments.modes[k] != "custom"]
+        return torch.cat(read) if read else None
+
+    @property
+    def coupled(self) -> Tensor:
+        """The weight for a pass, which hands its gradient on to the learned feedback."""
+        weight, learned = self.weight, self.learned
+        if learned is None or not (torch.is_grad_enabled() and weight.requires_grad):
+            return weight
+        return couple(weight, learned, self.parts, self.stream)
 
     def _parts(self, layers: Sequence[FeedbackLayer]) -> Iterator[tuple[Tensor, Tensor | None, int, FeedbackLayer]]:
         stored = self._stored_parts()
@@ -183,7 +216,8 @@ class WeightBank(Redrawing, ErrorPath):
         if self.training and self.redraws_every_pass and self.stream is not None:
             advance = Advance(self.stream, self._advance)
         backend = backends.choose("feedback_segments", self.weight.device.type)
-        return BankFeedback(self.weight, self.stored, stream, self.segments, advance, backend, self._custom_layers())
+        stored, custom = self._read_by_kernels(), self._custom_layers()
+        return BankFeedback(self.weight, stored, stream, self.segments, advance, backend, custom)
 
     def next_draw(self) -> None:
         if self.stream is not None:

@@ -18,6 +18,7 @@ from bionas_fast.evaluation import evaluate
 from bionas_fast.models import LocalLosses, local_losses
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.nn.feedback import one_target_rules
+from bionas_fast.nn.learned import clip_gradients
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import LAYERS, RunFolder
 from bionas_fast.runs.trainer import Phase, Step
@@ -150,7 +151,7 @@ class SupervisedTraining(NetworkTraining):
         """Change the weights along their gradients; return the norm of these."""
         scaler = self.precision.scaler
         scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.learners.parameters(), self.config.gradient_clip)
+        norm = clip_gradients(self.net, self.learners.parameters(), self.config.gradient_clip)
         scaler.step(self.optimizer)
         scaler.update()
         self.precision.expect_scale("the gradient of the training loss")

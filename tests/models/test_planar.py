@@ -37,7 +37,7 @@ GENOTYPE = Genotype.from_json(
 )
 #: Several layers whose sums have another order.
 PLAIN = {"rtol": REORDERED_FLOAT32, "atol": 10 * REORDERED_FLOAT32}
-RULES = ("bp", "usf", "frsf", "brsf", "fa", "dfa")
+RULES = ("bp", "usf", "frsf", "brsf", "fa", "dfa", "kp", "nsf")
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from bionas_fast import InputError, convert, true_gradients
 from bionas_fast.nn import FeedbackLayer, MultiheadAttention
+from helpers.learned import weights_of
 from helpers.tolerances import assert_close
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp")
 every_rule = pytest.mark.parametrize("rule", RULES)
 BUILDS = {
     "plain": {},
@@ -63,7 +64,7 @@ def run(layer: nn.Module, given: list[Tensor], **arguments) -> tuple:
     output, weights = layer(*given, **arguments)
     torch.manual_seed(2)
     output.backward(torch.randn(output.shape, dtype=output.dtype))
-    return output.detach(), weights, [t.grad for t in given], {n: p.grad.clone() for n, p in layer.named_parameters()}
+    return output.detach(), weights, [t.grad for t in given], {n: p.grad.clone() for n, p in weights_of(layer).items()}
 
 
 def made(build: dict, rule: str = "usf") -> tuple[MultiheadAttention, nn.MultiheadAttention]:
@@ -161,7 +162,7 @@ def test_errors_pass_through_the_feedback_of_each_projection(build, rule):
 @every_rule
 def test_checkpoints_copies_and_constructor(rule):
     ours, plain = made({"batch_first": True}, rule)
-    assert list(dict(ours.named_parameters())) == list(dict(plain.named_parameters()))
+    assert list(weights_of(ours)) == list(dict(plain.named_parameters()))
     ours.load_state_dict(plain.state_dict(), strict=True)
     built = MultiheadAttention(E, HEADS, batch_first=True, dtype=torch.float64, rule=rule, seed=4)
     built.load_state_dict(ours.state_dict(), strict=True)
@@ -173,7 +174,7 @@ def test_checkpoints_copies_and_constructor(rule):
     fresh = MultiheadAttention(E, HEADS, rule=rule)
     torch.manual_seed(3)
     plain = nn.MultiheadAttention(E, HEADS)
-    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), plain.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(fresh).values(), plain.parameters(), strict=True))
     empty = MultiheadAttention(E, HEADS, rule=rule, device="meta", seed=4).to_empty(device="cpu")
     empty.load_state_dict(fresh.state_dict() if rule != "brsf" else nn.MultiheadAttention(E, HEADS).state_dict())
     layers = [layer for layer in empty.modules() if isinstance(layer, FeedbackLayer)]

@@ -17,7 +17,7 @@ from bionas_fast import nn as bf_nn
 from bionas_fast.nn import Conv2d, FeedbackLayer, Linear
 from helpers.tolerances import assert_close
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf", "dfa")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "dfa", "kp", "nsf")
 
 
 def small() -> nn.Sequential:

@@ -18,7 +18,7 @@ from bionas_fast.nn import FeedbackLayer, TransposedLinear, count_weights
 from helpers.registries import restored
 from helpers.tolerances import assert_close
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf", "dfa")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "dfa", "kp", "nsf")
 
 
 class Bare(nn.Module):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from bionas_fast import rules
 from bionas_fast.nn import (
     Conv1d,
     Conv2d,
@@ -23,9 +22,10 @@ from bionas_fast.nn import (
     PredictiveConv2d,
     connect_direct_feedback,
 )
+from helpers.learned import MECHANISMS
 from helpers.tolerances import assert_close
 
-RULES = [name for name in rules.names() if rules.get(name).mode != "direct"]
+RULES = [name for name in MECHANISMS if name != "dfa"]
 LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "linear": (lambda **k: Linear(4, 4, **k), (2, 4)),
     "linear-rank3": (lambda **k: Linear(4, 4, **k), (2, 3, 4)),

@@ -23,9 +23,10 @@ from torch.nn.utils import fusion, parametrizations, parametrize, prune, skip_in
 
 import bionas_fast as bf
 from bionas_fast import InputError
+from helpers.learned import weights_of
 from helpers.tolerances import assert_close
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp")
 
 
 @dataclass
@@ -102,7 +103,7 @@ def make(kind: Kind, rule: str, dtype: torch.dtype = torch.float64, **arguments:
     torch.manual_seed(0)
     ours = kind.ours(*kind.sizes, **kind.arguments, **arguments, rule=rule, dtype=dtype)
     theirs = kind.theirs(*kind.sizes, **kind.arguments, dtype=dtype)
-    theirs.load_state_dict({name: p.detach() for name, p in ours.named_parameters()})
+    theirs.load_state_dict({name: p.detach() for name, p in weights_of(ours).items()})
     return ours, theirs
 
 
@@ -113,7 +114,7 @@ def run(layer: nn.Module, x: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, 
     y = layer(x, **arguments)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(y.dtype)
     y.backward(grad)
-    learned = {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
+    learned = {name: p.grad.clone() for name, p in weights_of(layer).items() if p.grad is not None}
     return y.detach(), grad, x.grad, learned
 
 
@@ -127,6 +128,10 @@ def check(kind: Kind, ours: Any, theirs: Any, x: Tensor | None = None) -> None:
     assert learned.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert_close(learned[name], gradient)
+    if ours.rule == "kp" and "weight" in weights_of(ours):
+        assert (ours.feedback.grad is None) == ("weight" not in wanted)
+        if "weight" in wanted:
+            assert_close(ours.feedback.grad, wanted["weight"])
     if ours.rule == "bp":
         assert_close(down, through_w)
         return
@@ -249,7 +254,7 @@ def test_no_channels(kind, rule):
         warnings.simplefilter("ignore", UserWarning)  # of zero-element tensors, by torch
         ours = kind.ours(*sizes, rule=rule)
         theirs = kind.theirs(*sizes)
-    assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
+    assert [p.shape for p in weights_of(ours).values()] == [p.shape for p in theirs.parameters()]
     try:
         expected = theirs(torch.ones(shape)).shape
     except RuntimeError:
@@ -341,7 +346,7 @@ def test_copies_and_files(kind, rule):
     file.seek(0)
     for again in copy.deepcopy(ours), copy.copy(ours), torch.load(file, weights_only=False), ours.share_memory():
         check(kind, again, theirs)
-        assert list(dict(again.named_parameters())) == list(dict(theirs.named_parameters()))
+        assert list(weights_of(again)) == list(dict(theirs.named_parameters()))
     state = kind.ours(*kind.sizes, **kind.arguments, rule=rule, dtype=torch.float64)
     state.load_state_dict(ours.state_dict(), strict=True)
     assert torch.equal(state.feedback_weight(), ours.feedback_weight())
@@ -455,7 +460,9 @@ def test_hooks_initialisation_and_tied_weights(kind, rule):
     assert len(seen["ours"]) == 4 and seen["ours"] == seen["theirs"]
     twin = kind.ours(*kind.sizes, **kind.arguments, rule=rule, dtype=torch.float64)
     twin.weight, twin.bias = ours.weight, ours.bias
-    assert len(list(nn.ModuleList([ours, twin]).parameters())) == len(list(theirs.parameters()))
+    learned = [*bf.nn.learned_feedback(nn.ModuleList([ours, twin]))]
+    assert len(learned) == 2 * (rule == "kp")
+    assert len(list(nn.ModuleList([ours, twin]).parameters())) == len(list(theirs.parameters())) + len(learned)
     check(kind, twin, theirs)
 
 

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from bionas_fast import InputError, true_gradients
 from bionas_fast.nn import Conv1d, Conv2d, Conv3d, Linear
 from helpers.ddp_worker import make_model, run, train
+from helpers.learned import weights_of
 from helpers.tolerances import assert_close
 
 OURS = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Conv3d: Conv3d, nn.Linear: Linear}
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp")
 LAYERS = {  # torch.nn's layer, its arguments, the shape of an input
     "conv1d-same-even": (nn.Conv1d, (3, 4, 4), {"padding": "same"}, (2, 3, 9)),
     "conv1d-reflect": (nn.Conv1d, (3, 4, 5), {"padding": 2, "stride": 2, "padding_mode": "reflect"}, (2, 3, 9)),
@@ -58,7 +59,7 @@ def backward(layer: nn.Module, x: Tensor, grad: Tensor | None = None) -> list[Te
     y = layer(x)
     if grad is None:
         grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y.dtype)
-    return list(torch.autograd.grad(y, (x, *layer.parameters()), grad))
+    return list(torch.autograd.grad(y, (x, *weights_of(layer).values()), grad))
 
 
 def same(actual, wanted, dtype: torch.dtype | None = None) -> None:
@@ -88,7 +89,7 @@ def test_a_layer_is_torchs_but_for_the_error_sent_down(plain, sizes, arguments, 
     twin, through = (plain(*sizes, **arguments, dtype=torch.float64) for _ in range(2))
     x = torch.randn(shape, dtype=torch.float64)
     for _ in range(2):  # the second time brsf has another B
-        twin.load_state_dict({name: p.detach() for name, p in layer.named_parameters()})
+        twin.load_state_dict({name: p.detach() for name, p in weights_of(layer).items()})
         through.load_state_dict({**twin.state_dict(), "weight": layer.feedback_weight()})
         assert_close(layer(x), twin(x))
         actual = backward(layer, x)
@@ -136,7 +137,7 @@ def test_channels_last(rule):
 def test_true_gradients_are_autograds_inside_the_block_only(rule):
     torch.manual_seed(0)
     model, plain, x = network(rule, seed=1), network("bp"), torch.randn(2, 3, 6, 6)
-    plain.load_state_dict({name: p.detach() for name, p in model.named_parameters()})
+    plain.load_state_dict({name: p.detach() for name, p in weights_of(model).items()})
     state, truth = copy.deepcopy(model.state_dict()), backward(plain, x)
     with true_gradients(model):
         begun_inside = model(x.requires_grad_())
@@ -211,7 +212,7 @@ def test_fake_tensors(rule):
             y = model(x)
             assert (y.shape, y.dtype, y.device.type) == ((2, 5), torch.float16, device)
         gradients = backward(model, x, torch.empty_like(y))
-        for gradient, source in zip(gradients, (x, *model.parameters()), strict=True):
+        for gradient, source in zip(gradients, (x, *weights_of(model).values()), strict=True):
             assert (gradient.shape, gradient.dtype, gradient.device) == (source.shape, source.dtype, source.device)
 
 
@@ -231,7 +232,7 @@ def test_meta_tensors(rule):
     model = network(rule, device="meta")
     x = torch.ones(2, 3, 6, 6, device="meta")
     gradients = backward(model, x, model(x))
-    assert [g.shape for g in gradients] == [x.shape, *(p.shape for p in model.parameters())]
+    assert [g.shape for g in gradients] == [x.shape, *(p.shape for p in weights_of(model).values())]
 
 
 # Checkpoints
@@ -256,7 +257,7 @@ def test_state_holds_only_what_the_rule_needs():
     extra = {rule: names - {"weight", "bias"} for rule, names in kept.items()}
     stored = {"feedback"}
     assert extra.pop("brsf") == {"feedback_stream"}
-    assert extra == {"bp": set(), "fa": stored, "usf": set(), "frsf": stored, "dfa": stored}
+    assert extra == {"bp": set(), "fa": stored, "usf": set(), "frsf": stored, "kp": stored, "dfa": stored}
     network("usf").load_state_dict(network("bp").state_dict(), strict=True)
 
 
@@ -270,7 +271,7 @@ def test_initial_weights_are_torchs_bit_for_bit(plain, sizes, arguments, shape, 
     twins = [plain(*sizes, **arguments) for _ in range(2)]
     torch.manual_seed(3)
     for twin, layer in zip(twins, [OURS[plain](*sizes, **arguments, rule=rule) for _ in range(2)], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), twin.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(weights_of(layer).values(), twin.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("rule", ["fa", "brsf", "frsf"])

@@ -24,9 +24,10 @@ from bionas_fast.nn import (
     connect_direct_feedback,
 )
 from helpers.constant_feedback import through
+from helpers.learned import weights_of
 from helpers.tolerances import assert_close
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf")
+RULES = ("bp", "fa", "usf", "brsf", "frsf", "kp")
 every_rule = pytest.mark.parametrize("rule", RULES)
 LAYERS = {  # ours, torch.nn's, its arguments, the shape of an input
     "conv1d-same-even": (Conv1d, nn.Conv1d, (3, 4, 4), {"padding": "same"}, (2, 3, 7)),
@@ -79,9 +80,10 @@ def feedback_of(layer: nn.Module, w: Tensor) -> Tensor:
         return layer.law.scale * w.sign()
     if layer.rule == "brsf":
         return (layer.law.bound * reference.uniform(w.shape, layer.feedback_stream)).to(w.dtype) * w.sign()
-    return {"bp": lambda: w, "fa": lambda: layer.feedback, "frsf": lambda: layer.feedback.abs() * w.sign()}[
-        layer.rule
-    ]()
+    if layer.rule == "bp":
+        return w
+    stored = layer.feedback.detach()
+    return stored.abs() * w.sign() if layer.rule == "frsf" else stored
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
@@ -105,7 +107,7 @@ def test_gradients_of_a_penalty_on_every_gradient(ours, plain, sizes, arguments,
     def penalty(first: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([g.square().sum() for g in first]).sum()
 
-    own = [leaves[0].detach().requires_grad_(), *layer.parameters()]
+    own = [leaves[0].detach().requires_grad_(), *weights_of(layer).values()]
     first = torch.autograd.grad(wrap(layer)(own[0]), own, grad, create_graph=True)
     wanted = torch.autograd.grad(oracle(*leaves), leaves, grad, create_graph=True)
     for actual, expected in zip(first, wanted, strict=True):
@@ -146,7 +148,7 @@ class Network(nn.Module):
 def network(rule: str) -> tuple[Network, dict[str, Tensor], Tensor, Tensor]:
     torch.manual_seed(0)
     model = Network(rule)
-    parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in weights_of(model).items()}
     return model, parameters, torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
 
 
@@ -166,7 +168,7 @@ def test_a_gradient_penalty(rule):
         return torch.autograd.grad(loss + 10 * (down.flatten(1).norm(dim=1) - 1).square().mean(), leaves)
 
     wanted = gradients(lambda x: model.written_out(parameters, x), list(parameters.values()))
-    same(gradients(model, list(model.parameters())), wanted)
+    same(gradients(model, list(weights_of(model).values())), wanted)
 
 
 @every_rule

@@ -27,6 +27,7 @@ from bionas_fast.nn import (
     connect_direct_feedback,
     frozen_plasticity,
 )
+from helpers.learned import MECHANISMS, weights_of
 from helpers.registries import restored
 from helpers.supernets import with_nodes
 from helpers.tolerances import assert_close
@@ -46,8 +47,7 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "conv3d": (lambda **k: Conv3d(2, 3, 2, **k), (2, 3, 3, 3)),
 }  # fmt: skip
 every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
-#: Signals in place of the error take the gradient of cross-entropy only, and are constants.
-every_rule = pytest.mark.parametrize("rule", [name for name in rules.names() if rules.get(name).signal is None])
+every_rule = pytest.mark.parametrize("rule", MECHANISMS)
 CLASSES = 2
 
 
@@ -154,7 +154,8 @@ def test_ensembles(make, shape, rule, dim):
 def test_jacobians(make, shape, rule):
     torch.manual_seed(0)
     model, x = network(make, shape, rule), torch.randn(shape, dtype=torch.float64)
-    parameters = parameters_of(model)
+    # In the forward mode, no output depends on learned feedback.
+    parameters = {name: p.detach() for name, p in weights_of(model).items()}
 
     def run(parameters: Weights, x: Tensor) -> Tensor:
         return functional_call(model, (parameters, {}), (x[None],))[0]
@@ -162,7 +163,7 @@ def test_jacobians(make, shape, rule):
     wanted = []
     for k in range(CLASSES):
         twin, sample = copy.deepcopy(model), x.clone().requires_grad_()
-        names, leaves = zip(*twin.named_parameters(), strict=True)
+        names, leaves = zip(*weights_of(twin).items(), strict=True)
         row = torch.autograd.grad(twin(sample[None])[0, k], (*leaves, sample))
         wanted.append(dict(zip((*names, "x"), row, strict=True)))
     wanted = {name: torch.stack([rows[name] for rows in wanted]) for name in wanted[0]}
@@ -214,7 +215,7 @@ def test_forward_mode_is_the_transpose_of_the_reverse_mode(rule):
     assert_close((pushed * error).sum(), (pulled * tangent).sum())
 
 
-@pytest.mark.parametrize("rule", [name for name in rules.names() if rules.get(name).mode != "direct"])
+@pytest.mark.parametrize("rule", [name for name in MECHANISMS if name != "dfa"])
 @every_layer
 def test_batches_of_errors(make, shape, rule):
     """torch.autograd.grad with is_grads_batched, as torch.autograd.functional.jacobian(vectorize=True) uses it."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import bionas_fast as bf
 from bionas_fast.errors import BionasWarning
+from helpers.learned import MECHANISMS, weights_of
 from helpers.tolerances import GRADIENT_FLOAT64, assert_close
 
 CLASSES, VOCABULARY = 5, 50
@@ -106,7 +107,7 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     loss_of(model.train(), x).backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: p.grad for name, p in weights_of(model).items() if p.grad is not None}
 
 
 def check(make: Make, rule: str, x: Tensor, layout: torch.memory_format | None, classes: int) -> None:
@@ -132,6 +133,7 @@ def check(make: Make, rule: str, x: Tensor, layout: torch.memory_format | None, 
     own, true = gradients(model, x), gradients(twin, x)
     assert own.keys() == true.keys(), "whatever learned learns"
     assert all(torch.isfinite(g).all() for g in own.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in bf.nn.learned_feedback(model))
     if rule == "bp":
         largest = max(gradient.abs().max() for gradient in true.values())
         for name, gradient in true.items():
@@ -142,14 +144,14 @@ def check(make: Make, rule: str, x: Tensor, layout: torch.memory_format | None, 
 
 
 @pytest.mark.parametrize("layout", [None, torch.channels_last], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("rule", bf.rules.names())
+@pytest.mark.parametrize("rule", MECHANISMS)
 @pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 def test_images(make, rule, layout):
     generator = torch.Generator().manual_seed(0)
     check(make, rule, torch.randn(2, 3, 32, 32, generator=generator), layout, CLASSES)
 
 
-@pytest.mark.parametrize("rule", bf.rules.names())
+@pytest.mark.parametrize("rule", MECHANISMS)
 @pytest.mark.parametrize(("make", "classes"), [(TEXTS["bert"], CLASSES), (TEXTS["gpt2"], VOCABULARY)], ids=TEXTS)
 def test_texts(make, classes, rule):
     generator = torch.Generator().manual_seed(0)
