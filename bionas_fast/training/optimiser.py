@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -27,26 +27,25 @@ class OptimizerSettings(Protocol):
     def learning_rate(self) -> float: ...
     @property
     def decay_norms(self) -> bool: ...
-    @property
-    def model_fields_set(self) -> set[str]: ...
 
 
 def build_optimizer(network: nn.Module, config: OptimizerSettings) -> torch.optim.Optimizer:
     """Build the optimiser of a network.
 
-    ``momentum`` and ``nesterov`` are passed to optimisers that have them; set for another, they are an error. Without
-    ``decay_norms``, parameters of at most one dimension form a group without weight decay.
+    ``momentum`` and ``nesterov`` are passed to optimisers that have them; changed for another, they are an error.
+    Without ``decay_norms``, parameters of at most one dimension form a group without weight decay.
 
     Raises:
         InputError: an unknown optimiser, or arguments that it does not take.
     """
     kind = _kind(config.optimizer)
     takes = inspect.signature(kind).parameters
+    fields = cast("Any", type(config)).model_fields
     arguments: dict[str, Any] = {"lr": config.learning_rate}
     for name in ("weight_decay", "momentum", "nesterov"):
         if name in takes:
             arguments[name] = getattr(config, name)
-        elif name in config.model_fields_set and getattr(config, name):
+        elif getattr(config, name) not in (0, fields[name].default):
             raise InputError(f"{name}: {config.optimizer} has no such argument")
     for name in config.optimizer_options:
         if name not in takes or name in ("params", *arguments):

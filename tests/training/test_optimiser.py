@@ -159,3 +159,11 @@ def test_bad_optimisers(settings, message):
 def test_schedules_that_do_not_fit(settings, message):
     with pytest.raises(InputError, match=message):
         config(**settings)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "torch.optim.Rprop"])
+def test_recorded_settings_are_accepted_again(optimizer):
+    """A record holds all settings, also those that this optimiser has no use for: runs are loaded and resumed by it."""
+    settings = config(optimizer=optimizer)
+    assert config(**settings.settings()) == settings
+    assert settings.with_settings(seed=1).seed == 1
