@@ -127,7 +127,7 @@ _library.define(
 )
 
 
-def _flat(parts: Sequence[Part]) -> tuple[list[Any], ...]:
+def _flat(parts: Sequence[Part]) -> tuple[Any, ...]:
     """Flatten the parts to the arguments of the schema."""
     return (
         " ".join(part.rule for part in parts),  # torch.jit.trace records no lists of names
