@@ -156,6 +156,11 @@ class Rule:
         return self.stores in ("signed", "direct", "learned")
 
     @property
+    def learns(self) -> bool:
+        """Whether B is learned."""
+        return self.stores == "learned"
+
+    @property
     def summary(self) -> str:
         """The first line of the rule's docstring."""
         return (type(self).__doc__ or "").strip().partition("\n")[0]

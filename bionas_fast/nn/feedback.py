@@ -129,7 +129,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         self.rule = known.name
         self.feedback_init = feedback_init
         self.direct: tuple[DirectFeedback, ...] | None = self.__dict__.get("direct")
-        if known.stores != "learned" or "feedback" not in self._parameters:
+        if not known.learns or "feedback" not in self._parameters:
             self._parameters.pop("feedback", None)
             self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
@@ -183,7 +183,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         """Keep the tensor that the rule draws once; as a parameter if the rule learns it and the layer has weights."""
         weight = self.effective_weight()
         value = value.to(weight.dtype)
-        if rules.get(self.rule).stores != "learned" or "weight" in self._buffers:
+        if not rules.get(self.rule).learns or "weight" in self._buffers:
             self.feedback = value
             return
         own = self._parameters.get("feedback")

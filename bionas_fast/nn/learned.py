@@ -95,7 +95,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     grads = list(_weights(grad, parts))
     if weight is not None:
         lengths = [math.prod(part.shape) for part in parts]
-        own = feedback.reshape(-1).split(lengths)
+        own = feedback.detach().reshape(-1).split(lengths)
         for k, (part, w, b) in enumerate(zip(parts, _weights(weight, parts), own, strict=True)):
             state = FeedbackState(part.law, b.view(part.shape), partial(_uniform, part, stream, w.dtype), part.filters)
             grads[k] = rules.update_of(rules.get(part.rule), w, grads[k], state)

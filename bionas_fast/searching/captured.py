@@ -38,5 +38,5 @@ def obstacle(config: SearchConfig, net: Supernet, device: torch.device) -> str:
     if other:
         return f"the supernet has modules of other packages: {min(kind.__name__ for kind in other)}"
     used = {candidate.rule for candidate in net.space.candidates if candidate.rule} | {*config.fixed.values()}
-    custom = sorted(rule for rule in used if rules.get(rule).mode == "custom")
-    return f"rule {custom[0]} is one of the user's" if custom else ""
+    own = sorted(rule for rule in used if not type(rules.get(rule)).__module__.startswith(_KNOWN))
+    return f"rule {own[0]} is one of the user's" if own else ""

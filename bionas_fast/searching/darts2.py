@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from bionas_fast.nn import learned_feedback
 from bionas_fast.runtime import distributed
 from bionas_fast.searching.darts import Batch, Darts
 from bionas_fast.searching.frozen import frozen
@@ -30,6 +31,7 @@ class SecondOrderDarts(Darts):
 
     def gradients(self, train: Batch, valid: Batch) -> Sequence[Tensor | None]:
         alphas, weights = self.net.alpha_parameters(), list(self.net.weight_parameters())
+        learned = {*map(id, learned_feedback(self.net))}  # moves with the weights, but the radius is theirs
         group = self.optimizer.param_groups[0]
         rate = group["lr"]
         momentum = group["momentum"]
@@ -46,7 +48,8 @@ class SecondOrderDarts(Darts):
                     w.sub_(rate * (grad if moment is None else momentum * moment + grad))
             both = self.precision.gradients(self._loss(*valid), [*alphas, *weights])
             first, vector = both[: len(alphas)], _averaged(both[len(alphas) :], weights)
-            norm = torch.linalg.vector_norm(torch.stack([v.norm() for v in vector]))
+            norms = [v.norm() for w, v in zip(weights, vector, strict=True) if id(w) not in learned]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
             radius = RADIUS / norm.clamp_min(1e-30)  # without a gradient there is no implicit term
             sides = []
             for sign in (1, -1):

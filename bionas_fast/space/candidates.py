@@ -158,7 +158,7 @@ class Space:
 
         Operations without weights remain when only rules are restricted. Of the operations, ``none`` too remains only
         if it is named. A rule that the space does not contain is combined with all operations, and such an operation
-        with all rules.
+        with all rules; but no rule that learns feedback with skip connections, whose fixed weights teach it nothing.
 
         Raises:
             InputError: an unknown name, or fewer than two candidates left.
@@ -175,13 +175,20 @@ class Space:
             and (not rule_names or c.rule in (None, *rule_names))
         )
         candidates += tuple(
-            c for c in possible if c.operation not in space_operations or c.rule not in (None, *space_rules)
+            c
+            for c in possible
+            if (c.operation not in space_operations or c.rule not in (None, *space_rules)) and not _unlearned(c)
         )
         if sum(c.operation != NONE for c in candidates) < 2:
             raise InputError(
                 f"space {self.name!r} keeps {len(candidates)} candidates under this restriction; nothing to search"
             )
         return replace(self, candidates=candidates)
+
+
+def _unlearned(candidate: Candidate) -> bool:
+    """Whether a candidate is a skip connection under a rule that learns its feedback."""
+    return candidate.operation == SKIP and candidate.rule is not None and rules.get(candidate.rule).learns
 
 
 def _cross(operations: Iterable[str], rule_names: Iterable[str]) -> tuple[Candidate, ...]:

@@ -15,7 +15,7 @@ from bionas_fast.nn import Conv2d, Linear
 def make_model(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(
-        Conv2d(3, 4, 3, rule="usf"), nn.ReLU(), Conv2d(4, 4, 3, rule="brsf"), nn.Flatten(), Linear(64, 5, rule="fa")
+        Conv2d(3, 4, 3, rule="kp"), nn.ReLU(), Conv2d(4, 4, 3, rule="brsf"), nn.Flatten(), Linear(64, 5, rule="fa")
     )
 
 

@@ -40,7 +40,7 @@ POPULATION = {
         ("search", {"space": "nb201", "cells": 1, "operations": ("nor_conv_3x3", "skip_connect")}),
         ("search", {"partial_channels": 2, "channels": 2, "edge_normalisation": True, "sampling": "gdas"}),
         ("search", {"operations": ("hebbian_conv_3x3", "predictive_conv_3x3")}),
-        ("search", {"rules": ("fa", "frsf"), "operations": ("sep_conv_3x3", "max_pool_3x3"), "fixed": {"stem": "dfa"}}),
+        ("search", {"rules": ("frsf", "kp"), "operations": ("sep_conv_3x3", "max_pool_3x3"), "fixed": {"stem": "dfa"}}),
         ("train", {"auxiliary_weight": 0.4}),
         ("softhebb", {}),
         ("softhebb", {"rule": "random"}),

@@ -16,7 +16,13 @@ from bionas_fast.searching.loop import Search
 from helpers import recorded_graphs
 
 BASE = bf.SearchConfig(
-    dataset="digits", channels=2, cells=3, batch_size=16, epochs=3, rules=("brsf", "fa"), operations=("dil_conv_3x3",)
+    dataset="digits",
+    channels=2,
+    cells=3,
+    batch_size=16,
+    epochs=3,
+    rules=("brsf", "kp", "nsf"),
+    operations=("dil_conv_3x3",),
 )
 CARD = torch.device("cuda")
 

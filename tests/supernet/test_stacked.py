@@ -64,8 +64,25 @@ from helpers.tolerances import (
             "cells": 2,
             "options": SupernetOptions(fixed={"stem": "usf", "preprocess": "brsf"}, skip_rules=False),
         },
+        {
+            "channels": 2,
+            "size": (6, 6),
+            "nodes": 2,
+            "cells": 2,
+            "space": get_space("bionas").restricted(("kp", "nsf", "fa", "frsf"), ("sep_conv_3x3", "skip_connect")),
+        },
     ],
-    ids=["odd", "one_channel", "sixteen_channels", "darts", "one_stage", "no_convolution", "direct", "published_skips"],
+    ids=[
+        "odd",
+        "one_channel",
+        "sixteen_channels",
+        "darts",
+        "one_stage",
+        "no_convolution",
+        "direct",
+        "published_skips",
+        "learned",
+    ],
 )
 def test_same_function_in_float64(shape):
     """Outputs, every weight gradient, every alpha gradient, running statistics, streams: equal to rounding."""

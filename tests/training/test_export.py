@@ -27,7 +27,7 @@ def genotype(normal: list[str], reduce: list[str]) -> bf.Genotype:
     return bf.Genotype.from_json(json.dumps({"format_version": 1, **cells}))
 
 
-RULES = genotype(["sep_conv_3x3@dfa<-0", "skip_connect@brsf<-1"], ["dil_conv_5x5@usf<-0", "avg_pool_3x3<-1"])
+RULES = genotype(["sep_conv_3x3@dfa<-0", "skip_connect@brsf<-1"], ["dil_conv_5x5@kp<-0", "avg_pool_3x3<-1"])
 PLASTIC = genotype(["hebbian_conv_3x3<-0", "predictive_conv_3x3<-1"], ["sep_conv_3x3@fa<-0", "max_pool_3x3<-1"])
 SMALL = {"dataset": "stripes", "epochs": 1, "batch_size": 16}
 TRAIN = {**SMALL, "channels": 2, "cells": 3, "auxiliary_weight": 0.4, "drop_path": 0.2}

@@ -312,7 +312,7 @@ class Triton(Backend):
 
 
 class _BeforeSum(NamedTuple):
-    """What the mixed sum reads.
+    """The inputs of the mixed sum.
 
     Attributes:
         maps: stacks before the last normalisations: of the separable candidates, then of the terms.

@@ -1,0 +1,303 @@
+"""Learned feedback: its gradient, wherever a gradient goes, and the rules that learn B or follow the norm of W.
+
+Oracle of Kolen-Pollack: the loss does not enter W - B, which obeys the optimiser's recursion for a gradient of zero.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+import bionas_fast as bf
+from bionas_fast import InputError, rules
+from bionas_fast.nn.learned import Part, _flat, clip_gradients
+from bionas_fast.supernet.weight_bank import WeightBank
+from helpers.learned import weights_of
+from helpers.registries import restored
+from helpers.supernets import with_nodes
+from helpers.tolerances import assert_close
+
+
+@pytest.fixture
+def registry():
+    with restored():
+        yield
+
+
+def network(rule: str = "kp") -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 1), nn.Tanh(),
+        nn.ConvTranspose2d(6, 3, 2), nn.Flatten(), nn.Linear(75, 3),
+    )  # fmt: skip
+    return bf.convert(nn.Sequential(*layers), rule, seed=1).double()
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(4, 2, 6, 6, generator=generator, dtype=torch.float64), torch.arange(4) % 3
+
+
+def loss_of(model: nn.Module, seed: int = 0) -> Tensor:
+    x, y = batch(seed)
+    return F.cross_entropy(model(x), y)
+
+
+def distances(model: nn.Module) -> list[Tensor]:
+    """W - B of every layer that learns B."""
+    layers = [m for m in model.modules() if isinstance(m, bf.nn.FeedbackLayer) and m.rule == "kp"]
+    return [(layer.weight - layer.feedback).detach().clone() for layer in layers]
+
+
+def gradients(model: nn.Module, run: nn.Module | None = None) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss_of(run or model).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+# Kolen-Pollack
+
+
+OPTIMISERS = {
+    "sgd": (torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.2}),
+    "no-decay": (torch.optim.SGD, {"lr": 0.1}),
+    "momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
+    "nesterov": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.3}),
+}
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIMISERS.values(), ids=OPTIMISERS)
+def test_the_distance_of_b_and_w_follows_from_the_optimiser_alone(kind, options):
+    model, steps = network(), 6
+    start = distances(model)
+    # The optimiser of W - B: the difference of two equal gradients is zero.
+    alone = [nn.Parameter(own.clone()) for own in start]
+    optimisers = kind(model.parameters(), **options), kind(alone, **options)
+    for step in range(steps):
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss_of(model, step).backward()
+        for own in alone:
+            own.grad = torch.zeros_like(own)
+        for optimiser in optimisers:
+            optimiser.step()
+    for now, own, first in zip(distances(model), alone, start, strict=True):
+        assert_close(now, own.detach())
+        if "momentum" not in options:
+            shrunk = (1 - options["lr"] * options.get("weight_decay", 0.0)) ** steps
+            assert_close(now.norm(), shrunk * first.norm())
+    assert not any(torch.equal(b, w) for b, w in zip(bf.nn.learned_feedback(model), start, strict=True))
+
+
+@pytest.mark.parametrize("way", ["accumulation", "scaler", "checkpoint", "reentrant", "eval"])
+def test_the_gradient_of_b_is_that_of_w_wherever_it_goes(way):
+    model = network()
+    plain = gradients(model)
+    for name, own in weights_of(model).items():
+        if name.endswith("weight"):
+            assert torch.equal(plain[f"{name[:-6]}feedback"], plain[name]) and own.grad.any()
+    model.zero_grad()
+    if way == "accumulation":
+        x, y = batch()
+        for images, labels in zip(x.split(1), y.split(1), strict=True):
+            (F.cross_entropy(model(images), labels) / 4).backward()
+    elif way == "scaler":
+        scaler, optimiser = torch.amp.GradScaler("cpu", init_scale=1024.0), torch.optim.SGD(model.parameters())
+        scaler.scale(loss_of(model)).backward()
+        assert_close(model[0].feedback.grad, 1024 * plain["0.feedback"])
+        scaler.unscale_(optimiser)
+    elif way in ("checkpoint", "reentrant"):
+        x, y = batch()
+        out = checkpoint(model, x.requires_grad_(), use_reentrant=way == "reentrant")
+        F.cross_entropy(out, y).backward()
+    else:
+        loss_of(model.eval()).backward()
+    for name, own in model.named_parameters():
+        assert_close(own.grad, plain[name])
+
+
+def test_training_clips_by_the_norm_of_the_weights():
+    model = network()
+    plain = gradients(model)
+    own = torch.cat([plain[name].flatten() for name in weights_of(model)])
+    norm = clip_gradients(model, model.parameters(), 1e-3)
+    assert_close(norm, own.norm())
+    for name, p in model.named_parameters():
+        assert_close(p.grad, plain[name] * (1e-3 / (own.norm() + 1e-6)))
+
+
+def test_frozen_weights_teach_nothing_and_frozen_feedback_is_feedback_alignment():
+    model, twin = network(), network("fa")
+    for own, other in zip(model, twin, strict=True):
+        if hasattr(own, "rule"):
+            own.weight.requires_grad_(False)
+            other.set_feedback(own.feedback)
+    loss_of(model).backward()
+    assert all(p.grad is None for p in bf.nn.learned_feedback(model))
+    model.requires_grad_(True)
+    for p in bf.nn.learned_feedback(model):
+        p.requires_grad_(False)
+    learned, fixed = (gradients_of_weights(net) for net in (model, twin))
+    for name, gradient in fixed.items():
+        assert torch.equal(learned[name], gradient)
+
+
+def gradients_of_weights(model: nn.Module) -> dict[str, Tensor]:
+    own = weights_of(model)
+    return dict(zip(own, torch.autograd.grad(loss_of(model), list(own.values())), strict=True))
+
+
+def test_feedback_is_a_parameter_but_no_weight():
+    model, plain = network(), network("usf")
+    learned = bf.nn.learned_feedback(model)
+    assert [p.shape for p in learned] == [layer.weight.shape for layer in model if hasattr(layer, "rule")]
+    assert bf.nn.learned_feedback(plain) == []
+    assert bf.nn.count_weights(model) == {"kp": bf.nn.count_weights(plain)["usf"]}
+    frozen = bf.convert(nn.Linear(3, 2).requires_grad_(False), "kp")
+    assert not frozen.feedback.requires_grad and bf.rule_shares(frozen) == {"frozen": 1.0}
+    # Another rule takes the parameter away; the same one leaves it to its optimiser.
+    layer, own = model[0], model[0].feedback
+    layer.reset_parameters()
+    assert layer.feedback is own
+    layer.set_rule("fa")
+    assert dict(layer.named_buffers()).keys() == {"feedback"} and "feedback" not in dict(layer.named_parameters())
+    layer.set_rule("kp")
+    assert isinstance(layer.feedback, nn.Parameter) and not dict(layer.named_buffers())
+
+
+def test_averages_of_models_average_learned_feedback():
+    model = network()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    start, optimiser = distances(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        optimiser.zero_grad()
+        loss_of(model, step).backward()
+        optimiser.step()
+        average.update_parameters(model)
+    for now, first in zip(distances(average), start, strict=True):
+        assert_close(now, first)
+    assert not torch.equal(average.module[0].feedback, model[0].feedback)
+
+
+def test_compiled_models_learn_feedback():
+    torch._dynamo.reset()
+    model = network()
+    wanted = gradients(model)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    found = gradients(compiled._orig_mod, compiled)
+    for name, gradient in wanted.items():
+        assert_close(found[name], gradient)
+    part = Part("kp", model[0].law, tuple(model[0].weight.shape))
+    arguments = (model[0].weight, model[0].feedback, None, *_flat((part,)))
+    torch.library.opcheck(torch.ops.bionas_fast.couple.default, arguments)
+
+
+def test_a_users_rule_updates_b_from_w_its_gradient_and_random_numbers(registry):
+    @rules.register
+    class Drifting(rules.Rule):
+        name = "drifting"
+        stores = "learned"
+        redraws = True
+
+        def feedback(self, weight, state):
+            return 2 * state.stored
+
+        def update(self, weight, weight_grad, state):
+            return state.uniform() * weight_grad + weight - state.stored
+
+    for make in (lambda layer: layer, lambda layer: torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        layer = bf.nn.Linear(3, 2, rule="drifting", dtype=torch.float64)
+        run, x = make(layer), torch.randn(4, 3, dtype=torch.float64)
+        for draw in range(2):
+            layer.zero_grad()
+            inputs = x.clone().requires_grad_()
+            numbers = layer._uniform(layer.weight)
+            assert int(layer.feedback_stream[1]) == draw
+            run(inputs).square().sum().backward()
+            assert_close(layer.feedback.grad, numbers * layer.weight.grad + layer.weight - layer.feedback)
+            assert_close(inputs.grad, 2 * layer(x) @ (2 * layer.feedback))
+
+
+def test_updates_of_another_shape_are_refused(registry):
+    @rules.register
+    class Wrong(rules.Rule):
+        name = "wrong"
+        mode = "stored"
+        stores = "learned"
+
+        def update(self, weight, weight_grad, state):
+            return weight_grad.sum()
+
+    with pytest.raises(InputError, match=r"update\(\) of rule 'wrong' returned a gradient of shape \[\]"):
+        bf.nn.Linear(3, 2, rule="wrong")(torch.ones(1, 3)).sum().backward()
+
+
+# Strict normalisation
+
+
+def test_strict_normalisation_keeps_signs_and_norms():
+    model = network("nsf")
+    layers = [layer for layer in model if hasattr(layer, "rule")]
+    weights = [*(layer.weight for layer in layers)]
+    transposed = bf.nn.TransposedLinear(5, 4, rule="nsf", dtype=torch.float64)
+    for b, w in [*((layer.feedback_weight(), w) for layer, w in zip(layers, weights, strict=True)),
+                 (transposed.feedback_weight().t(), transposed.weight.t())]:  # fmt: skip
+        assert torch.equal(b.sign(), w.sign())
+        for own, filter in zip(b.flatten(1), w.flatten(1), strict=True):
+            assert_close(own.norm(), filter.norm())
+            assert_close(own.abs(), (filter.norm() / math.sqrt(len(filter))).expand(len(filter)))
+    for layer in network("nsf_layer"):
+        if hasattr(layer, "rule"):
+            b, w = layer.feedback_weight(), layer.weight
+            assert_close(b, w.sign() * (w.norm() / math.sqrt(w.numel())))
+    assert all(not dict(layer.named_buffers()) for layer in layers)
+
+
+# The stacked supernet
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_kolen_pollack_in_the_stacked_supernet(backend):
+    space = with_nodes(
+        bf.space.get_space("bionas").restricted(("kp", "fa", "nsf"), ("sep_conv_3x3", "skip_connect")), 2
+    )
+    assert "skip_connect@kp" not in map(str, space.candidates)
+    net = bf.build_supernet(space=space, channels=3, cells=2, in_channels=2, seed=1).double()
+    if backend == "native":
+        net = net.float()
+    banks = [m for m in net.modules() if isinstance(m, WeightBank) and m.learned is not None]
+
+    def apart() -> list[Tensor]:
+        ends = [(part.start, part.start + math.prod(part.shape)) for part in banks[0].parts]
+        assert len(banks) > 1 and ends
+        return [
+            torch.cat([bank.weight[part.start : part.start + math.prod(part.shape)] for part in bank.parts])
+            - bank.learned
+            for bank in banks
+        ]
+
+    optimiser = torch.optim.SGD(net.weight_parameters(), lr=0.05, weight_decay=0.5)
+    with bf.use_backend(backend):
+        start = [own.detach() for own in apart()]
+        for seed in range(3):
+            x, y = batch(seed)
+            optimiser.zero_grad()
+            F.cross_entropy(net(x.to(next(net.parameters()).dtype)), y).backward()
+            optimiser.step()
+    for now, first in zip(apart(), start, strict=True):
+        assert_close(now.detach(), (1 - 0.05 * 0.5) ** 3 * first)
+        assert not torch.equal(now, first)
+    weights = sum(p.numel() for p in net.weight_parameters())
+    modular = net.to_modular()
+    assert sum(p.numel() for p in modular.weight_parameters()) == weights
+    assert sum(p.numel() for p in bf.nn.learned_feedback(modular)) == sum(bank.learned.numel() for bank in banks)
