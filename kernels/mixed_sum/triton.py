@@ -48,7 +48,7 @@ def forward(
     """Compute E sums [N, H, W, C], contiguous in memory, see :func:`.reference.forward`; terms in any order."""
     if not supports(maps):
         return reference.forward(maps, terms, weight, offset, into)
-    return weighted(maps, terms, weight, offset, into, Rows.of(terms, offset_of_terms=False))
+    return [*weighted(maps, terms, weight, offset, into, Rows.of(terms, offset_of_terms=False)).unbind()]
 
 
 def supports(maps: Sequence[Tensor]) -> bool:
@@ -63,8 +63,8 @@ def weighted(
     offset: Tensor,
     into: Sequence[Tensor | None],
     rows: Rows,
-) -> list[Tensor]:
-    """Compute the sums of :func:`forward` of maps that fit, with these rows of ``weight`` and ``offset``."""
+) -> Tensor:
+    """Compute the sums of :func:`forward` of maps that fit, [E, ...], with these rows of ``weight`` and ``offset``."""
     like = maps[0]
     count, channels = terms.edge_count, like.shape[-1]
     found = locate([*maps, *(None if one is None else one[None] for one in into)], like.dtype, like)
@@ -85,7 +85,7 @@ def weighted(
             channels=channels,
             **options,
         )
-    return [*out.unbind()]
+    return out
 
 
 @lru_cache(maxsize=1024)

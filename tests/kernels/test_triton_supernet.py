@@ -23,6 +23,7 @@ from bionas_fast.kernels.records import (
     Prologue,
     ReductionWeights,
     Running,
+    SeparablePlan,
     Stage,
     StageWeights,
     Sums,
@@ -30,6 +31,7 @@ from bionas_fast.kernels.records import (
 )
 from bionas_fast.kernels.separable_stage import reference as stage_reference
 from bionas_fast.ops.mixed_edges.backends.reference import Reference
+from bionas_fast.ops.mixed_edges.plan import Plan, Weights
 from helpers.interpreter import (
     INTERPRETED,
     assert_near,
@@ -51,6 +53,7 @@ if INTERPRETED:
     from bionas_fast.kernels.partial_sums import triton as partial_sums
     from bionas_fast.kernels.pooling import triton as pooling
     from bionas_fast.kernels.separable_stage import triton as stage
+    from bionas_fast.ops.mixed_edges.backends import traced  # noqa: F401  (defines operators)
     from bionas_fast.ops.mixed_edges.backends.triton import Triton
 
 
@@ -450,6 +453,41 @@ def interpreted_the_stacked_supernet():
     exact = step("reference", torch.float64)
     for ours, plain, wanted in zip(step("triton", torch.float32), step("reference", torch.float32), exact, strict=True):
         assert (ours - wanted).norm() <= 4 * (plain - wanted).norm() + 1e-5 * wanted.norm()
+
+
+def interpreted_the_stacked_supernet_compiled_as_one_graph():
+    """Outputs, gradients and running statistics of a step, with candidates of every kind but pools."""
+    space = bf.space.get_space("bionas").restricted(("brsf",), ("skip_connect", "sep_conv_3x3"))
+    net = bf.build_supernet(space=with_nodes(space, 2), channels=2, cells=1, in_channels=1, seed=1)
+    assert {edges.plan.stride for cell in net.cells for edges in cell.states} == {1, 2}
+    exact, x, results = copy.deepcopy(net).double(), torch.randn(2, 1, 4, 2), []
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for run, plain, given, backend in ((compiled, net, x, "triton"), (exact, exact, x.double(), "reference")):
+        with bf.use_backend(backend):
+            out = run(given)
+            found = torch.autograd.grad(out.square().sum(), [*plain.parameters()], allow_unused=True)
+        results.append([out, *(grad for grad in found if grad is not None), *plain.buffers()])
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), wanted.double(), **CANCELLING)
+
+
+def interpreted_operators_for_tracers_pass_opcheck():
+    """In training and in evaluation; a plan with every kind of candidate of stride 2."""
+    ops, checks = torch.ops.bionas_fast, ("test_schema", "test_faketensor")
+    plan = Plan(SeparablePlan(Stage((3, 3), (1, 2), 2), (0, 1), 2, 1), 1, True, False, Terms((0, 1, 2), (0, 0, 1), 2))
+    assert Plan.read(plan.numbers).numbers == plan.numbers
+    torch.manual_seed(0)
+    state, factors, into = torch.randn(2, 2, 1, 2), torch.randn(5), [torch.randn(2, 1, 1, 2), None]
+    weights = [own.clone() for own in Weights.split(torch.randn(70), plan, 2).tensors()]
+    given = [torch.randn(6, 2).double(), 0.5 + torch.rand(6, 2).double()]
+    forward = (state, weights, factors, given, into, plan.numbers)
+    torch.library.opcheck(ops.mixed_edges.default, (*forward[:3], [], *forward[4:]), test_utils=checks)
+    _, between, *maps = ops.mixed_edges(*forward)
+    saved = ([*torch.randn(2, 2, 1, 1, 2)], state, [*between.unbind(), *maps], given, True, weights)
+    last = factors, plan.numbers
+    backward = ops.mixed_edges_backward.default
+    torch.library.opcheck(backward, (*saved, weights, None, True, True, *last), test_utils=checks)
+    torch.library.opcheck(backward, (*saved, [], None, False, False, *last), test_utils=checks[1:])
 
 
 # Factorized reductions

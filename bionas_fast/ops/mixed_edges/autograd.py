@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bionas_fast import backends, native, torch_private
+from bionas_fast import backends, native
 from bionas_fast.errors import InputError
 from bionas_fast.kernels.records import Moments
 from bionas_fast.ops.mixed_edges.backends import Backend, find
@@ -82,8 +82,8 @@ def chosen_backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
     chosen = backends.choose("mixed_edges", x.device.type, backend)
     if weights.dtype != torch.float32 or not x.numel():
         return "reference"
-    if chosen == "triton" and torch_private.has_dispatch_modes():
-        return "reference"  # fake tensors
+    if chosen == "triton" and backends.traced():
+        return "reference" if backends.recorded() else "traced"
     return chosen
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
-from bionas_fast.kernels.records import ReductionWeights, SeparablePlan, SeparableWeights, StageWeights, Terms
+from bionas_fast.kernels.records import ReductionWeights, SeparablePlan, SeparableWeights, Stage, StageWeights, Terms
 
 POOLS = 2  # maximum, then average
 
@@ -24,6 +25,7 @@ class Plan:
         reductions: the number of factorized reductions.
         pools, identity: whether there are any.
         terms: the other candidates. Their maps are numbered in this order: the reductions, the two pools, the state.
+        numbers: the plan as whole numbers, read by :meth:`read`.
         mixed: all candidates as one sum: the maps of the separable ones, then those of the terms.
         terms_of: the terms that read each map.
         pool_terms, pool_rows: the gradients of the two pools' maps as sums, over the gradients of the edges and then
@@ -36,6 +38,7 @@ class Plan:
     identity: bool
     terms: Terms
 
+    numbers: tuple[int, ...] = field(init=False)
     mixed: Terms = field(init=False)
     terms_of: list[list[int]] = field(init=False)
     pool_terms: Terms = field(init=False)
@@ -43,6 +46,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         # Computed here, because torch.compile cannot trace a lazy computation.
+        kinds = (self.reductions, int(self.pools), int(self.identity), len(self.separable.edges))
+        self.numbers = (*kinds, *self.separable.encode(), *self.terms.index, *self.terms.edges)
         first = len(self.separable.edges)
         of_terms = (first + number for number in self.terms.index)
         self.mixed = Terms(
@@ -52,6 +57,17 @@ class Plan:
         for t, index in enumerate(self.terms.index):
             self.terms_of[index].append(t)
         self.pool_terms, self.pool_rows = self._pool_gradients()
+
+    @classmethod
+    def read(cls, numbers: Sequence[int]) -> Plan:
+        """Build a plan from its ``numbers``."""
+        reductions, pools, identity, branches, edge_count, twice, *rest = numbers
+        edges, (stride, *rest) = tuple(rest[:branches]), rest[branches:]
+        stage = Stage(tuple(rest[:branches]), tuple(rest[branches : 2 * branches]), stride)
+        of_terms = rest[2 * branches :]
+        count = len(of_terms) // 2
+        terms = Terms(tuple(of_terms[:count]), tuple(of_terms[count:]), edge_count)
+        return cls(SeparablePlan(stage, edges, edge_count, twice), reductions, bool(pools), bool(identity), terms)
 
     @property
     def edge_count(self) -> int:
@@ -91,6 +107,17 @@ class Weights(NamedTuple):
     separable: SeparableWeights
     reductions: ReductionWeights
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors, in the order in which they lie in the flat one."""
+        return [*self.separable.tensors(), *self.reductions]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Weights:
+        """Build the record from its :meth:`tensors`."""
+        first, second, reductions = tensors[:2], tensors[2:4], tensors[4:]
+        stages = SeparableWeights(StageWeights(*first), StageWeights(*second))
+        return cls(stages, ReductionWeights(*reductions))
+
     @classmethod
     def split(cls, flat: Tensor, plan: Plan, channels: int) -> Weights:
         """Split one flat tensor into views, in the order of the records."""
@@ -105,8 +132,4 @@ class Weights(NamedTuple):
             (plan.reductions, channels // 2, channels),
         )
         parts = flat.split([math.prod(shape) for shape in shapes])
-        depthwise1, pointwise1, depthwise2, pointwise2, reduce1, reduce2 = (
-            part.view(shape) for part, shape in zip(parts, shapes, strict=True)
-        )
-        stages = SeparableWeights(StageWeights(depthwise1, pointwise1), StageWeights(depthwise2, pointwise2))
-        return cls(stages, ReductionWeights(reduce1, reduce2))
+        return cls.of([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])

@@ -16,6 +16,8 @@ _alone: dict[str, Backend] = {"reference": Reference(), "native": Fused()}
 def find(name: str, synchroniser: Synchroniser | None = None) -> Backend:
     """Look up a backend: ``reference`` for any tensor, ``native`` for float32 on the CPU, ``triton`` for GPUs.
 
+    ``traced`` is ``triton`` for tracers.
+
     Args:
         synchroniser: sums the statistics of batch normalisation over processes; no kernel is then fused across a
             normalisation.
@@ -29,4 +31,9 @@ def find(name: str, synchroniser: Synchroniser | None = None) -> Backend:
             _alone[name] = Triton()
             return _alone[name]
         return Triton(synchroniser)
+    if name == "traced" and synchroniser is None:
+        from bionas_fast.ops.mixed_edges.backends.traced import Traced  # imports Triton, too
+
+        _alone[name] = Traced()
+        return _alone[name]
     return Native(synchroniser) if name == "native" else Reference(synchroniser)

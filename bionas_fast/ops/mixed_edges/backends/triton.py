@@ -96,7 +96,7 @@ class Triton(Backend):
             return super().normalised_forward(maps, terms, factors, sums, moments, into, running)
         given = [_joined(sums)] if moments is None else None
         found = normalisation.forward(given, moments, terms, factors, _positions(maps), running)
-        return _normalised_sum(maps, terms, found, into), found.moments
+        return [*_normalised_sum(maps, terms, found, into).unbind()], found.moments
 
     def normalised_backward(
         self,
@@ -140,8 +140,22 @@ class Triton(Backend):
         into: Sequence[Tensor | None],
         running: Running | None,
     ) -> Mixed:
-        if not self._fuses(state, plan):
+        if not self.fuses(state, plan):
             return super().forward(state, weights, plan, factors, moments, into, running)
+        found = self.fused(state, weights, plan, factors, moments, into, running)
+        return Mixed([*found.out.unbind()], found.moments, found.saved)
+
+    def fused(
+        self,
+        state: Tensor,
+        weights: Weights,
+        plan: Plan,
+        factors: Tensor,
+        moments: Moments | None,
+        into: Sequence[Tensor | None],
+        running: Running | None,
+    ) -> FusedSum:
+        """Compute the results of :meth:`forward`, the sums as one tensor, where :meth:`fuses` holds."""
         found = self._before_sum(state, weights, plan, moments, running)
         rows = slice(plan.separable.twice, None)
         given = None if moments is None else moments.rows(rows)
@@ -154,10 +168,10 @@ class Triton(Backend):
             del kept[(plan.branches > 0) + (plan.reductions > 0)]
         if plan.identity:  # the state
             kept.pop()
-        return Mixed(out, found.moments, [*(found.between or ()), *kept])
+        return FusedSum(out, found.moments, [*(found.between or ()), *kept])
 
     def stacks(self, state: Tensor, weights: Weights, plan: Plan, moments: Moments) -> list[Tensor]:
-        if not self._fuses(state, plan):
+        if not self.fuses(state, plan):
             return super().stacks(state, weights, plan, moments)
         return self._before_sum(state, weights, plan, moments, None).maps
 
@@ -209,7 +223,7 @@ class Triton(Backend):
         factors: Tensor,
     ) -> Gradients:
         state, tensors, moments, training = saved
-        if not self._fuses(state, plan):
+        if not self.fuses(state, plan):
             return super().backward(grads, saved, weights, feedback, plan, factors)
         twice, branches, channels = plan.separable.twice, plan.branches, state.shape[-1]
         kept = [own for own in tensors if own is not None]
@@ -256,7 +270,7 @@ class Triton(Backend):
                     [None] * POOLS,
                     mixed_sum.Rows(rows, (-1,) * len(rows), offsets),
                 )
-                down.append(pooling.backward(delta, state, plan.stride))
+                down.append(pooling.backward(delta.unbind(), state, plan.stride))
             grad_x = _add_up(down, stacks if plan.identity else [], feedback.identities)
         return Gradients(found.factors, grad_x, partial_sums.add_up(partial, state.dtype) if partial else None)
 
@@ -302,13 +316,21 @@ class Triton(Backend):
         first = plan.branches
         return TermGradients(found.factors, found.a[first:], found.b[first:], found.d[first:])
 
-    def _fuses(self, state: Tensor, plan: Plan) -> bool:
+    def fuses(self, state: Tensor, plan: Plan) -> bool:
         """Whether the kernels support all candidates and their batch normalisations."""
         return self._normalises([state[None]]) and separable_stage.supports(state, plan.separable.first)
 
     def _normalises(self, maps: Sequence[Tensor]) -> bool:
         """Whether the kernels of batch normalisation support this case."""
         return self.synchroniser is None and mixed_sum.supports(maps) and maps[0].dtype == torch.float32
+
+
+class FusedSum(NamedTuple):
+    """The fields of ``Mixed``, with all sums in one tensor [E, N, H_out, W_out, C]."""
+
+    out: Tensor
+    moments: Moments
+    saved: list[Tensor]
 
 
 class _BeforeSum(NamedTuple):
@@ -336,13 +358,12 @@ def _add_up(down: Sequence[Tensor], grads: Sequence[Tensor], scale: Tensor | Non
     factors = (*(-1 for _ in down), *range(len(grads)))
     rows = mixed_sum.Rows(factors, (-1,) * len(stacks), (-1,))
     unread = down[0] if scale is None else scale
-    (total,) = mixed_sum.weighted(stacks, terms, unread, unread, [None], rows)
-    return total
+    return mixed_sum.weighted(stacks, terms, unread, unread, [None], rows)[0]
 
 
 def _normalised_sum(
     maps: Sequence[Tensor], terms: Terms, found: normalisation.Normalised, into: Sequence[Tensor | None]
-) -> list[Tensor]:
+) -> Tensor:
     rows = mixed_sum.Rows.of(terms, offset_of_terms=True)
     return mixed_sum.weighted(maps, terms, found.weight, found.shift, into, rows)
 
