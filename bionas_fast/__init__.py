@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bionas_fast.data import load_dataset
     from bionas_fast.estimation import estimate
     from bionas_fast.evaluation import evaluate
-    from bionas_fast.models import build_network, build_resnet, build_softhebb, local_losses
+    from bionas_fast.models import build_network, build_plain, build_resnet, build_softhebb, local_losses
     from bionas_fast.nn import rule_shares, torch_state_dict
     from bionas_fast.nn.conversion import convert
     from bionas_fast.nn.error_path import true_gradients
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bionas_fast.space import Genotype
     from bionas_fast.supernet import build_supernet
     from bionas_fast.training import (
+        PlainConfig,
         ResNetConfig,
         SoftHebbConfig,
         TrainConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         load,
         repeat_training,
         train,
+        train_plain,
         train_resnet,
         train_softhebb,
     )
@@ -47,7 +49,7 @@ else:
             "data": "load_dataset",
             "estimation": "estimate",
             "evaluation": "evaluate",
-            "models": "build_network build_resnet build_softhebb local_losses",
+            "models": "build_network build_plain build_resnet build_softhebb local_losses",
             "nn": "rule_shares torch_state_dict",
             "nn.conversion": "convert",
             "nn.plain": "to_torch",
@@ -58,8 +60,8 @@ else:
             "searching": "Search SearchConfig SearchResult repeat_search search",
             "space": "Genotype",
             "supernet": "build_supernet",
-            "training": "ResNetConfig SoftHebbConfig TrainConfig TrainResult compare_genotypes compare_rules export "
-            "load repeat_training train train_resnet train_softhebb",
+            "training": "PlainConfig ResNetConfig SoftHebbConfig TrainConfig TrainResult compare_genotypes "
+            "compare_rules export load repeat_training train train_plain train_resnet train_softhebb",
         },
     )
 
@@ -73,6 +75,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "Moment",
+    "PlainConfig",
     "ResNetConfig",
     "Search",
     "SearchConfig",
@@ -83,6 +86,7 @@ __all__ = [
     "analysis",
     "attack",
     "build_network",
+    "build_plain",
     "build_resnet",
     "build_softhebb",
     "build_supernet",
@@ -113,6 +117,7 @@ __all__ = [
     "to_torch",
     "torch_state_dict",
     "train",
+    "train_plain",
     "train_resnet",
     "train_softhebb",
     "true_gradients",
@@ -121,7 +126,7 @@ __all__ = [
 
 declare_kinds(
     {
-        **dict.fromkeys(("train", "resnet", "softhebb"), "bionas_fast.training.config"),
+        **dict.fromkeys(("train", "resnet", "plain", "softhebb"), "bionas_fast.training.config"),
         "search": "bionas_fast.searching.config",
     }
 )

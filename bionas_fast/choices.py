@@ -23,8 +23,11 @@ ResNet = Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "r
 SoftHebb = Literal["cifar10", "mnist", "fashion-mnist"]
 #: Losses of blocks: cross-entropy of a head and similarity of features, or one of them.
 LocalLoss = Literal["predsim", "pred", "sim"]
-#: How a network learns: by one loss at its end, or by a loss of each block.
-TrainerName = Literal["end-to-end", "local"]
+#: Plain networks: perceptrons, and small convolutional networks.
+Plain = Literal["mlp", "cnn"]
+#: How a network learns: by one loss at its end, by a loss of each block, or by forward passes only (PEPITA, and the
+#: forward-forward algorithm).
+TrainerName = Literal["end-to-end", "local", "pepita", "ff"]
 #: Perturbations in robust search: a random sign at every pixel, or the sign of the true gradient.
 Perturbation = Literal["off", "noise", "fgsm"]
 #: What an attacker differentiates: the feedback that the network learns by, or the true gradient.

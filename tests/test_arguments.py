@@ -21,6 +21,7 @@ WRONG = {
     "train": (lambda: bf.train("runs/a"), "genotype: expected Genotype or None, got str; bf.Genotype.load(PATH)"),
     "train with": (lambda: bf.train(GENOTYPE, {"epochs": 1}), "config: expected TrainConfig or None, got dict"),
     "resnet": (lambda: bf.train_resnet("resnet20"), "config: expected ResNetConfig or None, got str"),
+    "plain": (lambda: bf.train_plain("mlp"), "config: expected PlainConfig or None, got str"),
     "softhebb": (lambda: bf.train_softhebb("cifar10"), "config: expected SoftHebbConfig or None, got str"),
     "compare": (lambda: bf.compare_rules(GENOTYPE, "usf"), "config: expected RunConfig or None, got str"),
     "variants": (lambda: bf.compare_rules(GENOTYPE, variants="usf"), "variants: expected a list, got 'usf'"),

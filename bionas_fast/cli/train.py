@@ -226,7 +226,9 @@ def _train_network(kind: Kind, given: Given, wanted: Wanted) -> None:
     with interruptible():
         result = kind.trainer.start(config, out=wanted.folder, resume=resume, progress=progress())
     if result.run_dir is not None:  # this process writes, and prints
-        _print_trained(result, {"rule": str(RunFolder.open(result.run_dir).read().settings["rule"])}, wanted)
+        settings = RunFolder.open(result.run_dir).read().settings
+        forward_only = settings.get("trainer") in ("pepita", "ff")
+        _print_trained(result, {"rule": str(settings["trainer" if forward_only else "rule"])}, wanted)
 
 
 def _train_genotype(read: Sequence[Source], given: Given, assignment: Assignment, wanted: Wanted) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bionas_fast import backends
 from bionas_fast.errors import InputError, ShapeError, unknown
+from bionas_fast.kernels.hebbian import reference
 from bionas_fast.nn import repeats, switches
 from bionas_fast.nn.layers import expect_no_rule
 from bionas_fast.nn.leaf import leaf
@@ -47,6 +48,8 @@ _ARGUMENTS = """
         k: the number of channels of a group that win at every position under ``hard_wta``.
         similarity: by which channels compete under ``hard_wta``, ``soft_wta`` and ``softhebb``: ``"output"``, or
             ``"raised_cosine"`` (see :func:`bionas_fast.functional.raised_cosine`), which does not favour long filters.
+        averaging: τ of the threshold of ``bcm``, θ ← (1 − τ) θ + τ · mean of u², after each update; the first batch
+            sets θ.
         normalisation: of H: ``none``, ``clamp`` to ±1, ``unit`` L2 norm of every neuron; or ``max``: of the update.
         every: H is updated at every n-th batch in training mode.
         norm: the norm of every neuron's initial weights; None for the initialisation of torch.nn.
@@ -64,6 +67,7 @@ _ARGUMENTS = """
         name: the name of the layer in messages; :func:`name_layers` sets it to the module path in a model.
         plasticity: H.
         steps: int64, the number of batches seen in training mode.
+        threshold: θ of ``bcm``, [K]; None under other rules.
     """
 
 
@@ -81,6 +85,7 @@ class _Settings:
     norm: float | None
     k: int
     similarity: str
+    averaging: float
 
     def __post_init__(self) -> None:
         for kind, word, known in (
@@ -93,6 +98,8 @@ class _Settings:
         for name, number in (("rate", self.rate), ("temperature", self.temperature), ("norm", self.norm)):
             if number is not None and not (math.isfinite(number) and number >= 0):
                 raise InputError(f"{name}: expected a finite number of at least 0, got {number}")
+        if not 0 < self.averaging <= 1:
+            raise InputError(f"averaging: expected above 0 and at most 1, got {self.averaging}")
         if self.every < 1:
             raise InputError(f"every: expected at least 1, got {self.every}")
         ops.check_similarity(self.rule, self.similarity)
@@ -105,6 +112,7 @@ class _Plastic(nn.Module):
     bias: Any
     plasticity: Tensor
     steps: Tensor
+    threshold: Tensor | None
     _frozen_in: tuple[int, ...] = ()
     #: The first step whose update was not finite, on the device; 0 for none. None without updates to read.
     _failed: Tensor | None = None
@@ -121,6 +129,7 @@ class _Plastic(nn.Module):
         self.every = settings.every
         self.k = settings.k
         self.similarity = settings.similarity
+        self.averaging = settings.averaging
         self.norm = settings.norm
         self.name = type(self).__name__
         weight = self.weight.detach().clone()
@@ -130,6 +139,7 @@ class _Plastic(nn.Module):
             del self._parameters["weight"]
         self.register_buffer("plasticity", weight)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=weight.device))
+        self.register_buffer("threshold", weight.new_zeros(len(weight)) if settings.rule == "bcm" else None)
         self._reset_plasticity()
         self.register_load_state_dict_pre_hook(_refuse_another_shape)
 
@@ -138,7 +148,7 @@ class _Plastic(nn.Module):
         with torch.no_grad():
             weight = nn.Parameter(self.effective_weight().clone())
         self._parameters.pop("plastic_scale", None)
-        for name in ("plasticity", "steps"):
+        for name in ("plasticity", "steps", "threshold"):
             del self._buffers[name]
         for name in (*(field.name for field in fields(_Settings)), "name", "_frozen_in", "_failed", "_unread"):
             self.__dict__.pop(name, None)
@@ -169,6 +179,8 @@ class _Plastic(nn.Module):
     def _reset_plasticity(self) -> None:
         """Set H, from initial values that it holds in mode ``hebbian``."""
         self.steps.zero_()
+        if self.threshold is not None:
+            self.threshold.zero_()
         if self.mode == "mixed":
             self.plastic_scale.fill_(0.01)
             self.plasticity.zero_()
@@ -204,16 +216,22 @@ class _Plastic(nn.Module):
             return
         moved = self.plasticity.clone()
         rate = ops.adaptive_rate(moved, self.rate) if self.adaptive else self.rate
+        u, threshold = u.detach().to(moved.dtype), self.threshold
+        if threshold is not None:
+            square = reference.mean_square(u)
+            # The first batch sets it; a comparison on the device waits for no value.
+            threshold = torch.where(threshold == 0, square, threshold)
         ops.hebbian_update(
             moved,
             x.detach().to(moved.dtype),
-            u.detach().to(moved.dtype),
+            u,
             rule=self.rule,
             rate=rate,
             temperature=self.temperature,
             normalisation=self.normalisation,
             k=self.k,
             similarity=self.similarity,
+            threshold=threshold,
             **geometry,
         )
         finite = torch.isfinite(moved).all()
@@ -223,6 +241,8 @@ class _Plastic(nn.Module):
         if not finite:
             raise self._not_finite(int(self.steps))
         self.plasticity.copy_(moved)
+        if self.threshold is not None and threshold is not None and u.numel():
+            self.threshold.copy_(threshold.lerp(square, self.averaging))
 
     def _learn_unread(self, moved: Tensor, finite: Tensor) -> None:
         """Update H unless this or an earlier update was not finite, without reading whether that is so."""
@@ -318,9 +338,12 @@ class HebbianConv2d(_Plastic, nn.Conv2d):
         norm: float | None = None,
         k: int = 1,
         similarity: str = "output",
+        averaging: float = 0.1,
     ) -> None:
         expect_no_rule(ops.RULES, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias)
-        settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity)
+        settings = _Settings(
+            rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity, averaging
+        )
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if groups < 1 or channels % groups:
                 raise InputError(f"groups: {groups} does not divide {name}={channels}")
@@ -368,9 +391,12 @@ class HebbianLinear(_Plastic, nn.Linear):
         norm: float | None = None,
         k: int = 1,
         similarity: str = "output",
+        averaging: float = 0.1,
     ) -> None:
         expect_no_rule(ops.RULES, bias=bias, device=device, dtype=dtype)
-        settings = _Settings(rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity)
+        settings = _Settings(
+            rule, mode, rate, adaptive, temperature, normalisation, every, norm, k, similarity, averaging
+        )
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_up(settings)
 

@@ -38,6 +38,7 @@ def rule_shares(model: nn.Module) -> dict[str, float]:
         - ``"elementwise"``: normalisation layers and PReLU, which carry no error through a weight matrix;
         - ``"embedding"``: embeddings, which send no error down, so that every rule is the same for them;
         - ``"hebbian"`` and ``"predictive"``: Hebbian layers, and predictive-coding layers with local credit;
+        - ``"pepita"`` and ``"forward-forward"``: layers of networks that are trained so, by their ``learns_by``;
         - ``"frozen"``: parameters that do not require gradients.
     """
     expect_type("model", model, nn.Module)
@@ -89,6 +90,8 @@ def layers_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, list
 
 def group_of(module: nn.Module) -> str:
     """Return the group of a module's own parameters: one of the keys of :func:`rule_shares`."""
+    if (trainer := getattr(module, "learns_by", None)) is not None:
+        return trainer
     if isinstance(module, (FeedbackLayer, MultiheadAttention)):
         return module.rule
     if isinstance(module, PredictiveConv2d):

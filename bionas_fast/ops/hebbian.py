@@ -38,6 +38,7 @@ class UpdateOptions(Geometry, total=False):
 
     k: int
     similarity: str
+    threshold: Tensor | None
     normalisation: str
     backend: str | None
 
@@ -193,7 +194,8 @@ def hebbian_activity(
 
     Args:
         u: [N, K, *positions], or [N, K].
-        rule: one of ``plain``, ``hebb``, ``oja``, ``instar``, ``hard_wta``, ``soft_wta``, ``softhebb``, ``hpca``; see
+        rule: one of ``plain``, ``hebb``, ``oja``, ``instar``, ``hard_wta``, ``soft_wta``, ``softhebb``, ``hpca`` and
+            ``bcm``, with the mean of u² over the batch as its threshold; see
             ``bionas_fast.kernels.hebbian.reference`` for their formulas.
         temperature: t in softmax(t·u).
         groups: the number of groups; channels compete within their group.
@@ -242,22 +244,26 @@ def hebbian_update(
             ``backend``, an explicit choice of implementation; ``normalisation``: ``none``, the default; ``clamp`` W to
             ±1; ``unit`` L2 norm of every filter; ``max``: divide Δ by its largest magnitude (SoftHebb); ``k``, as
             in :func:`hebbian_activity`; and ``similarity``, by which channels compete under ``hard_wta``, ``soft_wta``
-            and ``softhebb``: ``output``, the default, is u; ``raised_cosine`` is that of :func:`raised_cosine`.
+            and ``softhebb``: ``output``, the default, is u; ``raised_cosine`` is that of :func:`raised_cosine`; and
+            ``threshold``, θ of ``bcm``, [K], by default the mean of u² over the batch.
 
     Returns:
         Δ, shaped like ``weight``.
 
     Raises:
         InputError: mismatched shapes (the message names the argument); an unknown rule, normalisation or similarity;
-            ``k`` or ``similarity`` for a rule that has no use for them, or together with y.
+            ``k``, ``similarity`` or ``threshold`` for a rule that has no use for them, or together with y.
     """
     _check_rule(rule)
     normalisation = options.pop("normalisation", "none")
     backend = options.pop("backend", None)
     k, similarity = options.pop("k", 1), options.pop("similarity", "output")
+    threshold = options.pop("threshold", None)
     check_similarity(rule, similarity)
-    if y is not None and (k != 1 or similarity != "output"):
-        raise InputError("y: expected none together with k or similarity, which determine it")
+    if threshold is not None and (rule != "bcm" or threshold.shape != weight.shape[:1]):
+        raise InputError(f"threshold: expected [{len(weight)}], of rule 'bcm', got {list(threshold.shape)} of {rule!r}")
+    if y is not None and (k != 1 or similarity != "output" or threshold is not None):
+        raise InputError("y: expected none together with k, similarity or threshold, which determine it")
     if normalisation not in NORMALISATIONS:
         raise unknown("normalisation", normalisation, NORMALISATIONS)
     for name, tensor in (("weight", weight), ("x", x), ("u", u)):
@@ -286,6 +292,10 @@ def hebbian_update(
     if k > 1 or similarity != "output":
         ranked = flat_u if similarity == "output" else _raised_cosine(flat_x, view, flat_u, shape)
         flat_y = reference.activity(ranked, rule, temperature, shape.groups, k)
+    if threshold is not None:
+        flat_y = flat_u * (flat_u - threshold.to(flat_u.dtype).view(-1, *[1] * (flat_u.dim() - 2)))
+    elif rule == "bcm" and y is None:
+        flat_y = reference.activity(flat_u, rule, temperature, shape.groups)
     if isinstance(rate, Tensor):
         rates = rate.to(weight.device, weight.dtype)
     else:

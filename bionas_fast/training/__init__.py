@@ -1,4 +1,4 @@
-"""Training of genotype networks, residual networks and SoftHebb networks, loading and export of trained ones."""
+"""Training of genotype networks, residual, plain and SoftHebb networks, loading and export of trained ones."""
 
 from typing import TYPE_CHECKING
 
@@ -6,10 +6,11 @@ from bionas_fast.imports import on_first_use
 
 if TYPE_CHECKING:
     from bionas_fast.training.compare import compare_genotypes, compare_rules, repeat_training
-    from bionas_fast.training.config import ResNetConfig, SoftHebbConfig, TrainConfig
+    from bionas_fast.training.config import PlainConfig, ResNetConfig, SoftHebbConfig, TrainConfig
     from bionas_fast.training.exporting import export
     from bionas_fast.training.genotype import train
     from bionas_fast.training.loading import load
+    from bionas_fast.training.plain import train_plain
     from bionas_fast.training.resnet import train_resnet
     from bionas_fast.training.result import TrainResult
     from bionas_fast.training.softhebb import train_softhebb
@@ -18,10 +19,11 @@ else:
         __name__,
         {
             "compare": "compare_genotypes compare_rules repeat_training",
-            "config": "ResNetConfig SoftHebbConfig TrainConfig",
+            "config": "PlainConfig ResNetConfig SoftHebbConfig TrainConfig",
             "exporting": "export",
             "genotype": "train",
             "loading": "load",
+            "plain": "train_plain",
             "resnet": "train_resnet",
             "result": "TrainResult",
             "softhebb": "train_softhebb",
@@ -29,6 +31,7 @@ else:
     )
 
 __all__ = [
+    "PlainConfig",
     "ResNetConfig",
     "SoftHebbConfig",
     "TrainConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "load",
     "repeat_training",
     "train",
+    "train_plain",
     "train_resnet",
     "train_softhebb",
 ]

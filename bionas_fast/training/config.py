@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from bionas_fast import rules
-from bionas_fast.choices import Amp, Initialisation, LawName, LocalLoss, Policy, ResNet, SoftHebb, Stem, TrainerName
+from bionas_fast.choices import (
+    Amp,
+    Initialisation,
+    LawName,
+    LocalLoss,
+    Plain,
+    Policy,
+    ResNet,
+    SoftHebb,
+    Stem,
+    TrainerName,
+)
 from bionas_fast.config import (
     Cells,
     Channels,
@@ -21,13 +32,15 @@ from bionas_fast.config import (
     SkipRules,
     Work,
 )
-from bionas_fast.errors import InputError
+from bionas_fast.errors import InputError, shown
 from bionas_fast.runs.kinds import register_kind
 
 #: A fraction between 0 and 1.
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 #: A number of epochs.
 EpochNumber = Annotated[int, Field(ge=1)]
+#: A number of units or channels.
+Width = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class OptimizerConfig(DescentConfig):
@@ -84,7 +97,9 @@ class SupervisedConfig(OptimizerConfig):
         "(PC-DARTS on ImageNet: 5 of 250).",
     )
     trainer: Annotated[TrainerName, Option()] = Field(
-        "end-to-end", description="Loss: end-to-end, of the logits, or local, one of each block (a cell)."
+        "end-to-end",
+        description="Loss: end-to-end, of the logits; local, one of each block, such as a cell; for mlp and cnn also "
+        "pepita, and ff, forward-forward, without a backward pass.",
     )
     local_loss: LocalLoss = Field(
         "predsim", description="Local loss: pred, cross-entropy of a head; sim, of similarities; or predsim, both."
@@ -120,8 +135,13 @@ class SupervisedConfig(OptimizerConfig):
         trained = round((1 - self.valid_fraction) * images)
         return (Work(self.epochs, trained, self.batch_size, images - trained + test_images, self.evaluate_every),)
 
+    #: The trainers that the networks of these settings know.
+    trainers: ClassVar[tuple[TrainerName, ...]] = ("end-to-end", "local")
+
     @model_validator(mode="after")
     def _expect_losses_that_fit(self) -> Self:
+        if self.trainer not in self.trainers:
+            raise InputError(f"trainer: expected {' or '.join(self.trainers)}, got {self.trainer}, of mlp and cnn only")
         defaults = SupervisedConfig.model_fields
         changed = [name for name in ("local_loss", "local_beta") if getattr(self, name) != defaults[name].default]
         if self.trainer != "local":
@@ -194,6 +214,45 @@ class ResNetConfig(SupervisedConfig):
     @classmethod
     def _expect_a_rule(cls, name: str) -> str:
         return rules.get(name).name
+
+
+@register_kind("plain", "bionas_fast.training.plain:PlainTraining", command="train", sources=get_args(Plain))
+class PlainConfig(SupervisedConfig):
+    """The settings of the training of a plain network. The defaults suit small images on two CPU cores."""
+
+    epochs: Epochs = 20
+    architecture: Plain = Field("mlp", description="Architecture: mlp, or cnn, 3×3 convolutions and pools.")
+    widths: tuple[Width, ...] = Field(
+        (), description="Units or channels of each hidden layer; by default 512, 512 (mlp) or 32, 64 (cnn)."
+    )
+    rule: str = Field("bp", description="Learning rule of every layer, through which an error passes.")
+    modulation: Coefficient = Field(
+        0.05, description="PEPITA: scale of the random matrix F, by which the error changes the images."
+    )
+    threshold: Rate = Field(2.0, description="Forward-forward: goodness θ of a layer that is as likely as not.")
+    trainers = ("end-to-end", "local", "pepita", "ff")
+
+    @field_validator("rule")
+    @classmethod
+    def _expect_a_rule(cls, name: str) -> str:
+        return rules.get(name).name
+
+    @model_validator(mode="after")
+    def _expect_forward_passes_that_fit(self) -> Self:
+        for name, trainer in (("modulation", "pepita"), ("threshold", "ff")):
+            if self.trainer != trainer and getattr(self, name) != PlainConfig.model_fields[name].default:
+                raise InputError(f"{name}: not used by the trainer {self.trainer}")
+        if self.trainer in ("pepita", "ff"):
+            for name in ("rule", "amp", "compile", "label_smoothing", "mixup", "cutmix"):
+                default = PlainConfig.model_fields[name].default
+                if getattr(self, name) != default:
+                    raise InputError(f"{name}: expected {shown(default)} with the trainer {self.trainer}")
+        return self
+
+    @property
+    def learns_by(self) -> str:
+        """The learning rule, or the trainer that needs none."""
+        return self.trainer if self.trainer in ("pepita", "ff") else self.rule
 
 
 @register_kind("softhebb", "bionas_fast.training.softhebb:SoftHebbTraining", command="train", sources=("softhebb",))

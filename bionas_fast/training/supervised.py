@@ -121,21 +121,26 @@ class SupervisedTraining(NetworkTraining):
             group["lr"] = learning_rate(self.config, self.epoch)
 
     def train_step(self, x: Tensor, y: Tensor) -> Step:
-        config, scaler = self.config, self.precision.scaler
+        config = self.config
         self.optimizer.zero_grad()
         losses, hits = [], []
         # Each part of the batch has its share of the mean, so the last one may be smaller.
         for images, labels in zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True):
-            images, targets = self.mixing(images, labels)
-            with self.precision.autocast():
-                logits = self.outputs(images)
-                loss = self._loss(logits, targets) * (len(labels) / len(y))
-            scaler.scale(loss).backward()
+            loss, logits = self.backward(images, labels, len(labels) / len(y))
             losses.append(loss.detach())
-            hits.append((logits[0].argmax(dim=1) == labels).sum())
+            hits.append((logits.argmax(dim=1) == labels).sum())
         distributed.average_gradients(self.learners.parameters())
         norm = self._descend()
         return Step(torch.stack(losses).sum(), torch.stack(hits).sum(), norm)
+
+    def backward(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a part of a batch, multiplied by its share; return its share of the loss and logits."""
+        images, targets = self.mixing(images, labels)
+        with self.precision.autocast():
+            logits = self.outputs(images)
+            loss = self._loss(logits, targets) * share
+        self.precision.scaler.scale(loss).backward()
+        return loss, logits[0]
 
     def _loss(self, logits: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         smoothing = self.config.label_smoothing

@@ -18,7 +18,8 @@ class HebbianRule(NamedTuple):
     """The activity y computed from u, and the decay that is subtracted from the outer product.
 
     Attributes:
-        activity: one of :data:`ACTIVITIES`; ``competing`` is ``soft`` with negative sign except at the largest u.
+        activity: one of :data:`ACTIVITIES`; ``competing`` is ``soft`` with negative sign except at the largest u. That
+            of ``bcm``, which needs the whole batch, is computed before the kernels, which then receive it.
         decay: one of :data:`DECAYS`.
     """
 
@@ -35,4 +36,5 @@ RULES = {
     "soft_wta": HebbianRule("soft", "activity"),
     "softhebb": HebbianRule("competing", "output"),
     "hpca": HebbianRule("linear", "lower"),
+    "bcm": HebbianRule("linear", "none"),
 }

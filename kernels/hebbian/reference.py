@@ -18,6 +18,8 @@ hard_wta   1 at the largest u (or the k largest), or 0 Σ y_k W_k               
 soft_wta   softmax(t·u)                                Σ y_k W_k                     Nowlan 1990; Lagani et al. 2022
 softhebb   softmax(t·u), negative but at the largest   Σ y_k u_k W_k                 Journé et al., ICLR 2023
 hpca       u                                           Σ_{j≤k} Σ_p y_pk y_pj W_j     Sanger 1989; Lagani et al. 2022
+bcm        u (u − θ_k), θ_k a mean of u_k²             0                             Bienenstock et al. 1982; Intrator,
+                                                                                     Cooper 1992
 =========  ==========================================  ============================  ==================================
 """
 
@@ -49,6 +51,8 @@ def activity(u: Tensor, rule: str, temperature: float, groups: int, winners: int
         y, shaped like u.
     """
     kind = RULES[rule].activity
+    if rule == "bcm":
+        return u * (u - mean_square(u).view(-1, *[1] * (u.dim() - 2)))
     if kind == "linear":
         return u
     grouped = u.unflatten(1, (groups, -1))
@@ -63,6 +67,11 @@ def activity(u: Tensor, rule: str, temperature: float, groups: int, winners: int
         if kind == "competing":
             y = y * (2 * winner - 1)
     return y.flatten(1, 2)
+
+
+def mean_square(u: Tensor) -> Tensor:
+    """Compute the mean of u² over batch and positions, [K]: the threshold θ of ``bcm``."""
+    return u.square().transpose(0, 1).flatten(1).mean(dim=1)
 
 
 def patch_norm(x: Tensor, kernel: Sequence[int], window: Window) -> Tensor:

@@ -36,6 +36,7 @@ def by_channel(maps):
 def written_out(weight, rows, u, rule, temperature):
     """Δ of one group, position by position: rows [P, D], u [P, K]."""
     delta = torch.zeros_like(weight)
+    threshold = [float((u[:, k] ** 2).mean()) for k in range(u.shape[1])]
     for x, out in zip(rows, u, strict=True):
         soft = torch.exp(temperature * out) / torch.exp(temperature * out).sum()
         winner = F.one_hot(out.argmax(), len(out)).to(out.dtype)
@@ -44,6 +45,8 @@ def written_out(weight, rows, u, rule, temperature):
             if rule in ("plain", "hebb"):
                 scale = (x.norm() * out.norm()).clamp_min(1e-24) if rule == "hebb" else 1.0
                 delta[k] += y[k] * x / scale
+            elif rule == "bcm":
+                delta[k] += out[k] * (out[k] - threshold[k]) * x
             elif rule == "hpca":
                 delta[k] += y[k] * (x - sum(y[j] * weight[j] for j in range(k + 1)))
             else:

@@ -226,3 +226,43 @@ def test_bad_winners(change, message):
             call()
     with pytest.raises(InputError, match="y: expected none together with k"):
         hebbian_update(weight, x, x @ weight.T, x @ weight.T, rule="hard_wta", k=2)
+
+
+@KINDS
+def test_the_threshold_of_bcm_follows_its_formula(make, plain, sizes, shape):
+    """θ is the mean of u² in the first batch, then moves by a quarter of the way; it is used before it moves."""
+    torch.manual_seed(0)
+    layer = make(*sizes, rule="bcm", rate=0.3, averaging=0.25).double()
+    weight, theta = layer.plasticity.clone(), None
+    for _ in range(3):
+        x = torch.randn(3, *shape, dtype=torch.float64)
+        u = layer(x).detach()
+        rows = u.movedim(1, -1).flatten(0, -2) if x.dim() == 4 else u.flatten(0, -2)
+        square = rows.square().mean(0)
+        theta = square if theta is None else theta
+        y = u * (u - (theta.view(-1, 1, 1) if x.dim() == 4 else theta))
+        arguments = {"groups": getattr(layer, "groups", 1)} if x.dim() == 4 else {}
+        hebbian_update(weight, x, u, y, rule="plain", rate=0.3, **arguments)
+        theta = 0.75 * theta + 0.25 * square
+        assert_close(layer.plasticity, weight)
+        assert_close(layer.threshold, theta)
+    layer(x[:0])
+    layer.eval()(x)
+    assert_close(layer.threshold, theta)
+    assert "threshold" in layer.state_dict()
+    again = make(*sizes, rule="bcm").double()
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again.threshold, layer.threshold)
+    layer.reset_parameters()
+    assert not layer.threshold.any()
+    assert type(again.to_torch()) is plain
+
+
+def test_the_threshold_belongs_to_bcm():
+    weight, x = torch.randn(3, 4), torch.randn(5, 4)
+    for settings in ({"rule": "oja", "threshold": torch.ones(3)}, {"rule": "bcm", "threshold": torch.ones(2)}):
+        with pytest.raises(InputError, match=r"threshold: expected \[3\], of rule 'bcm'"):
+            hebbian_update(weight, x, x @ weight.t(), **settings)
+    with pytest.raises(InputError, match="averaging: expected above 0"):
+        HebbianLinear(3, 4, rule="bcm", averaging=0.0)
+    assert HebbianLinear(3, 4).threshold is None

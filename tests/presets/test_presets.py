@@ -36,6 +36,7 @@ SHRUNKEN = {
     "search": {"channels": 4, "cells": 3, "batch_size": 4, "checkpoint_every": 0.0},
     "train": {"channels": 2, "cells": 3, "batch_size": 4},
     "resnet": {"batch_size": 4},
+    "plain": {"batch_size": 4},
     "softhebb": {"batch_size": 4, "feature_batch_size": 4},
 }
 #: The same of images that are read from files.
@@ -143,6 +144,7 @@ ROWS = {
     "search": {"cifar10", "cifar100", "imagenet16-120", "digits", "fashion-mnist", DESK},
     "train": {"cifar10", "cifar100", "imagenet16-120", "imagenet", "digits", "fashion-mnist", DESK},
     "resnet": {"cifar10", "cifar100", "imagenet", "fashion-mnist", DESK},
+    "plain": set(),
     "softhebb": {"cifar10", "fashion-mnist", DESK},
 }
 

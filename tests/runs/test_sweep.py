@@ -31,6 +31,7 @@ BASE: dict[str, dict[str, Any]] = {
     },
     "train": {"epochs": 1, "channels": 2, "cells": 1, "batch_size": 8},
     "resnet": {"epochs": 1, "batch_size": 8},
+    "plain": {"epochs": 1, "batch_size": 8},
     "softhebb": {"epochs": 1, "batch_size": 8, "feature_batch_size": 8},
 }
 #: Words of the command line that begin a run of each kind.
@@ -38,11 +39,14 @@ BEGIN = {
     "search": ["search"],
     "train": ["train", "genotype.json"],
     "resnet": ["train", "resnet20"],
+    "plain": ["train", "mlp"],
     "softhebb": ["train", "softhebb"],
 }
 #: Settings whose largest values are legitimate and take minutes; their ranges are tested without a run.
 LONG = ("population", "generations", "channels", "cells")
 SETTINGS = [(kind, name) for kind in kind_names() for name in get_kind(kind).settings.model_fields]
+#: Of plain networks, those that residual ones do not have.
+SETTINGS = [own for own in SETTINGS if own[0] != "plain" or ("resnet", own[1]) not in SETTINGS]
 
 
 class Enough(Exception):
