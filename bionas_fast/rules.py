@@ -22,7 +22,8 @@ Feedback can also be learned: under ``stores = "learned"`` B is a parameter of t
 the loss, which does not depend on B, but what :meth:`Rule.update` makes of the gradient of W.
 
 Sources: Lillicrap et al. 2016 (FA); Nøkland 2016 (DFA); Liao, Leibo & Poggio 2016 and Moskovitz et al. 2018 (the
-sign-concordant rules uSF, brSF, frSF, and strict normalisation); Kolen & Pollack 1994 and Akrout et al. 2019 (KP).
+sign-concordant rules uSF, brSF, frSF, and strict normalisation); Kolen & Pollack 1994 and Akrout et al. 2019 (KP);
+Webster, Choi & Ahn 2021 (DKP).
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ class Rule:
         mode: one of :data:`MODES`; by default, :meth:`feedback` computes B.
         stores: the tensor drawn once into the layer's buffer ``feedback``: ``"signed"`` M ~ U(-a, a),
             ``"magnitude"`` |M| ~ U(0, a), ``"direct"`` M of shape [classes, ...], or None. ``"learned"``: M ~ U(-a, a)
-            is the initial value of the parameter ``feedback``, whose gradient :meth:`update` returns.
+            is the initial value of the parameter ``feedback``, whose gradient :meth:`update` returns; in the mode
+            ``direct`` it has the shape [classes, ...] and its gradient is e ⊗ x.
         redraws: whether every training forward/backward pair sees fresh random numbers.
         draws: whether :meth:`feedback` or :meth:`update` calls ``state.uniform``; otherwise a layer has no stream.
     """
@@ -286,6 +288,15 @@ class DirectFeedbackAlignment(Rule):
     name = "dfa"
     mode = "direct"
     stores = "direct"
+
+
+@register
+class DirectKolenPollack(Rule):
+    """Direct Kolen-Pollack: the error e at the logits through a B of shape [classes, ...], learned by e ⊗ x."""
+
+    name = "dkp"
+    mode = "direct"
+    stores = "learned"
 
 
 @register

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from bionas_fast import rules
 from bionas_fast.analysis.layers import weight_layers
 from bionas_fast.nn import FeedbackLayer
 
@@ -28,9 +29,9 @@ class Alignment:
 
 
 def measure_alignment(network: nn.Module) -> tuple[Alignment, ...]:
-    """Measure the alignment of every layer whose feedback has the shape of its weights, unlike that of ``dfa``."""
+    """Measure the alignment of every layer whose feedback has the shape of its weights, unlike direct feedback."""
     return tuple(
         Alignment(name, rule, layer.feedback_angle(), layer.feedback_norm_ratio())
         for name, rule, layer in weight_layers(network)
-        if isinstance(layer, FeedbackLayer) and rule != "dfa"
+        if isinstance(layer, FeedbackLayer) and rules.get(rule).mode != "direct"
     )

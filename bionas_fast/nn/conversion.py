@@ -76,7 +76,7 @@ def convert(
         raise InputError(
             f"nothing to convert: {type(model).__name__} has no convolution or linear layer that was chosen{named}"
         )
-    if num_classes is None and any(choice.stores == "direct" for choice in chosen.values()):
+    if num_classes is None and any(choice.mode == "direct" for choice in chosen.values()):
         num_classes = _count_classes(layers)
     if strict and left:
         raise InputError(

@@ -125,13 +125,13 @@ class FeedbackLayer(Redrawing, ErrorPath):
         rules.get_law(feedback_init, (1, 1))
         if known.mode != "weight" and self.weight is not None and self.weight.is_complex():
             raise InputError(f"rule {known.name!r}: expected a layer of real numbers, got {self.weight.dtype}")
-        self.rule = known.name
         self.feedback_init = feedback_init
         self.direct: tuple[DirectFeedback, ...] | None = self.__dict__.get("direct")
-        if not known.learns or "feedback" not in self._parameters:
+        if not known.learns or self.__dict__.get("rule") != known.name:
             self._parameters.pop("feedback", None)
             self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
+        self.rule = known.name
         weight = self.effective_weight()
         if is_lazy(weight):
             # The shape is unknown; the layer calls this again when it knows.
@@ -144,7 +144,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
         if known.redraws or (known.mode == "custom" and known.draws):
             self.feedback_stream = self._new_stream()
-        if known.stores == "direct":
+        if known.mode == "direct":
             if num_classes is not None:
                 self._draw(self._direct_shape(num_classes))
         elif known.stores is not None:
@@ -170,7 +170,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def _draw(self, shape: tuple[int, ...], device: torch.device | None = None) -> None:
         numbers = draws.uniform(shape, self._new_stream(device))
-        if rules.get(self.rule).stores == "direct":
+        if rules.get(self.rule).mode == "direct":
             numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound / self.meeting
         elif rules.get(self.rule).stores == "magnitude":
             numbers = numbers * self.law.bound
@@ -246,7 +246,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
     def feedback_weight(self) -> Tensor:
         """Compute B of the next backward pass, shaped like ``weight`` ([classes, ...] for ``dfa``); detached."""
         if rules.get(self.rule).mode == "direct" and not self.true_gradient:
-            return self._direct_feedback().clone()
+            return self._direct_feedback().detach().clone()
         weight = self.effective_weight()
         return ops.feedback_weight(weight, self._describe(weight, self.true_gradient)).clone()
 
@@ -338,7 +338,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
         A frozen weight hands nothing on.
         """
-        if "feedback" not in self._parameters:
+        if "feedback" not in self._parameters or rules.get(self.rule).mode == "direct":
             return weight
         learns = torch.is_grad_enabled() and (weight.requires_grad or torch_private.in_transform())
         recorded = backends.recorded()
@@ -363,7 +363,9 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if not self.training and (backends.recorded() or not self._has_logits()):
             return False
         # Inside a transform, an input need not show that an outer one differentiates it.
-        if not torch.is_grad_enabled() or not (input.requires_grad or torch_private.in_transform()):
+        if not torch.is_grad_enabled():
+            return False
+        if not (input.requires_grad or self._learns_directly() or torch_private.in_transform()):
             return False
         now = repeats.current()
         path = None if now is None else now.peek(self)
@@ -373,10 +375,17 @@ class FeedbackLayer(Redrawing, ErrorPath):
         """Whether the pass is one of the connected model; in evaluation, part of a model may run without it."""
         return self.direct is None or active_pass(self.direct) is not None or torch_private.in_backward_pass()
 
+    def _learns_directly(self) -> bool:
+        """Whether a pass through direct feedback gives B a gradient."""
+        own = self._parameters.get("feedback")
+        return own is not None and own.requires_grad and self.weight.requires_grad
+
     def _direct_feedback(self) -> Tensor:
+        """Return B, [classes, ...], detached unless a pass gives it a gradient."""
         if self.feedback is None:
             raise InputError(_NOT_CONNECTED.format(self.rule))
-        return self.feedback
+        learns = self._learns_directly() or ("feedback" in self._parameters and torch_private.in_transform())
+        return self.feedback if learns else self.feedback.detach()
 
     def _collect(self, output: Tensor, token: Tensor) -> Tensor:
         """Send the error at the logits to ``token``, and return ``output``; call once a pass."""
@@ -500,7 +509,7 @@ def connect_direct_feedback(
         InputError: a layer does not know the number of classes and ``num_classes`` is not given. In a forward pass: the
             output has no such logits, or they have another number of classes.
     """
-    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct"]
+    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer) and rules.get(m.rule).mode == "direct"]
     if not layers:
         return model
     former = connection(model)

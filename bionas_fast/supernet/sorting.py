@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from bionas_fast import rules
 from bionas_fast.kernels.records import SeparablePlan, Stage, Terms
 from bionas_fast.nn import FeedbackLayer
 from bionas_fast.nn.batch_norm import SyncedBatchNorm2d
@@ -141,7 +142,7 @@ def _sort(candidates: SortedCandidates, column: Column, module: nn.Module) -> No
         candidates.once.append((column, stages))
     elif candidates.stride == 2 and isinstance(module, FactorizedReduce) and _fits(module.conv1, module.bn):
         candidates.reductions.append((column, module))
-    elif candidates.stride == 1 and isinstance(module, Skip) and module.rule != "dfa":
+    elif candidates.stride == 1 and isinstance(module, Skip) and not _is_direct(module):
         candidates.skips.append((column, module))
     elif (pool := _pool(module, candidates.stride)) is not None:
         kind, norm = pool
@@ -188,4 +189,8 @@ def _pool(module: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:
 
 
 def _fits(layer: FeedbackLayer, norm: nn.BatchNorm2d) -> bool:
-    return not norm.affine and layer.rule != "dfa"
+    return not norm.affine and not _is_direct(layer)
+
+
+def _is_direct(layer: FeedbackLayer) -> bool:
+    return rules.get(layer.rule).mode == "direct"

@@ -301,3 +301,86 @@ def test_kolen_pollack_in_the_stacked_supernet(backend):
     modular = net.to_modular()
     assert sum(p.numel() for p in modular.weight_parameters()) == weights
     assert sum(p.numel() for p in bf.nn.learned_feedback(modular)) == sum(bank.learned.numel() for bank in banks)
+
+
+# Direct feedback
+
+
+def mlp(rule: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    sizes = zip((6, 8, 8), (8, 8, 3), strict=True)
+    layers = [bf.nn.Linear(*size, bias=False, rule=rule, num_classes=3, seed=k) for k, size in enumerate(sizes)]
+    return bf.nn.connect_direct_feedback(nn.Sequential(*layers).double())
+
+
+def directly(rule: str) -> nn.Module:
+    """A model of every kind of layer, and of one whose rows are positions."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(4, 4, (1, 2), groups=2), nn.Tanh(),
+        nn.ConvTranspose2d(4, 3, 2, stride=2), nn.Flatten(2), nn.Linear(24, 5), nn.Tanh(), nn.Flatten(),
+        nn.Linear(15, 3),
+    )  # fmt: skip
+    return bf.convert(nn.Sequential(*layers), rule, seed=1).double()
+
+
+def test_direct_kolen_pollack_learns_by_the_error_at_the_logits():
+    model, inputs = directly("dkp"), {}
+    for name, layer in model.named_modules():
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].detach()}))
+    plain = gradients(model)
+    x, y = batch()
+    e = (model(x).softmax(1) - F.one_hot(y, 3)).detach() / len(x)
+    conv = {  # ⟨E, B ⋆ x⟩ has the gradient E ⊗ x
+        "0": lambda x, b: F.conv2d(x, b, stride=2, padding=1).sum((2, 3)),
+        "2": lambda x, b: F.conv2d(x, b).sum((2, 3)),
+        "4": lambda x, b: (
+            F.conv2d(torch.ones(1, 1, 6, 4).double(), b.flatten(0, 1)[:, None], stride=2)
+            .reshape(3, 1, *x.shape[1:])
+            .mul(x)
+            .sum((2, 3, 4))
+            .t()
+        ),
+        "6": lambda x, b: F.linear(x, b).sum(1),
+        "9": F.linear,
+    }
+    for name, run in conv.items():
+        b = model[int(name)].feedback.detach().requires_grad_()
+        (wanted,) = torch.autograd.grad(run(inputs[name], b), b, e)
+        assert_close(plain[f"{name}.feedback"], wanted)
+
+
+def test_frozen_direct_feedback_is_dfa_bit_for_bit():
+    learned, fixed = directly("dkp"), directly("dfa")
+    for p in bf.nn.learned_feedback(learned):
+        p.requires_grad_(False)
+    x, y = batch()
+    results = []
+    for model in (learned, fixed):
+        image = x.clone().requires_grad_()
+        leaves = [image, *weights_of(model).values()]
+        results.append(torch.autograd.grad(F.cross_entropy(model(image), y), leaves))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_direct_feedback_becomes_the_product_of_the_weights_above():
+    model, rate, decay, steps = mlp("dkp"), 0.05, 0.1, 300
+    optimiser = torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay)
+    teacher = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def cosines() -> list[float]:
+        product, found = torch.eye(3, dtype=torch.float64), []
+        for layer in reversed(model):
+            product = product @ layer.weight.detach()
+            found.append(F.cosine_similarity(layer.feedback.detach().flatten(), product.flatten(), dim=0).item())
+        return found
+
+    start, head = cosines(), (model[2].weight - model[2].feedback).detach().norm()
+    for step in range(steps):
+        x = torch.randn(32, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        optimiser.zero_grad()
+        (0.5 * (model(x) - 0.5 * x @ teacher).square().sum(1).mean()).backward()
+        optimiser.step()
+    # Of the last layer B and W get the same gradient.
+    assert_close((model[2].weight - model[2].feedback).detach().norm(), (1 - rate * decay) ** steps * head)
+    assert all(now > 0.9 for now in cosines()) and max(start) < 0.2
