@@ -116,6 +116,7 @@ class Rule:
             is the initial value of the parameter ``feedback``, whose gradient :meth:`update` returns; in the mode
             ``direct`` it has the shape [classes, ...] and its gradient is e ⊗ x.
         redraws: whether every training forward/backward pair sees fresh random numbers.
+        mirrors: whether the stored tensor, of the weight's shape, learns in ``bionas_fast.mirror``.
         draws: whether :meth:`feedback` or :meth:`update` calls ``state.uniform``; otherwise a layer has no stream.
     """
 
@@ -124,6 +125,7 @@ class Rule:
     stores: ClassVar[str | None] = None
     redraws: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    mirrors: ClassVar[bool] = False
 
     def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
         """Compute B, of the same shape as the weight. Called without gradients at every forward pass that needs it."""
@@ -153,7 +155,7 @@ class Rule:
 
     @property
     def learns(self) -> bool:
-        """Whether B is learned."""
+        """Whether B is a parameter that is learned in every step."""
         return self.stores == "learned"
 
     @property
@@ -306,6 +308,16 @@ class KolenPollack(Rule):
     name = "kp"
     mode = "stored"
     stores = "learned"
+
+
+@register
+class WeightMirror(Rule):
+    """Weight mirror: B is learned from noise in pauses of the training (``bionas_fast.mirror``)."""
+
+    name = "wm"
+    mode = "stored"
+    stores = "signed"
+    mirrors = True
 
 
 class _StrictNormalisation(Rule):

@@ -17,7 +17,7 @@ from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn import learned, repeats
 from bionas_fast.nn.direct import OUTSIDE, DirectFeedback, DirectPass, Logits, active_pass, connection, detach
-from bionas_fast.nn.error_path import ErrorPath
+from bionas_fast.nn.error_path import ErrorPath, Mirrored
 from bionas_fast.nn.plain import become, plain_class
 from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.ops import feedback as ops
@@ -142,7 +142,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if seed is None:
             seed = seed_from(random_state(generator, weight.device))
         self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
-        if known.redraws or (known.mode == "custom" and known.draws):
+        if known.redraws or known.mirrors or (known.mode == "custom" and known.draws):
             self.feedback_stream = self._new_stream()
         if known.mode == "direct":
             if num_classes is not None:
@@ -227,6 +227,12 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def _initial_law(self) -> Law:
         return rules.get_law(self.feedback_init, tuple(self.effective_weight().shape))
+
+    def mirrored(self) -> tuple[Mirrored, ...]:
+        feedback, stream = self.feedback, self.feedback_stream
+        if not rules.get(self.rule).mirrors or feedback is None or stream is None:
+            return ()
+        return (Mirrored(self.effective_weight().detach(), feedback, stream, self.filters),)
 
     def set_feedback(self, feedback: Tensor) -> None:
         """Replace the stored tensor: B for ``fa``, ``dfa`` and rules that learn it, a B or |M₀| for ``frsf``.

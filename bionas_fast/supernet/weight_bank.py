@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bionas_fast import backends, rules
 from bionas_fast.nn import ErrorPath, FeedbackLayer
+from bionas_fast.nn.error_path import Mirrored
 from bionas_fast.nn.learned import Part, couple
 from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.ops.feedback import FeedbackSegments, draws, run_feedback_segments
@@ -215,6 +216,13 @@ class WeightBank(Redrawing, ErrorPath):
         backend = backends.choose("feedback_segments", self.weight.device.type)
         stored, custom = self._read_by_kernels(), self._custom_layers()
         return BankFeedback(self.weight, stored, stream, self.segments, advance, backend, custom)
+
+    def mirrored(self) -> Iterator[Mirrored]:
+        stored, starts = self._stored_parts(), [*accumulate(self.lengths, initial=0)]
+        for k, rule in enumerate(self.rules):
+            if rules.get(rule).mirrors and self.stream is not None:
+                weight = self.weight.detach()[starts[k] : starts[k + 1]]
+                yield Mirrored(weight.view(self.shapes[k]), stored[k].view(self.shapes[k]), self.stream[k])
 
     def next_draw(self) -> None:
         if self.stream is not None:

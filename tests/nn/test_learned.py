@@ -384,3 +384,78 @@ def test_direct_feedback_becomes_the_product_of_the_weights_above():
     # Of the last layer B and W get the same gradient.
     assert_close((model[2].weight - model[2].feedback).detach().norm(), (1 - rate * decay) ** steps * head)
     assert all(now > 0.9 for now in cosines()) and max(start) < 0.2
+
+
+# Weight mirrors
+
+
+def mirrored(rate: float = 1.0, steps: int = 1, **arguments: float) -> tuple[list[Tensor], list[Tensor]]:
+    """The changes of B by a pause, and W, of layers of several kinds."""
+    model = network("wm")
+    layers = [layer for layer in model if hasattr(layer, "rule")] + [bf.nn.TransposedLinear(5, 7, rule="wm").double()]
+    before = [layer.feedback.clone() for layer in layers]
+    bf.mirror(nn.ModuleList(layers), steps, rate=rate, **arguments)
+    assert all(layer.feedback_stream[1] == steps for layer in layers)
+    changes = [layer.feedback - own for layer, own in zip(layers, before, strict=True)]
+    return changes, [layer.weight.detach() for layer in layers]
+
+
+def test_a_weight_mirror_changes_b_by_the_weight_in_expectation():
+    """E ΔB = η σ² W; each entry of the mean over n samples has a variance of at most σ⁴ (‖W_k‖² + W_ki²)/n."""
+    n, rate, sigma = 20_000, 0.1, 2.0
+    for change, w in zip(*mirrored(rate, noise=sigma, decay=0.0, samples=n), strict=True):
+        largest = (w.movedim(1, 0) if w.shape == (5, 7) else w).flatten(1).square().sum(1).max()
+        deviation = rate * sigma**2 * math.sqrt(2 * largest / n)
+        assert (change - rate * sigma**2 * w).abs().max() < 5 * deviation
+        assert (change - rate * sigma**2 * w).abs().max() > 0.1 * deviation  # it is noise
+
+
+def test_decay_shrinks_b_and_a_seed_gives_the_same_noise():
+    first, second = (mirrored(0.1, 2, samples=8)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first[:-1], second[:-1], strict=True))
+    model = network("wm")
+    start = model[7].feedback.clone()
+    bf.mirror(model, 3, rate=1e-30, noise=1.0, decay=0.25)
+    assert_close(model[7].feedback, 0.75**3 * start)
+
+
+def test_the_angle_of_a_mirror_falls_as_one_over_the_root_of_its_steps():
+    def tangent(steps: int) -> float:
+        torch.manual_seed(0)
+        layer = bf.nn.Linear(40, 30, rule="wm", seed=1).double()
+        layer.set_feedback(torch.zeros(30, 40))
+        bf.mirror(layer, steps, decay=0.0, samples=1)
+        return math.tan(math.radians(layer.feedback_angle()))
+
+    few, many = tangent(400), tangent(6400)
+    assert few == pytest.approx(math.sqrt(41 / 400), rel=0.1) and few / many == pytest.approx(4, rel=0.1)
+
+
+def test_mirrors_in_a_search_and_errors():
+    space = with_nodes(bf.space.get_space("bionas").restricted(("wm", "fa"), ("sep_conv_3x3", "skip_connect")), 2)
+    assert "skip_connect@wm" not in map(str, space.candidates)
+    nets = [bf.build_supernet(space=space, channels=3, cells=1, in_channels=2, seed=1, engine="modular")]
+    nets += [bf.build_supernet(space=space, channels=3, cells=1, in_channels=2, seed=1, engine="stacked")]
+    fixed = [m.feedback.clone() for m in nets[0].modules() if getattr(m, "rule", "") == "fa"]
+    for net in nets:
+        bf.mirror(net, 60, rate=0.1)
+    ours, theirs = nets[1].to_modular(), nets[0]
+    layers = [m for m in theirs.modules() if getattr(m, "rule", "") == "wm"]
+    twins = [m for m in ours.modules() if getattr(m, "rule", "") == "wm"]
+    for layer, twin in zip(layers, twins, strict=True):
+        assert_close(twin.feedback, layer.feedback)
+        assert twin.feedback_angle() < 30
+    same = [m.feedback for m in ours.modules() if getattr(m, "rule", "") == "fa"]
+    assert all(torch.equal(a, b) for a, b in zip(same, fixed, strict=True))
+    for name, value in (("steps", -1), ("samples", 0), ("rate", 0.0), ("noise", -1.0)):
+        with pytest.raises(InputError, match=f"{name}: expected"):
+            bf.mirror(nets[0], **{name: value})
+
+
+def test_training_mirrors_between_epochs(tmp_path):
+    config = bf.ResNetConfig(
+        dataset="small:digits,images=100", epochs=2, batch_size=64, rule="wm", mirror_every=2, mirror_steps=3
+    )
+    result = bf.train_resnet(config, out=tmp_path / "run")
+    layers = [m for m in bf.load(result.run_dir).modules() if getattr(m, "rule", "") == "wm"]
+    assert layers and all(layer.feedback_stream[1] == 3 for layer in layers)
