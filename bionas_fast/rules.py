@@ -23,7 +23,7 @@ the loss, which does not depend on B, but what :meth:`Rule.update` makes of the 
 
 Sources: Lillicrap et al. 2016 (FA); Nøkland 2016 (DFA); Liao, Leibo & Poggio 2016 and Moskovitz et al. 2018 (the
 sign-concordant rules uSF, brSF, frSF, and strict normalisation); Kolen & Pollack 1994 and Akrout et al. 2019 (KP);
-Webster, Choi & Ahn 2021 (DKP).
+Webster, Choi & Ahn 2021 (DKP); Li & Benna 2024 (PFA).
 """
 
 from __future__ import annotations
@@ -96,13 +96,17 @@ class FeedbackState:
         stored: the tensor drawn once for this layer, or its learned feedback; None if the rule stores none.
         uniform: returns random numbers in [0, 1), shaped like the weight: fixed until the next training
             forward/backward pair, and the same on every device.
+        fixed: returns random numbers in [0, 1) of any shape, always the same and on every device.
         filters: the dimension of the weight that numbers its filters, those of one output each.
+        groups: the number of groups of a convolution, into which this dimension is divided.
     """
 
     law: Law
     stored: Tensor | None
     uniform: Callable[[], Tensor]
+    fixed: Callable[[tuple[int, ...]], Tensor]
     filters: int = 0
+    groups: int = 1
 
 
 class Rule:
@@ -117,7 +121,7 @@ class Rule:
             ``direct`` it has the shape [classes, ...] and its gradient is e ⊗ x.
         redraws: whether every training forward/backward pair sees fresh random numbers.
         mirrors: whether the stored tensor, of the weight's shape, learns in ``bionas_fast.mirror``.
-        draws: whether :meth:`feedback` or :meth:`update` calls ``state.uniform``; otherwise a layer has no stream.
+        draws: whether :meth:`feedback` or :meth:`update` draws random numbers; otherwise a layer has no stream.
     """
 
     name: ClassVar[str] = ""
@@ -308,6 +312,33 @@ class KolenPollack(Rule):
     name = "kp"
     mode = "stored"
     stores = "learned"
+
+
+@register
+class ProductFeedbackAlignment(Rule):
+    """Product feedback alignment: B = F R, where F is random and fixed, and R is learned by Fᵀ ∂W."""
+
+    name = "pfa"
+    stores = "learned"
+
+    def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
+        assert state.stored is not None
+        return self._through(state.stored, state, transposed=False)
+
+    def update(self, weight: Tensor, weight_grad: Tensor, state: FeedbackState) -> Tensor:
+        return self._through(weight_grad, state, transposed=True)
+
+    def first(self, size: int, state: FeedbackState) -> Tensor:
+        """Draw F of every group, [groups, size, size], of variance 1/size: the expectation of F Fᵀ is the identity."""
+        return (2 * state.fixed((state.groups, size, size)) - 1) * math.sqrt(3 / max(size, 1))
+
+    def _through(self, tensor: Tensor, state: FeedbackState, transposed: bool) -> Tensor:
+        """Multiply the filters of a tensor of the weight's shape by F or its transpose, group by group."""
+        rows = tensor.movedim(state.filters, 0)
+        size = rows.shape[0] // state.groups
+        first = self.first(size, state)
+        product = (first.mT if transposed else first) @ rows.reshape(state.groups, size, rows.shape[1:].numel())
+        return product.reshape(rows.shape).movedim(0, state.filters)
 
 
 @register

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import torch
@@ -22,7 +21,7 @@ from bionas_fast.nn.plain import become, plain_class
 from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.ops import feedback as ops
 from bionas_fast.ops.feedback import draws
-from bionas_fast.rules import FeedbackState, Law
+from bionas_fast.rules import Law
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -335,7 +334,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
             stored = buffers["feedback"] if "feedback" in buffers else _detached(self.feedback)
             return Feedback(rule.mode, stored, buffers["feedback_stream"], law.bound, law.scale, advance)
         with torch.no_grad():
-            state = FeedbackState(law, _detached(self.feedback), partial(self._uniform, weight), self.filters)
+            state = self._part(weight).state(_detached(self.feedback), self.feedback_stream, weight.dtype)
             b = rules.feedback_of(rule, weight.detach(), state)
         return Feedback("stored", b, self.feedback_stream, advance=advance)
 
@@ -351,16 +350,15 @@ class FeedbackLayer(Redrawing, ErrorPath):
         # A trace must be the same with and without gradients; in evaluation it has torch's own ops only.
         if not (self.training if recorded else learns) or self.feedback is None:
             return weight
-        part = learned.Part(self.rule, self.law, tuple(weight.shape), filters=self.filters)
-        return learned.couple(weight, self.feedback, (part,), self.feedback_stream)
+        return learned.couple(weight, self.feedback, (self._part(weight),), self.feedback_stream)
+
+    def _part(self, weight: Tensor) -> learned.Part:
+        groups = getattr(self, "groups", 1)
+        return learned.Part(self.rule, self.law, tuple(weight.shape), filters=self.filters, groups=groups)
 
     def next_draw(self) -> None:
         if self.feedback_stream is not None and rules.get(self.rule).redraws:
             self.feedback_stream[1].add_(1)
-
-    def _uniform(self, weight: Tensor) -> Tensor:
-        assert self.feedback_stream is not None
-        return draws.uniform(weight.shape, self.feedback_stream).to(weight.dtype)
 
     def _is_direct(self, input: Tensor) -> bool:
         """Whether the error reaches ``input`` from the logits at this forward pass."""

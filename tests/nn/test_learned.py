@@ -17,10 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 import bionas_fast as bf
 from bionas_fast import InputError, rules
+from bionas_fast.kernels.feedback import reference
 from bionas_fast.nn.learned import Part, _flat, clip_gradients
 from bionas_fast.supernet.weight_bank import WeightBank
 from helpers.learned import weights_of
 from helpers.registries import restored
+from helpers.supernets import gradients as supernet_gradients
 from helpers.supernets import with_nodes
 from helpers.tolerances import assert_close
 
@@ -221,7 +223,7 @@ def test_a_users_rule_updates_b_from_w_its_gradient_and_random_numbers(registry)
         for draw in range(2):
             layer.zero_grad()
             inputs = x.clone().requires_grad_()
-            numbers = layer._uniform(layer.weight)
+            numbers = reference.uniform(layer.weight.shape, layer.feedback_stream).double()
             assert int(layer.feedback_stream[1]) == draw
             run(inputs).square().sum().backward()
             assert_close(layer.feedback.grad, numbers * layer.weight.grad + layer.weight - layer.feedback)
@@ -278,12 +280,10 @@ def test_kolen_pollack_in_the_stacked_supernet(backend):
     banks = [m for m in net.modules() if isinstance(m, WeightBank) and m.learned is not None]
 
     def apart() -> list[Tensor]:
-        ends = [(part.start, part.start + math.prod(part.shape)) for part in banks[0].parts]
-        assert len(banks) > 1 and ends
+        assert len(banks) > 1
+        weights = [bank.weight.split(bank.lengths) for bank in banks]
         return [
-            torch.cat([bank.weight[part.start : part.start + math.prod(part.shape)] for part in bank.parts])
-            - bank.learned
-            for bank in banks
+            torch.cat([own[k] for k in bank.learning]) - bank.learned for own, bank in zip(weights, banks, strict=True)
         ]
 
     optimiser = torch.optim.SGD(net.weight_parameters(), lr=0.05, weight_decay=0.5)
@@ -459,3 +459,73 @@ def test_training_mirrors_between_epochs(tmp_path):
     result = bf.train_resnet(config, out=tmp_path / "run")
     layers = [m for m in bf.load(result.run_dir).modules() if getattr(m, "rule", "") == "wm"]
     assert layers and all(layer.feedback_stream[1] == 3 for layer in layers)
+
+
+# Product feedback
+
+
+def product_model(rule: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(96, 3))
+    return bf.convert(nn.Sequential(*layers), rule, seed=1).double()
+
+
+def first_of(layer: nn.Module) -> Tensor:
+    """F as one matrix, from its formula: blocks of a group's n outputs, uniform with the variance 1/n."""
+    groups = getattr(layer, "groups", 1)
+    n = len(layer.weight) // groups
+    stream = torch.stack([layer.feedback_stream[0], torch.tensor(2**32 - 1)])
+    numbers = reference.uniform((groups, n, n), stream).double()
+    return torch.block_diag(*((2 * numbers - 1) * math.sqrt(3 / n)))
+
+
+def test_product_feedback_follows_f_times_what_f_made_of_the_weights():
+    """R - Fᵀ W gets no gradient: under weight decay R becomes Fᵀ W, and B = F R becomes F Fᵀ W."""
+    model, rate, decay, steps = product_model("pfa"), 0.1, 0.2, 5
+    layers = [layer for layer in model if hasattr(layer, "rule")]
+
+    def apart() -> list[Tensor]:
+        return [x.feedback.detach().flatten(1) - first_of(x).t() @ x.weight.detach().flatten(1) for x in layers]
+
+    start, optimiser = apart(), torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay)
+    for step in range(steps):
+        for layer in layers:
+            b = first_of(layer) @ layer.feedback.detach().flatten(1)
+            assert_close(layer.feedback_weight().flatten(1), b)
+        optimiser.zero_grad()
+        loss_of(model, step).backward()
+        optimiser.step()
+    for now, first in zip(apart(), start, strict=True):
+        assert_close(now, (1 - rate * decay) ** steps * first)
+
+
+def test_product_feedback_through_the_identity_is_kolen_pollack(registry):
+    @rules.register
+    class Identity(type(rules.get("pfa"))):
+        name = "identity"
+
+        def first(self, size, state):
+            return torch.eye(size, dtype=torch.float64).expand(state.groups, size, size)
+
+    found, wanted = (gradients(product_model(rule)) for rule in ("identity", "kp"))
+    for name, gradient in wanted.items():
+        assert torch.equal(found[name], gradient)
+
+
+def test_product_feedback_in_the_stacked_supernet_and_compiled():
+    space = with_nodes(bf.space.get_space("bionas").restricted(("pfa", "kp", "fa"), ("dil_conv_3x3",)), 2)
+    stacked = bf.build_supernet(space=space, channels=2, cells=2, in_channels=2, seed=1).double()
+    modular = stacked.to_modular()
+    found = []
+    for net in (modular, stacked):
+        loss_of(net).backward()
+        found.append(dict(net.named_parameters()) if net is modular else supernet_gradients(net))
+    for name, p in found[0].items():
+        if p.grad is not None:
+            assert_close(p.grad, found[1][name].detach())
+    torch._dynamo.reset()
+    model = product_model("pfa")
+    wanted = gradients(model)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    for name, gradient in gradients(compiled._orig_mod, compiled).items():
+        assert_close(gradient, wanted[name])
