@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bionas_fast.nn import rule_shares, torch_state_dict
     from bionas_fast.nn.conversion import convert
     from bionas_fast.nn.error_path import true_gradients
+    from bionas_fast.nn.mirroring import mirror
     from bionas_fast.nn.plain import to_torch
     from bionas_fast.robustness import AttackConfig, attack
     from bionas_fast.runs.callbacks import Callback, Moment
@@ -54,6 +55,7 @@ else:
             "nn.conversion": "convert",
             "nn.plain": "to_torch",
             "nn.error_path": "true_gradients",
+            "nn.mirroring": "mirror",
             "robustness": "AttackConfig attack",
             "runs.callbacks": "Callback Moment",
             "runtime.arithmetic": "precision",
@@ -101,6 +103,7 @@ __all__ = [
     "load",
     "load_dataset",
     "local_losses",
+    "mirror",
     "models",
     "nn",
     "precision",

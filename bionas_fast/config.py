@@ -216,6 +216,13 @@ class DescentConfig(RunConfig):
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     weight_decay: Coefficient = Field(3e-4, description="Weight decay (L2 penalty) of the weights.")
     gradient_clip: float = Field(5.0, gt=0, description="Maximum norm of the gradient of the weights.")
+    mirror_every: int = Field(
+        1,
+        ge=0,
+        description="Epochs between the pauses in which rule wm learns its feedback, of which the first is before "
+        "training; 0: no pauses.",
+    )
+    mirror_steps: int = Field(200, ge=1, description="Steps of a pause in which rule wm learns its feedback.")
     flip: bool = Field(False, description="Mirror training images left to right at random.")
     crop_padding: int = Field(
         0, ge=0, le=256, description="Pad training images by this many pixels and crop them at random."

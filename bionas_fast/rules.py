@@ -23,7 +23,7 @@ the loss, which does not depend on B, but what :meth:`Rule.update` makes of the 
 
 Sources: Lillicrap et al. 2016 (FA); Nøkland 2016 (DFA); Frenkel, Lefebvre & Bol 2021 (DRTP, sDFA); Liao, Leibo & Poggio
 2016 and Moskovitz et al. 2018 (the sign-concordant rules uSF, brSF, frSF, and strict normalisation); Kolen & Pollack
-1994 and Akrout et al. 2019 (KP).
+1994 and Akrout et al. 2019 (KP); Webster, Choi & Ahn 2021 (DKP); Li & Benna 2024 (PFA).
 """
 
 from __future__ import annotations
@@ -98,13 +98,17 @@ class FeedbackState:
         stored: the tensor drawn once for this layer, or its learned feedback; None if the rule stores none.
         uniform: returns random numbers in [0, 1), shaped like the weight: fixed until the next training
             forward/backward pair, and the same on every device.
+        fixed: returns random numbers in [0, 1) of any shape, always the same and on every device.
         filters: the dimension of the weight that numbers its filters, those of one output each.
+        groups: the number of groups of a convolution, into which this dimension is divided.
     """
 
     law: Law
     stored: Tensor | None
     uniform: Callable[[], Tensor]
+    fixed: Callable[[tuple[int, ...]], Tensor]
     filters: int = 0
+    groups: int = 1
 
 
 class Rule:
@@ -115,11 +119,13 @@ class Rule:
         mode: one of :data:`MODES`; by default, :meth:`feedback` computes B.
         stores: the tensor drawn once into the layer's buffer ``feedback``: ``"signed"`` M ~ U(-a, a),
             ``"magnitude"`` |M| ~ U(0, a), ``"direct"`` M of shape [classes, ...], or None. ``"learned"``: M ~ U(-a, a)
-            is the initial value of the parameter ``feedback``, whose gradient :meth:`update` returns.
+            is the initial value of the parameter ``feedback``, whose gradient :meth:`update` returns; in the mode
+            ``direct`` it has the shape [classes, ...] and its gradient is e ⊗ x.
         redraws: whether every training forward/backward pair sees fresh random numbers.
         signal: with ``stores = "direct"``, what takes the place of the error at the logits: ``"target"``,
             -onehot(target); ``"sign"``, its sign; or None.
-        draws: whether :meth:`feedback` or :meth:`update` calls ``state.uniform``; otherwise a layer has no stream.
+        mirrors: whether the stored tensor, of the weight's shape, learns in ``bionas_fast.mirror``.
+        draws: whether :meth:`feedback` or :meth:`update` draws random numbers; otherwise a layer has no stream.
     """
 
     name: ClassVar[str] = ""
@@ -128,6 +134,7 @@ class Rule:
     redraws: ClassVar[bool] = False
     signal: ClassVar[str | None] = None
     draws: ClassVar[bool] = True
+    mirrors: ClassVar[bool] = False
 
     def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
         """Compute B, of the same shape as the weight. Called without gradients at every forward pass that needs it."""
@@ -157,7 +164,7 @@ class Rule:
 
     @property
     def learns(self) -> bool:
-        """Whether B is learned."""
+        """Whether B is a parameter that is learned in every step."""
         return self.stores == "learned"
 
     @property
@@ -317,12 +324,58 @@ class SignDirectFeedbackAlignment(Rule):
 
 
 @register
+class DirectKolenPollack(Rule):
+    """Direct Kolen-Pollack: the error e at the logits through a B of shape [classes, ...], learned by e ⊗ x."""
+
+    name = "dkp"
+    mode = "direct"
+    stores = "learned"
+
+
+@register
 class KolenPollack(Rule):
     """Kolen-Pollack: B is learned by the weight's gradient; weight decay aligns it with W."""
 
     name = "kp"
     mode = "stored"
     stores = "learned"
+
+
+@register
+class ProductFeedbackAlignment(Rule):
+    """Product feedback alignment: B = F R, where F is random and fixed, and R is learned by Fᵀ ∂W."""
+
+    name = "pfa"
+    stores = "learned"
+
+    def feedback(self, weight: Tensor, state: FeedbackState) -> Tensor:
+        assert state.stored is not None
+        return self._through(state.stored, state, transposed=False)
+
+    def update(self, weight: Tensor, weight_grad: Tensor, state: FeedbackState) -> Tensor:
+        return self._through(weight_grad, state, transposed=True)
+
+    def first(self, size: int, state: FeedbackState) -> Tensor:
+        """Draw F of every group, [groups, size, size], of variance 1/size: the expectation of F Fᵀ is the identity."""
+        return (2 * state.fixed((state.groups, size, size)) - 1) * math.sqrt(3 / max(size, 1))
+
+    def _through(self, tensor: Tensor, state: FeedbackState, transposed: bool) -> Tensor:
+        """Multiply the filters of a tensor of the weight's shape by F or its transpose, group by group."""
+        rows = tensor.movedim(state.filters, 0)
+        size = rows.shape[0] // state.groups
+        first = self.first(size, state)
+        product = (first.mT if transposed else first) @ rows.reshape(state.groups, size, rows.shape[1:].numel())
+        return product.reshape(rows.shape).movedim(0, state.filters)
+
+
+@register
+class WeightMirror(Rule):
+    """Weight mirror: B is learned from noise in pauses of the training (``bionas_fast.mirror``)."""
+
+    name = "wm"
+    mode = "stored"
+    stores = "signed"
+    mirrors = True
 
 
 class _StrictNormalisation(Rule):

@@ -286,7 +286,9 @@ def test_the_guides_searches_run(run):
     """Every search of these pages, on the plugins and data that they show, at the smallest size."""
     docs = Path(__file__).parents[1] / "docs"
     pages = [(docs / name).read_text() for name in ("user-operations.md", "user-data.md", "user-rules.md")]
-    (added,), (arrays, stripes, _), (noisy, _) = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages)
+    (added,), (arrays, stripes, _), (noisy, *_) = (
+        re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages
+    )
     for name, code in (("my_operations.py", added), ("stripes.py", stripes), ("noisy.py", noisy)):
         Path(name).write_text(code)
     exec(arrays, {})

@@ -75,7 +75,7 @@ class GenotypeCell(PreprocessedCell):
         """Count the layers with direct feedback on the edges from each state: without a scale, their errors add up."""
         for indices in self.leaving:
             layers = [layer for index in indices for layer in self.edges[index].modules()]
-            meeting = [m for m in layers if isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct"]
+            meeting = [m for m in layers if isinstance(m, FeedbackLayer) and rules.get(m.rule).mode == "direct"]
             for layer in meeting:
                 layer.meeting = len(meeting)
 

@@ -19,6 +19,7 @@ from bionas_fast.nn.lazy import (
     LazyLinear,
 )
 from bionas_fast.nn.learned import learned_feedback
+from bionas_fast.nn.mirroring import mirror
 from bionas_fast.nn.plain import to_torch
 from bionas_fast.nn.predictive import PredictiveConv2d
 from bionas_fast.nn.redraw import next_draw, redraw_every_step
@@ -53,6 +54,7 @@ __all__ = [
     "count_weights",
     "frozen_plasticity",
     "learned_feedback",
+    "mirror",
     "name_layers",
     "next_draw",
     "redraw_every_step",

@@ -76,7 +76,7 @@ def convert(
         raise InputError(
             f"nothing to convert: {type(model).__name__} has no convolution or linear layer that was chosen{named}"
         )
-    direct = [choice.name for choice in chosen.values() if choice.stores == "direct"]
+    direct = [choice.name for choice in chosen.values() if choice.mode == "direct"]
     if num_classes is None and direct:
         num_classes = _count_classes(layers, direct[0])
     if strict and left:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from bionas_fast.errors import expect_type
 from bionas_fast.nn import switches
+
+
+class Mirrored(NamedTuple):
+    """The tensors of a layer whose feedback is a weight mirror.
+
+    Attributes:
+        weight, feedback: W, and B of the same shape.
+        stream: the seed and draw of the layer, int64 [2].
+        filters: the dimension of the weight that numbers its filters.
+    """
+
+    weight: Tensor
+    feedback: Tensor
+    stream: Tensor
+    filters: int = 0
 
 
 class ErrorPath(nn.Module):
@@ -22,6 +37,10 @@ class ErrorPath(nn.Module):
 
     learned_parameters: ClassVar[tuple[str, ...]] = ()
     _true_in: tuple[int, ...] = ()
+
+    def mirrored(self) -> Iterable[Mirrored]:
+        """Return the layers of this module, without its submodules, whose feedback is a weight mirror."""
+        return ()
 
     @property
     def true_gradient(self) -> bool:

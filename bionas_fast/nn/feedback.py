@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import torch
@@ -17,12 +16,12 @@ from bionas_fast.errors import InputError, ShapeError
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.nn import learned, repeats
 from bionas_fast.nn.direct import OUTSIDE, DirectFeedback, DirectPass, Logits, active_pass, connection, detach
-from bionas_fast.nn.error_path import ErrorPath
+from bionas_fast.nn.error_path import ErrorPath, Mirrored
 from bionas_fast.nn.plain import become, plain_class
 from bionas_fast.nn.redraw import Redrawing
 from bionas_fast.ops import feedback as ops
 from bionas_fast.ops.feedback import draws
-from bionas_fast.rules import FeedbackState, Law
+from bionas_fast.rules import Law
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -126,13 +125,13 @@ class FeedbackLayer(Redrawing, ErrorPath):
         rules.get_law(feedback_init, (1, 1))
         if known.mode != "weight" and self.weight is not None and self.weight.is_complex():
             raise InputError(f"rule {known.name!r}: expected a layer of real numbers, got {self.weight.dtype}")
-        self.rule = known.name
         self.feedback_init = feedback_init
         self.direct: tuple[DirectFeedback, ...] | None = self.__dict__.get("direct")
-        if not known.learns or "feedback" not in self._parameters:
+        if not known.learns or self.__dict__.get("rule") != known.name:
             self._parameters.pop("feedback", None)
             self.register_buffer("feedback", None)
         self.register_buffer("feedback_stream", None)
+        self.rule = known.name
         weight = self.effective_weight()
         if is_lazy(weight):
             # The shape is unknown; the layer calls this again when it knows.
@@ -143,9 +142,9 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if seed is None:
             seed = seed_from(random_state(generator, weight.device))
         self._seed = seed - _MAX_SEED if seed >= _MAX_SEED // 2 else seed
-        if known.redraws or (known.mode == "custom" and known.draws):
+        if known.redraws or known.mirrors or (known.mode == "custom" and known.draws):
             self.feedback_stream = self._new_stream()
-        if known.stores == "direct":
+        if known.mode == "direct":
             if num_classes is not None:
                 self._draw(self._direct_shape(num_classes))
         elif known.stores is not None:
@@ -171,7 +170,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def _draw(self, shape: tuple[int, ...], device: torch.device | None = None) -> None:
         numbers = draws.uniform(shape, self._new_stream(device))
-        if rules.get(self.rule).stores == "direct":
+        if rules.get(self.rule).mode == "direct":
             numbers = (2 * numbers - 1) * rules.get_law(self.feedback_init, shape).bound / self.meeting
         elif rules.get(self.rule).stores == "magnitude":
             numbers = numbers * self.law.bound
@@ -229,6 +228,12 @@ class FeedbackLayer(Redrawing, ErrorPath):
     def _initial_law(self) -> Law:
         return rules.get_law(self.feedback_init, tuple(self.effective_weight().shape))
 
+    def mirrored(self) -> tuple[Mirrored, ...]:
+        feedback, stream = self.feedback, self.feedback_stream
+        if not rules.get(self.rule).mirrors or feedback is None or stream is None:
+            return ()
+        return (Mirrored(self.effective_weight().detach(), feedback, stream, self.filters),)
+
     def set_feedback(self, feedback: Tensor) -> None:
         """Replace the stored tensor: B for ``fa``, direct feedback and rules that learn it, a B or |M₀| for ``frsf``.
 
@@ -247,7 +252,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
     def feedback_weight(self) -> Tensor:
         """Compute B of the next backward pass, shaped like ``weight`` or, if direct, [classes, ...]; detached."""
         if rules.get(self.rule).mode == "direct" and not self.true_gradient:
-            return self._direct_feedback().clone()
+            return self._direct_feedback().detach().clone()
         weight = self.effective_weight()
         return ops.feedback_weight(weight, self._describe(weight, self.true_gradient)).clone()
 
@@ -330,7 +335,7 @@ class FeedbackLayer(Redrawing, ErrorPath):
             stored = buffers["feedback"] if "feedback" in buffers else _detached(self.feedback)
             return Feedback(rule.mode, stored, buffers["feedback_stream"], law.bound, law.scale, advance)
         with torch.no_grad():
-            state = FeedbackState(law, _detached(self.feedback), partial(self._uniform, weight), self.filters)
+            state = self._part(weight).state(_detached(self.feedback), self.feedback_stream, weight.dtype)
             b = rules.feedback_of(rule, weight.detach(), state)
         return Feedback("stored", b, self.feedback_stream, advance=advance)
 
@@ -339,23 +344,22 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
         A frozen weight hands nothing on.
         """
-        if "feedback" not in self._parameters:
+        if "feedback" not in self._parameters or rules.get(self.rule).mode == "direct":
             return weight
         learns = torch.is_grad_enabled() and (weight.requires_grad or torch_private.in_transform())
         recorded = backends.recorded()
         # A trace must be the same with and without gradients; in evaluation it has torch's own ops only.
         if not (self.training if recorded else learns) or self.feedback is None:
             return weight
-        part = learned.Part(self.rule, self.law, tuple(weight.shape), filters=self.filters)
-        return learned.couple(weight, self.feedback, (part,), self.feedback_stream)
+        return learned.couple(weight, self.feedback, (self._part(weight),), self.feedback_stream)
+
+    def _part(self, weight: Tensor) -> learned.Part:
+        groups = getattr(self, "groups", 1)
+        return learned.Part(self.rule, self.law, tuple(weight.shape), filters=self.filters, groups=groups)
 
     def next_draw(self) -> None:
         if self.feedback_stream is not None and rules.get(self.rule).redraws:
             self.feedback_stream[1].add_(1)
-
-    def _uniform(self, weight: Tensor) -> Tensor:
-        assert self.feedback_stream is not None
-        return draws.uniform(weight.shape, self.feedback_stream).to(weight.dtype)
 
     def _is_direct(self, input: Tensor) -> bool:
         """Whether the error reaches ``input`` from the logits at this forward pass."""
@@ -364,7 +368,9 @@ class FeedbackLayer(Redrawing, ErrorPath):
         if not self.training and (backends.recorded() or not self._has_logits()):
             return False
         # Inside a transform, an input need not show that an outer one differentiates it.
-        if not torch.is_grad_enabled() or not (input.requires_grad or torch_private.in_transform()):
+        if not torch.is_grad_enabled():
+            return False
+        if not (input.requires_grad or self._learns_directly() or torch_private.in_transform()):
             return False
         now = repeats.current()
         path = None if now is None else now.peek(self)
@@ -374,10 +380,17 @@ class FeedbackLayer(Redrawing, ErrorPath):
         """Whether the pass is one of the connected model; in evaluation, part of a model may run without it."""
         return self.direct is None or active_pass(self.direct) is not None or torch_private.in_backward_pass()
 
+    def _learns_directly(self) -> bool:
+        """Whether a pass through direct feedback gives B a gradient."""
+        own = self._parameters.get("feedback")
+        return own is not None and own.requires_grad and self.weight.requires_grad
+
     def _direct_feedback(self) -> Tensor:
+        """Return B, [classes, ...], detached unless a pass gives it a gradient."""
         if self.feedback is None:
             raise InputError(_NOT_CONNECTED.format(self.rule))
-        return self.feedback
+        learns = self._learns_directly() or ("feedback" in self._parameters and torch_private.in_transform())
+        return self.feedback if learns else self.feedback.detach()
 
     def _collect(self, output: Tensor, token: Tensor) -> Tensor:
         """Send the error at the logits to ``token``, and return ``output``; call once a pass."""
@@ -502,7 +515,7 @@ def connect_direct_feedback(
         InputError: a layer does not know the number of classes and ``num_classes`` is not given. In a forward pass: the
             output has no such logits, or they have another number of classes.
     """
-    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer) and rules.get(m.rule).stores == "direct"]
+    layers = [m for m in model.modules() if isinstance(m, FeedbackLayer) and rules.get(m.rule).mode == "direct"]
     if not layers:
         return model
     former = connection(model)

@@ -79,7 +79,7 @@ class Initialised(FeedbackLayer):
         if "feedback_init" not in self.__dict__:
             return  # torch.nn's constructor calls this before the rule is set; ours sets up later
         self.reset_weight(None)
-        classes = len(self.feedback) if rules.get(self.rule).stores == "direct" and self.feedback is not None else None
+        classes = len(self.feedback) if rules.get(self.rule).mode == "direct" and self.feedback is not None else None
         direct = self.direct
         self.set_rule(self.rule, feedback_init=self.feedback_init, num_classes=classes)
         self.direct = direct

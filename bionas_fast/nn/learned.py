@@ -23,15 +23,16 @@ from bionas_fast.rules import FeedbackState, Law, Rule
 
 
 class Part(NamedTuple):
-    """A layer with learned feedback, among the layers whose weights are concatenated in one tensor.
+    """A layer whose rule runs code of its own, among the layers whose weights are concatenated in one tensor.
 
     Attributes:
         rule: its rule.
         law: the initial law of its weights.
-        shape: the shape of its weight and of its feedback.
-        start: the offset of its weight; its feedback follows that of the parts before it.
+        shape: the shape of its weight.
+        start: the offset of its weight.
         number: its row in the streams of the layers.
         filters: the dimension of the weight that numbers its filters.
+        groups: the number of groups into which this dimension is divided.
     """
 
     rule: str
@@ -40,6 +41,33 @@ class Part(NamedTuple):
     start: int = 0
     number: int = 0
     filters: int = 0
+    groups: int = 1
+
+    def state(self, stored: Tensor | None, stream: Tensor | None, dtype: torch.dtype) -> FeedbackState:
+        """Build the argument of the rule.
+
+        Args:
+            stored: the stored tensor of this layer.
+            stream: the seed and draw of this layer, int64 [2], or of all layers, [layers, 2].
+            dtype: of the random numbers.
+        """
+        if stream is not None and stream.dim() > 1:
+            stream = stream[self.number]
+        stored = None if stored is None else stored.view(self.shape)
+        uniform, fixed = partial(_uniform, stream, dtype, self.shape), partial(_fixed, stream, dtype)
+        return FeedbackState(self.law, stored, uniform, fixed, self.filters, self.groups)
+
+
+def _uniform(stream: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    assert stream is not None
+    return draws.uniform(shape, stream).to(dtype)
+
+
+def _fixed(stream: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    assert stream is not None
+    # A draw that no training reaches: other tensors are drawn from the first ones.
+    last = torch.stack([stream[0], torch.full_like(stream[0], 2**32 - 1)])
+    return draws.uniform(shape, last).to(dtype)
 
 
 def couple(weight: Tensor, feedback: Tensor, parts: tuple[Part, ...], stream: Tensor | None = None) -> Tensor:
@@ -97,8 +125,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         lengths = [math.prod(part.shape) for part in parts]
         own = feedback.detach().reshape(-1).split(lengths)
         for k, (part, w, b) in enumerate(zip(parts, _weights(weight, parts), own, strict=True)):
-            state = FeedbackState(part.law, b.view(part.shape), partial(_uniform, part, stream, w.dtype), part.filters)
-            grads[k] = rules.update_of(rules.get(part.rule), w, grads[k], state)
+            grads[k] = rules.update_of(rules.get(part.rule), w, grads[k], part.state(b, stream, w.dtype))
     if len(grads) == 1:
         return grad, grads[0].reshape(ctx.shape)
     return grad, torch.cat([own.reshape(-1) for own in grads])
@@ -113,17 +140,12 @@ def _weights(tensor: Tensor, parts: Sequence[Part]) -> Iterator[Tensor]:
             yield tensor[part.start : part.start + math.prod(part.shape)].view(part.shape)
 
 
-def _uniform(part: Part, stream: Tensor | None, dtype: torch.dtype) -> Tensor:
-    assert stream is not None
-    return draws.uniform(part.shape, stream if stream.dim() == 1 else stream[part.number]).to(dtype)
-
-
 # The same as a registered op, for tracers. An op returns no view of its arguments.
 
 _library = torch.library.Library("bionas_fast", "FRAGMENT")
 _library.define(
     "couple(Tensor weight, Tensor feedback, Tensor? stream, str rules, float[] bounds, float[] scales, int[] sizes, "
-    "int[] dims, int[] starts, int[] numbers, int[] filters) -> Tensor"
+    "int[] dims, int[] starts, int[] numbers, int[] filters, int[] groups) -> Tensor"
 )
 
 
@@ -138,6 +160,7 @@ def _flat(parts: Sequence[Part]) -> tuple[Any, ...]:
         [part.start for part in parts],
         [part.number for part in parts],
         [part.filters for part in parts],
+        [part.groups for part in parts],
     )
 
 
@@ -161,7 +184,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(ctx, grad), *[None] * 9
+    return *_backward(ctx, grad), *[None] * 10
 
 
 torch.library.register_autograd("bionas_fast::couple", _differentiate, setup_context=_setup_context, lib=_library)

@@ -14,7 +14,8 @@ PAPER = "#ffffff"
 #: Figures of test images, beside those of training and validation images.
 TESTED = "#c2410c"
 
-#: Okabe & Ito 2008: distinguishable under all common forms of colour blindness, legible on white and on black.
+#: Okabe & Ito 2008: distinguishable under all common forms of colour blindness, legible on white and on black; and
+#: Tol's "muted" (2021), for the rules beyond the paper.
 RULE_COLORS = MappingProxyType(
     {
         "usf": "#0072b2",
@@ -23,6 +24,12 @@ RULE_COLORS = MappingProxyType(
         "fa": "#cc79a7",
         "bp": "#56b4e9",
         "dfa": "#e69f00",
+        "kp": "#882255",
+        "nsf": "#999933",
+        "nsf_layer": "#ddcc77",
+        "dkp": "#332288",
+        "wm": "#44aa99",
+        "pfa": "#aa4499",
     }
 )
 #: ColorBrewer's brown and purple: for operations with a built-in learning rule.

@@ -19,6 +19,7 @@ from bionas_fast.errors import expect_type
 from bionas_fast.evaluation import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.nn.learned import clip_gradients, without_feedback
+from bionas_fast.nn.mirroring import mirror_between_epochs
 from bionas_fast.runs.callbacks import Callback, expect_callbacks
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.execution import execute
@@ -195,6 +196,7 @@ class Search(Trainer):
         return {"steps": f"one launch per kernel: {self.uncaptured}" if self.uncaptured else "CUDA graphs"}
 
     def begin(self) -> None:
+        mirror_between_epochs(self.net, self.config, self.epoch)
         self.method.announce = self.announce
         self.method.before_epoch(self.valid)
 

@@ -158,7 +158,7 @@ class Space:
 
         Operations without weights remain when only rules are restricted. Of the operations, ``none`` too remains only
         if it is named. A rule that the space does not contain is combined with all operations, and such an operation
-        with all rules; but no rule that learns feedback with skip connections, whose fixed weights teach it nothing.
+        with all rules; but no rule that learns feedback with skip connections, whose weights are fixed.
 
         Raises:
             InputError: an unknown name, or fewer than two candidates left.
@@ -188,7 +188,10 @@ class Space:
 
 def _unlearned(candidate: Candidate) -> bool:
     """Whether a candidate is a skip connection under a rule that learns its feedback."""
-    return candidate.operation == SKIP and candidate.rule is not None and rules.get(candidate.rule).learns
+    if candidate.operation != SKIP or candidate.rule is None:
+        return False
+    rule = rules.get(candidate.rule)
+    return rule.learns or rule.mirrors
 
 
 def _cross(operations: Iterable[str], rule_names: Iterable[str]) -> tuple[Candidate, ...]:

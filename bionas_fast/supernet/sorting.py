@@ -142,7 +142,7 @@ def _sort(candidates: SortedCandidates, column: Column, module: nn.Module) -> No
         candidates.once.append((column, stages))
     elif candidates.stride == 2 and isinstance(module, FactorizedReduce) and _fits(module.conv1, module.bn):
         candidates.reductions.append((column, module))
-    elif candidates.stride == 1 and isinstance(module, Skip) and not _direct(module.rule):
+    elif candidates.stride == 1 and isinstance(module, Skip) and not _is_direct(module):
         candidates.skips.append((column, module))
     elif (pool := _pool(module, candidates.stride)) is not None:
         kind, norm = pool
@@ -189,9 +189,8 @@ def _pool(module: nn.Module, stride: int) -> tuple[int, nn.BatchNorm2d] | None:
 
 
 def _fits(layer: FeedbackLayer, norm: nn.BatchNorm2d) -> bool:
-    return not norm.affine and not _direct(layer.rule)
+    return not norm.affine and not _is_direct(layer)
 
 
-def _direct(rule: str) -> bool:
-    """Whether a layer learns by direct feedback, which no kernel of the supernet computes."""
-    return rules.get(rule).mode == "direct"
+def _is_direct(layer: FeedbackLayer) -> bool:
+    return rules.get(layer.rule).mode == "direct"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import ClassVar
 
@@ -14,39 +13,30 @@ from torch import Tensor, nn
 
 from bionas_fast import backends, rules
 from bionas_fast.nn import ErrorPath, FeedbackLayer
+from bionas_fast.nn.error_path import Mirrored
 from bionas_fast.nn.learned import Part, couple
 from bionas_fast.nn.redraw import Redrawing
-from bionas_fast.ops.feedback import FeedbackSegments, draws, run_feedback_segments
-from bionas_fast.rules import FeedbackState, Law
+from bionas_fast.ops.feedback import FeedbackSegments, run_feedback_segments
 
 
 @dataclass(frozen=True)
 class CustomLayer:
-    """A layer whose rule computes B itself, i.e. a user-defined rule.
+    """A layer whose rule computes B itself.
 
     Attributes:
-        number, start: the index of the layer in its bank, and the offset of its weight.
+        part: the layer.
         stored: flat, drawn once or learned; None if the rule stores nothing.
     """
 
-    rule: str
-    law: Law
-    number: int
-    start: int
-    shape: tuple[int, ...]
+    part: Part
     stored: Tensor | None
 
     def fill(self, b: Tensor, weights: Tensor, stream: Tensor | None) -> None:
         """Compute B of this layer into the flat B of the bank."""
-        stored = None if self.stored is None else self.stored.view(self.shape)
-        state = FeedbackState(self.law, stored, partial(self._uniform, stream, b.dtype))
-        place = slice(self.start, self.start + math.prod(self.shape))
-        weight = weights[place].view(self.shape)
-        b[place].copy_(rules.feedback_of(rules.get(self.rule), weight, state).flatten())
-
-    def _uniform(self, stream: Tensor | None, dtype: torch.dtype) -> Tensor:
-        assert stream is not None
-        return draws.uniform(self.shape, stream[self.number]).to(dtype)
+        part = self.part
+        place = slice(part.start, part.start + math.prod(part.shape))
+        weight, state = weights[place].view(part.shape), part.state(self.stored, stream, b.dtype)
+        b[place].copy_(rules.feedback_of(rules.get(part.rule), weight, state).flatten())
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,6 @@ class WeightBank(Redrawing, ErrorPath):
             tuple(law.bound for law in laws),
             tuple(law.scale for law in laws),
         )
-        self.laws = laws
         self.custom = [k for k, mode in enumerate(self.segments.modes) if mode == "custom"]
         flat = torch.cat([torch.empty(0), *(layer.weight.detach().flatten() for layer in layers)])
         if layers and all(isinstance(layer.weight, nn.Parameter) for layer in layers):
@@ -146,7 +135,10 @@ class WeightBank(Redrawing, ErrorPath):
         if self.learning:
             self.learned = nn.Parameter(flat.new_zeros(sum(self.lengths[k] for k in self.learning)))
         starts = [*accumulate(self.lengths, initial=0)]
-        self.parts = tuple(Part(self.rules[k], laws[k], self.shapes[k], starts[k], k) for k in self.learning)
+        self.parts = tuple(
+            Part(own.rule, own.law, self.shapes[k], starts[k], k, groups=getattr(own, "groups", 1))
+            for k, own in enumerate(layers)
+        )
         if any(layer.feedback_stream is not None for layer in layers):
             self.stream = torch.zeros(len(layers), 2, dtype=torch.int64)
         redraws = torch.tensor([[0, int(rules.get(rule).redraws)] for rule in self.rules])
@@ -197,7 +189,7 @@ class WeightBank(Redrawing, ErrorPath):
         weight, learned = self.weight, self.learned
         if learned is None or not (torch.is_grad_enabled() and weight.requires_grad):
             return weight
-        return couple(weight, learned, self.parts, self.stream)
+        return couple(weight, learned, tuple(self.parts[k] for k in self.learning), self.stream)
 
     def _parts(self, layers: Sequence[FeedbackLayer]) -> Iterator[tuple[Tensor, Tensor | None, int, FeedbackLayer]]:
         stored = self._stored_parts()
@@ -219,6 +211,12 @@ class WeightBank(Redrawing, ErrorPath):
         stored, custom = self._read_by_kernels(), self._custom_layers()
         return BankFeedback(self.weight, stored, stream, self.segments, advance, backend, custom)
 
+    def mirrored(self) -> Iterator[Mirrored]:
+        stored, weights = self._stored_parts(), self.weight.detach().split(self.lengths)
+        for k, (rule, shape) in enumerate(zip(self.rules, self.shapes, strict=True)):
+            if rules.get(rule).mirrors and self.stream is not None:
+                yield Mirrored(weights[k].view(shape), stored[k].view(shape), self.stream[k])
+
     def next_draw(self) -> None:
         if self.stream is not None:
             self.stream.add_(self._advance)
@@ -226,8 +224,5 @@ class WeightBank(Redrawing, ErrorPath):
     def _custom_layers(self) -> tuple[CustomLayer, ...]:
         if not self.custom:
             return ()
-        starts = [*accumulate(self.lengths, initial=0)]
         stored = self._stored_parts()
-        return tuple(
-            CustomLayer(self.rules[k], self.laws[k], k, starts[k], self.shapes[k], stored.get(k)) for k in self.custom
-        )
+        return tuple(CustomLayer(self.parts[k], stored.get(k)) for k in self.custom)

@@ -19,6 +19,7 @@ from bionas_fast.models import LocalLosses, local_losses
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.nn.feedback import one_target_rules
 from bionas_fast.nn.learned import clip_gradients
+from bionas_fast.nn.mirroring import mirror_between_epochs
 from bionas_fast.runs.checkpoint import expect_form
 from bionas_fast.runs.folder import LAYERS, RunFolder
 from bionas_fast.runs.trainer import Phase, Step
@@ -165,6 +166,7 @@ class SupervisedTraining(NetworkTraining):
         return norm
 
     def begin(self) -> None:
+        mirror_between_epochs(self.net, self.config, self.epoch)
         if self.epoch == 0 and self.config.record_layers:
             self.layers += record_layers(self.net, self.probe, 0)
 

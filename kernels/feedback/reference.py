@@ -252,6 +252,37 @@ def direct_conv_backward(
     return (error @ spread.reshape(classes, -1)).reshape(tuple(input_shape))
 
 
+def direct_conv_feedback_gradient(
+    error: Tensor, input: Tensor, kernel: Sequence[int], output_size: Sequence[int], window: Window
+) -> Tensor:
+    """Compute the gradient of learned direct feedback of a convolution: E ⊗ x, E(n, k, ·) = e(n, k) at every position.
+
+    Args:
+        error: e, the error at the logits, [N, classes].
+        input: x, [N, C_in, *positions].
+        kernel: the size of the kernel.
+        output_size: the size of the layer's output.
+
+    Returns:
+        [classes, C_in, *kernel].
+    """
+    spread = error.reshape(*error.shape, *[1] * len(output_size)).expand(*error.shape, *output_size)
+    like = input.new_empty(error.shape[1], input.shape[1], *kernel)
+    gradient = conv_backward(spread.contiguous(), input.contiguous(), like, window, (False, True, False))[1]
+    assert gradient is not None
+    return gradient
+
+
+def direct_linear_feedback_gradient(error: Tensor, input: Tensor) -> Tensor:
+    """Compute the gradient of learned direct feedback of a linear layer, Σ e ⊗ x, with e at every position between.
+
+    Args:
+        error: e, the error at the logits, [N, classes].
+        input: x, [N, ..., in_features].
+    """
+    return error.t() @ input.reshape(len(input), -1, input.shape[-1]).sum(1)
+
+
 def direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: Sequence[int]) -> Tensor:
     """Compute δ_in = e B of direct feedback through a linear layer, broadcast over the dimensions between.
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 #: One rule of each mechanism: the others run the code of one of these.
-MECHANISMS = ("bp", "fa", "usf", "brsf", "frsf", "dfa", "nsf", "kp")
+MECHANISMS = ("bp", "fa", "usf", "brsf", "frsf", "dfa", "nsf", "kp", "dkp")
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from bionas_fast import rules
 from bionas_fast.nn import (
     Conv1d,
     Conv2d,
@@ -25,7 +26,7 @@ from bionas_fast.nn import (
 from helpers.learned import MECHANISMS
 from helpers.tolerances import assert_close
 
-RULES = [name for name in MECHANISMS if name != "dfa"]
+RULES = [name for name in MECHANISMS if rules.get(name).mode != "direct"]
 LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "linear": (lambda **k: Linear(4, 4, **k), (2, 4)),
     "linear-rank3": (lambda **k: Linear(4, 4, **k), (2, 3, 4)),

@@ -215,7 +215,7 @@ def test_forward_mode_is_the_transpose_of_the_reverse_mode(rule):
     assert_close((pushed * error).sum(), (pulled * tangent).sum())
 
 
-@pytest.mark.parametrize("rule", [name for name in MECHANISMS if name != "dfa"])
+@pytest.mark.parametrize("rule", [name for name in MECHANISMS if rules.get(name).mode != "direct"])
 @every_layer
 def test_batches_of_errors(make, shape, rule):
     """torch.autograd.grad with is_grads_batched, as torch.autograd.functional.jacobian(vectorize=True) uses it."""

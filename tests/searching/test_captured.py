@@ -16,13 +16,7 @@ from bionas_fast.searching.loop import Search
 from helpers import recorded_graphs
 
 BASE = bf.SearchConfig(
-    dataset="digits",
-    channels=2,
-    cells=3,
-    batch_size=16,
-    epochs=3,
-    rules=("brsf", "kp", "nsf"),
-    operations=("dil_conv_3x3",),
+    dataset="digits", channels=2, cells=3, batch_size=16, epochs=3, rules=("brsf", "fa"), operations=("dil_conv_3x3",)
 )
 CARD = torch.device("cuda")
 
@@ -64,6 +58,7 @@ def run(config: bf.SearchConfig, steps: int = 4, epochs: int = 2) -> tuple[Searc
 VARIANTS = {
     "stacked": {},
     "modular": {"engine": "modular"},
+    "learned": {"rules": ("kp", "nsf")},
     "pc-darts": {"partial_channels": 2, "edge_normalisation": True},
     "beta-darts": {"beta_decay": 5.0},
     "darts-": {"auxiliary_skip": True, "operations": ("dil_conv_3x3", "skip_connect")},

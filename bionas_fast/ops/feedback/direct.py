@@ -1,5 +1,7 @@
 """The direct variants of the feedback ops: zeros whose gradient, the error at the logits, reaches a layer's input.
 
+Learned feedback receives its gradient, e ⊗ x, in the same pass.
+
 Registered ops, and inside transforms of torch.func an autograd function in plain PyTorch; see :mod:`.transforms`.
 """
 
@@ -55,22 +57,19 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, feedback, ctx.geometry = inputs
-        ctx.save_for_backward(feedback)
-        ctx.save_for_forward(feedback)
-        ctx.input_shape = input.shape
+        ctx.save_for_backward(input, feedback)
+        ctx.save_for_forward(input, feedback)
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        (feedback,) = ctx.saved_tensors
-        if not ctx.geometry:
-            return reference.direct_linear_backward(error, feedback, ctx.input_shape), None, None
-        size, *per_dimension = ctx.geometry
-        down = reference.direct_conv_backward(error, feedback, ctx.input_shape, size, Window(*per_dimension))
-        return down, None, None
+        input, feedback = ctx.saved_tensors
+        run = _conv_backward if ctx.geometry else _linear_backward
+        down = run(error, feedback, input.shape, *ctx.geometry)
+        return down, _feedback_gradient(error, input, feedback, ctx.geometry), None
 
     @staticmethod
     def jvp(ctx: Any, input: Tensor, *_: None) -> Tensor:
-        (feedback,) = ctx.saved_tensors
+        _, feedback = ctx.saved_tensors
         if not ctx.geometry:
             return input.reshape(len(input), -1, input.shape[-1]).sum(1) @ feedback.t()
         return reference.conv(input, feedback, None, Window(*ctx.geometry[1:])).flatten(2).sum(2)
@@ -105,19 +104,28 @@ def _direct_backward_fake(error: Tensor, feedback: Tensor, input_shape: Sequence
 
 def _direct_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, feedback, *ctx.geometry = inputs
-    ctx.save_for_backward(feedback)
+    ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, feedback)
     ctx.input_shape = input.shape
+
+
+def _feedback_gradient(error: Tensor, input: Tensor, feedback: Tensor, geometry: Sequence[Any]) -> Tensor:
+    if not geometry:
+        return reference.direct_linear_feedback_gradient(error, input)
+    size, *per_dimension = geometry
+    window = Window(*per_dimension)
+    return reference.direct_conv_feedback_gradient(error, input, feedback.shape[2:], size, window)
 
 
 def _direct_backward(
     op: Callable[..., Tensor], plain: Callable[..., Tensor]
 ) -> Callable[..., tuple[Tensor | None, ...]]:
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        (feedback,) = ctx.saved_tensors
+        input, feedback = ctx.saved_tensors
         # Under create_graph plain PyTorch runs, which can be differentiated.
         run = plain if torch.is_grad_enabled() else op
         down = run(error, feedback, ctx.input_shape, *ctx.geometry) if ctx.needs_input_grad[0] else None
-        return down, None, *[None] * len(ctx.geometry)
+        learned = None if input is None else _feedback_gradient(error, input, feedback, ctx.geometry)
+        return down, learned, *[None] * len(ctx.geometry)
 
     return backward
 
