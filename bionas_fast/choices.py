@@ -25,9 +25,11 @@ SoftHebb = Literal["cifar10", "mnist", "fashion-mnist"]
 LocalLoss = Literal["predsim", "pred", "sim"]
 #: Plain networks: perceptrons, and small convolutional networks.
 Plain = Literal["mlp", "cnn"]
-#: How a network learns: by one loss at its end, by a loss of each block, or by forward passes only (PEPITA, and the
-#: forward-forward algorithm).
-TrainerName = Literal["end-to-end", "local", "pepita", "ff"]
+#: How a network learns: by one loss at its end, by a loss of each block, by forward passes only (PEPITA, and the
+#: forward-forward algorithm), or by predictive coding.
+TrainerName = Literal["end-to-end", "local", "pepita", "ff", "pc"]
+#: Those under which layers have no learning rule.
+WITHOUT_RULES: tuple[TrainerName, ...] = ("pepita", "ff", "pc")
 #: Perturbations in robust search: a random sign at every pixel, or the sign of the true gradient.
 Perturbation = Literal["off", "noise", "fgsm"]
 #: What an attacker differentiates: the feedback that the network learns by, or the true gradient.

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import bionas_fast as bf
+from bionas_fast.choices import WITHOUT_RULES
 from bionas_fast.cli.dry_run import print_plan
 from bionas_fast.cli.options import Given, Seeds, Wanted, takes_record, takes_settings, with_plugins
 from bionas_fast.cli.output import interruptible, out, print_json, print_lines, print_table, progress
@@ -227,8 +228,8 @@ def _train_network(kind: Kind, given: Given, wanted: Wanted) -> None:
         result = kind.trainer.start(config, out=wanted.folder, resume=resume, progress=progress())
     if result.run_dir is not None:  # this process writes, and prints
         settings = RunFolder.open(result.run_dir).read().settings
-        forward_only = settings.get("trainer") in ("pepita", "ff")
-        _print_trained(result, {"rule": str(settings["trainer" if forward_only else "rule"])}, wanted)
+        without = settings.get("trainer") in WITHOUT_RULES
+        _print_trained(result, {"rule": str(settings["trainer" if without else "rule"])}, wanted)
 
 
 def _train_genotype(read: Sequence[Source], given: Given, assignment: Assignment, wanted: Wanted) -> None:

@@ -37,7 +37,8 @@ def rule_shares(model: nn.Module) -> dict[str, float]:
         - ``"bp"``: back-propagation, under this rule and in all modules without a rule, such as recurrent layers;
         - ``"elementwise"``: normalisation layers and PReLU, which carry no error through a weight matrix;
         - ``"embedding"``: embeddings, which send no error down, so that every rule is the same for them;
-        - ``"hebbian"`` and ``"predictive"``: Hebbian layers, and predictive-coding layers with local credit;
+        - ``"hebbian"`` and ``"predictive"``: Hebbian layers, predictive-coding layers with local credit, and networks
+          that are trained by predictive coding;
         - ``"pepita"`` and ``"forward-forward"``: layers of networks that are trained so, by their ``learns_by``;
         - ``"frozen"``: parameters that do not require gradients.
     """

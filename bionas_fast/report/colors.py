@@ -30,10 +30,14 @@ RULE_COLORS = MappingProxyType(
         "dkp": "#332288",
         "wm": "#44aa99",
         "pfa": "#aa4499",
+        "drtp": "#117733",
+        "sdfa": "#cc6677",
     }
 )
 #: ColorBrewer's brown and purple: for operations with a built-in learning rule.
-OWN_RULE_COLORS = MappingProxyType({"hebbian": "#8c510a", "predictive coding": "#5e3c99"})
+OWN_RULE_COLORS = MappingProxyType(
+    {"hebbian": "#8c510a", "predictive coding": "#5e3c99", "local predictive coding": "#b2abd2"}
+)
 #: Tol 2021, "muted": for user-defined rules.
 _OTHER_RULES = ("#882255", "#999933", "#aa4499", "#44aa99", "#332288", "#ddcc77", "#117733", "#cc6677")
 #: Lines of networks or runs (Okabe & Ito 2008, without the yellow, which is faint on white).

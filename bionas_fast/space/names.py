@@ -44,6 +44,7 @@ _OPERATIONS = (
     "skip_connect",
     "hebbian_conv_3x3",
     "predictive_conv_3x3",
+    "local_predictive_conv_3x3",
     "sep_conv_3x3",
     "dil_conv_3x3",
     "sep_conv_5x5",

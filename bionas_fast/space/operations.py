@@ -251,6 +251,12 @@ def _predictive_conv(channels: int, stride: int, rule: str | None, searching: bo
     return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(channels, affine=not searching))
 
 
+@register_operation("local_predictive_conv_3x3", own_rule="local predictive coding")
+def _local_predictive_conv(channels: int, stride: int, rule: str | None, searching: bool) -> nn.Module:
+    layer = PredictiveConv2d(channels, channels, 3, stride, 1, credit="local")
+    return nn.Sequential(nn.ReLU(), layer, nn.BatchNorm2d(channels, affine=not searching))
+
+
 for _kernel_size in (3, 5, 7):
     _register_separable(_kernel_size)
 for _kernel_size in (1, 3):

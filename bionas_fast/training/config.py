@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from bionas_fast import rules
 from bionas_fast.choices import (
+    WITHOUT_RULES,
     Amp,
     Initialisation,
     LawName,
@@ -99,7 +100,7 @@ class SupervisedConfig(OptimizerConfig):
     trainer: Annotated[TrainerName, Option()] = Field(
         "end-to-end",
         description="Loss: end-to-end, of the logits; local, one of each block, such as a cell; for mlp and cnn also "
-        "pepita, and ff, forward-forward, without a backward pass.",
+        "pepita and ff, forward-forward, without a backward pass, and pc, predictive coding.",
     )
     local_loss: LocalLoss = Field(
         "predsim", description="Local loss: pred, cross-entropy of a head; sim, of similarities; or predsim, both."
@@ -230,7 +231,9 @@ class PlainConfig(SupervisedConfig):
         0.05, description="PEPITA: scale of the random matrix F, by which the error changes the images."
     )
     threshold: Rate = Field(2.0, description="Forward-forward: goodness θ of a layer that is as likely as not.")
-    trainers = ("end-to-end", "local", "pepita", "ff")
+    inference_steps: int = Field(20, ge=0, le=100_000, description="Predictive coding: steps of the activities.")
+    inference_rate: Rate = Field(0.1, description="Predictive coding: step size of the activities.")
+    trainers = get_args(TrainerName)
 
     @field_validator("rule")
     @classmethod
@@ -239,10 +242,11 @@ class PlainConfig(SupervisedConfig):
 
     @model_validator(mode="after")
     def _expect_forward_passes_that_fit(self) -> Self:
-        for name, trainer in (("modulation", "pepita"), ("threshold", "ff")):
+        of = {"modulation": "pepita", "threshold": "ff", "inference_steps": "pc", "inference_rate": "pc"}
+        for name, trainer in of.items():
             if self.trainer != trainer and getattr(self, name) != PlainConfig.model_fields[name].default:
                 raise InputError(f"{name}: not used by the trainer {self.trainer}")
-        if self.trainer in ("pepita", "ff"):
+        if self.trainer in WITHOUT_RULES:
             for name in ("rule", "amp", "compile", "label_smoothing", "mixup", "cutmix"):
                 default = PlainConfig.model_fields[name].default
                 if getattr(self, name) != default:
@@ -252,7 +256,7 @@ class PlainConfig(SupervisedConfig):
     @property
     def learns_by(self) -> str:
         """The learning rule, or the trainer that needs none."""
-        return self.trainer if self.trainer in ("pepita", "ff") else self.rule
+        return self.trainer if self.trainer in WITHOUT_RULES else self.rule
 
 
 @register_kind("softhebb", "bionas_fast.training.softhebb:SoftHebbTraining", command="train", sources=("softhebb",))

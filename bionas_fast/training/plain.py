@@ -1,4 +1,4 @@
-"""Training of plain networks, by an error that passes through the layers, or by forward passes only."""
+"""Training of plain networks, by any of the trainers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from bionas_fast.choices import WITHOUT_RULES
 from bionas_fast.config import RunRecord
 from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
 from bionas_fast.errors import expect_type
@@ -21,6 +22,7 @@ from bionas_fast.runs.terminal import listener
 from bionas_fast.runtime import distributed
 from bionas_fast.training.config import PlainConfig
 from bionas_fast.training.forward_only import forward_forward, modulation, pepita
+from bionas_fast.training.predictive_coding import predictive_coding
 from bionas_fast.training.result import TrainResult
 from bionas_fast.training.supervised import SupervisedTraining
 
@@ -93,12 +95,15 @@ class PlainTraining(SupervisedTraining):
         self.matrix = modulation(pixels, classes, config.modulation, config.seed).to(self.device)
 
     def backward(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        match self.config.trainer:
+        config, network = self.config, cast("Any", self.net)
+        match config.trainer:
             case "pepita":
-                loss, logits = pepita(cast("nn.Sequential", self.net), self.matrix, images, labels, share)
+                loss, logits = pepita(network, self.matrix, images, labels, share)
+            case "pc":
+                steps, rate = config.inference_steps, config.inference_rate
+                loss, logits = predictive_coding(network, images, labels, share, steps=steps, rate=rate)
             case "ff":
-                network = cast("ForwardForwardNetwork", self.net)
-                loss, logits = forward_forward(network, images, labels, self.config.threshold, share)
+                loss, logits = forward_forward(network, images, labels, config.threshold, share)
             case _:
                 return super().backward(images, labels, share)
         return share * loss, logits
@@ -123,7 +128,7 @@ def _build(config: PlainConfig, shape: DataShape) -> nn.Module:
     if config.trainer == "ff":
         return ForwardForwardNetwork(config.architecture, **arguments)
     network = build_plain(config.architecture, rule=config.rule, **arguments)
-    if config.trainer == "pepita":
+    if config.trainer in WITHOUT_RULES:
         for module in network:
-            cast("Any", module).learns_by = "pepita"
+            cast("Any", module).learns_by = "predictive" if config.trainer == "pc" else config.trainer
     return network

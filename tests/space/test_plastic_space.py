@@ -13,10 +13,14 @@ from bionas_fast.nn import HebbianConv2d, PredictiveConv2d
 from bionas_fast.searching import SearchConfig
 from bionas_fast.searching.darts import Darts
 from bionas_fast.space import Candidate, Space, get_space
+from bionas_fast.space.names import operations
 from helpers.tolerances import ENGINES, PLASTIC_ENGINES, PLASTIC_GRADIENTS, TOLERANCES
 
 OWN = ("hebbian_conv_3x3", "predictive_conv_3x3")
-SMALL = Space("small", tuple(map(Candidate.parse, ("none", "skip_connect@usf", "dil_conv_3x3@frsf", *OWN))), nodes=2)
+LOCAL = "local_predictive_conv_3x3"
+SMALL = Space(
+    "small", tuple(map(Candidate.parse, ("none", "skip_connect@usf", "dil_conv_3x3@frsf", *OWN, LOCAL))), nodes=2
+)
 
 
 def plasticity(net):
@@ -187,3 +191,17 @@ class TestSoftHebb:
             bf.build_softhebb("cifar")
         with pytest.raises(InputError, match="image_size: 4×4 is too small for 3 blocks"):
             bf.build_softhebb("cifar10", image_size=(4, 4))
+
+
+def test_a_local_predictive_candidate_learns_by_its_own_energy():
+    """Its weights learn alike from any loss; those of the other predictive candidate do not."""
+    x = torch.randn(4, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for name, local in ((LOCAL, True), (OWN[1], False)):
+        module = operations.get(name).build(2, 1, None, True).double()
+        (layer,) = (own for own in module if isinstance(own, PredictiveConv2d))
+        grads = []
+        for power in (1, 2):
+            module.zero_grad()
+            module.train()(x).pow(power).mul(torch.linspace(0, 1, 8, dtype=x.dtype)).sum().backward()
+            grads.append(layer.weight.grad.clone())
+        assert grads[0].any() and torch.allclose(*grads) == local
