@@ -29,6 +29,8 @@ from bionas_fast.kernels.records import (
 from bionas_fast.kernels.separable_stage import reference as separable_stage
 from bionas_fast.ops.mixed_edges import autograd  # noqa: F401  (its import declares the op)
 from bionas_fast.ops.mixed_edges.backends import Backend, find
+from bionas_fast.ops.mixed_edges.plan import POOLS, Plan, Weights
+from bionas_fast.ops.mixed_edges.records import Feedbacks, SavedState
 from bionas_fast.verification.bounds import as_precise_as, elementwise, rounding
 from bionas_fast.verification.check import Check, Draw, Expected, Target, magnitudes, tensors
 
@@ -58,6 +60,7 @@ def checks(target: Target) -> Iterator[Check]:
     if target.dtype == "float32":
         for shape, stride in product(((2, 7, 5, 16), (3, 4, 6, 32)), (1, 2)):
             yield from _edges(target, backend, shape, stride)
+            yield from _candidates(target, backend, shape, stride)
 
 
 def _positions(shape: Shape) -> int:
@@ -300,6 +303,58 @@ def _edges(target: Target, backend: Backend, shape: Shape, stride: int) -> Itera
     (_, z, moments), _ = forward(find("reference"))(*given)
     back = (grads, x, z, moments, weights, feedback, mixing)
     yield _composed(target, "separable edges, backward", text, back, backward, terms)
+
+
+def _candidates(target: Target, backend: Backend, shape: Shape, stride: int) -> Iterator[Check]:
+    """Both passes of all candidates of a state in training; a backend may fuse more in them than in their parts."""
+    channels, reduces = shape[-1], stride == 2
+    separable = SeparablePlan(Stage((3, 5, 3), (1, 1, 2), stride), (0, 1, 1), 2, 2)
+    # Of stride 2, a factorised reduction before the pools; of stride 1, the identity after them.
+    terms = Terms((0, 1, 2), (0, 0, 1), 2) if reduces else Terms((0, 2, 1, 2), (0, 0, 1, 1), 2)
+    plan = Plan(separable, int(reduces), True, not reduces, terms)
+    size = (shape[0], -(-shape[1] // stride), -(-shape[2] // stride), channels)
+    draw, x, of_stages = _clear(target, shape, separable)
+    halves = (channels - channels // 2, channels), (channels // 2, channels)
+
+    def drawn(stages: SeparableWeights | None) -> Weights:
+        own = stages or SeparableWeights(
+            *(_weights(draw, part, channels) for part in (separable.first, separable.second))
+        )
+        matrices = (draw.normal(plan.reductions, *half, scale=channels**-0.5) for half in halves)
+        return Weights(own, ReductionWeights(*matrices))
+
+    weights, feedback = drawn(of_stages), drawn(None)
+    identities = None if reduces else draw.normal(2, channels)
+    factors = draw.normal(3 + len(terms.index)).to(backend.factors)
+    into, grads = [draw.normal(*size), None], [draw.normal(*size) for _ in range(2)]
+    count = separable.normalisations + plan.reductions + POOLS
+    running = Running(draw.normal(count, channels), draw.normal(count, channels).square() + 0.5, 0.25)
+    text, least = _text(shape, f"stride {stride}"), 50 + 2 * channels + _positions(shape)
+
+    def forward(backend: Backend) -> Callable[..., Any]:
+        def run(x: Tensor, weights: Weights, factors: Tensor, into: Any) -> Any:
+            moved, moves = _copied(running, backend)
+            found = backend.forward(x, weights, plan, factors, None, into, moves)
+            assert found.moments is not None
+            if moves is None:
+                batch_norm.update(moved, found.moments, found.out[0].numel() // channels)
+            return found.out, found.moments, moved
+
+        return run
+
+    def backward(backend: Backend) -> Callable[..., Any]:
+        def run(
+            x: Tensor, weights: Weights, factors: Tensor, grads: list[Tensor], feedback: Weights, identities: Any
+        ) -> Any:
+            saved = backend.forward(x, weights, plan, factors, None, [None, None], None).saved
+            b = Feedbacks(feedback, identities, True, True)
+            return backend.backward(grads, SavedState(x, saved, True), weights, b, plan, factors)
+
+        return run
+
+    yield _composed(target, "all candidates, forward", text, (x, weights, factors, into), forward, least)
+    back = (x, weights, factors, grads, feedback, identities)
+    yield _composed(target, "all candidates, backward", text, back, backward, least)
 
 
 def _clear(target: Target, shape: Shape, plan: SeparablePlan) -> tuple[Draw, Tensor, SeparableWeights]:

@@ -483,7 +483,7 @@ def interpreted_operators_for_tracers_pass_opcheck():
     forward = (state, weights, factors, given, into, plan.numbers)
     torch.library.opcheck(ops.mixed_edges.default, (*forward[:3], [], *forward[4:]), test_utils=checks)
     _, between, *maps = ops.mixed_edges(*forward)
-    saved = ([*torch.randn(2, 2, 1, 1, 2)], state, [*between.unbind(), *maps], given, True, weights)
+    saved = ([*torch.randn(2, 2, 1, 1, 2)], state, [*given, *between.unbind(), *maps], True, weights)
     last = factors, plan.numbers
     backward = ops.mixed_edges_backward.default
     torch.library.opcheck(backward, (*saved, weights, None, True, True, *last), test_utils=checks)

@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 
 from bionas_fast import backends, native
 from bionas_fast.errors import InputError
-from bionas_fast.kernels.records import Moments
 from bionas_fast.ops.mixed_edges.backends import Backend, find
 from bionas_fast.ops.mixed_edges.layout import Layout
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
@@ -123,9 +122,9 @@ class _MixedEdges(torch.autograd.Function):
         moved = statistics.running if statistics.training and backend.moves_statistics else None
         before = [None if tensor is None else layout.pack(tensor) for tensor in into]
         out, moments, saved = backend.forward(state, w, plan, mixing.to(backend.factors), given, before, moved)
-        if statistics.training and moved is None:
+        if moments is not None and moved is None:
             statistics.update(moments, out[0].numel() // layout.width)
-        ctx.save_for_backward(state, mixing, weights, *moments, *saved)
+        ctx.save_for_backward(state, mixing, weights, *saved)
         ctx.static = plan, feedback, statistics.training, backend, layout, [tensor is not None for tensor in into]
         return tuple(layout.unpack(tensor) for tensor in out)
 
@@ -134,7 +133,7 @@ class _MixedEdges(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         plan, feedback, training, backend, layout, added = ctx.static
-        state, mixing, weights, mean, var, *saved = ctx.saved_tensors
+        state, mixing, weights, *saved = ctx.saved_tensors
         want_x, _, want_weights, *_ = ctx.needs_input_grad
         grads = tuple(grad.contiguous() for grad in grads)
         # The gradients of ``into`` are passed on without a copy.
@@ -146,7 +145,7 @@ class _MixedEdges(torch.autograd.Function):
             b = Feedbacks(Weights.split(flat, plan, layout.channels), identities, want_x, want_weights)
         found = backend.backward(
             [layout.pack(grad) for grad in grads],
-            SavedState(state, saved, Moments(mean, var), training),
+            SavedState(state, saved, training),
             Weights.split(weights, plan, layout.channels),
             b,
             plan,

@@ -16,12 +16,12 @@ class Mixed(NamedTuple):
 
     Attributes:
         out: the sum of every edge, [N, H_out, W_out, C].
-        moments: the moments of every normalisation in this pass, in the order of ``Statistics``.
+        moments: in training, the moments of every normalisation in this batch, in the order of ``Statistics``.
         saved: the tensors that the backward pass of the same backend reads.
     """
 
     out: Sequence[Tensor]
-    moments: Moments
+    moments: Moments | None
     saved: Sequence[Tensor | None]
 
 
@@ -31,12 +31,11 @@ class SavedState(NamedTuple):
     Attributes:
         state: [N, H, W, C].
         tensors: those of ``Mixed.saved``.
-        training: whether the moments are those of the batch.
+        training: whether the maps were normalised by the moments of the batch.
     """
 
     state: Tensor
     tensors: Sequence[Tensor | None]
-    moments: Moments
     training: bool
 
 

@@ -24,7 +24,7 @@ _library.define(
     "-> Tensor[]"
 )
 _library.define(
-    "mixed_edges_backward(Tensor[] grads, Tensor state, Tensor[] saved, Tensor[] moments, bool training, "
+    "mixed_edges_backward(Tensor[] grads, Tensor state, Tensor[] saved, bool training, "
     "Tensor[] weights, Tensor[] feedback, Tensor? identities, bool error, bool weight_grads, Tensor factors, "
     "int[] plan) -> Tensor[]"
 )
@@ -53,9 +53,9 @@ class Traced(Triton):
         out, *made = torch.ops.bionas_fast.mixed_edges.default(
             state, weights.tensors(), factors, given, [*into], plan.numbers
         )
-        own = Moments(*made.pop(0).unbind()) if moments is None else moments
+        now = Moments(*made.pop(0).unbind()) if moments is None else None
         between = [*made.pop(0).unbind()] if plan.separable.twice else []
-        return Mixed([*out.unbind()], own, [*between, *made])
+        return Mixed([*out.unbind()], now, [*(now or given), *between, *made])
 
     def backward(
         self,
@@ -73,7 +73,6 @@ class Traced(Triton):
             [*grads],
             saved.state,
             [own for own in saved.tensors if own is not None],
-            [*saved.moments],
             saved.training,
             weights.tensors(),
             b.tensors() if isinstance(b, Weights) else [],
@@ -141,7 +140,6 @@ def _backward(
     grads: list[Tensor],
     state: Tensor,
     saved: list[Tensor],
-    moments: list[Tensor],
     training: bool,
     weights: list[Tensor],
     feedback: list[Tensor],
@@ -150,7 +148,7 @@ def _backward(
     """Return the gradient of the factors, and what is requested of the error and the flat weight gradients."""
     *given, factors, plan = rest
     b = Feedbacks(Weights.of(feedback), *given) if feedback else None
-    passed = SavedState(state, saved, Moments(*moments), training)
+    passed = SavedState(state, saved, training)
     found = _triton.backward(grads, passed, Weights.of(weights), b, _plan(tuple(plan)), factors)
     return [own for own in found if own is not None]
 

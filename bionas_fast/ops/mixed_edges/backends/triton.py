@@ -143,7 +143,8 @@ class Triton(Backend):
         if not self.fuses(state, plan):
             return super().forward(state, weights, plan, factors, moments, into, running)
         found = self.fused(state, weights, plan, factors, moments, into, running)
-        return Mixed([*found.out.unbind()], found.moments, found.saved)
+        own = found.moments
+        return Mixed([*found.out.unbind()], own if moments is None else None, [*own, *found.saved])
 
     def fused(
         self,
@@ -222,11 +223,12 @@ class Triton(Backend):
         plan: Plan,
         factors: Tensor,
     ) -> Gradients:
-        state, tensors, moments, training = saved
+        state, tensors, training = saved
         if not self.fuses(state, plan):
             return super().backward(grads, saved, weights, feedback, plan, factors)
         twice, branches, channels = plan.separable.twice, plan.branches, state.shape[-1]
-        kept = [own for own in tensors if own is not None]
+        mean, var, *kept = (own for own in tensors if own is not None)
+        moments = Moments(mean, var)
         between = Affine(*kept[:2]) if twice else None
         maps = kept[2:] if twice else kept
         if plan.pools:
@@ -246,7 +248,8 @@ class Triton(Backend):
         partial: list[Tensor] = []
         if branches:
             edges = [stacks[edge] for edge in plan.separable.edges]
-            error, own_partial = self._separable(edges, maps[0], between, saved, weights, feedback, plan, found)
+            inner = _Inner(maps[0], between, moments.rows(slice(twice)))
+            error, own_partial = self._separable(edges, inner, saved, weights, feedback, plan, found)
             down.append(error)
             partial += own_partial
         rest = self._of_others(found, plan)
@@ -277,8 +280,7 @@ class Triton(Backend):
     def _separable(
         self,
         grads: Sequence[Tensor],
-        z: Tensor,
-        between: Affine | None,
+        inner: _Inner,
         saved: SavedState,
         weights: Weights,
         feedback: Feedbacks,
@@ -295,6 +297,7 @@ class Triton(Backend):
         state, w, b = saved.state, weights.separable, feedback.weights.separable
         of_branches = found.a[: plan.branches], found.b[: plan.branches], found.d[: plan.branches]
         of_first = [row[:twice] for row in of_branches]
+        z, between, moments = inner
         stacks = [z]
         second: Tensor | None = None
         if between is not None:
@@ -303,7 +306,6 @@ class Triton(Backend):
             delta = separable_stage.Delta(grads[:twice], [z[:twice]], *of_first)
             own = separable_stage.gradients(delta, z1, w.second, b.second, separable.second, between, want)
             sums = own.sums.flatten(0, 1)
-            moments = saved.moments.rows(slice(twice))
             normalisation.backward(sums, moments, _each(twice), None, _positions([z]), saved.training, of_first)
             grads, stacks, second = [own.x, *grads[twice:]], [z1, z[twice:]], own.weights
         delta = separable_stage.Delta(grads, stacks, *of_branches)
@@ -325,8 +327,22 @@ class Triton(Backend):
         return self.synchroniser is None and mixed_sum.supports(maps) and maps[0].dtype == torch.float32
 
 
+class _Inner(NamedTuple):
+    """What the backward pass of the separable candidates reads.
+
+    Attributes:
+        z: the maps before the last normalisations.
+        between: the normalisations between two stages.
+        moments: of these.
+    """
+
+    z: Tensor
+    between: Affine | None
+    moments: Moments
+
+
 class FusedSum(NamedTuple):
-    """The fields of ``Mixed``, with all sums in one tensor [E, N, H_out, W_out, C]."""
+    """The sums of all edges, [E, N, H_out, W_out, C], the moments, and what else the backward pass reads."""
 
     out: Tensor
     moments: Moments
