@@ -20,7 +20,7 @@ LawName = Literal["default", "xavier"]
 #: Residual networks: those for small images, by depth, and those for ImageNet.
 ResNet = Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet18", "resnet50"]
 #: SoftHebb networks, named after the datasets that they suit.
-SoftHebb = Literal["cifar10", "mnist", "fashion-mnist"]
+SoftHebb = Literal["cifar10", "imagenette", "mnist", "fashion-mnist"]
 #: Losses of blocks: cross-entropy of a head and similarity of features, or one of them.
 LocalLoss = Literal["predsim", "pred", "sim"]
 #: Plain networks: perceptrons, and small convolutional networks.

@@ -1,6 +1,7 @@
 """SoftHebb networks (Journé et al. 2023): convolutions that learn by soft competition, without labels; a linear head.
 
 A block is BN without affine parameters, a Hebbian convolution with reflected borders, the triangle activation, a pool.
+The same blocks learn by Hebbian principal components (``hpca``, Lagani et al. 2022), with ReLU.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from bionas_fast.runtime.isolation import seeded
 
 #: Initial ‖W_k‖ of the filters; under the adaptive rate it decreases to 1.
 INITIAL_NORM = 25.0
+#: Rate of ``hpca``, whose filters begin with norm 1 and approach the principal components of their inputs.
+HPCA_RATE = 0.01
 
 
 class Block(NamedTuple):
@@ -44,6 +47,14 @@ ARCHITECTURES = {
         Block(96, 5, 1.0, 0.7, 0.08, "max"),
         Block(384, 3, 0.65, 1.4, 0.005, "max"),
         Block(1536, 3, 0.25, 1.0, 0.01, "avg"),
+    ),
+    # Published for ImageNet's images at 160×160 and STL-10; there, the exponent of the adaptive rate is 0.75.
+    "imagenette": (
+        Block(48, 5, 1.1, 0.7, 0.08, "max"),
+        Block(192, 3, 0.7, 0.7, 0.01, "max"),
+        Block(768, 3, 0.5, 0.7, 0.01, "max"),
+        Block(3072, 3, 0.4, 1.4, 0.01, "max"),
+        Block(12288, 3, 0.25, 1.0, 0.01, "avg"),
     ),
     # Small, for images such as those of MNIST.
     "mnist": (
@@ -90,8 +101,9 @@ class SoftHebbNetwork(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        _expect_room(architecture, image_size)
         self.blocks = nn.ModuleList()
-        channels = in_channels
+        channels, components = in_channels, rule == "hpca"
         for block in architecture:
             pool = nn.MaxPool2d(4, 2, 1) if block.pool == "max" else nn.AvgPool2d(2, 2)
             convolution = HebbianConv2d(
@@ -101,22 +113,18 @@ class SoftHebbNetwork(nn.Module):
                 padding=block.kernel_size // 2,
                 padding_mode="reflect",
                 rule=rule,
-                rate=block.rate,
-                adaptive=True,
+                rate=HPCA_RATE if components else block.rate,
+                adaptive=not components,
                 temperature=block.temperature,
-                normalisation="max",
-                norm=INITIAL_NORM,
+                normalisation="none" if components else "max",
+                norm=1.0 if components else INITIAL_NORM,
             )
             normalisation = nn.BatchNorm2d(channels, affine=False)
-            self.blocks.append(nn.Sequential(normalisation, convolution, Triangle(block.power), pool))
+            activation = nn.ReLU() if components else Triangle(block.power)
+            self.blocks.append(nn.Sequential(normalisation, convolution, activation, pool))
             channels = block.filters
         with torch.no_grad():
-            try:
-                shape = self.eval().features(torch.zeros(1, in_channels, *image_size)).shape
-            except RuntimeError:
-                raise InputError(
-                    f"image_size: {image_size[0]}×{image_size[1]} is too small for {len(architecture)} blocks"
-                ) from None
+            shape = self.eval().features(torch.zeros(1, in_channels, *image_size)).shape
         self.train()
         self.head = nn.Sequential(nn.Flatten(), Scale(), nn.Dropout(dropout), Linear(shape[1:].numel(), num_classes))
 
@@ -136,6 +144,13 @@ class SoftHebbNetwork(nn.Module):
         return self.head(self.features(x))
 
 
+def _expect_room(architecture: Sequence[Block], image_size: Sequence[int]) -> None:
+    """Check that the maps of every block, which halves their size, are larger than its reflected borders."""
+    for number, block in enumerate(architecture):
+        if min(image_size) >> number <= max(block.kernel_size // 2, 1):
+            raise InputError(f"image_size: {image_size[0]}×{image_size[1]} is too small for {len(architecture)} blocks")
+
+
 def build_softhebb(
     architecture: str = "cifar10",
     *,
@@ -149,7 +164,8 @@ def build_softhebb(
     """Build a SoftHebb network with fresh weights.
 
     Args:
-        architecture: ``cifar10`` (96, 384 and 1536 filters), ``mnist`` (32 and 128) or ``fashion-mnist`` (32 and 64).
+        architecture: ``cifar10`` (96, 384 and 1536 filters), ``imagenette`` (48, 192, 768, 3072 and 12288: 350 million
+            weights), ``mnist`` (32 and 128) or ``fashion-mnist`` (32 and 64).
         rule: Hebbian rule of the convolutions; see :func:`bionas_fast.functional.hebbian_activity`.
         in_channels: channels of the images.
         image_size: height and width of the images, which determine the size of the head.

@@ -303,4 +303,4 @@ def _train_config(config: RunConfig) -> TrainConfig:
 def _network_name(genotype: Genotype | None, config: RunConfig) -> str:
     if genotype is not None:
         return genotype.hash
-    return f"{getattr(config, 'architecture', 'network')}-{getattr(config, 'rule', '')}"
+    return f"{getattr(config, 'architecture', 'network')}-{getattr(config, 'learns_by', getattr(config, 'rule', ''))}"

@@ -265,9 +265,10 @@ class SoftHebbConfig(RunConfig):
 
     epochs: Annotated[int, Option()] = Field(50, ge=1, le=1_000_000, description="Epochs of the head.")
     architecture: SoftHebb = Field("mnist", description="Architecture, named after its dataset.")
-    rule: Literal["softhebb", "hard_wta", "soft_wta", "random"] = Field(
+    rule: Literal["softhebb", "hard_wta", "soft_wta", "hpca", "random"] = Field(
         "softhebb",
-        description="Learning rule of the filters; random leaves them at their initial values, as a baseline.",
+        description="Learning rule of the filters; hpca: principal components, with ReLU; random leaves them at their "
+        "initial values, as a baseline.",
     )
     feature_epochs: int = Field(
         1, ge=1, le=1_000_000, description="Epochs of the filters; with layerwise, of each block."
