@@ -191,6 +191,8 @@ def register(rule: R) -> R:
         raise unknown("mode", rule.mode, MODES, f"rule {name!r}")
     if rule.stores not in (None, *STORES):
         raise unknown("stores", rule.stores, STORES, f"rule {name!r}")
+    if rule.mirrors and rule.stores != "signed":
+        raise InputError(f"rule {name!r}: expected stores = 'signed' of a weight mirror, got {rule.stores!r}")
     _registry.register(name, instance)
     return rule
 

@@ -450,6 +450,8 @@ def test_mirrors_in_a_search_and_errors():
     for name, value in (("steps", -1), ("samples", 0), ("rate", 0.0), ("noise", -1.0)):
         with pytest.raises(InputError, match=f"{name}: expected"):
             bf.mirror(nets[0], **{name: value})
+    with pytest.raises(InputError, match="expected stores = 'signed' of a weight mirror, got None"):
+        rules.register(type("Empty", (rules.Rule,), {"name": "empty", "mirrors": True}))
 
 
 def test_training_mirrors_between_epochs(tmp_path):
