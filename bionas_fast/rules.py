@@ -354,6 +354,8 @@ class WeightMirror(Rule):
 
 
 class _StrictNormalisation(Rule):
+    """Strict normalisation over slices of the weight."""
+
     draws = False
 
     def _scaled_signs(self, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
