@@ -198,6 +198,8 @@ def register(rule: R) -> R:
         raise unknown("stores", rule.stores, STORES, f"rule {name!r}")
     if rule.signal not in (None, *SIGNALS):
         raise unknown("signal", rule.signal, SIGNALS, f"rule {name!r}")
+    if rule.mirrors and rule.stores != "signed":
+        raise InputError(f"rule {name!r}: expected stores = 'signed' of a weight mirror, got {rule.stores!r}")
     _registry.register(name, instance)
     return rule
 
@@ -379,6 +381,8 @@ class WeightMirror(Rule):
 
 
 class _StrictNormalisation(Rule):
+    """Strict normalisation over slices of the weight."""
+
     draws = False
 
     def _scaled_signs(self, weight: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -53,7 +53,8 @@ def convert(
         feedback_init: the distribution of random feedback, ``"default"`` or ``"xavier"``.
         num_classes: the number of logits, for direct feedback; by default the outputs of the model's last linear layer.
         seed: the seed of all random feedback; by default drawn from PyTorch's generator.
-        inplace: convert ``model`` itself. Parameters remain the same objects, so existing optimisers remain valid.
+        inplace: convert ``model`` itself. Parameters remain the same objects, so existing optimisers remain valid;
+            rules that learn feedback add parameters, which an optimiser has to be given.
         strict: raise an error instead of the warning.
 
     Returns:

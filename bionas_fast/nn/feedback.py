@@ -75,9 +75,9 @@ class FeedbackLayer(Redrawing, ErrorPath):
         feedback: the tensor that the rule draws once: M for ``fa``, |M₀| for ``frsf``, [classes, ...] for direct
             feedback. A parameter if the rule learns it, as ``kp`` does; W, if it is a parameter, hands its gradient on
             to it.
-        feedback_stream: int64 [2], seed and index of the draw, if the rule redraws. The backward pass of a training
-            step advances it, so every forward/backward pair uses new numbers and a resumed run continues the stream;
-            or the optimiser does, see :func:`redraw_every_step`.
+        feedback_stream: int64 [2], seed and index of the draw, if the rule draws more numbers than ``feedback``. If it
+            redraws, the backward pass of a training step advances it, so every forward/backward pair uses new numbers
+            and a resumed run continues the stream; or the optimiser does, see :func:`redraw_every_step`.
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("feedback",)  # drawn once
@@ -344,14 +344,20 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
         A frozen weight hands nothing on.
         """
-        if "feedback" not in self._parameters or rules.get(self.rule).mode == "direct":
+        feedback = self._learned()
+        if feedback is None or rules.get(self.rule).mode == "direct":
             return weight
         learns = torch.is_grad_enabled() and (weight.requires_grad or torch_private.in_transform())
         recorded = backends.recorded()
         # A trace must be the same with and without gradients; in evaluation it has torch's own ops only.
-        if not (self.training if recorded else learns) or self.feedback is None:
+        if not (self.training if recorded else learns):
             return weight
-        return learned.couple(weight, self.feedback, (self._part(weight),), self.feedback_stream)
+        return learned.couple(weight, feedback, (self._part(weight),), self.feedback_stream)
+
+    def _learned(self) -> Tensor | None:
+        """Return the learned feedback; None if there is none."""
+        # Not by its place among the parameters, which a replica of nn.DataParallel lacks.
+        return None if "feedback" in self._buffers else self.feedback
 
     def _part(self, weight: Tensor) -> learned.Part:
         groups = getattr(self, "groups", 1)
@@ -382,14 +388,14 @@ class FeedbackLayer(Redrawing, ErrorPath):
 
     def _learns_directly(self) -> bool:
         """Whether a pass through direct feedback gives B a gradient."""
-        own = self._parameters.get("feedback")
+        own = self._learned()
         return own is not None and own.requires_grad and self.weight.requires_grad
 
     def _direct_feedback(self) -> Tensor:
         """Return B, [classes, ...], detached unless a pass gives it a gradient."""
         if self.feedback is None:
             raise InputError(_NOT_CONNECTED.format(self.rule))
-        learns = self._learns_directly() or ("feedback" in self._parameters and torch_private.in_transform())
+        learns = self._learns_directly() or (self._learned() is not None and torch_private.in_transform())
         return self.feedback if learns else self.feedback.detach()
 
     def _collect(self, output: Tensor, token: Tensor) -> Tensor:

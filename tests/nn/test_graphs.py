@@ -14,13 +14,14 @@ import bionas_fast as bf
 from bionas_fast import InputError, rules
 from bionas_fast.nn import FeedbackLayer
 from helpers.genotypes import GENOTYPE
+from helpers.learned import MECHANISMS
 from helpers.tolerances import REORDERED_FLOAT32, SAME_BITS
 
 NB201 = bf.Genotype.from_nb201(
     "|nor_conv_3x3@usf~0|+|none~0|skip_connect@brsf~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1@fa~2|"
 )
 MIXED = {"[0-4]": "brsf", "7": "fa", "8": "usf", "10": "dfa", "*": "frsf"}
-each_rule = pytest.mark.parametrize("rule", rules.names())
+each_rule = pytest.mark.parametrize("rule", MECHANISMS)
 
 
 def layers() -> nn.Sequential:

@@ -13,8 +13,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import bionas_fast as bf
-from bionas_fast import InputError, rules
+from bionas_fast import InputError
 from helpers.genotypes import GENOTYPE, random_genotype
+from helpers.learned import MECHANISMS
 from helpers.tolerances import SAME_BITS
 
 NB201 = bf.Genotype.from_nb201(
@@ -60,7 +61,7 @@ def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-@pytest.mark.parametrize("rule", rules.names())
+@pytest.mark.parametrize("rule", MECHANISMS)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_a_converted_model(rule, training):
     theirs = original().train(training)
