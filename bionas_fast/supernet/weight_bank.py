@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bionas_fast import backends, rules
 from bionas_fast.nn import ErrorPath, FeedbackLayer
 from bionas_fast.nn.redraw import Redrawing
-from bionas_fast.ops.feedback import FeedbackSegments, draws, run_feedback_segments
+from bionas_fast.ops.feedback import Advance, FeedbackSegments, draws, run_feedback_segments
 from bionas_fast.rules import FeedbackState, Law
 
 
@@ -47,17 +47,6 @@ class CustomLayer:
 
 
 @dataclass(frozen=True)
-class Advance:
-    """The advance of the layers' streams to their next draws after a backward pass."""
-
-    stream: Tensor
-    steps: Tensor
-
-    def __call__(self) -> None:
-        self.stream.add_(self.steps)
-
-
-@dataclass(frozen=True)
 class BankFeedback:
     """The feedback of a bank in one pass: recorded in the forward pass, computed when the backward pass needs it.
 
@@ -84,11 +73,9 @@ class BankFeedback:
         weight = self.weight.detach()
         if self.segments is None:
             return weight
-        b = run_feedback_segments(weight, self.stored, self.stream, self.segments, self.backend)
+        b = run_feedback_segments(weight, self.stored, self.stream, self.segments, self.backend, self.advance)
         for layer in self.custom:
             layer.fill(b, weight, self.stream)
-        if self.advance is not None:
-            self.advance()
         return b
 
 

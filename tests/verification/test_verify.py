@@ -162,9 +162,7 @@ def test_doctor_names_a_broken_kernel(few, monkeypatch, capsys):
     lines = [line for line in said.splitlines() if " native baseline" in line]
     failed = [line for line in lines if line.startswith("failed")]
     assert failed
-    assert all(
-        re.match(r"failed +stage, forward +native baseline +cpu +float32 .* expected", line) for line in failed
-    )
+    assert all(re.match(r"failed +stage, forward +native baseline +cpu +float32 .* expected", line) for line in failed)
     assert all(line.startswith("ok ") for line in lines if "stage, forward" not in line)
     assert re.search(rf"\d+ checks: \d+ ok, {len(failed)} failed, \d+ skipped", said)
     code, said = doctor(capsys, "--json")
