@@ -328,7 +328,7 @@ class Triton(Backend):
 
 
 class _Inner(NamedTuple):
-    """What the backward pass of the separable candidates reads.
+    """The inputs of the backward pass of the separable candidates.
 
     Attributes:
         z: the maps before the last normalisations.
