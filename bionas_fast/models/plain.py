@@ -123,7 +123,7 @@ class ForwardForwardNetwork(nn.Module):
             classes: int64 [N].
             local: whether the input of each layer is detached.
         """
-        onehot = F.one_hot(classes, self.num_classes).to(images.dtype)
+        onehot = (classes[:, None] == torch.arange(self.num_classes, device=classes.device)).to(images.dtype)
         if isinstance(self.layers[0], nn.Linear):
             x = torch.cat([images.flatten(1), onehot], dim=1)
         else:
@@ -146,7 +146,7 @@ class ForwardForwardNetwork(nn.Module):
         """
         columns = []
         for number in range(self.num_classes):
-            classes = torch.full((len(images),), number, device=images.device)
+            classes = torch.full(images.shape[:1], number, device=images.device)
             own = self.goodness(images, classes)
             columns.append(torch.stack(own[1:] or own).sum(dim=0))
         return torch.stack(columns, dim=1)

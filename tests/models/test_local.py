@@ -11,10 +11,13 @@ from torch.nn import functional as F
 import bionas_fast as bf
 from bionas_fast import InputError
 from bionas_fast.models.local import similarity
+from bionas_fast.models.resnet import residual_blocks
 from helpers.genotypes import GENOTYPE
 from helpers.tolerances import assert_close
 
 N, CLASSES = 6, 4
+#: The parameters of the stem: of a Sequential, and of torchvision's networks.
+FIRST = ("0.weight", "1.weight", "1.bias", "conv1.weight", "bn1.weight", "bn1.bias")
 
 
 def network(rule: str = "usf") -> nn.Sequential:
@@ -132,6 +135,22 @@ def test_the_model_is_left_as_it_was():
     lazy = bf.local_losses(model)
     lazy(x, batch()[1])
     assert lazy.heads[0].linear.weight.shape == again.shape
+
+
+def test_residual_blocks_are_the_blocks_of_residual_networks():
+    """Of both kinds: a Sequential, and torchvision's, whose blocks are named."""
+    y = torch.arange(2)
+    for name, count in (("resnet20", 10), ("resnet18", 9)):
+        net = bf.build_resnet(name, in_channels=1)
+        local = bf.local_losses(net, kind="sim", blocks=residual_blocks(net))
+        _, *features = local.outputs(torch.randn(2, 1, 32, 32))
+        assert len(features) == count
+        first, *others = local.losses(features, y)
+        first.backward()
+        assert all((p.grad is not None) == (n in FIRST) for n, p in net.named_parameters())
+        sum(others).backward()
+        classifier = {id(p) for p in [*net.modules()][-1].parameters()}
+        assert all((p.grad is None) == (id(p) in classifier) for p in net.parameters())
 
 
 class Chain(nn.Module):

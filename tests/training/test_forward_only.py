@@ -138,6 +138,14 @@ def test_losses_and_gradients_of_forward_forward_layers(name):
     assert loss.ndim == 0 and not loss.requires_grad
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_forward_forward_networks_export_for_any_batch(name):
+    net = ForwardForwardNetwork(name, widths=(7, 6), **SIZE).eval()
+    x = batch()[0].float()
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    assert_close(program.module()(x[:3]), net(x[:3]))
+
+
 def test_other_classes_are_drawn_as_the_network_gives_them():
     torch.manual_seed(0)
     logits = torch.tensor([[1.0, 0.0, 2.0, -1.0]]).expand(40_000, 4)
