@@ -58,7 +58,7 @@ def run(config: bf.SearchConfig, steps: int = 4, epochs: int = 2) -> tuple[Searc
 VARIANTS = {
     "stacked": {},
     "modular": {"engine": "modular"},
-    "learned": {"rules": ("kp", "nsf")},
+    "learned": {"rules": ("kp", "nsf", "brsf")},
     "pc-darts": {"partial_channels": 2, "edge_normalisation": True},
     "beta-darts": {"beta_decay": 5.0},
     "darts-": {"auxiliary_skip": True, "operations": ("dil_conv_3x3", "skip_connect")},
