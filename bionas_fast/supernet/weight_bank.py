@@ -16,7 +16,7 @@ from bionas_fast.nn import ErrorPath, FeedbackLayer
 from bionas_fast.nn.error_path import Mirrored
 from bionas_fast.nn.learned import Part, couple
 from bionas_fast.nn.redraw import Redrawing
-from bionas_fast.ops.feedback import FeedbackSegments, run_feedback_segments
+from bionas_fast.ops.feedback import Advance, FeedbackSegments, run_feedback_segments
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,6 @@ class CustomLayer:
         place = slice(part.start, part.start + math.prod(part.shape))
         weight, state = weights[place].view(part.shape), part.state(self.stored, stream, b.dtype)
         b[place].copy_(rules.feedback_of(rules.get(part.rule), weight, state).flatten())
-
-
-@dataclass(frozen=True)
-class Advance:
-    """The advance of the layers' streams to their next draws after a backward pass."""
-
-    stream: Tensor
-    steps: Tensor
-
-    def __call__(self) -> None:
-        self.stream.add_(self.steps)
 
 
 @dataclass(frozen=True)
@@ -77,11 +66,9 @@ class BankFeedback:
         weight = self.weight.detach()
         if self.segments is None:
             return weight
-        b = run_feedback_segments(weight, self.stored, self.stream, self.segments, self.backend)
+        b = run_feedback_segments(weight, self.stored, self.stream, self.segments, self.backend, self.advance)
         for layer in self.custom:
             layer.fill(b, weight, self.stream)
-        if self.advance is not None:
-            self.advance()
         return b
 
 

@@ -59,3 +59,17 @@ class FeedbackSegments(NamedTuple):
     modes: tuple[str, ...]
     bounds: tuple[float, ...]
     scales: tuple[float, ...]
+
+
+class Advance(NamedTuple):
+    """The advance of streams to their next draws, in place: ``stream += steps``, int64 [segments, 2] both.
+
+    ``stream`` is not the copy that a pass reads.
+    """
+
+    stream: Tensor
+    steps: Tensor
+
+    def apply(self) -> None:
+        """Advance the streams."""
+        self.stream.add_(self.steps)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..window import Window
-from .records import Feedback, FeedbackSegments
+from .records import Advance, Feedback, FeedbackSegments
 
 #: (δ_in, ∂W, ∂b)
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -84,7 +84,11 @@ def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
 
 
 def feedback_segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    segments: FeedbackSegments,
+    advance: Advance | None = None,
 ) -> Tensor:
     """Compute B of several layers with concatenated weights, flat; zeros where the mode is ``custom``.
 
@@ -92,7 +96,10 @@ def feedback_segments(
         weight: flat.
         stored: the stored draws of the segments with mode ``stored`` or ``stored_sign``, concatenated; more may follow.
         stream: int64 [segments, 2].
+        advance: the streams to advance.
     """
+    if advance is not None:
+        advance.apply()
     out = torch.zeros_like(weight)
     first = first_stored = 0
     for k, (length, mode, bound, scale) in enumerate(zip(*segments, strict=True)):

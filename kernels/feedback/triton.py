@@ -20,11 +20,11 @@ from ..launching import product_precision
 from ..tables import table
 from ..window import Window
 from . import reference
-from .records import COMPUTED, SEGMENT_MODES, Feedback, FeedbackSegments
+from .records import COMPUTED, SEGMENT_MODES, Advance, Feedback, FeedbackSegments
 from .reference import Grads
 from .triton_kernels import (
     DTYPES,
-    SEGMENTS_OPTIONS,
+    SEGMENTS_BLOCK,
     TILES,
     WEIGHT_BLOCK,
     configurations,
@@ -33,6 +33,7 @@ from .triton_kernels import (
     product_kernel,
     product_options,
     segments_kernel,
+    segments_options,
     weight_kernel,
     weight_options,
 )
@@ -88,29 +89,34 @@ def feedback_weight(weight: Tensor, feedback: Feedback) -> Tensor:
 
 
 def feedback_segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    segments: FeedbackSegments,
+    advance: Advance | None = None,
 ) -> Tensor:
     """Compute B of every segment, flat, in one launch; arguments as in :func:`.reference.feedback_segments`."""
     lengths, modes, bounds, scales = segments
-    if weight.dtype not in DTYPES or len(lengths) > GRID_LIMIT:
-        return reference.feedback_segments(weight, stored, stream, segments)
+    if weight.dtype not in DTYPES or len(lengths) > GRID_LIMIT or not weight.numel():
+        return reference.feedback_segments(weight, stored, stream, segments, advance)
     out = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    if out.numel():
-        codes = [SEGMENT_MODES.index(mode) for mode in modes]
-        starts = accumulate(lengths[:-1], initial=0)
-        read = [length * mode.startswith("stored") for length, mode in zip(lengths, modes, strict=True)]
-        read_starts = accumulate(read[:-1], initial=0)
-        places = table((*zip(starts, lengths, codes, read_starts, strict=True),), weight.device)
-        numbers = table((*zip(bounds, scales, strict=True),), weight.device, torch.float32)
-        # A placeholder of the same dtype for tensors that no segment reads.
-        stored = numbers if stored is None else stored
-        stream = places if stream is None else stream
-        grid = (triton.cdiv(max(lengths), SEGMENTS_OPTIONS["BLOCK"]), len(lengths))
-        with torch.cuda.device_of(out):
-            segments_kernel[grid](
-                p_out=out, p_weight=weight.contiguous(), p_stored=stored.contiguous(), p_stream=stream.contiguous(),
-                p_segments=places, p_numbers=numbers, **SEGMENTS_OPTIONS,
-            )  # fmt: skip
+    codes = [SEGMENT_MODES.index(mode) for mode in modes]
+    starts = accumulate(lengths[:-1], initial=0)
+    read = [length * mode.startswith("stored") for length, mode in zip(lengths, modes, strict=True)]
+    read_starts = accumulate(read[:-1], initial=0)
+    places = table((*zip(starts, lengths, codes, read_starts, strict=True),), weight.device)
+    numbers = table((*zip(bounds, scales, strict=True),), weight.device, torch.float32)
+    # A placeholder of the same dtype for tensors that no segment reads.
+    stored = numbers if stored is None else stored
+    stream = places if stream is None else stream
+    following, steps = advance or (places, places)
+    grid = (triton.cdiv(max(lengths), SEGMENTS_BLOCK), len(lengths))
+    with torch.cuda.device_of(out):
+        segments_kernel[grid](
+            p_out=out, p_weight=weight.contiguous(), p_stored=stored.contiguous(), p_stream=stream.contiguous(),
+            p_segments=places, p_numbers=numbers, p_next=following, p_steps=steps,
+            **segments_options(advance is not None),
+        )  # fmt: skip
     return out
 
 

@@ -48,7 +48,7 @@ TILES = {
 #: Rows and channels of a block of the depthwise kernel: neighbours in memory are neighbours in a block.
 DEPTHWISE_BLOCKS = {torch.contiguous_format: (512, 1), torch.channels_last: (16, 32)}
 WEIGHT_BLOCK = 1024
-SEGMENTS_OPTIONS: dict[str, Any] = {"BLOCK": 256, "num_warps": 4, "num_stages": 1}
+SEGMENTS_BLOCK = 256
 
 
 @triton.jit
@@ -82,8 +82,11 @@ def weight_kernel(
 
 
 @triton.jit
-def segments_kernel(p_out, p_weight, p_stored, p_stream, p_segments, p_numbers, BLOCK: tl.constexpr):
-    """Compute B of the segments of a flat tensor.
+def segments_kernel(
+    p_out, p_weight, p_stored, p_stream, p_segments, p_numbers, p_next, p_steps,
+    ADVANCES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute B of the segments of a flat tensor, and advance the streams of later passes by their steps.
 
     Tables: start, length, mode and start of the stored draws of each segment; bound and scale.
     """
@@ -106,6 +109,10 @@ def segments_kernel(p_out, p_weight, p_stored, p_stream, p_segments, p_numbers, 
     elif mode == _DRAWN_SIGN:
         b_feedback = _feedback(p_weight, p_kept, p_own_stream, i_start, o, o, mask, bound, scale, "drawn_sign")
     tl.store(p_out + i_start + o, b_feedback, mask=mask)
+    if ADVANCES:
+        o_stream = 2 * i_k + tl.arange(0, 2)
+        mask = (o_stream >= 0) & (tl.program_id(0) == 0)  # the first program of the segment
+        tl.store(p_next + o_stream, tl.load(p_next + o_stream) + tl.load(p_steps + o_stream), mask=mask)
 
 
 @triton.jit
@@ -190,7 +197,8 @@ def configurations() -> Iterator[Configuration]:
     """Yield every launchable kernel, each with sizes divisible by 16 and with others."""
     ones: tuple[str, ...]
     for dtype in DTYPES:
-        yield Configuration(segments_kernel, dtype, (), SEGMENTS_OPTIONS)
+        for advances in (False, True):
+            yield Configuration(segments_kernel, dtype, (), segments_options(advances))
         for mode in COMPUTED:
             for ones in (("channels", "taps"), ()):
                 yield Configuration(weight_kernel, dtype, ones, weight_options(mode))
@@ -204,6 +212,10 @@ def configurations() -> Iterator[Configuration]:
 
 def weight_options(mode: str) -> dict[str, Any]:
     return {"MODE": mode, "BLOCK": WEIGHT_BLOCK, "num_warps": 4, "num_stages": 1}
+
+
+def segments_options(advances: bool) -> dict[str, Any]:
+    return {"ADVANCES": advances, "BLOCK": SEGMENTS_BLOCK, "num_warps": 4, "num_stages": 1}
 
 
 def product_options(mode: str, precision: Products, tile: Tile) -> dict[str, Any]:

@@ -44,7 +44,19 @@ TYPES = (
     | dict.fromkeys(("p_programs", "p_firsts"), "*i64")
     | dict.fromkeys(("p_depthwise_grad", "p_pointwise_grad", "p_numbers"), "*fp32")
     | dict.fromkeys(
-        ("p_segments", "p_stream", "p_branches", "p_places", "p_edges", "p_terms", "p_pairs", "p_blocks"), "*i64"
+        (
+            "p_segments",
+            "p_stream",
+            "p_branches",
+            "p_places",
+            "p_edges",
+            "p_terms",
+            "p_pairs",
+            "p_blocks",
+            "p_next",
+            "p_steps",
+        ),
+        "*i64",
     )
 )
 #: Tensors that only one mode of feedback reads.

@@ -24,7 +24,7 @@ SHARED = {80: 163, 90: 227, 100: 227}
 #: The number of kinds of each kernel; of those that have modes, in each.
 OF_A_MODE = {"weight_kernel": 3, "product_kernel": 5, "depthwise_kernel": 4}
 OTHERS = {
-    **{"segments_kernel": 3, "stage_kernel": 6, "error_kernel": 6, "weight_gradient_kernel": 6, "input_kernel": 3},
+    **{"segments_kernel": 4, "stage_kernel": 6, "error_kernel": 6, "weight_gradient_kernel": 6, "input_kernel": 3},
     **{"mixed_sum_kernel": 3, "product_sum_kernel": 3, "pooling_kernel": 3, "pooling_backward_kernel": 3},
     **{"add_up_kernel": 3},
 }

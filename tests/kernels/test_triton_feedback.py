@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bionas_fast as bf
 from bionas_fast.kernels.feedback import reference
-from bionas_fast.kernels.feedback.records import Feedback, FeedbackSegments
+from bionas_fast.kernels.feedback.records import Advance, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
 from helpers.interpreter import (
     INTERPRETED,
@@ -306,7 +306,9 @@ def interpreted_segments(modes: tuple[str, ...], dtype: torch.dtype):
     b = reference.feedback_segments(w, *optional, segments)
     assert torch.equal(kernels.feedback_segments(w, *optional, segments), b)
     gaps = tuple(None if t is None else t.repeat_interleave(2, 0)[::2] for t in (w, *optional))
-    assert torch.equal(kernels.feedback_segments(*gaps, segments), b)
+    following, steps = stream + 5, torch.arange(2 * len(modes)).view(-1, 2)
+    assert torch.equal(kernels.feedback_segments(*gaps, segments, Advance(following, steps)), b)
+    assert torch.equal(following, stream + 5 + steps)
 
 
 def interpreted_segments_of_nothing_and_of_float64():
@@ -355,5 +357,7 @@ def interpreted_every_configuration_is_launched(monkeypatch):
     segments = FeedbackSegments((2,), ("sign",), (0.0,), (1.0,))
     for dtype in kernels.DTYPES:
         kernels.feedback_segments(torch.ones(2, dtype=dtype), None, None, segments)
+        advance = Advance(torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2, dtype=torch.int64))
+        kernels.feedback_segments(torch.ones(2, dtype=dtype), None, None, segments, advance)
     monkeypatch.undo()
     assert launched == listed(kernels)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bionas_fast import backends, torch_private
 from bionas_fast.errors import InputError, ShapeError, unknown
 from bionas_fast.kernels.feedback import reference
-from bionas_fast.kernels.feedback.records import MODES, Feedback, FeedbackSegments
+from bionas_fast.kernels.feedback.records import MODES, Advance, Feedback, FeedbackSegments
 from bionas_fast.kernels.window import Window
 from bionas_fast.ops.feedback import conv_transpose, counts, direct, eager
 from bionas_fast.ops.feedback.conv_transpose import TransposeArguments

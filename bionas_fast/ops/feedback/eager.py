@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bionas_fast import backends, torch_private
-from bionas_fast.kernels.feedback.records import FeedbackSegments
+from bionas_fast.kernels.feedback.records import Advance, FeedbackSegments
 from bionas_fast.ops.feedback import torch_library, transforms
 from bionas_fast.ops.feedback.torch_library import (
     ConvArguments,
@@ -74,12 +74,19 @@ def feedback_linear(input: Tensor, weight: Tensor, bias: Tensor | None, argument
 
 
 def feedback_segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, segments: FeedbackSegments, backend: str
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    segments: FeedbackSegments,
+    backend: str,
+    advance: Advance | None = None,
 ) -> Tensor:
-    """Run the op ``feedback_segments``."""
+    """Run the op ``feedback_segments``; with it, streams of later passes may advance."""
     if backends.traced():
+        if advance is not None:
+            advance.apply()
         return torch.ops.bionas_fast.feedback_segments(weight, stored, stream, *segments, backend)
-    return torch_library.segments(weight, stored, stream, segments, backend)
+    return torch_library.segments(weight, stored, stream, segments, backend, advance)
 
 
 def can_swap() -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bionas_fast import backends, native
 from bionas_fast.kernels.feedback import reference
-from bionas_fast.kernels.feedback.records import COMPUTED, SEGMENT_MODES, Feedback, FeedbackSegments
+from bionas_fast.kernels.feedback.records import COMPUTED, SEGMENT_MODES, Advance, Feedback, FeedbackSegments
 from bionas_fast.kernels.feedback.reference import Grads
 from bionas_fast.kernels.window import Window
 
@@ -220,11 +220,18 @@ def linear_backward(
 
 
 def segments(
-    weight: Tensor, stored: Tensor | None, stream: Tensor | None, parts: FeedbackSegments, backend: str
+    weight: Tensor,
+    stored: Tensor | None,
+    stream: Tensor | None,
+    parts: FeedbackSegments,
+    backend: str,
+    advance: Advance | None = None,
 ) -> Tensor:
-    """Compute B of every segment, flat."""
+    """Compute B of every segment, flat, and advance the streams of later passes."""
     if backend == "triton":
-        return _triton().feedback_segments(weight, stored, stream, parts)
+        return _triton().feedback_segments(weight, stored, stream, parts, advance)
+    if advance is not None:
+        advance.apply()
     if backend == "native" and weight.dtype == torch.float32:
         tables = _tables(parts)
         return torch.ops.bionas_fast_native.feedback_segments.default(weight, stored, stream, *tables)
