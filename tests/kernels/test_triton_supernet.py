@@ -441,18 +441,20 @@ def interpreted_the_stacked_supernet():
     operations = ("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
     space = with_nodes(bf.space.get_space("bionas").restricted(("brsf",), operations), 2)
     net = bf.build_supernet(space=space, channels=2, cells=1, in_channels=1, seed=3)
-    x = torch.randn(2, 1, 8, 8)
+    x, streams = torch.randn(2, 1, 8, 8), []
 
     def step(backend: str, dtype: torch.dtype) -> list[Tensor]:
         module = copy.deepcopy(net).to(dtype)
         with bf.use_backend(backend):
             logits = module(x.to(dtype))
             logits.logsumexp(1).sum().backward()
+        streams.append([buffer for buffer in module.buffers() if buffer.dtype == torch.int64])
         return [logits.detach(), *(p.grad for p in module.parameters() if p.grad is not None)]
 
     exact = step("reference", torch.float64)
     for ours, plain, wanted in zip(step("triton", torch.float32), step("reference", torch.float32), exact, strict=True):
         assert (ours - wanted).norm() <= 4 * (plain - wanted).norm() + 1e-5 * wanted.norm()
+    assert all(torch.equal(ours, plain) for own in streams[1:] for ours, plain in zip(own, streams[0], strict=True))
 
 
 def interpreted_the_stacked_supernet_compiled_as_one_graph():
