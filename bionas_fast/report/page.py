@@ -65,6 +65,7 @@ dd { margin: 0; overflow-wrap: anywhere }
 .scroll + .caption { margin-top: 1.2rem }
 .numbers { font-variant-numeric: tabular-nums }
 .numbers th, .numbers td { overflow-wrap: normal }
+.numbers th[scope="row"] { min-width: 6.5rem }
 .heat { width: auto; font-size: .8rem; font-variant-numeric: tabular-nums }
 .heat th, .heat td { padding: .15rem .4rem; border: 0; text-align: right; white-space: nowrap }
 .heat thead th { text-align: center; vertical-align: bottom; white-space: normal; overflow-wrap: normal }
