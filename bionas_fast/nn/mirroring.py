@@ -52,9 +52,8 @@ def mirror(
         if own <= 0:
             raise InputError(f"{name}: expected a number above 0, got {own}")
     decay = rate * noise**2 if decay is None else decay
-    layers = list(_layers(model))
-    for _ in range(steps):
-        for layer in layers:
+    for layer in _layers(model):
+        for _ in range(steps):
             weight, feedback = (own.movedim(layer.filters, 0) for own in (layer.weight, layer.feedback))
             flat = weight.flatten(1)
             xi = noise * _normal((samples, flat.shape[1]), layer.stream).to(flat.dtype)

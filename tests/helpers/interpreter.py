@@ -53,7 +53,7 @@ def _run(*words: str, environment: dict[str, str]) -> None:
     print(result.stdout[-4000:], result.stderr[-4000:])
     summary = result.stdout.strip().splitlines()[-1]
     assert result.returncode == 0, summary
-    assert re.match(r"\d+ passed(, \d+ warnings)? in", summary), summary
+    assert re.match(r"\d+ passed(, \d+ warnings?)? in", summary), summary
 
 
 def by_name(name: str, cases: dict) -> pytest.MarkDecorator:

@@ -164,7 +164,7 @@ def test_a_population_survives_an_individual_but_not_all(method, all_broken, tmp
     strategy = RunFolder.open(tmp_path / "run").read_checkpoint()["strategy"]
     assert broken and all(math.isfinite(row["valid_loss"]) for row in result.metrics)
     if method == "eg":
-        fitness = strategy["fitness"].numpy()
+        fitness = strategy["distributions"][0]["fitness"].numpy()
         assert np.isfinite(fitness).all()
         others = np.delete(fitness, 1, axis=1)
         np.testing.assert_array_equal(fitness[:, 1], others.max(axis=1))
