@@ -131,7 +131,7 @@ class SearchConfig(DescentConfig):
 
     population: int = Field(50, ge=4, le=10_000, description="Number of architectures evaluated per generation.")
     eg_searches: int = Field(
-        1, ge=1, le=1000, description="Evolution strategies side by side, from means drawn around alpha (eq. 18, 19)."
+        1, ge=1, le=100, description="Evolution strategies side by side, from means drawn around alpha (eq. 18, 19)."
     )
     generations: int = Field(4, ge=1, le=10_000, description="Generations per epoch.")
     eg_sigma: Rate = Field(0.5, ge=1e-6, description="Initial step size of the CMA-ES, in units of alpha.")

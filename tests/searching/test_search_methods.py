@@ -243,11 +243,11 @@ def test_of_equal_scores_the_last_wins():
 
 
 def test_several_strategies_begin_apart_and_the_best_counts():
-    search = Search(tiny("eg", eg_searches=200, eg_sigma=0.25, population=4, generations=1))
+    search = Search(tiny("eg", eg_searches=100, eg_sigma=0.25, population=4, generations=1))
     alphas = torch.nn.utils.parameters_to_vector(search.net.alpha_parameters()).detach().double().numpy()
     strategies = search.method.distributions
     begun = np.stack([strategy.mean - alphas for strategy in strategies])
-    # 200 means of N(alpha, 0.25²): the mean over all numbers and their variance, within four standard errors.
+    # 100 means of N(alpha, 0.25²): the mean over all numbers and their variance, within four standard errors.
     assert abs(begun.mean()) < 4 * 0.25 / begun.size**0.5
     assert abs(begun.var() / 0.25**2 - 1) < 4 * (2 / begun.size) ** 0.5
     search.method.distributions = strategies[:3]
