@@ -13,7 +13,10 @@ from bionas_fast.searching.frozen import frozen
 from bionas_fast.space import get_space
 from helpers.native import needs_native
 from helpers.supernets import with_nodes
-from helpers.tolerances import SAME_BITS
+from helpers.tolerances import SAME_BITS, TOLERANCES
+
+#: A graph computes what its operators compute apart; that of torch 2.11 rounds the stem's gradient differently.
+AS_EAGER = SAME_BITS if tuple(map(int, torch.__version__.split(".")[:2])) > (2, 11) else TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -58,4 +61,4 @@ def test_compiled_as_one_graph(backend, operations):
                     found = torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
                 results.append([out, *found, *own.buffers()])
             for ours, expected in zip(*results, strict=True):
-                torch.testing.assert_close(ours, expected, **SAME_BITS)
+                torch.testing.assert_close(ours, expected, **AS_EAGER)

@@ -62,7 +62,7 @@ def forward(
         found = [own for own in (separable, of_terms) if isinstance(own, Moments)]
         now = Moments(torch.cat([own.mean for own in found]), torch.cat([own.var for own in found]))
     if plan.pools:  # recomputed in the backward pass, for 1/100 of its time and 1/30 of the memory
-        del maps[plan.reductions > 0]
+        del maps[plan.pools_at]
     return Mixed([own for own in out if own is not None], now, [z, *separable, *of_terms, *maps])
 
 
@@ -100,7 +100,8 @@ def backward(
         grads: the gradients of the sums.
         feedback: None if only the gradient of ``factors`` is requested.
     """
-    state, (z, mean, var, term_mean, term_var, *maps), training = saved
+    state, (z, mean, var, term_mean, term_var, *kept), training = saved
+    maps = list(kept)  # to the compiler of torch 2.11 a tuple
     branches = plan.branches
     want_weights = feedback is not None and feedback.weight_grads
     down: list[Tensor] = []
@@ -123,7 +124,7 @@ def backward(
     if plan.terms.index:
         assert term_mean is not None and term_var is not None
         if plan.pools:
-            maps.insert(plan.reductions > 0, parts.pooling_forward(state, plan.stride)[0])
+            maps.insert(plan.pools_at, parts.pooling_forward(state, plan.stride)[0])
         known = [own for own in maps if own is not None]
         given = Moments(term_mean, term_var)
         found = parts.normalised_backward(grads, known, plan.terms, factors[branches:], given, training)
@@ -131,7 +132,7 @@ def backward(
         terms = TermsBackward(plan, parts, state, known, grads, found)
         if feedback is not None and plan.reductions:
             error, reduce_grads = terms.reductions(weights.reductions, feedback.weights.reductions, want_weights)
-            weight_grads += reduce_grads
+            weight_grads += [*reduce_grads]
             down.append(error)
         if feedback is not None and feedback.error and plan.pools:
             down.append(terms.pools())

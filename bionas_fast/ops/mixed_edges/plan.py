@@ -75,6 +75,11 @@ class Plan:
         return self.separable.edge_count
 
     @property
+    def pools_at(self) -> int:
+        """The place of the pools among the stacks of the terms' maps."""
+        return 1 if self.reductions else 0
+
+    @property
     def stride(self) -> int:
         """1 or 2."""
         return self.separable.first.stride

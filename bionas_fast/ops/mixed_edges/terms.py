@@ -69,7 +69,7 @@ class TermsBackward:
         """Compute the error at the state."""
         plan, found = self.plan, self.found
         first = plan.reductions
-        stacks = [*(grad[None] for grad in self.grads), self.maps[first > 0]]
+        stacks = [*(grad[None] for grad in self.grads), self.maps[plan.pools_at]]
         factors = torch.cat([found.a, found.b])[table(plan.pool_rows, found.a.device)]
         offset = found.d[first : first + POOLS]
         delta = self.parts.sum_forward(stacks, plan.pool_terms, factors, offset, [None] * POOLS)

@@ -232,7 +232,7 @@ class Triton(Backend):
         between = Affine(*kept[:2]) if twice else None
         maps = kept[2:] if twice else kept
         if plan.pools:
-            maps.insert((branches > 0) + (plan.reductions > 0), pooling.partial_forward(state, plan.stride)[0])
+            maps.insert(int(branches > 0) + plan.pools_at, pooling.partial_forward(state, plan.stride)[0])
         if plan.identity:
             maps.append(state[None])
         last = moments.rows(slice(twice, None))
@@ -253,7 +253,7 @@ class Triton(Backend):
             down.append(error)
             partial += own_partial
         rest = self._of_others(found, plan)
-        others = TermsBackward(plan, self, state, maps[branches > 0 :], grads, rest)
+        others = TermsBackward(plan, self, state, maps[int(branches > 0) :], grads, rest)
         if plan.reductions:
             b = feedback.weights.reductions
             reduced = factorized_reduce.gradients(others.prologue(), state, b, feedback.weight_grads)
