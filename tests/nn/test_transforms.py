@@ -331,7 +331,13 @@ def test_supernets():
         grad(loss_of(stacked), 1)(parameters_of(stacked), x[0])
 
 
-@pytest.mark.parametrize("rule", ["bp", "frsf", "brsf"])
+#: docs/rules-and-layers.md says so.
+loses_the_rule = pytest.mark.xfail(
+    torch.__version__.startswith("2.11."), reason="the compiler of torch 2.11 loses the rule of layers in a transform"
+)
+
+
+@pytest.mark.parametrize("rule", ["bp", *(pytest.param(rule, marks=loses_the_rule) for rule in ("frsf", "brsf"))])
 def test_compilers_leave_transforms_to_pytorch(rule):
     torch._dynamo.reset()
     torch.manual_seed(0)
