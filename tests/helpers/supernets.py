@@ -40,3 +40,9 @@ def gradients(stacked):
         for p, q in zip(holder.parameters(), stacked.parameters(), strict=True):
             p.copy_(torch.zeros_like(q) if q.grad is None else q.grad)
     return dict(holder.to_modular().named_parameters())
+
+
+def forget_graphs() -> None:
+    """Have ``torch.compile`` begin anew: torch 2.11 does not see that parameters were frozen after it compiled."""
+    if torch.__version__.startswith("2.11."):
+        torch._dynamo.reset()

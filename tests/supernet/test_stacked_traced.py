@@ -12,7 +12,7 @@ import bionas_fast as bf
 from bionas_fast.searching.frozen import frozen
 from bionas_fast.space import get_space
 from helpers.native import needs_native
-from helpers.supernets import with_nodes
+from helpers.supernets import forget_graphs, with_nodes
 from helpers.tolerances import SAME_BITS, TOLERANCES
 
 #: A graph computes what its operators compute apart; that of torch 2.11 rounds the stem's gradient differently.
@@ -56,6 +56,7 @@ def test_compiled_as_one_graph(backend, operations):
             for own, run in zip(nets, runs, strict=True):
                 own.train(wanted is not None)
                 parameters = [*getattr(own, wanted or "weight_parameters")()]
+                forget_graphs()
                 with frozen(p for p in own.parameters() if all(p is not other for other in parameters)):
                     out = run(x)
                     found = torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
