@@ -12,8 +12,9 @@ from rich.text import Text
 from bionas_fast.errors import InputError
 from bionas_fast.runs.progress import Progress
 
-#: Seconds between two lines where there is no terminal, of which the first comes early.
-LINE_EVERY, FIRST_LINE = 60.0, 5.0
+#: Seconds between two lines where there is no terminal. The first, with the estimated time of the run, comes after the
+#: second step, which shows the speed, but not before one second, nor later than after the first step past five.
+LINE_EVERY, EARLIEST, LATEST = 60.0, 1.0, 5.0
 #: The least width of a bar.
 _SHORTEST = 8
 
@@ -99,7 +100,8 @@ class TerminalProgress(Progress):
         if self._live is not None and self._copy is None:
             return
         now = self._clock()
-        if now - self._said >= (FIRST_LINE if self._first else LINE_EVERY):
+        first = EARLIEST if self._done - self._before > 1 else LATEST
+        if now - self._said >= (first if self._first else LINE_EVERY):
             self._said, self._first = now, False
             line = "  ".join(self._parts())
             if self._live is None:

@@ -33,7 +33,7 @@ def shown():
 
 
 def test_lines_of_a_file(shown):
-    """The first after five seconds, then one a minute: count and time left first."""
+    """The first after the second step, then one a minute: count and time left first."""
     display, clock, printed = shown()
     display.begin({"space": "bionas", "run folder": "runs/a"})
     display.start("searching digits", 4, 50)
@@ -45,10 +45,22 @@ def test_lines_of_a_file(shown):
         "space       bionas",
         "run folder  runs/a",
         "searching digits: 4 epochs of 50 steps",
-        "5/200  3:15 left  epoch 1/4  loss 2.500  1.00 steps/s",
-        "65/200  2:15 left  epoch 2/4  loss 2.500  1.00 steps/s",
-        "125/200  1:15 left  epoch 3/4  loss 2.500  1.00 steps/s",
+        "2/200  3:18 left  epoch 1/4  loss 2.500  1.00 steps/s",
+        "62/200  2:18 left  epoch 2/4  loss 2.500  1.00 steps/s",
+        "122/200  1:18 left  epoch 3/4  loss 2.500  1.00 steps/s",
     ]
+
+
+@pytest.mark.parametrize(("seconds", "first"), [(0.01, 100), (0.4, 3), (1.5, 2), (8.0, 1)])
+def test_the_time_left_appears_early(shown, seconds, first):
+    """After the second step and a second; after the first step if that takes longer than five."""
+    display, clock, printed = shown()
+    display.start("searching digits", 4, 50)
+    for step in range(1, first + 1):
+        assert printed().count(" left") == 0, step
+        clock.now += seconds
+        display.step(2.5)
+    assert printed().splitlines()[-1].startswith(f"{first}/200  ")
 
 
 def test_a_resumed_run_is_not_faster(shown):
