@@ -3,7 +3,7 @@
 ``python experiments/compare_methods.py --dataset digits --seeds 5 --out methods``
 
 Every method searches with the same settings for the same number of epochs, seed by seed, and what it finds is trained
-alike; ``no search`` trains an architecture that was drawn at random. Printed is a table in Markdown, with differences to
+alike; ``no search`` trains an architecture drawn at random. Printed is a table in Markdown, with differences to
 random search paired by seed, and the median time of a search. The same command continues what was interrupted, and with
 more seeds adds those.
 """
