@@ -19,8 +19,8 @@ Initialisation = Literal["xavier", "published"]
 LawName = Literal["default", "xavier"]
 #: Residual networks: those for small images, by depth, and those for ImageNet.
 ResNet = Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet18", "resnet50"]
-#: SoftHebb networks, named after the datasets that they suit.
-SoftHebb = Literal["cifar10", "imagenette", "mnist", "fashion-mnist"]
+#: SoftHebb networks, named after the datasets that they suit, and the network of FastHebb.
+SoftHebb = Literal["cifar10", "imagenette", "mnist", "fashion-mnist", "fasthebb"]
 #: Losses of blocks: cross-entropy of a head and similarity of features, or one of them.
 LocalLoss = Literal["predsim", "pred", "sim"]
 #: Plain networks: perceptrons, and small convolutional networks.

@@ -194,8 +194,8 @@ def hebbian_activity(
 
     Args:
         u: [N, K, *positions], or [N, K].
-        rule: one of ``plain``, ``hebb``, ``oja``, ``instar``, ``hard_wta``, ``soft_wta``, ``softhebb``, ``hpca`` and
-            ``bcm``, with the mean of u² over the batch as its threshold; see
+        rule: one of ``plain``, ``hebb``, ``oja``, ``instar``, ``hard_wta``, ``soft_wta``, ``softhebb``, ``hpca``,
+            ``hpca_relu`` and ``bcm``, with the mean of u² over the batch as its threshold; see
             ``bionas_fast.kernels.hebbian.reference`` for their formulas.
         temperature: t in softmax(t·u).
         groups: the number of groups; channels compete within their group.
@@ -294,7 +294,7 @@ def hebbian_update(
         flat_y = reference.activity(ranked, rule, temperature, shape.groups, k)
     if threshold is not None:
         flat_y = flat_u * (flat_u - threshold.to(flat_u.dtype).view(-1, *[1] * (flat_u.dim() - 2)))
-    elif rule == "bcm" and y is None:
+    elif rule in records.COMPUTED_BEFORE and flat_y is None:
         flat_y = reference.activity(flat_u, rule, temperature, shape.groups)
     if isinstance(rate, Tensor):
         rates = rate.to(weight.device, weight.dtype)

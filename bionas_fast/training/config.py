@@ -264,11 +264,13 @@ class SoftHebbConfig(RunConfig):
     """The settings of a run. All defaults except the architecture and the scale are the published ones."""
 
     epochs: Annotated[int, Option()] = Field(50, ge=1, le=1_000_000, description="Epochs of the head.")
-    architecture: SoftHebb = Field("mnist", description="Architecture, named after its dataset.")
-    rule: Literal["softhebb", "hard_wta", "soft_wta", "hpca", "random"] = Field(
+    architecture: SoftHebb = Field(
+        "mnist", description="Architecture, named after its dataset; fasthebb: that of Lagani et al. 2022."
+    )
+    rule: Literal["softhebb", "hard_wta", "soft_wta", "hpca", "hpca_relu", "random"] = Field(
         "softhebb",
-        description="Learning rule of the filters; hpca: principal components, with ReLU; random leaves them at their "
-        "initial values, as a baseline.",
+        description="Learning rule of the filters; hpca, hpca_relu: principal components, with ReLU after or also in "
+        "the rule; random leaves them at their initial values, as a baseline.",
     )
     feature_epochs: int = Field(
         1, ge=1, le=1_000_000, description="Epochs of the filters; with layerwise, of each block."

@@ -18,8 +18,7 @@ class HebbianRule(NamedTuple):
     """The activity y computed from u, and the decay that is subtracted from the outer product.
 
     Attributes:
-        activity: one of :data:`ACTIVITIES`; ``competing`` is ``soft`` with negative sign except at the largest u. That
-            of ``bcm``, which needs the whole batch, is computed before the kernels, which then receive it.
+        activity: one of :data:`ACTIVITIES`; ``competing`` is ``soft`` with negative sign except at the largest u.
         decay: one of :data:`DECAYS`.
     """
 
@@ -36,5 +35,8 @@ RULES = {
     "soft_wta": HebbianRule("soft", "activity"),
     "softhebb": HebbianRule("competing", "output"),
     "hpca": HebbianRule("linear", "lower"),
+    "hpca_relu": HebbianRule("linear", "lower"),
     "bcm": HebbianRule("linear", "none"),
 }
+#: The rules whose activity is a function of u that is computed before the kernels, which then receive it.
+COMPUTED_BEFORE = ("hpca_relu", "bcm")

@@ -18,6 +18,7 @@ hard_wta   1 at the largest u (or the k largest), or 0 Σ y_k W_k               
 soft_wta   softmax(t·u)                                Σ y_k W_k                     Nowlan 1990; Lagani et al. 2022
 softhebb   softmax(t·u), negative but at the largest   Σ y_k u_k W_k                 Journé et al., ICLR 2023
 hpca       u                                           Σ_{j≤k} Σ_p y_pk y_pj W_j     Sanger 1989; Lagani et al. 2022
+hpca_relu  ReLU(u)                                     Σ_{j≤k} Σ_p y_pk y_pj W_j     Lagani et al. 2022, code
 bcm        u (u − θ_k), θ_k a mean of u_k²             0                             Bienenstock et al. 1982; Intrator,
                                                                                      Cooper 1992
 =========  ==========================================  ============================  ==================================
@@ -53,6 +54,8 @@ def activity(u: Tensor, rule: str, temperature: float, groups: int, winners: int
     kind = RULES[rule].activity
     if rule == "bcm":
         return u * (u - mean_square(u).view(-1, *[1] * (u.dim() - 2)))
+    if rule == "hpca_relu":
+        return u.relu()
     if kind == "linear":
         return u
     grouped = u.unflatten(1, (groups, -1))

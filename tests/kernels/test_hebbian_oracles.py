@@ -85,7 +85,7 @@ def test_fasthebb(case, dtype):
     if a["rule"] == "hpca":
         y = F.relu(u) if a["act"] == "relu" else u
         assert_close(rows(y), arrays["y"], RECORDED, "y")
-        delta = hebbian_update(weight, x, u, y, rule="hpca")
+        delta = hebbian_update(weight, x, u, rule="hpca_relu" if a["act"] == "relu" else "hpca")
         if a["adaptive_step"]:
             delta = delta / a["D"] ** 0.5
     else:

@@ -43,3 +43,40 @@ def test_components_learn_by_their_formula():
     y = rows @ w.t()
     moved = w + 0.01 * (y.t() @ rows - (y.t() @ y).tril() @ w) / len(rows)
     assert_close(layer.plasticity.flatten(1), moved)
+
+
+def test_fasthebb_learns_by_its_formula():
+    """ΔW = (YᵀX - tril(YᵀY) W) / P in float64 with Y = ReLU(XWᵀ); then ReLU, pool and BN, of every block in turn."""
+    net = bf.build_softhebb("fasthebb", rule="hpca_relu", seed=1)
+    assert [block[0].weight.shape[1:] for block in net.blocks] == [
+        (3, 5, 5),
+        (96, 3, 3),
+        (128, 3, 3),
+        (192, 3, 3),
+        (256, 3, 3),
+    ]
+    assert [block[0].weight.shape[0] for block in net.blocks] == [96, 128, 192, 256, 4096]
+    assert net.features(torch.randn(2, 3, 32, 32)).shape == (2, 4096, 1, 1)
+    small = tuple(block._replace(filters=5) for block in ARCHITECTURES["fasthebb"])
+    shape = {"rule": "hpca_relu", "in_channels": 3, "num_classes": 4, "dropout": 0.0}
+    net = SoftHebbNetwork(small, image_size=(34, 32), **shape).double()
+    x = torch.randn(6, 3, 34, 32, dtype=torch.float64)
+    for number, block in enumerate(net.blocks):
+        w = block[0].plasticity.flatten(1).clone()
+        out = block(x)
+        rows = F.unfold(x, block[0].kernel_size).transpose(1, 2).flatten(0, 1)
+        y = (rows @ w.t()).relu()
+        assert_close(block[0].plasticity.flatten(1), w + 1e-3 * (y.t() @ rows - (y.t() @ y).tril() @ w) / len(rows))
+        expected = (
+            y.view(6, -1, 5)
+            .transpose(1, 2)
+            .unflatten(2, [n - k + 1 for n, k in zip(x.shape[2:], block[0].kernel_size, strict=True)])
+        )
+        if number in (0, 2):
+            expected = F.max_pool2d(expected, 2)
+        mean, var = expected.mean((0, 2, 3), keepdim=True), expected.var((0, 2, 3), correction=0, keepdim=True)
+        assert_close(out, (expected - mean) / (var + 1e-5).sqrt())
+        x = out
+    assert x.shape == (6, 5, 1, 1)
+    with pytest.raises(InputError, match="image_size: 17×32 is too small for 5 blocks"):
+        bf.build_softhebb("fasthebb", image_size=(17, 32))
