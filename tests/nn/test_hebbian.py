@@ -40,14 +40,15 @@ def written_out(weight, rows, u, rule, temperature):
     for x, out in zip(rows, u, strict=True):
         soft = torch.exp(temperature * out) / torch.exp(temperature * out).sum()
         winner = F.one_hot(out.argmax(), len(out)).to(out.dtype)
-        y = {"hard_wta": winner, "soft_wta": soft, "softhebb": soft * (2 * winner - 1)}.get(rule, out)
+        competing = {"hard_wta": winner, "soft_wta": soft, "softhebb": soft * (2 * winner - 1)}
+        y = out.clamp(min=0) if rule == "hpca_relu" else competing.get(rule, out)
         for k in range(len(out)):
             if rule in ("plain", "hebb"):
                 scale = (x.norm() * out.norm()).clamp_min(1e-24) if rule == "hebb" else 1.0
                 delta[k] += y[k] * x / scale
             elif rule == "bcm":
                 delta[k] += out[k] * (out[k] - threshold[k]) * x
-            elif rule == "hpca":
+            elif rule in ("hpca", "hpca_relu"):
                 delta[k] += y[k] * (x - sum(y[j] * weight[j] for j in range(k + 1)))
             else:
                 taken = {"oja": y[k] ** 2, "softhebb": y[k] * out[k]}.get(rule, y[k])
