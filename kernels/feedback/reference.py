@@ -10,6 +10,7 @@ which is counter-based: any element of any draw can be computed alone, on any de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -262,7 +263,9 @@ def direct_conv_backward(
 def direct_conv_feedback_gradient(
     error: Tensor, input: Tensor, kernel: Sequence[int], output_size: Sequence[int], window: Window
 ) -> Tensor:
-    """Compute the gradient of learned direct feedback of a convolution: E ⊗ x, E(n, k, ·) = e(n, k) at every position.
+    """Compute the gradient of learned direct feedback of a convolution: E ⊗ x, E(n, k, ·) = e(n, k)/P at P positions.
+
+    A mean over the positions: a B for each position, of which this is the mean, would learn at that pace.
 
     Args:
         error: e, the error at the logits, [N, classes].
@@ -273,7 +276,8 @@ def direct_conv_feedback_gradient(
     Returns:
         [classes, C_in, *kernel].
     """
-    spread = error.reshape(*error.shape, *[1] * len(output_size)).expand(*error.shape, *output_size)
+    mean = error / max(math.prod(output_size), 1)
+    spread = mean.reshape(*error.shape, *[1] * len(output_size)).expand(*error.shape, *output_size)
     like = input.new_empty(error.shape[1], input.shape[1], *kernel)
     gradient = conv_backward(spread.contiguous(), input.contiguous(), like, window, (False, True, False))[1]
     assert gradient is not None
@@ -281,13 +285,14 @@ def direct_conv_feedback_gradient(
 
 
 def direct_linear_feedback_gradient(error: Tensor, input: Tensor) -> Tensor:
-    """Compute the gradient of learned direct feedback of a linear layer, Σ e ⊗ x, with e at every position between.
+    """Compute the gradient of learned direct feedback of a linear layer, Σ e ⊗ x, x the mean over positions between.
 
     Args:
         error: e, the error at the logits, [N, classes].
         input: x, [N, ..., in_features].
     """
-    return error.t() @ input.reshape(len(input), -1, input.shape[-1]).sum(1)
+    rows = input.reshape(len(input), math.prod(input.shape[1:-1]), input.shape[-1])
+    return error.t() @ rows.sum(1) / max(rows.shape[1], 1)
 
 
 def direct_linear_backward(error: Tensor, feedback: Tensor, input_shape: Sequence[int]) -> Tensor:

@@ -331,17 +331,18 @@ def test_direct_kolen_pollack_learns_by_the_error_at_the_logits():
     plain = gradients(model)
     x, y = batch()
     e = (model(x).softmax(1) - F.one_hot(y, 3)).detach() / len(x)
-    conv = {  # ⟨E, B ⋆ x⟩ has the gradient E ⊗ x
-        "0": lambda x, b: F.conv2d(x, b, stride=2, padding=1).sum((2, 3)),
-        "2": lambda x, b: F.conv2d(x, b).sum((2, 3)),
+    conv = {  # ⟨E, B ⋆ x⟩ has the gradient E ⊗ x, with the mean over positions
+        "0": lambda x, b: F.conv2d(x, b, stride=2, padding=1).mean((2, 3)),
+        "2": lambda x, b: F.conv2d(x, b).mean((2, 3)),
         "4": lambda x, b: (
             F.conv2d(torch.ones(1, 1, 6, 4).double(), b.flatten(0, 1)[:, None], stride=2)
             .reshape(3, 1, *x.shape[1:])
             .mul(x)
             .sum((2, 3, 4))
+            .div(6 * 4)
             .t()
         ),
-        "6": lambda x, b: F.linear(x, b).sum(1),
+        "6": lambda x, b: F.linear(x, b).mean(1),
         "9": F.linear,
     }
     for name, run in conv.items():

@@ -8,6 +8,7 @@ The functions here validate and choose a backend. :mod:`.eager` bypasses the dis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -275,6 +276,9 @@ def direct_conv_transpose(
     """
     _check_real("input", input)
     shape = window(feedback.dim() - 2, **geometry)
+    if feedback.requires_grad:  # the gradient of learned feedback is a mean over positions
+        fixed = feedback.detach()
+        feedback = fixed + (feedback - fixed) / max(math.prod(output_size), 1)
     matrix = reference.direct_conv_transpose_weight(feedback, input.shape[2:], output_size, shape)
     return direct_linear(input.flatten(1), matrix)
 
