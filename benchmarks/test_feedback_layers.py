@@ -15,7 +15,7 @@ from bionas_fast.backends import explain
 from bionas_fast.ops.feedback import Feedback, feedback_conv
 from measuring import interleaved, printed, relative, show
 
-RULES = ("bp", "fa", "usf", "brsf", "frsf", "dfa")
+RULES = bf.rules.names()
 
 
 class Block(nn.Module):

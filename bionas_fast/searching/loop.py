@@ -14,22 +14,19 @@ from torch.nn import functional as F
 
 from bionas_fast import report
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Augment, Data, DataShape, LabelledImages, as_dataset, configured, with_data
-from bionas_fast.errors import expect_type
+from bionas_fast.data import AnyDataset, Augment, Data, DataShape, LabelledImages, configured
 from bionas_fast.evaluation import evaluate
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.nn.learned import clip_gradients, without_feedback
 from bionas_fast.nn.mirroring import mirror_between_epochs
-from bionas_fast.runs.callbacks import Callback, expect_callbacks
+from bionas_fast.runs.callbacks import Callback
 from bionas_fast.runs.checkpoint import expect_form
-from bionas_fast.runs.execution import execute
+from bionas_fast.runs.completion import completed
 from bionas_fast.runs.folder import CHECKPOINT, GENOTYPE, GENOTYPES, NewFolder, RunFolder
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import open_run
 from bionas_fast.runs.schedule import cosine
 from bionas_fast.runs.summary import NO_FACTS, RunFacts
-from bionas_fast.runs.terminal import listener
 from bionas_fast.runs.trainer import Phase, Step, Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import describe_device, resolve_device
@@ -73,27 +70,17 @@ def search(
             resumed. Then nothing has been written.
         Interrupted: Ctrl-C or SIGTERM. The search is saved.
     """
-    expect_type("config", config, (SearchConfig, type(None)), "write bf.SearchConfig(dataset='digits')")
-    expect_callbacks(callbacks)
-    given = None if data is None else as_dataset(data)
-    if resume is None:
-        config = config or SearchConfig()
-    config = config and with_data(config, given)
-    if resume is None:
-        assert config is not None
-        out = (
-            NewFolder(f"search-{config.dataset}-{config.space}-{config.method}-seed{config.seed}")
-            if out is None
-            else out
-        )
-    with (
-        distributed.process_group(),
-        open_run(Search, config, out=out, resume=resume, make=lambda config, _: Search(config, given)) as (
-            search,
-            folder,
-        ),
-    ):
-        execute(search, folder, listener(progress), callbacks)
+    with completed(
+        Search,
+        config,
+        name=lambda own: f"search-{own.dataset}-{own.space}-{own.method}-seed{own.seed}",
+        make=lambda settings, _, given: Search(settings, given),
+        data=data,
+        out=out,
+        resume=resume,
+        progress=progress,
+        callbacks=callbacks,
+    ) as (search, folder):
         path = distributed.broadcast(None if folder is None else folder.path)
         assert path is not None
         return search.result(path)

@@ -8,17 +8,14 @@ from pathlib import Path
 from torch import Tensor
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
+from bionas_fast.data import AnyDataset, Data, DataShape
 from bionas_fast.errors import InputError, expect_type
 from bionas_fast.models import GenotypeNetwork, NetworkOptions, build_network
-from bionas_fast.runs.callbacks import Callback, expect_callbacks
-from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import GENOTYPE, Out, RunFolder, run_folder
+from bionas_fast.runs.callbacks import Callback
+from bionas_fast.runs.completion import completed
+from bionas_fast.runs.folder import GENOTYPE, Out, RunFolder
 from bionas_fast.runs.memory import expect_memory
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import open_run
-from bionas_fast.runs.terminal import listener
-from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
 from bionas_fast.space import Genotype
 from bionas_fast.training.config import TrainConfig
@@ -56,28 +53,29 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
     expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
-    expect_type("config", config, (TrainConfig, type(None)), "write bf.TrainConfig(dataset='digits')")
-    expect_callbacks(callbacks)
-    given = None if data is None else as_dataset(data)
-    if given is not None and (config is not None or resume is None):
-        config = with_data(config or TrainConfig(), given)
+    expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
     if genotype is None and resume is None:
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
-    def name() -> str:
+    def name(settings: TrainConfig) -> str:
         assert genotype is not None
-        settings = config or TrainConfig()
         return f"train-{settings.dataset}-{genotype.hash}-seed{settings.seed}"
 
-    def make(config: TrainConfig, folder: RunFolder | None) -> Training:
-        trained = None if genotype is None else trained_genotype(genotype, config)
-        return Training(_genotype_of(trained, folder), config, given)
+    def make(settings: TrainConfig, folder: RunFolder | None, given: AnyDataset | None) -> Training:
+        trained = None if genotype is None else trained_genotype(genotype, settings)
+        return Training(_genotype_of(trained, folder), settings, given)
 
-    with (
-        distributed.process_group(),
-        open_run(Training, config, out=run_folder(out, resume, name), resume=resume, make=make) as (training, folder),
-    ):
-        execute(training, folder, listener(progress), callbacks)
+    with completed(
+        Training,
+        config,
+        name=name,
+        make=make,
+        data=data,
+        out=out,
+        resume=resume,
+        progress=progress,
+        callbacks=callbacks,
+    ) as (training, folder):
         return training.result(folder)
 
 

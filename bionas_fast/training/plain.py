@@ -10,16 +10,12 @@ from torch import Tensor, nn
 
 from bionas_fast.choices import WITHOUT_RULES
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
-from bionas_fast.errors import expect_type
+from bionas_fast.data import AnyDataset, Data, DataShape
 from bionas_fast.models import ForwardForwardNetwork, build_plain
-from bionas_fast.runs.callbacks import Callback, expect_callbacks
-from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import Out, RunFolder, run_folder
+from bionas_fast.runs.callbacks import Callback
+from bionas_fast.runs.completion import completed
+from bionas_fast.runs.folder import Out, RunFolder
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import open_run
-from bionas_fast.runs.terminal import listener
-from bionas_fast.runtime import distributed
 from bionas_fast.training.config import PlainConfig
 from bionas_fast.training.forward_only import forward_forward, modulation, pepita
 from bionas_fast.training.predictive_coding import predictive_coding
@@ -54,25 +50,17 @@ def train_plain(
             finite; a run that cannot be resumed.
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
-    expect_type("config", config, (PlainConfig, type(None)), "write bf.PlainConfig(dataset='digits')")
-    expect_callbacks(callbacks)
-    given = None if data is None else as_dataset(data)
-    if given is not None and (config is not None or resume is None):
-        config = with_data(config or PlainConfig(), given)
-
-    def name() -> str:
-        settings = config or PlainConfig()
-        return f"{settings.architecture}-{settings.dataset}-{settings.learns_by}-seed{settings.seed}"
-
-    def make(config: PlainConfig, folder: RunFolder | None) -> PlainTraining:
-        return PlainTraining(config, given)
-
-    place = run_folder(out, resume, name)
-    with (
-        distributed.process_group(),
-        open_run(PlainTraining, config, out=place, resume=resume, make=make) as (training, folder),
-    ):
-        execute(training, folder, listener(progress), callbacks)
+    with completed(
+        PlainTraining,
+        config,
+        name=lambda settings: f"{settings.architecture}-{settings.dataset}-{settings.learns_by}-seed{settings.seed}",
+        make=lambda settings, _, given: PlainTraining(settings, given),
+        data=data,
+        out=out,
+        resume=resume,
+        progress=progress,
+        callbacks=callbacks,
+    ) as (training, folder):
         return training.result(folder)
 
 

@@ -9,16 +9,12 @@ from typing import Any
 from torch import nn
 
 from bionas_fast.config import RunRecord
-from bionas_fast.data import AnyDataset, Data, DataShape, as_dataset, with_data
-from bionas_fast.errors import expect_type
+from bionas_fast.data import AnyDataset, Data, DataShape
 from bionas_fast.models.resnet import build_resnet, residual_blocks
-from bionas_fast.runs.callbacks import Callback, expect_callbacks
-from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import Out, RunFolder, run_folder
+from bionas_fast.runs.callbacks import Callback
+from bionas_fast.runs.completion import completed
+from bionas_fast.runs.folder import Out, RunFolder
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import open_run
-from bionas_fast.runs.terminal import listener
-from bionas_fast.runtime import distributed
 from bionas_fast.training.config import ResNetConfig
 from bionas_fast.training.result import TrainResult
 from bionas_fast.training.supervised import SupervisedTraining
@@ -51,25 +47,17 @@ def train_resnet(
             finite; a run that cannot be resumed.
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
-    expect_type("config", config, (ResNetConfig, type(None)), "write bf.ResNetConfig(dataset='digits')")
-    expect_callbacks(callbacks)
-    given = None if data is None else as_dataset(data)
-    if given is not None and (config is not None or resume is None):
-        config = with_data(config or ResNetConfig(), given)
-
-    def name() -> str:
-        settings = config or ResNetConfig()
-        return f"resnet-{settings.dataset}-{settings.rule}-seed{settings.seed}"
-
-    def make(config: ResNetConfig, folder: RunFolder | None) -> ResNetTraining:
-        return ResNetTraining(config, given)
-
-    place = run_folder(out, resume, name)
-    with (
-        distributed.process_group(),
-        open_run(ResNetTraining, config, out=place, resume=resume, make=make) as (training, folder),
-    ):
-        execute(training, folder, listener(progress), callbacks)
+    with completed(
+        ResNetTraining,
+        config,
+        name=lambda settings: f"resnet-{settings.dataset}-{settings.rule}-seed{settings.seed}",
+        make=lambda settings, _, given: ResNetTraining(settings, given),
+        data=data,
+        out=out,
+        resume=resume,
+        progress=progress,
+        callbacks=callbacks,
+    ) as (training, folder):
         return training.result(folder)
 
 

@@ -20,21 +20,17 @@ from bionas_fast.data import (
     Dataset,
     DataShape,
     MemoryImages,
-    as_dataset,
     load_dataset,
     normalise,
-    with_data,
 )
-from bionas_fast.errors import InputError, NotFinite, expect_type
+from bionas_fast.errors import InputError, NotFinite
 from bionas_fast.evaluation import evaluate
 from bionas_fast.models.softhebb import SoftHebbNetwork, build_softhebb
 from bionas_fast.nn import frozen_plasticity
-from bionas_fast.runs.callbacks import Callback, expect_callbacks
-from bionas_fast.runs.execution import execute
-from bionas_fast.runs.folder import Out, RunFolder, run_folder
+from bionas_fast.runs.callbacks import Callback
+from bionas_fast.runs.completion import completed
+from bionas_fast.runs.folder import Out, RunFolder
 from bionas_fast.runs.progress import Progress
-from bionas_fast.runs.resume import open_run
-from bionas_fast.runs.terminal import listener
 from bionas_fast.runs.trainer import Phase, Step
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.device import resolve_device
@@ -73,23 +69,18 @@ def train_softhebb(
             finite; a run that cannot be resumed.
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
-    expect_type("config", config, (SoftHebbConfig, type(None)), "write bf.SoftHebbConfig(dataset='digits')")
-    expect_callbacks(callbacks)
-    given = None if data is None else as_dataset(data)
-    if given is not None and (config is not None or resume is None):
-        config = with_data(config or SoftHebbConfig(), given)
     distributed.require_single_process("SoftHebb networks learn")
-
-    def name() -> str:
-        settings = config or SoftHebbConfig()
-        return f"softhebb-{settings.dataset}-{settings.rule}-seed{settings.seed}"
-
-    def make(config: SoftHebbConfig, folder: RunFolder | None) -> SoftHebbTraining:
-        return SoftHebbTraining(config, _in_memory(given))
-
-    place = run_folder(out, resume, name)
-    with open_run(SoftHebbTraining, config, out=place, resume=resume, make=make) as (training, folder):
-        execute(training, folder, listener(progress), callbacks)
+    with completed(
+        SoftHebbTraining,
+        config,
+        name=lambda settings: f"softhebb-{settings.dataset}-{settings.rule}-seed{settings.seed}",
+        make=lambda settings, _, given: SoftHebbTraining(settings, _in_memory(given)),
+        data=data,
+        out=out,
+        resume=resume,
+        progress=progress,
+        callbacks=callbacks,
+    ) as (training, folder):
         return training.result(folder)
 
 
