@@ -63,7 +63,7 @@ def main() -> None:
             genotypes[name] = dict(bf.repeat_search(config, seeds=seeds, out=folder).genotypes)
             found = (bf.SearchResult.load(folder / f"seed-{seed}") for seed in range(seeds))
             times[name] = [sum(row["seconds"] for row in result.metrics) for result in found]
-        training = bf.TrainConfig(**data, epochs=given.train_epochs)
+        training = bf.TrainConfig(**data, epochs=given.train_epochs, evaluate_every=given.train_epochs)
         table = bf.compare_genotypes(genotypes, training, out=given.out / "trainings", progress=False)
         print(table.to_markdown(), flush=True)
     print("seconds of a search, median: " + ", ".join(f"{n} {statistics.median(own):.0f}" for n, own in times.items()))
