@@ -16,6 +16,8 @@
 
 #include <cstdint>
 
+#include "narrow.h"
+
 // Elsewhere the baseline is the only variant: SSE2 under other compilers, NEON on ARM.
 #ifdef BIONAS_X86  // given: 0 for the baseline alone
 #elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -34,9 +36,10 @@
 
 namespace bionas {
 
-enum class Isa { baseline, avx2, avx512 };
+// avx512_bf16 is the code of avx512, whose matrix products then multiply narrow numbers.
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
-constexpr Isa all_isas[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // fastest first
+constexpr Isa all_isas[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::baseline};  // fastest first
 
 const char* name(Isa isa);
 
@@ -50,6 +53,7 @@ void set_isa(Isa isa);
 template <class Function>
 Function* choose(Function* avx512, Function* avx2, Function* baseline) {
   switch (current_isa()) {
+    case Isa::avx512_bf16:
     case Isa::avx512: return avx512;
     case Isa::avx2: return avx2;
     default: return baseline;

@@ -41,6 +41,7 @@ class Triton(Backend):
 
     moves_statistics = True
     factors = torch.float32
+    narrows = False
 
     sum_forward = staticmethod(mixed_sum.forward)
     sum_backward = staticmethod(mixed_sum.backward)
