@@ -37,7 +37,7 @@ const char* name(Isa isa) {
 }
 
 bool supported(Isa isa) {
-  if (!BIONAS_HAS(isa >= Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4)) return false;
+  if (!BIONAS_HAS(isa == Isa::avx512_bf16 ? 32 : isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4)) return false;
   if (isa == Isa::baseline) return true;
 #if BIONAS_X86
   if (!__builtin_cpu_supports("fma")) return false;

@@ -62,8 +62,8 @@ struct Packed {
   const float* depthwise_feedback(int k) const { return data.data() + k * size() + max_taps * c; }      // [k·k, C]
   // Rows of the factor of a product, [C_in, C_out] or, backward, the feedback [C_out, C_in]; narrow: two rows
   // interleaved, [C/2, C, 2].
-  template <class Factor>
-  const Factor* pointwise(int k) const { return reinterpret_cast<const Factor*>(matrix(k)); }
+  template <class T>
+  const T* pointwise(int k) const { return reinterpret_cast<const T*>(matrix(k)); }
   float* matrix(int k) const { return const_cast<float*>(data.data()) + k * size() + 2 * max_taps * c; }
 
   // [C, k, k] → [k·k, C]
@@ -123,7 +123,7 @@ void stage_forward(const Stage<Map>& s, const StageForward<Map>& out) {
     tiled.tiles = &tiles;
     return stage_forward(tiled, out);
   }
-  const auto kernel = BIONAS_CHOOSE_PRODUCTS(forward_images, Map);
+  const auto kernel = BIONAS_CHOOSE(forward_images<Map>);
   Shares<double> sums(2 * s.branches * s.c);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, out, packed, sums.start(begin), begin, end); });
   add_sums(sums, s.branches, s.c, out.sum, out.sum_sq);
@@ -147,7 +147,7 @@ void stage_backward(const Stage<Map>& s, const StageBackward<Map>& g) {
   }
   std::unique_ptr<Packed> before;
   if (g.before) before = std::make_unique<Packed>(*g.before, false);
-  const auto kernel = BIONAS_CHOOSE_PRODUCTS(backward_images, Map);
+  const auto kernel = BIONAS_CHOOSE(backward_images<Map>);
   const bool weights = s.branches > 0 && s.branch[0].pointwise_grad != nullptr;
   Shares<double> sums(g.grad_sum ? 2 * s.branches * s.c : 0);
   Shares<float> grads(weights ? s.branches * grads_per_branch(s.c) : 0);
