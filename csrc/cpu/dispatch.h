@@ -35,6 +35,9 @@
 // Whether the variant of this number is compiled.
 #define BIONAS_HAS(lanes) (BIONAS_X86 ? BIONAS_LANES == 0 || (BIONAS_LANES & (lanes)) : (lanes) == 4)
 
+// For loops that need all registers: inlined into a large function, they would share them with it.
+#define BIONAS_APART __attribute__((noinline))
+
 namespace bionas {
 
 // avx512_bf16 multiplies narrow numbers in the matrix products of narrow maps.

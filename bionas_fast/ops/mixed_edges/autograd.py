@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,13 @@ class Feedback(Protocol):
 
     def make(self) -> tuple[Tensor, Tensor | None]:
         """Compute the feedback, flat like the weights, and that of the identities, [edges, C]; called once."""
+
+
+class Execution(NamedTuple):
+    """The backend of both passes, and the dtype of saved maps."""
+
+    backend: Backend
+    maps: torch.dtype
 
 
 def mixed_edges(
@@ -75,7 +82,8 @@ def mixed_edges(
     implementation = find(chosen_backend(x, weights, backend), synchroniser)
     maps = stored_dtype(weights, implementation)
     given = x if x.dtype == maps else x.to(weights.dtype)
-    out = _MixedEdges.apply(given, mixing, weights, plan, statistics, feedback, implementation, maps, *into)
+    execution = Execution(implementation, maps)
+    out = _MixedEdges.apply(given, mixing, weights, plan, statistics, feedback, execution, *into)
     return out if maps != weights.dtype else tuple(tensor.to(x.dtype) for tensor in out)
 
 
@@ -122,10 +130,10 @@ class _MixedEdges(torch.autograd.Function):
         plan: Plan,
         statistics: Statistics,
         feedback: Feedback,
-        backend: Backend,
-        maps: torch.dtype,
+        execution: Execution,
         *into: Tensor | None,
     ) -> tuple[Tensor, ...]:
+        backend, maps = execution
         layout = Layout.of(x, backend.multiple, backend.most_images)
         backend = backend.of_images(layout.images)
         state = layout.pack(x.to(maps))
@@ -164,4 +172,4 @@ class _MixedEdges(torch.autograd.Function):
             mixing.to(backend.factors),
         )
         grad_x = None if found.x is None else layout.unpack(found.x)
-        return (grad_x, found.factors.to(mixing.dtype), found.weights, *[None] * 5, *passed)
+        return (grad_x, found.factors.to(mixing.dtype), found.weights, *[None] * 4, *passed)
