@@ -229,6 +229,32 @@ def interpreted_stage_wide_affine_maps_beside_float16():
     assert_stage("backward", (narrow, x, weights, feedback, geometry, affine, wanted), torch.float16)
 
 
+@by_name("case", LIKE)
+def interpreted_stage_wide_weights_beside_float16(case: Case):
+    """As under autocast: maps, errors and factors of products are narrow; statistics and weight gradients are not."""
+    prologue, x, weights, feedback, geometry, affine, wanted = case.backward()
+    grads, z, x = low((prologue.grads, prologue.z, x), torch.float16)
+    given = (prologue._replace(grads=grads, z=z), x, weights, feedback, geometry, affine, wanted)
+    ours = [*flat(stage.forward(x, weights, geometry, affine)), *flat(stage.backward(*given))]
+    both = torch.float16, torch.float64, torch.float64
+    assert tuple(result.dtype for result in ours) == (*both, *both, torch.float32, torch.float32)
+    expected = flat(stage_reference.forward(*wide((x, weights, geometry, affine))))
+    assert_near(ours, [*expected, *flat(stage_reference.backward(*wide(given)))], torch.float16)
+
+
+def interpreted_stage_sums_are_those_before_rounding():
+    """A map near 2048, of which float16 tells apart every second whole number."""
+    x = 1 + torch.arange(9 * 9 * 3).view(1, 9, 9, 3) % 5 / 8
+    depthwise = torch.zeros(3, 3, 3)
+    depthwise[:, 1, 1] = 1
+    weights = StageWeights(depthwise.flatten(), 1928 * torch.eye(3)[None])
+    z, sums = stage.forward(x.half(), weights, Stage((3,), (1,)))
+    exact = 1928 * x.double()
+    assert torch.equal(z[0], exact.half())
+    assert not torch.equal(z[0].double(), exact)
+    assert torch.equal(sums.total[0], exact.sum(dim=(0, 1, 2)))
+
+
 FEW = {
     "images-of-a-program": Case((5, 8, 8, 2), **ONE_3X3, own=True, affine=True),
     "blocks-between-images": Case((17, 3, 9, 2), (3,), (2,), index=(0,)),
@@ -525,6 +551,12 @@ def interpreted_reductions(shape: tuple[int, ...]):
     assert_reductions(reductions_backward(shape))
 
 
+def interpreted_reductions_wide_weights_beside_float16():
+    prologue, x, weights, feedback = reductions_backward(REDUCED["many-rows"])
+    grads, z, x = low((prologue.grads, prologue.z, x), torch.float16)
+    assert_reductions((prologue._replace(grads=grads, z=z), x, weights, feedback))
+
+
 def interpreted_reductions_strided_and_of_few_programs(monkeypatch):
     """Each program adds up weight gradients over several blocks of rows."""
     monkeypatch.setattr(reductions, "WEIGHT_PROGRAMS", 1)
@@ -554,8 +586,8 @@ def interpreted_reductions_without_images_as_the_reference():
 
 def interpreted_reductions_every_configuration_is_launched(monkeypatch):
     launched = record_launches(reductions, monkeypatch)
-    for channels, precision in product((3, 20, 35), ("ieee", "tf32")):
-        arguments = reductions_backward((1, 2, 3, channels))
+    for channels, dtype, precision in product((3, 20, 35), reductions.DTYPES, ("ieee", "tf32")):
+        arguments = low(reductions_backward((1, 2, 3, channels)), dtype)
         with bf.precision(precision):
             reductions.forward(*arguments[1:3])
             reductions.backward(*arguments, True)

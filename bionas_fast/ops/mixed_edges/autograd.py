@@ -64,7 +64,8 @@ def mixed_edges(
         feedback: computed in the backward pass, and only if an error or a weight gradient needs it.
 
     Returns:
-        One tensor [N, H_out, W_out, C] per edge, in the dtype of x; if maps are stored in bfloat16, in float32.
+        One tensor [N, H_out, W_out, C] per edge, in the dtype of x; if maps are stored in bfloat16, in float32 or,
+        from the Triton kernels, in bfloat16.
 
     Raises:
         InputError: a single position in training, whose variance is 0.
@@ -76,21 +77,22 @@ def mixed_edges(
                 "batch normalisation in training needs more than one value per channel, and of one image one pixel is "
                 "left: expected a larger batch or larger images"
             )
-    into = [None if tensor is None else tensor.to(weights.dtype) for tensor in into]
     # In evaluation no statistics are computed, so none are synchronised.
     synchroniser = statistics.synchroniser if statistics.training else None
     implementation = find(chosen_backend(x, weights, backend), synchroniser)
-    maps = stored_dtype(weights, implementation)
+    maps = stored_dtype(weights)
+    sums = weights.dtype if implementation.wide_sums else maps
+    into = [None if tensor is None else tensor.to(sums) for tensor in into]
     given = x if x.dtype == maps else x.to(weights.dtype)
     execution = Execution(implementation, maps)
     out = _MixedEdges.apply(given, mixing, weights, plan, statistics, feedback, execution, *into)
     return out if maps != weights.dtype else tuple(tensor.to(x.dtype) for tensor in out)
 
 
-def stored_dtype(weights: Tensor, implementation: Backend) -> torch.dtype:
+def stored_dtype(weights: Tensor) -> torch.dtype:
     """Choose the dtype of saved maps: bfloat16 under autocast to it, otherwise that of the weights."""
     device = weights.device.type
-    if weights.dtype != torch.float32 or not implementation.narrows or not torch.is_autocast_enabled(device):
+    if weights.dtype != torch.float32 or not torch.is_autocast_enabled(device):
         return weights.dtype
     return torch.bfloat16 if torch.get_autocast_dtype(device) == torch.bfloat16 else weights.dtype
 
