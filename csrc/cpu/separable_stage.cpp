@@ -48,12 +48,14 @@ struct Packed {
     taps_first(b.depthwise, const_cast<float*>(depthwise(k)), taps, false);
     // At stride 1 the error is correlated with the reversed kernel, at stride 2 it is scattered.
     if (backward) taps_first(b.depthwise_feedback, const_cast<float*>(depthwise_feedback(k)), taps, s.stride == 1);
+    // Row i, column j of the factor.
+    const auto value = [&](int64_t i, int64_t j) { return backward ? b.pointwise_feedback[i * c + j] : b.pointwise[j * c + i]; };
     float* to = matrix(k);
-    for (int64_t i = 0; i < c; i++)
+    Narrow* to_pairs = reinterpret_cast<Narrow*>(to);
+    for (int64_t i = 0; i < c; i += 1 + pairs)
       for (int64_t j = 0; j < c; j++) {
-        const float value = backward ? b.pointwise_feedback[i * c + j] : b.pointwise[j * c + i];
-        if (pairs) reinterpret_cast<Narrow*>(to)[i / 2 * 2 * c + 2 * j + i % 2] = narrow(value);
-        else to[i * c + j] = value;
+        if (!pairs) to[i * c + j] = value(i, j);
+        else for (int64_t of = 0; of < 2; of++) to_pairs[i * c + 2 * j + of] = narrow(value(i + of, j));
       }
   }
 

@@ -32,6 +32,8 @@ from bionas_fast.kernels.records import (
 from bionas_fast.kernels.separable_stage import reference as stage_reference
 from bionas_fast.ops.mixed_edges.backends.reference import Reference
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
+from bionas_fast.supernet.mixed_op import MixedOp
+from bionas_fast.supernet.stacked_edges import StackedEdges
 from helpers.interpreter import (
     INTERPRETED,
     assert_near,
@@ -44,7 +46,7 @@ from helpers.interpreter import (
     strided,
 )
 from helpers.supernets import with_nodes
-from helpers.tolerances import CANCELLING
+from helpers.tolerances import CANCELLING, NARROW_FACTORS
 
 if INTERPRETED:
     from bionas_fast.kernels.factorized_reduce import triton as reductions
@@ -499,19 +501,39 @@ def interpreted_the_stacked_supernet_compiled_as_one_graph():
         torch.testing.assert_close(ours.double(), wanted.double(), **CANCELLING)
 
 
-def interpreted_operators_for_tracers_pass_opcheck():
+def interpreted_edges_under_autocast_to_bfloat16():
+    """Reductions, pools and stages with narrow maps; the interpreter rounds to bfloat16 in its own way, hence coarsely."""
+    candidates = bf.space.get_space("bionas").restricted(("bp",), ("skip_connect", "max_pool_3x3", "sep_conv_3x3"))
+    torch.manual_seed(0)
+    edges = StackedEdges([MixedOp(candidates.candidates, 4, 2, 1)], 2)
+    x, results = torch.randn(4, 6, 6, 4), []
+    mixing = torch.full((1, len(candidates.candidates)), 0.5, requires_grad=True)
+    for backend in ("triton", "reference"):
+        with bf.use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+            (out,) = edges(x, edges.prepare(mixing), [None])
+        found = torch.autograd.grad(out.float().square().sum(), [mixing, edges.bank.weight])
+        assert all(grad.dtype == torch.float32 for grad in found)
+        assert out.dtype == (torch.bfloat16 if backend == "triton" else torch.float32)
+        results.append([out.detach().float(), *found])
+    for ours, wanted in zip(*results, strict=True):
+        assert (ours - wanted).norm() < NARROW_FACTORS * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def interpreted_operators_for_tracers_pass_opcheck(dtype: torch.dtype):
     """In training and in evaluation; a plan with every kind of candidate of stride 2."""
     ops, checks = torch.ops.bionas_fast, ("test_schema", "test_faketensor")
     plan = Plan(SeparablePlan(Stage((3, 3), (1, 2), 2), (0, 1), 2, 1), 1, True, False, Terms((0, 1, 2), (0, 0, 1), 2))
     assert Plan.read(plan.numbers).numbers == plan.numbers
     torch.manual_seed(0)
-    state, factors, into = torch.randn(2, 2, 1, 2), torch.randn(5), [torch.randn(2, 1, 1, 2), None]
+    state, before = torch.randn(2, 2, 1, 2).to(dtype), torch.randn(2, 1, 1, 2).to(dtype)
+    factors, into = torch.randn(5), [before, None]
     weights = [own.clone() for own in Weights.split(torch.randn(70), plan, 2).tensors()]
     given = [torch.randn(6, 2).double(), 0.5 + torch.rand(6, 2).double()]
     forward = (state, weights, factors, given, into, plan.numbers)
     torch.library.opcheck(ops.mixed_edges.default, (*forward[:3], [], *forward[4:]), test_utils=checks)
     _, between, *maps = ops.mixed_edges(*forward)
-    saved = ([*torch.randn(2, 2, 1, 1, 2)], state, [*given, *between.unbind(), *maps], True, weights)
+    saved = ([*torch.randn(2, 2, 1, 1, 2).to(dtype)], state, [*given, *between.unbind(), *maps], True, weights)
     last = factors, plan.numbers
     backward = ops.mixed_edges_backward.default
     torch.library.opcheck(backward, (*saved, weights, None, True, True, *last), test_utils=checks)
