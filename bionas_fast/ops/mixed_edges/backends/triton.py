@@ -326,9 +326,7 @@ class Triton(Backend):
 
     def _normalises(self, maps: Sequence[Tensor]) -> bool:
         """Whether the kernels of batch normalisation support this case."""
-        return (
-            self.synchroniser is None and mixed_sum.supports(maps) and maps[0].dtype in (torch.float32, torch.bfloat16)
-        )
+        return self.synchroniser is None and mixed_sum.supports(maps)
 
 
 class _Inner(NamedTuple):
