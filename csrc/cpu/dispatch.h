@@ -16,8 +16,6 @@
 
 #include <cstdint>
 
-#include "narrow.h"
-
 // Elsewhere the baseline is the only variant: SSE2 under other compilers, NEON on ARM.
 #ifdef BIONAS_X86  // given: 0 for the baseline alone
 #elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -48,14 +48,16 @@ struct Packed {
     taps_first(b.depthwise, const_cast<float*>(depthwise(k)), taps, false);
     // At stride 1 the error is correlated with the reversed kernel, at stride 2 it is scattered.
     if (backward) taps_first(b.depthwise_feedback, const_cast<float*>(depthwise_feedback(k)), taps, s.stride == 1);
-    // Row i, column j of the factor.
-    const auto value = [&](int64_t i, int64_t j) { return backward ? b.pointwise_feedback[i * c + j] : b.pointwise[j * c + i]; };
+    // The element in row i and column j of the factor is at i · down + j · across.
+    const float* from = backward ? b.pointwise_feedback : b.pointwise;
+    const int64_t down = backward ? c : 1, across = backward ? 1 : c;
     float* to = matrix(k);
     Narrow* to_pairs = reinterpret_cast<Narrow*>(to);
-    for (int64_t i = 0; i < c; i += 1 + pairs)
+    for (int64_t i = 0; i < c; i++)
       for (int64_t j = 0; j < c; j++) {
-        if (!pairs) to[i * c + j] = value(i, j);
-        else for (int64_t of = 0; of < 2; of++) to_pairs[i * c + 2 * j + of] = narrow(value(i + of, j));
+        const float value = from[i * down + j * across];
+        if (pairs) to_pairs[(i - i % 2) * c + 2 * j + i % 2] = narrow(value);
+        else to[i * c + j] = value;
       }
   }
 
