@@ -74,6 +74,28 @@ def test_share_of_a_matrix_product(benchmark, report, engines, device):
     show(benchmark, fast.weights, times["stacked"])
 
 
+def narrowed(step: SearchStep) -> SearchStep:
+    """The same step under autocast to bfloat16; output and gradients of alpha as near as maps of 8 bits let expect."""
+    narrow = copy.copy(step)
+    narrow.amp = torch.bfloat16
+    for ours, expected in zip(narrow.architecture(), step.architecture(), strict=True):
+        assert (ours - expected).norm() < 0.1 * expected.norm()
+    return narrow
+
+
+@pytest.mark.parametrize("isa", native.isas() or ("none",))
+@pytest.mark.parametrize("half", ["weights", "architecture"])
+def test_bfloat16(benchmark, report, engines, half, isa):
+    """Maps in bfloat16 beside float32, on every instruction set."""
+    wide, _ = engines("cpu")
+    with native.use_isa(isa):
+        narrow = narrowed(wide)
+        times = interleaved({"bfloat16": getattr(narrow, half), "float32": getattr(wide, half)})
+        target = " [target 1.3]" if isa == "avx512_bf16" else " [target 1]"
+        report.ratios(f"search step cpu: {half}, {isa}", times, "float32", target)
+        show(benchmark, getattr(narrow, half), times["bfloat16"])
+
+
 @pytest.mark.skipif("avx2" not in native.isas(), reason="no AVX2")
 def test_avx2(benchmark, report, engines):
     fast, slow = engines("cpu")
@@ -103,13 +125,18 @@ def test_compiled(benchmark, report, engines, device, request):
 def test_peak_memory(benchmark, report):
     """Of the weights' half in processes of their own, above what importing takes."""
     settings = SHAPE | SETTINGS
-    engines = ("stacked", "modular")
-    peaks = {engine: peak_memory(f"SearchStep({engine!r}, device='cpu', **{settings}).weights()") for engine in engines}
-    report.add(
-        "search step cpu: peak memory above import, stacked",
-        f"{peaks['stacked'] / peaks['modular']:6.3f} of modular ({peaks['stacked']:.0f} of {peaks['modular']:.0f} MiB) "
-        "[target 1/8, at most 1/5]",
-    )
+    engines = {"stacked": "stacked", "modular": "modular", "stacked in bfloat16": "stacked"}
+    peaks = {}
+    for name, engine in engines.items():
+        amp = "torch.bfloat16" if "bfloat16" in name else "None"
+        step = f"step = SearchStep({engine!r}, device='cpu', **{settings}); step.amp = {amp}; step.weights()"
+        peaks[name] = peak_memory(step, "import torch")
+    for name, target in (("stacked", "1/8, at most 1/5"), ("stacked in bfloat16", "0.12")):
+        report.add(
+            f"search step cpu: peak memory above import, {name}",
+            f"{peaks[name] / peaks['modular']:6.3f} of modular ({peaks[name]:.0f} of {peaks['modular']:.0f} MiB) "
+            f"[target {target}]",
+        )
     benchmark.extra_info.update(peaks)
     benchmark.pedantic(lambda: None, rounds=1)
 

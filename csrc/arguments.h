@@ -12,9 +12,11 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/memory_pool.h"
+#include "cpu/mixed_sum.h"
 #include "cpu/separable_stage.h"
 #include "records.h"
 
@@ -34,10 +36,26 @@ inline void check(const char* name, const Tensor& tensor, ScalarType dtype = Sca
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected ", torch::headeronly::toString(dtype));
 }
 
+// The dtype of maps of a type of numbers.
+template <class Map>
+constexpr ScalarType dtype_of = std::is_same_v<Map, Narrow> ? ScalarType::BFloat16 : ScalarType::Float;
+
+// Calls body with a number of the type of a tensor of maps; with a float, whose check then fails, for any other type.
+template <class Body>
+auto with_maps(const Tensor& maps, const Body& body) {
+  return maps.scalar_type() == ScalarType::BFloat16 ? body(Narrow{}) : body(float{});
+}
+
+template <class Map>
+const Map* data(const Tensor& maps) { return static_cast<const Map*>(maps.const_data_ptr()); }
+template <class Map>
+Map* mutable_data(const Tensor& maps) { return static_cast<Map*>(maps.mutable_data_ptr()); }
+
 // Activations [N, H, W, C] or several of them, [K, N, H, W, C], C a multiple of 16; unless a kernel can work on nothing,
 // not empty.
-inline void check_maps(const char* name, const Tensor& maps, int64_t dims = 4, bool may_be_empty = false) {
-  check(name, maps);
+inline void check_maps(const char* name, const Tensor& maps, int64_t dims = 4, bool may_be_empty = false,
+                       ScalarType dtype = ScalarType::Float) {
+  check(name, maps, dtype);
   STD_TORCH_CHECK(maps.dim() == dims, name, ": expected ", dims, " dimensions, got ", maps.dim());
   for (int64_t i = dims - 4; i < dims - 1; i++)
     STD_TORCH_CHECK(may_be_empty || maps.size(i) > 0, name, ": expected at least one image and position");
@@ -67,29 +85,32 @@ inline const float* pointer(const char* name, const std::optional<Tensor>& tenso
   return tensor->const_data_ptr<float>();
 }
 
-// An uninitialised float tensor on the CPU, from the pool if it is large.
-inline Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::size_t bytes = sizeof(float);
+// An uninitialised tensor on the CPU, from the pool if it is large.
+template <class Map = float>
+Tensor new_map(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::size_t bytes = sizeof(Map);
   for (int64_t size : sizes)
     STD_TORCH_CHECK(!__builtin_mul_overflow(bytes, std::size_t(size), &bytes), "the result is too large");
-  if (bytes < pooled_from) return torch::stable::new_empty(like, sizes);
+  if (bytes < pooled_from) return torch::stable::new_empty(like, sizes, dtype_of<Map>);
   std::vector<int64_t> strides(sizes.size(), 1);
   for (std::size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
   return torch::stable::from_blob(
-      take(bytes), sizes, strides, Device(DeviceType::CPU), ScalarType::Float, &give);
+      take(bytes), sizes, strides, Device(DeviceType::CPU), dtype_of<Map>, &give);
 }
 
 // The maps of several stacks [K_i, N, H, W, C], in order; there is at least one stack.
-inline std::vector<const float*> each_map(const char* name, const Tensors& stacks) {
+inline std::vector<AnyMap> each_map(const char* name, const Tensors& stacks) {
   STD_TORCH_CHECK(!stacks.empty(), name, ": expected stacks [K, N, H, W, C]");
-  std::vector<const float*> maps;
-  int64_t size = 0;
+  std::vector<AnyMap> maps;
   for (const Tensor& stack : stacks) {
-    check_maps(name, stack, 5);
-    for (int i = 1; i < 5; i++)
-      STD_TORCH_CHECK(stack.size(i) == stacks[0].size(i), name, ": expected maps of the same shape");
-    size = stack.size(1) * stack.size(2) * stack.size(3) * stack.size(4);
-    for (int64_t k = 0; k < stack.size(0); k++) maps.push_back(stack.const_data_ptr<float>() + k * size);
+    with_maps(stack, [&](auto number) {
+      using Map = decltype(number);
+      check_maps(name, stack, 5, false, dtype_of<Map>);
+      for (int i = 1; i < 5; i++)
+        STD_TORCH_CHECK(stack.size(i) == stacks[0].size(i), name, ": expected maps of the same shape");
+      const int64_t size = stack.size(1) * stack.size(2) * stack.size(3) * stack.size(4);
+      for (int64_t k = 0; k < stack.size(0); k++) maps.push_back(data<Map>(stack) + k * size);
+    });
   }
   return maps;
 }
@@ -109,6 +130,7 @@ inline std::vector<const float*> maps_of(const char* name, const Tensors& tensor
 }
 
 // The gradient of z of branch k is a · grads[k] + b · z + d, per channel.
+template <class Map>
 struct Prologue {
   Prologue(
       const Tensors& incoming,  // [N, H_out, W_out, C] of each of K branches; several may be the same
@@ -117,17 +139,18 @@ struct Prologue {
     STD_TORCH_CHECK(int64_t(incoming.size()) == branches, "grads: expected one for each branch");
     STD_TORCH_CHECK(prologue.size() == 4, "prologue: expected z, a, b, d");
     grads = maps_of("grads", incoming, size);
-    check("z", prologue[0]);
+    check("z", prologue[0], dtype_of<Map>);
     STD_TORCH_CHECK(int64_t(prologue[0].numel()) == branches * size, "z: expected a map for each branch");
     for (int i = 1; i < 4; i++) check_rows("a, b, d", prologue[i], branches, channels);
-    z = prologue[0].const_data_ptr<float>();
+    z = data<Map>(prologue[0]);
     a = prologue[1].const_data_ptr<float>();
     b = prologue[2].const_data_ptr<float>();
     d = prologue[3].const_data_ptr<float>();
   }
 
   std::vector<const float*> grads;
-  const float *z, *a, *b, *d;
+  const Map* z;
+  const float *a, *b, *d;
 };
 
 // Mean and biased variance, float64 [rows, C].

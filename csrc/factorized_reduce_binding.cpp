@@ -8,14 +8,15 @@ namespace {
 
 using namespace bionas::arguments;
 
-bionas::FactorizedReduce make_reductions(
+template <class Map>
+bionas::FactorizedReduce<Map> make_reductions(
     const Tensor& x,
     const Tensors& weights,  // [R, ⌈c/2⌉, c] and [R, ⌊c/2⌋, c]
     int64_t images) {
   STD_TORCH_CHECK(weights.size() == 2, "weights: expected first and second ones");
   const Tensor &first = weights[0], &second = weights[1];
-  check_maps("x", x, 4, true);
-  bionas::FactorizedReduce s{};
+  check_maps("x", x, 4, true, dtype_of<Map>);
+  bionas::FactorizedReduce<Map> s{};
   s.n = x.size(0);
   s.h = x.size(1);
   s.w = x.size(2);
@@ -23,7 +24,7 @@ bionas::FactorizedReduce make_reductions(
   s.images = checked_images(images, s.c);
   s.ho = (s.h + 1) / 2;
   s.wo = (s.w + 1) / 2;
-  s.x = x.const_data_ptr<float>();
+  s.x = data<Map>(x);
   for (const Tensor& weight : weights) {
     check("first, second", weight);
     STD_TORCH_CHECK(weight.dim() == 3, "first, second: expected a matrix for each reduction");
@@ -40,32 +41,38 @@ bionas::FactorizedReduce make_reductions(
 }
 
 std::tuple<Tensor, Tensor, Tensor> factorized_reduce(const Tensor& x, Tensors weights, int64_t images) {
-  const bionas::FactorizedReduce s = make_reductions(x, weights, images);
-  Tensor z = new_map(x, {s.count, s.n, s.ho, s.wo, s.c});
-  Tensor sum = torch::stable::new_empty(x, {s.count, s.c}, ScalarType::Double);
-  Tensor sum_sq = torch::stable::new_empty(x, {s.count, s.c}, ScalarType::Double);
-  bionas::factorized_reduce_forward(
-      s, z.mutable_data_ptr<float>(), sum.mutable_data_ptr<double>(), sum_sq.mutable_data_ptr<double>());
-  return {z, sum, sum_sq};
+  return with_maps(x, [&](auto number) -> std::tuple<Tensor, Tensor, Tensor> {
+    using Map = decltype(number);
+    const auto s = make_reductions<Map>(x, weights, images);
+    Tensor z = new_map<Map>(x, {s.count, s.n, s.ho, s.wo, s.c});
+    Tensor sum = torch::stable::new_empty(x, {s.count, s.c}, ScalarType::Double);
+    Tensor sum_sq = torch::stable::new_empty(x, {s.count, s.c}, ScalarType::Double);
+    bionas::factorized_reduce_forward(
+        s, mutable_data<Map>(z), sum.mutable_data_ptr<double>(), sum_sq.mutable_data_ptr<double>());
+    return {z, sum, sum_sq};
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> factorized_reduce_backward(
     Tensors grads, Tensors prologue,  // the arguments of Prologue
     const Tensor& x, Tensors weights, Tensors feedback, bool weight_grads,
     int64_t images) {
-  make_reductions(x, weights, images);
-  const bionas::FactorizedReduce s = make_reductions(x, feedback, images);
-  STD_TORCH_CHECK(weights[0].size(0) == s.count && weights[0].size(2) == s.own,
-                  "feedback: expected the shapes of the weights");
-  const Prologue incoming(grads, prologue, s.count, s.n * s.ho * s.wo * s.c, s.c);
-  Tensor grad_x = new_map(x, {s.n, s.h, s.w, s.c});
-  Tensor first = weight_grads ? torch::stable::empty_like(weights[0]) : torch::stable::new_empty(x, {0});
-  Tensor second = weight_grads ? torch::stable::empty_like(weights[1]) : torch::stable::new_empty(x, {0});
-  bionas::factorized_reduce_backward(
-      s, {incoming.grads.data(), incoming.z, incoming.a, incoming.b, incoming.d, grad_x.mutable_data_ptr<float>(),
-          weight_grads ? first.mutable_data_ptr<float>() : nullptr,
-          weight_grads ? second.mutable_data_ptr<float>() : nullptr});
-  return {grad_x, first, second};
+  return with_maps(x, [&](auto number) -> std::tuple<Tensor, Tensor, Tensor> {
+    using Map = decltype(number);
+    make_reductions<Map>(x, weights, images);
+    const auto s = make_reductions<Map>(x, feedback, images);
+    STD_TORCH_CHECK(weights[0].size(0) == s.count && weights[0].size(2) == s.own,
+                    "feedback: expected the shapes of the weights");
+    const Prologue<Map> incoming(grads, prologue, s.count, s.n * s.ho * s.wo * s.c, s.c);
+    Tensor grad_x = new_map(x, {s.n, s.h, s.w, s.c});
+    Tensor first = weight_grads ? torch::stable::empty_like(weights[0]) : new_map(x, {0});
+    Tensor second = weight_grads ? torch::stable::empty_like(weights[1]) : new_map(x, {0});
+    bionas::factorized_reduce_backward<Map>(
+        s, {incoming.grads.data(), incoming.z, incoming.a, incoming.b, incoming.d, grad_x.mutable_data_ptr<float>(),
+            weight_grads ? first.mutable_data_ptr<float>() : nullptr,
+            weight_grads ? second.mutable_data_ptr<float>() : nullptr});
+    return {grad_x, first, second};
+  });
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ class Sum {
   Sum(const Tensors& stacks,  // [K_i, N, H, W, C]; terms index the maps of all stacks in order
       const Ints& terms)      // the numbers of TermsRecord
       : record_(terms) {
-    const std::vector<const float*> maps = each_map("maps", stacks);
+    const std::vector<bionas::AnyMap> maps = each_map("maps", stacks);
     like_ = stacks[0];
     sum_.c = like_.size(4);
     sum_.p = like_.size(1) * like_.size(2) * like_.size(3);
@@ -71,7 +71,7 @@ class Sum {
   TermsRecord record_;
   bionas::MixedSum sum_{};
   Tensor like_;
-  std::vector<const float*> terms_;
+  std::vector<bionas::AnyMap> terms_;
 };
 
 Tensors mixed_sum(
@@ -179,9 +179,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalised_sum_backward(
   bionas::add_up_images(grad_sum.data(), sum.edges(), images, width);
   bionas::add_up_images(products.data(), terms, images, width);
   Tensor grad_factors = torch::stable::new_empty(factors, {terms});
-  Tensor a = torch::stable::new_empty(maps[0], {terms, c});
-  Tensor b = torch::stable::new_empty(maps[0], {normal.rows, c});
-  Tensor d = torch::stable::new_empty(maps[0], {normal.rows, c});
+  Tensor a = new_map(maps[0], {terms, c});
+  Tensor b = new_map(maps[0], {normal.rows, c});
+  Tensor d = new_map(maps[0], {normal.rows, c});
   // Σ of the gradient of the normalised map, and Σ of its product with that map, for each map.
   std::vector<double> map_sum(normal.rows * c), map_products(normal.rows * c);
   for (int64_t t = 0; t < terms; t++) {

@@ -246,7 +246,7 @@ std::tuple<Tensor, Tensors, Tensors> planar_edges_backward(
     }
   };
 
-  const bionas::Scratch between(stages > all.edges() ? all.n * image : 0);
+  const bionas::Scratch<> between(stages > all.edges() ? all.n * image : 0);
   std::size_t weight = weights.size();
   for (int64_t e = all.edges(); e-- > 0;) {
     Images<const float> grad = images("grads", grads[e], all.n, c, all.h, all.w);

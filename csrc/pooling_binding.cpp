@@ -7,10 +7,11 @@ namespace {
 
 using namespace bionas::arguments;
 
-bionas::Pooling make_pooling(const Tensor& x, int64_t stride) {
-  check_maps("x", x);
+template <class Map>
+bionas::Pooling<Map> make_pooling(const Tensor& x, int64_t stride) {
+  check_maps("x", x, 4, false, dtype_of<Map>);
   check_range("stride", stride, 1, 2);
-  bionas::Pooling p{};
+  bionas::Pooling<Map> p{};
   p.n = x.size(0);
   p.h = x.size(1);
   p.w = x.size(2);
@@ -18,31 +19,36 @@ bionas::Pooling make_pooling(const Tensor& x, int64_t stride) {
   p.stride = int(stride);
   p.ho = (p.h + stride - 1) / stride;
   p.wo = (p.w + stride - 1) / stride;
-  p.x = x.const_data_ptr<float>();
+  p.x = data<Map>(x);
   return p;
 }
 
 std::tuple<Tensor, Tensor, Tensor> pooling(const Tensor& x, int64_t stride) {
-  const bionas::Pooling p = make_pooling(x, stride);
-  Tensor z = new_map(x, {2, p.n, p.ho, p.wo, p.c});
-  Tensor sum = torch::stable::new_empty(x, {2, p.c}, ScalarType::Double);
-  Tensor sum_sq = torch::stable::new_empty(x, {2, p.c}, ScalarType::Double);
-  bionas::pooling_forward(
-      p, z.mutable_data_ptr<float>(), sum.mutable_data_ptr<double>(), sum_sq.mutable_data_ptr<double>());
-  return {z, sum, sum_sq};
+  return with_maps(x, [&](auto number) -> std::tuple<Tensor, Tensor, Tensor> {
+    using Map = decltype(number);
+    const auto p = make_pooling<Map>(x, stride);
+    Tensor z = new_map<Map>(x, {2, p.n, p.ho, p.wo, p.c});
+    Tensor sum = torch::stable::new_empty(x, {2, p.c}, ScalarType::Double);
+    Tensor sum_sq = torch::stable::new_empty(x, {2, p.c}, ScalarType::Double);
+    bionas::pooling_forward(
+        p, mutable_data<Map>(z), sum.mutable_data_ptr<double>(), sum_sq.mutable_data_ptr<double>());
+    return {z, sum, sum_sq};
+  });
 }
 
 Tensor pooling_backward(Tensors grads, const Tensor& x, int64_t stride) {
-  const bionas::Pooling p = make_pooling(x, stride);
-  STD_TORCH_CHECK(grads.size() == 2, "grads: expected two");
-  for (const Tensor& grad : grads) {
-    check("grads", grad);
-    STD_TORCH_CHECK(int64_t(grad.numel()) == p.n * p.ho * p.wo * p.c, "grads: expected [N, H_out, W_out, C]");
-  }
-  Tensor out = new_map(x, {p.n, p.h, p.w, p.c});
-  bionas::pooling_backward(
-      p, grads[0].const_data_ptr<float>(), grads[1].const_data_ptr<float>(), out.mutable_data_ptr<float>());
-  return out;
+  return with_maps(x, [&](auto number) {
+    const auto p = make_pooling<decltype(number)>(x, stride);
+    STD_TORCH_CHECK(grads.size() == 2, "grads: expected two");
+    for (const Tensor& grad : grads) {
+      check("grads", grad);
+      STD_TORCH_CHECK(int64_t(grad.numel()) == p.n * p.ho * p.wo * p.c, "grads: expected [N, H_out, W_out, C]");
+    }
+    Tensor out = new_map(x, {p.n, p.h, p.w, p.c});
+    bionas::pooling_backward(
+        p, grads[0].const_data_ptr<float>(), grads[1].const_data_ptr<float>(), out.mutable_data_ptr<float>());
+    return out;
+  });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ namespace {
 using namespace bionas::arguments;
 
 // The common arguments of both passes, converted for the kernels.
+template <class Map>
 class Edges {
  public:
   Edges(
@@ -16,7 +17,7 @@ class Edges {
       const Tensor& mixing,   // float64 [K]
       int64_t images)
       : plan(numbers), first_(plan.first.kernels.size()), second_(plan.twice) {
-    check_maps("x", x);
+    check_maps("x", x, 4, false, dtype_of<Map>);
     check("mixing", mixing, ScalarType::Double);
     STD_TORCH_CHECK(first_.size() == std::size_t(mixing.numel()), "mixing: expected a weight for each branch");
     for (std::size_t k = 0; k < first_.size(); k++) {
@@ -40,7 +41,7 @@ class Edges {
     arguments.second = second_.data();
     arguments.edge = plan.edges.data();
     arguments.mixing = mixing.const_data_ptr<double>();
-    arguments.x = x.const_data_ptr<float>();
+    arguments.x = data<Map>(x);
     own_ = take("weights", weights);
     for (std::size_t k = 0; k < first_.size(); k++) {
       first_[k].depthwise = own_[0].depthwise(k);
@@ -81,7 +82,7 @@ class Edges {
   const Weights& own(int stage) const { return own_[stage]; }
 
   const PlanRecord plan;
-  bionas::SeparableEdges arguments{};
+  bionas::SeparableEdges<Map> arguments{};
   std::vector<bionas::Branch> first_, second_;
 
  private:
@@ -94,15 +95,16 @@ class Edges {
   std::vector<Weights> own_, feedback_;
 };
 
-std::tuple<Tensors, Tensor, Tensor, Tensor> separable_edges(
+template <class Map>
+std::tuple<Tensors, Tensor, Tensor, Tensor> forward(
     const Tensor& x,
-    Tensors weights,         // depthwise [Σ c · k²] and pointwise [K, c, c] of the first stages, of the second ones
-    Ints plan, const Tensor& mixing,
-    Tensors moments,         // of every normalisation, [M + K, C]; none: the moments of this batch
-    OptionalTensors into,    // one per edge
+    const Tensors& weights,  // depthwise [Σ c · k²] and pointwise [K, c, c] of the first stages, of the second ones
+    const Ints& plan, const Tensor& mixing,
+    const Tensors& moments,  // of every normalisation, [M + K, C]; none: the moments of this batch
+    const OptionalTensors& into,  // one per edge
     int64_t images) {
-  Edges all(x, weights, plan, mixing, images);
-  bionas::SeparableEdges& e = all.arguments;
+  Edges<Map> all(x, weights, plan, mixing, images);
+  bionas::SeparableEdges<Map>& e = all.arguments;
   const std::vector<const float*> base = all.maps("into", into);
   const std::vector<int64_t> rows{all.rows(), e.c};
   Tensor mean = torch::stable::new_empty(x, rows, ScalarType::Double);
@@ -119,23 +121,31 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> separable_edges(
     out.push_back(new_map(x, {e.n, e.ho(), e.wo(), e.c}));
     to.push_back(out[i].mutable_data_ptr<float>());
   }
-  Tensor z = new_map(x, {e.branches, e.n, e.ho(), e.wo(), e.c});
-  bionas::separable_edges_forward(e, {z.mutable_data_ptr<float>(), base.data(), to.data()});
+  Tensor z = new_map<Map>(x, {e.branches, e.n, e.ho(), e.wo(), e.c});
+  bionas::separable_edges_forward<Map>(e, {mutable_data<Map>(z), base.data(), to.data()});
   return {out, z, mean, var};
 }
 
-std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
-    Tensors grads,     // one per edge
-    Tensors saved,     // x; z, mean and var as the forward pass returned them
-    Tensors weights,
-    Tensors feedback,  // laid out like the weights; none: only the gradients of mixing are computed
-    Ints plan, const Tensor& mixing, bool training, bool weight_grads, int64_t images) {
-  STD_TORCH_CHECK(saved.size() == 4, "saved: expected x, z, mean, var");
+std::tuple<Tensors, Tensor, Tensor, Tensor> separable_edges(
+    const Tensor& x, Tensors weights, Ints plan, const Tensor& mixing, Tensors moments, OptionalTensors into,
+    int64_t images) {
+  return with_maps(x, [&](auto number) {
+    return forward<decltype(number)>(x, weights, plan, mixing, moments, into, images);
+  });
+}
+
+template <class Map>
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensors& grads,     // one per edge
+    const Tensors& saved,     // x; z, mean and var as the forward pass returned them
+    const Tensors& weights,
+    const Tensors& feedback,  // laid out like the weights; none: only the gradients of mixing are computed
+    const Ints& plan, const Tensor& mixing, bool training, bool weight_grads, int64_t images) {
   const Tensor &x = saved[0], &z = saved[1];
-  Edges all(x, weights, plan, mixing, images);
-  bionas::SeparableEdges& e = all.arguments;
+  Edges<Map> all(x, weights, plan, mixing, images);
+  bionas::SeparableEdges<Map>& e = all.arguments;
   all.set_moments(Moments({saved[2], saved[3]}, all.rows(), e.c), training);
-  check("z", z);
+  check("z", z, dtype_of<Map>);
   STD_TORCH_CHECK(int64_t(z.numel()) == e.branches * e.map(), "z: expected a map for each branch");
   const std::vector<const float*> incoming = all.maps("grads", OptionalTensors(grads.begin(), grads.end()));
   const bool down = !feedback.empty();
@@ -149,12 +159,21 @@ std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
     second.give(all.second_, then, then + second.depthwise_size());
   }
   Tensor grad_mixing = torch::stable::new_empty(x, {e.branches}, ScalarType::Double);
-  Tensor grad_x = down ? new_map(x, {e.n, e.h, e.w, e.c}) : torch::stable::new_empty(x, {0});
-  bionas::separable_edges_backward(
-      e, {z.const_data_ptr<float>(), incoming.data(), grad_mixing.mutable_data_ptr<double>(),
+  Tensor grad_x = down ? new_map(x, {e.n, e.h, e.w, e.c}) : new_map(x, {0});
+  bionas::separable_edges_backward<Map>(
+      e, {data<Map>(z), incoming.data(), grad_mixing.mutable_data_ptr<double>(),
           down ? grad_x.mutable_data_ptr<float>() : nullptr});
   if (wanted) first.finish(), second.finish();
   return {grad_mixing, grad_x, grad_weights};
+}
+
+std::tuple<Tensor, Tensor, Tensor> separable_edges_backward(
+    Tensors grads, Tensors saved, Tensors weights, Tensors feedback, Ints plan, const Tensor& mixing, bool training,
+    bool weight_grads, int64_t images) {
+  STD_TORCH_CHECK(saved.size() == 4, "saved: expected x, z, mean, var");
+  return with_maps(saved[0], [&](auto number) {
+    return backward<decltype(number)>(grads, saved, weights, feedback, plan, mixing, training, weight_grads, images);
+  });
 }
 
 }  // namespace

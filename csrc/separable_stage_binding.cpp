@@ -8,6 +8,7 @@ namespace {
 using namespace bionas::arguments;
 
 // The common arguments of both passes, converted for the kernels.
+template <class Map>
 class StageArguments {
  public:
   StageArguments(
@@ -27,7 +28,7 @@ class StageArguments {
     s.ho = (s.h + s.stride - 1) / s.stride;
     s.wo = (s.w + s.stride - 1) / s.stride;
     s.branches = int(record.kernels.size());
-    s.x = x.const_data_ptr<float>();
+    s.x = data<Map>(x);
     s.shared = first == 0;
     STD_TORCH_CHECK(affine.empty() || affine.size() == 2, "affine: expected scale and shift, or none");
     for (const Tensor& rows : affine) check_rows("affine", rows, s.branches, s.c);
@@ -50,42 +51,50 @@ class StageArguments {
     return Weights(weights[0], weights[1], record.kernels, channels);
   }
   static int64_t channels(const Tensor& x) {
-    check_maps("x", x, x.dim() == 5 ? 5 : 4);
+    check_maps("x", x, x.dim() == 5 ? 5 : 4, false, dtype_of<Map>);
     return x.size(x.dim() - 1);
   }
   const Weights& own() const { return own_; }
   int64_t map() const { return s.n * s.ho * s.wo * s.c; }
 
   const StageRecord record;
-  bionas::Stage s{};
+  bionas::Stage<Map> s{};
   std::vector<bionas::Branch> branches;
 
  private:
   Weights own_;
 };
 
-std::tuple<Tensor, Tensor, Tensor> stage_forward(const Tensor& x, Tensors weights, Ints stage, Tensors affine) {
-  const StageArguments all(x, weights, stage, affine);
-  const bionas::Stage& s = all.s;
-  Tensor z = new_map(x, {s.branches, s.n, s.ho, s.wo, s.c});
+template <class Map>
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensors& weights, const Ints& stage,
+                                           const Tensors& affine) {
+  const StageArguments<Map> all(x, weights, stage, affine);
+  const bionas::Stage<Map>& s = all.s;
+  Tensor z = new_map<Map>(x, {s.branches, s.n, s.ho, s.wo, s.c});
   Tensor sum = torch::stable::new_empty(x, {s.branches, s.c}, ScalarType::Double);
   Tensor sum_sq = torch::stable::new_empty(x, {s.branches, s.c}, ScalarType::Double);
-  bionas::stage_forward(
-      s, {z.mutable_data_ptr<float>(), sum.mutable_data_ptr<double>(), sum_sq.mutable_data_ptr<double>()});
+  bionas::stage_forward<Map>(
+      s, {mutable_data<Map>(z), sum.mutable_data_ptr<double>(), sum_sq.mutable_data_ptr<double>()});
   return {z, sum, sum_sq};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
-    Tensors grads, Tensors prologue,  // the arguments of Prologue
-    const Tensor& x, Tensors weights, Tensors feedback, Ints stage, Tensors affine, bool weight_grads) {
-  StageArguments all(x, weights, stage, affine);
-  const bionas::Stage& s = all.s;
-  const Prologue incoming(grads, prologue, s.branches, all.map(), s.c);
+std::tuple<Tensor, Tensor, Tensor> stage_forward(const Tensor& x, Tensors weights, Ints stage, Tensors affine) {
+  return with_maps(x, [&](auto number) { return forward<decltype(number)>(x, weights, stage, affine); });
+}
+
+template <class Map>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensors& grads, const Tensors& prologue,  // the arguments of Prologue
+    const Tensor& x, const Tensors& weights, const Tensors& feedback, const Ints& stage, const Tensors& affine,
+    bool weight_grads) {
+  StageArguments<Map> all(x, weights, stage, affine);
+  const bionas::Stage<Map>& s = all.s;
+  const Prologue<Map> incoming(grads, prologue, s.branches, all.map(), s.c);
   const Weights down = all.take("feedback", feedback, s.c);
   WeightGrads made(all.own(), all.record.kernels, s.c);
   const int64_t own = all.own().own();
-  Tensor depthwise_grad = torch::stable::new_empty(x, {weight_grads ? made.depthwise_size() : 0});
-  Tensor pointwise_grad = torch::stable::new_empty(x, {weight_grads ? s.branches : 0, own, own});
+  Tensor depthwise_grad = new_map(x, {weight_grads ? made.depthwise_size() : 0});
+  Tensor pointwise_grad = new_map(x, {weight_grads ? s.branches : 0, own, own});
   for (int k = 0; k < s.branches; k++) {
     all.branches[k].grad = incoming.grads[k];
     all.branches[k].depthwise_feedback = down.depthwise(k);
@@ -97,11 +106,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
   const int64_t rows = s.shared ? 0 : s.branches;
   Tensor sum = torch::stable::new_empty(x, {rows, s.c}, ScalarType::Double);
   Tensor product = torch::stable::new_empty(x, {rows, s.c}, ScalarType::Double);
-  bionas::stage_backward(
+  bionas::stage_backward<Map>(
       s, {incoming.z, incoming.a, incoming.b, incoming.d, grad_x.mutable_data_ptr<float>(),
           rows ? sum.mutable_data_ptr<double>() : nullptr, rows ? product.mutable_data_ptr<double>() : nullptr});
   if (weight_grads) made.finish();
   return {grad_x, sum, product, depthwise_grad, pointwise_grad};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_backward(
+    Tensors grads, Tensors prologue, const Tensor& x, Tensors weights, Tensors feedback, Ints stage, Tensors affine,
+    bool weight_grads) {
+  return with_maps(x, [&](auto number) {
+    return backward<decltype(number)>(grads, prologue, x, weights, feedback, stage, affine, weight_grads);
+  });
 }
 
 }  // namespace

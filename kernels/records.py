@@ -220,7 +220,7 @@ class Prologue(NamedTuple):
     def deltas(self) -> Tensor:
         """Compute the gradient of z of all branches, [K, N, H_out, W_out, C]."""
         a, b, d = (value[:, None, None, None] for value in (self.a, self.b, self.d))
-        return torch.addcmul(torch.addcmul(d, b, self.z), a, torch.stack([*self.grads]))
+        return torch.addcmul(torch.addcmul(d, b, self.z.to(b.dtype)), a, torch.stack([*self.grads]))
 
 
 class StageGradients(NamedTuple):

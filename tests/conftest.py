@@ -106,7 +106,7 @@ def programs(tmp_path_factory) -> Programs:
     return Programs(Path(os.environ.get("BIONAS_FAST_TEST_PROGRAMS", shared / "programs")))
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
+@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "baseline"])
 def isa(request):
     """Every instruction set of the machine; the compiled kernels run its variant."""
     if request.param not in native.isas():

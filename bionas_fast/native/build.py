@@ -34,9 +34,12 @@ _DEFINES = ("-DTORCH_TARGET_VERSION=0x020b000000000000",)
 _COMPILE = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
 #: The kernels, which include no torch header; and the operators, which only unpack their arguments.
 _KERNELS, _OPERATORS = ("-O3",), ("-O1",)
-#: The floats in a vector register of the variants of a kernel, and what a compiler defines for a machine that has them.
+_AVX512 = {"__FMA__", "__AVX512F__", "__AVX512BW__", "__AVX512DQ__", "__AVX512VL__"}
+#: The variants of a kernel by number, that of the floats in a vector register or 32 for AVX-512 with products of
+#: bfloat16, and what a compiler defines for a machine that has them.
 _LANES = {
-    16: {"__FMA__", "__AVX512F__", "__AVX512BW__", "__AVX512DQ__", "__AVX512VL__"},
+    32: {*_AVX512, "__AVX512BF16__"},
+    16: _AVX512,
     8: {"__FMA__", "__AVX2__"},
     4: {"__x86_64__"},
 }
@@ -55,7 +58,7 @@ def compile_library(output: Path, lanes: int = 0) -> None:
 
     Args:
         output: the library.
-        lanes: the variants of the kernels, as the sum of the floats in their vector registers, 16 + 8 + 4;
+        lanes: the variants of the kernels, as the sum of their numbers, 32 + 16 + 8 + 4;
             by default all.
 
     Raises:

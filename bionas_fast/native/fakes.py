@@ -46,6 +46,11 @@ def _sums(like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return like.new_empty(shape, dtype=torch.float64), like.new_empty(shape, dtype=torch.float64)
 
 
+def _floats(like: Tensor, *shape: int) -> Tensor:
+    """Return the fake of a result that is float32 whatever the dtype of maps."""
+    return like.new_empty(shape, dtype=torch.float32)
+
+
 @fake
 def feedback_weight(
     weight: Tensor, mode: str, stored: Tensor | None, stream: Tensor | None, bound: float, scale: float
@@ -81,8 +86,8 @@ def stage_backward(
     depthwise, pointwise = weights
     rows = len(stage) // 2 if x.dim() == 5 else 0
     square = pointwise.shape if weight_grads else (0, *pointwise.shape[1:])
-    made = x.new_empty(depthwise.shape if weight_grads else (0,)), x.new_empty(square)
-    return x.new_empty(x.shape), *_sums(x, rows), *made
+    made = _floats(x, *(depthwise.shape if weight_grads else (0,))), _floats(x, *square)
+    return _floats(x, *x.shape), *_sums(x, rows), *made
 
 
 @fake
@@ -99,7 +104,7 @@ def separable_edges(
     branches = len(plan) // 3 - 1
     size = _strided(x.shape, plan[2 + branches])
     _expect(len(into) == edges, "into: expected one for each edge")
-    out = [x.new_empty(size) for _ in into]
+    out = [_floats(x, *size) for _ in into]
     return out, x.new_empty(branches, *size), *_sums(x, twice + branches)
 
 
@@ -117,7 +122,7 @@ def separable_edges_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, down = saved[0], len(feedback) > 0
     count = sum(tensor.numel() for tensor in weights) if down and weight_grads else 0
-    return torch.empty_like(mixing), x.new_empty(x.shape if down else (0,)), x.new_empty(count)
+    return torch.empty_like(mixing), _floats(x, *(x.shape if down else (0,))), _floats(x, count)
 
 
 @fake
@@ -130,7 +135,7 @@ def feedback_segments(
 @fake
 def mixed_sum(maps: list[Tensor], terms: list[int], weight: Tensor, offset: Tensor, into: list[Tensor]) -> list[Tensor]:
     _expect(len(into) == terms[0], "into: expected one for each sum")
-    return [maps[0].new_empty(maps[0].shape[1:]) for _ in into]
+    return [_floats(maps[0], *maps[0].shape[1:]) for _ in into]
 
 
 @fake
@@ -149,7 +154,7 @@ def normalised_sum(
     images: int = 1,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     _expect(len(into) == terms[0], "into: expected one for each sum")
-    out = [maps[0].new_empty(maps[0].shape[1:]) for _ in into]
+    out = [_floats(maps[0], *maps[0].shape[1:]) for _ in into]
     return out, torch.empty_like(sums[0]), torch.empty_like(sums[1])
 
 
@@ -164,7 +169,7 @@ def normalised_sum_backward(
     images: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels, normalised = maps[0].shape[-1], len(moments[0])
-    a, b, d = (maps[0].new_empty(rows, channels) for rows in (len(terms) // 2, normalised, normalised))
+    a, b, d = (_floats(maps[0], rows, channels) for rows in (len(terms) // 2, normalised, normalised))
     return torch.empty_like(factors), a, b, d
 
 
@@ -175,7 +180,7 @@ def pooling(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @fake
 def pooling_backward(grads: list[Tensor], x: Tensor, stride: int) -> Tensor:
-    return x.new_empty(x.shape)
+    return _floats(x, *x.shape)
 
 
 @fake
@@ -194,8 +199,8 @@ def factorized_reduce_backward(
     weight_grads: bool,
     images: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    first, second = (x.new_empty(tensor.shape if weight_grads else (0,)) for tensor in weights)
-    return x.new_empty(x.shape), first, second
+    first, second = (_floats(x, *(tensor.shape if weight_grads else (0,))) for tensor in weights)
+    return _floats(x, *x.shape), first, second
 
 
 @fake

@@ -84,7 +84,10 @@ def obstacle_with_cuda(device: str) -> str:
 
 
 def isas() -> tuple[str, ...]:
-    """Return the supported instruction sets of avx512, avx2 and baseline, fastest first; none without the library."""
+    """Return the supported instruction sets, fastest first; none without the library.
+
+    They are avx512_bf16, avx512, avx2 and baseline.
+    """
     if not load():
         return ()
     return tuple(torch.ops.bionas_fast_native.isas())

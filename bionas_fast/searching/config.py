@@ -64,7 +64,9 @@ class SearchConfig(DescentConfig):
     valid_batch_size: int | None = Field(
         None, ge=1, description="Images per batch that trains alpha; by default batch_size (EG-NAS: half of it)."
     )
-    amp: Annotated[Amp, Option()] = Field("off", description="Mixed precision: bf16 or fp16.")
+    amp: Annotated[Amp, Option()] = Field(
+        "off", description="Mixed precision: bf16, in which the stacked engine also stores its maps, or fp16."
+    )
     cuda_graphs: Annotated[Literal["auto", "off"], Option(), Changeable()] = Field(
         "auto",
         description="Half steps on CUDA devices: auto, as CUDA graphs where possible, or off, kernel by kernel.",

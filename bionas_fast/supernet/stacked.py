@@ -173,7 +173,9 @@ class StackedCell(SearchCell):
             states[state] = shuffle(both, self.partial_channels, dim=3)
 
     def _output(self, states: dict[int, Tensor]) -> Tensor:
-        return torch.cat([states[state] for state in self.space.output], dim=-1).permute(0, 3, 1, 2)
+        # Under autocast sums are float32, and the next cell converts its input to the dtype of the first states.
+        outputs = [states[state].to(states[0].dtype) for state in self.space.output]
+        return torch.cat(outputs, dim=-1).permute(0, 3, 1, 2)
 
     def read(self, cell: ModularCell) -> None:
         """Copy weights, feedback, streams and statistics from a modular cell."""

@@ -24,19 +24,24 @@
 #define BIONAS_X86 0
 #endif
 
-// The variants to compile: the sum of the floats in one of their vector registers, 16 + 8 + 4; 0: all of them.
+// The variants to compile: the sum of the floats in one of their vector registers, 16 + 8 + 4, and 32 for avx512_bf16;
+// 0: all of them.
 #ifndef BIONAS_LANES
 #define BIONAS_LANES 0
 #endif
 
-// Whether the variant of so many floats is compiled.
+// Whether the variant of this number is compiled.
 #define BIONAS_HAS(lanes) (BIONAS_X86 ? BIONAS_LANES == 0 || (BIONAS_LANES & (lanes)) : (lanes) == 4)
+
+// For loops that need all registers: inlined into a large function, they would share them with it.
+#define BIONAS_APART __attribute__((noinline))
 
 namespace bionas {
 
-enum class Isa { baseline, avx2, avx512 };
+// avx512_bf16 multiplies narrow numbers in the matrix products of narrow maps.
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
-constexpr Isa all_isas[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // fastest first
+constexpr Isa all_isas[] = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::baseline};  // fastest first
 
 const char* name(Isa isa);
 
@@ -48,8 +53,9 @@ Isa current_isa();
 void set_isa(Isa isa);
 
 template <class Function>
-Function* choose(Function* avx512, Function* avx2, Function* baseline) {
+Function* choose(Function* avx512_bf16, Function* avx512, Function* avx2, Function* baseline) {
   switch (current_isa()) {
+    case Isa::avx512_bf16: return avx512_bf16;
     case Isa::avx512: return avx512;
     case Isa::avx2: return avx2;
     default: return baseline;

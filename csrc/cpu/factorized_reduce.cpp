@@ -14,11 +14,13 @@ namespace {
 constexpr int64_t block = 64;
 
 // Output rows whose grids are kept for all reductions: several blocks, in the L2 cache.
-int64_t rows_at_once(const FactorizedReduce& s) { return 1 + 4 * block / (1 + s.wo); }
+template <class Map>
+int64_t rows_at_once(const FactorizedReduce<Map>& s) { return 1 + 4 * block / (1 + s.wo); }
 
 // The matrix of each reduction and grid, [C, C]: a block for each image, zero for the other grid's half of z.
 struct Packed {
-  Packed(const FactorizedReduce& s, bool backward) : c(s.c), data(2 * s.count * c * c, true) {
+  template <class Map>
+  Packed(const FactorizedReduce<Map>& s, bool backward) : c(s.c), data(2 * s.count * c * c, true) {
     const int64_t half = s.own - s.own / 2;
     for (int64_t r = 0; r < s.count; r++)
       for (int64_t i = 0; i < s.own; i++)
@@ -47,9 +49,10 @@ struct Packed {
 
 namespace bionas {
 
-void factorized_reduce_forward(const FactorizedReduce& s, float* z, double* sum, double* sum_sq) {
+template <class Map>
+void factorized_reduce_forward(const FactorizedReduce<Map>& s, Map* z, double* sum, double* sum_sq) {
   const Packed packed(s, false);
-  const auto kernel = BIONAS_CHOOSE(reduce_rows);
+  const auto kernel = BIONAS_CHOOSE(reduce_rows<Map>);
   const int64_t size = s.count * s.c;
   Shares<double> shares(2 * size);
   parallel_for(s.n * s.ho, rows_at_once(s), [&](int64_t begin, int64_t end) {
@@ -65,9 +68,10 @@ void factorized_reduce_forward(const FactorizedReduce& s, float* z, double* sum,
   });
 }
 
-void factorized_reduce_backward(const FactorizedReduce& s, const FactorizedReduceBackward& g) {
+template <class Map>
+void factorized_reduce_backward(const FactorizedReduce<Map>& s, const FactorizedReduceBackward<Map>& g) {
   const Packed packed(s, true);
-  const auto kernel = BIONAS_CHOOSE(carry_rows_down);
+  const auto kernel = BIONAS_CHOOSE(carry_rows_down<Map>);
   const int64_t c = s.c, half = s.own - s.own / 2;
   Shares<float> shares(g.first_grad ? 2 * s.count * c * c : 0);
   parallel_for(s.n * s.ho, rows_at_once(s), [&](int64_t begin, int64_t end) {
@@ -87,5 +91,10 @@ void factorized_reduce_backward(const FactorizedReduce& s, const FactorizedReduc
       }
   });
 }
+
+template void factorized_reduce_forward(const FactorizedReduce<float>&, float*, double*, double*);
+template void factorized_reduce_forward(const FactorizedReduce<Narrow>&, Narrow*, double*, double*);
+template void factorized_reduce_backward(const FactorizedReduce<float>&, const FactorizedReduceBackward<float>&);
+template void factorized_reduce_backward(const FactorizedReduce<Narrow>&, const FactorizedReduceBackward<Narrow>&);
 
 }  // namespace bionas

@@ -18,15 +18,16 @@ void* take(std::size_t bytes);
 // Releases a block; callable from any thread.
 void give(void* block);
 
-// A large array of floats out of the pool, uninitialised.
+// A large array out of the pool, uninitialised.
+template <class T = float>
 struct Scratch {
-  explicit Scratch(int64_t size) : data(size ? static_cast<float*>(take(size * sizeof(float))) : nullptr) {}
+  explicit Scratch(int64_t size) : data(size ? static_cast<T*>(take(size * sizeof(T))) : nullptr) {}
   ~Scratch() {
     if (data) give(data);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  float* data;
+  T* data;
 };
 
 // Frees all unused blocks; returns the number of bytes.

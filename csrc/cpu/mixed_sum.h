@@ -4,14 +4,24 @@
 
 #include <cstdint>
 
+#include "narrow.h"
+
 namespace bionas {
 
 constexpr double variance_epsilon = 1e-5;  // of batch normalisation
 
+// A map of floats or of narrow numbers.
+struct AnyMap {
+  AnyMap(const float* map) : data(map), narrow(false) {}
+  AnyMap(const Narrow* map) : data(map), narrow(true) {}
+  const void* data;
+  bool narrow;
+};
+
 struct MixedSum {
   int64_t p, c;             // positions, channels (a multiple of 16)
   int edges, terms;
-  const float* const* map;  // [T] pointers to [P, C]; terms may share a map
+  const AnyMap* map;        // [T], [P, C] each; terms may share a map
   const int64_t* edge;      // [T], the sum that a term belongs to
 };
 

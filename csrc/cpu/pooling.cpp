@@ -23,8 +23,9 @@ struct Window {
 
 namespace bionas {
 
-void pooling_forward(const Pooling& p, float* z, double* sum, double* sum_sq) {
-  const auto kernel = BIONAS_CHOOSE(pool_images);
+template <class Map>
+void pooling_forward(const Pooling<Map>& p, Map* z, double* sum, double* sum_sq) {
+  const auto kernel = BIONAS_CHOOSE(pool_images<Map>);
   const int64_t size = 2 * p.c;
   Shares<double> shares(2 * size);
   parallel_for(p.n, 1, [&](int64_t begin, int64_t end) { kernel(p, z, shares.start(begin), begin, end); });
@@ -37,9 +38,15 @@ void pooling_forward(const Pooling& p, float* z, double* sum, double* sum_sq) {
   });
 }
 
-void pooling_backward(const Pooling& p, const float* grad_max, const float* grad_average, float* grad_x) {
-  const auto kernel = BIONAS_CHOOSE(unpool_images);
+template <class Map>
+void pooling_backward(const Pooling<Map>& p, const float* grad_max, const float* grad_average, float* grad_x) {
+  const auto kernel = BIONAS_CHOOSE(unpool_images<Map>);
   parallel_for(p.n, 1, [&](int64_t begin, int64_t end) { kernel(p, grad_max, grad_average, grad_x, begin, end); });
 }
+
+template void pooling_forward(const Pooling<float>&, float*, double*, double*);
+template void pooling_forward(const Pooling<Narrow>&, Narrow*, double*, double*);
+template void pooling_backward(const Pooling<float>&, const float*, const float*, float*);
+template void pooling_backward(const Pooling<Narrow>&, const float*, const float*, float*);
 
 }  // namespace bionas

@@ -16,7 +16,8 @@ namespace {
 
 // The maps z of branches [begin, end) as terms of the sums of their edges.
 struct Terms {
-  Terms(const SeparableEdges& e, const float* z, int begin, int end) {
+  template <class Map>
+  Terms(const SeparableEdges<Map>& e, const Map* z, int begin, int end) {
     for (int k = begin; k < end; k++) {
       const auto known = std::find(edges.begin(), edges.end(), e.edge[k]);
       own.push_back(known - edges.begin());
@@ -25,29 +26,30 @@ struct Terms {
     }
     sum = {e.map() / e.c, e.c, int(edges.size()), end - begin, maps.data(), own.data()};
   }
-  std::vector<const float*> maps;
+  std::vector<AnyMap> maps;
   std::vector<int64_t> own, edges;
   MixedSum sum;
 };
 
 // Branches [begin, end), all of two stages or all of one, and their data.
+template <class Map>
 class Group {
  public:
-  Group(const SeparableEdges& e, const Tiles& tiles, int begin, int end)
+  Group(const SeparableEdges<Map>& e, const Tiles& tiles, int begin, int end)
       : e(e), tiles(tiles), c(e.c), begin(begin), end(end), count(end - begin), two(begin < e.twice),
         scale(count * c), shift(count * c),
         sum(count * c), second_sum(count * c) {}
 
-  Stage first(const Branch* branches) const {
+  Stage<Map> first(const Branch* branches) const {
     return {e.n, e.h, e.w, c, e.ho(), e.wo(), e.stride, count, branches, e.x, true, nullptr, nullptr, &tiles};
   }
-  Stage second(const Branch* branches, const float* z) const {
+  Stage<Map> second(const Branch* branches, const Map* z) const {
     return {e.n, e.ho(), e.wo(), c, e.ho(), e.wo(), 1, count, branches, z, false, scale.data(), shift.data()};
   }
 
   // Writes the outputs of the first stages; z is read soon, the copy is not.
-  void run_first(float* z, float* copy) {
-    stage_forward(first(e.first + begin), {z, sum.data(), second_sum.data(), copy});
+  void run_first(Map* z, Map* copy) {
+    stage_forward<Map>(first(e.first + begin), {z, sum.data(), second_sum.data(), copy});
     if (e.training) moments(two ? begin : e.twice + begin);
   }
   // The affine maps through which the second stages read what the first ones wrote.
@@ -58,13 +60,13 @@ class Group {
       shift[i] = float(-e.mean[at] * rstd(at));
     }
   }
-  void run_second(const float* z1, float* z, float* copy) {
+  void run_second(const Map* z1, Map* z, Map* copy) {
     set_affine();
-    stage_forward(second(e.second + begin, z1), {z, sum.data(), second_sum.data(), copy});
+    stage_forward<Map>(second(e.second + begin, z1), {z, sum.data(), second_sum.data(), copy});
     if (e.training) moments(e.twice + begin);
   }
 
-  void add_up(const SeparableEdgesForward& f, const float* z, std::vector<bool>& started) {
+  void add_up(const SeparableEdgesForward<Map>& f, const Map* z, std::vector<bool>& started) {
     const Terms terms(e, z, begin, end);
     std::vector<float> weight(count * c);
     std::vector<double> offset(terms.edges.size() * c);
@@ -87,7 +89,7 @@ class Group {
   }
 
   // The gradients of mixing; and a, b, d: the gradient of the last map is a · grad + b · z + d.
-  void differentiate(const SeparableEdgesBackward& g) {
+  void differentiate(const SeparableEdgesBackward<Map>& g) {
     const Terms terms(e, g.z + begin * e.map(), begin, end);
     std::vector<const float*> grad;
     for (int64_t edge : terms.edges) grad.push_back(g.grad[edge]);
@@ -110,12 +112,13 @@ class Group {
 
   // Backward through the second stages, with the first ones recomputed, which is cheap if their maps stay in a cache.
   // Writes those, z1, and grad, [count, N, H_out, W_out, C]; a, b, d become those of z1.
-  void second_backward(const SeparableEdgesBackward& g, float* z1, float* grad) {
+  void second_backward(const SeparableEdgesBackward<Map>& g, Map* z1, float* grad) {
     set_affine();
     const std::vector<Branch> branches = with_grads(e.second, [&](int k) { return g.grad[e.edge[k]]; });
-    const Stage before = first(e.first + begin);
-    stage_backward(second(branches.data(), z1), {g.z + begin * e.map(), a.data(), b.data(), d.data(), grad, sum.data(),
-                                                 second_sum.data(), nullptr, &before});
+    const Stage<Map> before = first(e.first + begin);
+    stage_backward<Map>(
+        second(branches.data(), z1),
+        {g.z + begin * e.map(), a.data(), b.data(), d.data(), grad, sum.data(), second_sum.data(), nullptr, &before});
     add_up_sums();
     for (int64_t i = 0; i < count * c; i++) {
       const int64_t at = begin * c + i;
@@ -123,14 +126,14 @@ class Group {
     }
   }
   // Backward through the first stages; own: the output of second_backward.
-  void first_backward(const SeparableEdgesBackward& g, const float* z, const float* own, const Tiles& grad_tiles) {
+  void first_backward(const SeparableEdgesBackward<Map>& g, const Map* z, const float* own, const Tiles& grad_tiles) {
     const std::vector<Branch> branches = with_grads(
         e.first, [&](int k) { return own ? own + (k - begin) * e.map() : g.grad[e.edge[k]]; });
-    stage_backward(
+    stage_backward<Map>(
         first(branches.data()), {z, a.data(), b.data(), d.data(), nullptr, nullptr, nullptr, &grad_tiles});
   }
 
-  const SeparableEdges& e;
+  const SeparableEdges<Map>& e;
   const Tiles& tiles;
   const int64_t c;
   const int begin, end, count;
@@ -173,9 +176,9 @@ class Group {
 };
 
 // Calls body with the bounds of one group after the other, those of two stages first.
-template <class Body>
-void each_group(const SeparableEdges& e, const Body& body) {
-  const int64_t most = std::max<int64_t>(1, e.together / int64_t(e.map() * sizeof(float)));
+template <class Map, class Body>
+void each_group(const SeparableEdges<Map>& e, const Body& body) {
+  const int64_t most = std::max<int64_t>(1, e.together / int64_t(e.map() * sizeof(Map)));
   const auto divide = [&](int begin, int end) {
     const int64_t groups = (end - begin + most - 1) / most;
     for (int64_t i = 0; i < groups; i++)
@@ -185,17 +188,19 @@ void each_group(const SeparableEdges& e, const Body& body) {
   divide(e.twice, e.branches);
 }
 
-// The number of floats in the maps of the largest group.
-int64_t scratch_size(const SeparableEdges& e) {
+// The size of the maps of the largest group.
+template <class Map>
+int64_t scratch_size(const SeparableEdges<Map>& e) {
   int64_t largest = 0;
   each_group(e, [&](int begin, int end) { largest = std::max<int64_t>(largest, end - begin); });
   return largest * e.map();
 }
 
 // The state as the shared input of all first stages.
+template <class Map>
 class State {
  public:
-  explicit State(const SeparableEdges& e)
+  explicit State(const SeparableEdges<Map>& e)
       : stage_{e.n, e.h, e.w, e.c, e.ho(), e.wo(), e.stride, 0, nullptr, e.x, true, nullptr, nullptr},
         pad_(widest(e)),
         memory_(tiles_size(stage_, pad_)),
@@ -212,16 +217,16 @@ class State {
   void take(const Tiles& grad, float* grad_x) const { take_from_tiles(stage_, tiles, grad, grad_x); }
 
  private:
-  static int64_t widest(const SeparableEdges& e) {
+  static int64_t widest(const SeparableEdges<Map>& e) {
     int64_t pad = 0;
     for (int k = 0; k < e.branches; k++) pad = std::max(pad, padding(e.first[k]));
     return pad;
   }
 
-  const Stage stage_;
+  const Stage<Map> stage_;
   const int64_t pad_;
-  const Scratch memory_;
-  std::optional<Scratch> grad_memory_;
+  const Scratch<> memory_;
+  std::optional<Scratch<>> grad_memory_;
 
  public:
   const Tiles tiles;
@@ -229,13 +234,14 @@ class State {
 
 }  // namespace
 
-void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForward& f) {
-  const State state(e);
-  const Scratch between(scratch_size(e)), last(scratch_size(e));
+template <class Map>
+void separable_edges_forward(const SeparableEdges<Map>& e, const SeparableEdgesForward<Map>& f) {
+  const State<Map> state(e);
+  const Scratch<Map> between(scratch_size(e)), last(scratch_size(e));
   std::vector<bool> started(e.edges);
   each_group(e, [&](int begin, int end) {
-    Group group(e, state.tiles, begin, end);
-    float* z = f.z + begin * e.map();
+    Group<Map> group(e, state.tiles, begin, end);
+    Map* z = f.z + begin * e.map();
     if (group.two) {
       group.run_first(between.data, nullptr);
       group.run_second(between.data, last.data, z);
@@ -249,16 +255,18 @@ void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForwar
   }
 }
 
-void separable_edges_backward(const SeparableEdges& e, const SeparableEdgesBackward& g) {
+template <class Map>
+void separable_edges_backward(const SeparableEdges<Map>& e, const SeparableEdgesBackward<Map>& g) {
   if (!g.grad_x) {
     const Tiles none{};
-    return each_group(e, [&](int begin, int end) { Group(e, none, begin, end).differentiate(g); });
+    return each_group(e, [&](int begin, int end) { Group<Map>(e, none, begin, end).differentiate(g); });
   }
-  State state(e);
+  State<Map> state(e);
   const Tiles grad_tiles = state.new_grad();
-  const Scratch between(scratch_size(e)), own(scratch_size(e));
+  const Scratch<Map> between(scratch_size(e));
+  const Scratch<> own(scratch_size(e));
   each_group(e, [&](int begin, int end) {
-    Group group(e, state.tiles, begin, end);
+    Group<Map> group(e, state.tiles, begin, end);
     group.differentiate(g);
     if (group.two) group.second_backward(g, between.data, own.data);
     group.first_backward(g, group.two ? between.data : g.z + begin * e.map(), group.two ? own.data : nullptr,
@@ -266,5 +274,10 @@ void separable_edges_backward(const SeparableEdges& e, const SeparableEdgesBackw
   });
   state.take(grad_tiles, g.grad_x);
 }
+
+template void separable_edges_forward(const SeparableEdges<float>&, const SeparableEdgesForward<float>&);
+template void separable_edges_forward(const SeparableEdges<Narrow>&, const SeparableEdgesForward<Narrow>&);
+template void separable_edges_backward(const SeparableEdges<float>&, const SeparableEdgesBackward<float>&);
+template void separable_edges_backward(const SeparableEdges<Narrow>&, const SeparableEdgesBackward<Narrow>&);
 
 }  // namespace bionas

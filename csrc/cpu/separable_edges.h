@@ -10,6 +10,8 @@
 
 namespace bionas {
 
+// Map: the numbers of maps, float or Narrow; see Stage.
+template <class Map>
 struct SeparableEdges {
   int64_t n, h, w, c;     // of the state
   int stride;             // 1 or 2, of the first stages
@@ -19,7 +21,7 @@ struct SeparableEdges {
   const Branch* second;   // [twice]
   const int64_t* edge;    // [branches], the edge of each
   const double* mixing;   // [branches]
-  const float* x;         // [N, H, W, C]
+  const Map* x;           // [N, H, W, C]
   double* mean;           // [twice + branches, C]: after the first stages of two, then after the last stages
   double* var;
   bool training;          // forward: mean and var are of this batch, and written; else they are read
@@ -36,20 +38,24 @@ struct SeparableEdges {
 };
 
 // out[e] = into[e] + Σ_{branches k of e} mixing[k] · BN(z[k])
+template <class Map>
 struct SeparableEdgesForward {
-  float* z;                  // [branches, N, H_out, W_out, C]
+  Map* z;                    // [branches, N, H_out, W_out, C]
   const float* const* into;  // [edges], each may be null; or null
   float* const* out;         // [edges]
 };
 
+template <class Map>
 struct SeparableEdgesBackward {
-  const float* z;
+  const Map* z;
   const float* const* grad;  // [edges], of out
   double* grad_mixing;       // [branches]
   float* grad_x;             // [N, H, W, C]; or null, then without weight gradients
 };
 
-void separable_edges_forward(const SeparableEdges& e, const SeparableEdgesForward& f);
-void separable_edges_backward(const SeparableEdges& e, const SeparableEdgesBackward& g);
+template <class Map>
+void separable_edges_forward(const SeparableEdges<Map>& e, const SeparableEdgesForward<Map>& f);
+template <class Map>
+void separable_edges_backward(const SeparableEdges<Map>& e, const SeparableEdgesBackward<Map>& g);
 
 }  // namespace bionas

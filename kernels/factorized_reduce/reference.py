@@ -6,14 +6,16 @@ from these by its second, and concatenates the results. For odd sizes the second
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..records import Prologue, ReductionWeights, Sums
 
 
-def _grids(x: Tensor) -> tuple[Tensor, Tensor]:
+def _grids(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Extract the two grids, [P, C] each, of ReLU(x), x [N, H, W, C]."""
+    x = x.to(dtype)
     shifted = F.pad(x[:, 1::2, 1::2], (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
     first, second = (F.relu(grid).reshape(-1, x.shape[-1]) for grid in (x[:, ::2, ::2], shifted))
     return first, second
@@ -23,17 +25,17 @@ def forward(x: Tensor, weights: ReductionWeights) -> tuple[Tensor, Sums]:
     """Compute all reductions of x [N, H, W, C].
 
     Returns:
-        z [R, N, ⌈H/2⌉, ⌈W/2⌉, C], and its sums.
+        z [R, N, ⌈H/2⌉, ⌈W/2⌉, C] in the dtype of x, and the sums of z before it is rounded, see :mod:`..maps`.
     """
     images, height, width, channels = x.shape
-    grids = _grids(x)
-    z = x.new_empty(weights.first.shape[0], grids[0].shape[0], channels)
+    grids = _grids(x, weights.first.dtype)
+    z = grids[0].new_empty(weights.first.shape[0], grids[0].shape[0], channels)
     halves = z.split([weight.shape[1] for weight in weights], dim=-1)
     for part, grid, weight in zip(halves, grids, weights, strict=True):
         part.copy_(grid @ weight.transpose(1, 2))
     wide = z.double()
     sums = Sums(wide.sum(dim=1), wide.square().sum(dim=1))
-    return z.view(len(z), images, -(-height // 2), -(-width // 2), channels), sums
+    return z.view(len(z), images, -(-height // 2), -(-width // 2), channels).to(x.dtype), sums
 
 
 def backward(
@@ -46,9 +48,10 @@ def backward(
         feedback: shaped like ``weights``.
         weight_grads: whether weight gradients are requested; empty tensors otherwise.
     """
-    grids = _grids(x)
-    deltas = prologue.deltas().flatten(1, 3)  # [R, P, C]
-    down = x.new_zeros(x.shape[0], x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2, x.shape[3])
+    dtype = weights.first.dtype
+    grids = _grids(x, dtype)
+    deltas = prologue.deltas().to(dtype).flatten(1, 3)  # [R, P, C]
+    down = grids[0].new_zeros(x.shape[0], x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2, x.shape[3])
     grads = []
     begin = 0
     for offset, (grid, matrix) in enumerate(zip(grids, feedback, strict=True)):

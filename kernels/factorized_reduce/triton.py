@@ -84,7 +84,7 @@ def backward(
     found = gradients(prologue, x, feedback, weight_grads)
     if found.weights is None:
         return found.x, ReductionWeights(x.new_empty(0), x.new_empty(0))
-    flat = add_up([found.weights], x.dtype).split([own.numel() for own in weights])
+    flat = add_up([found.weights], weights.first.dtype).split([own.numel() for own in weights])
     return found.x, ReductionWeights(*(own.view_as(weight) for own, weight in zip(flat, weights, strict=True)))
 
 
@@ -120,8 +120,9 @@ def gradients(prologue: Prologue, x: Tensor, feedback: ReductionWeights, weight_
             halves = 2 * triton.cdiv(feedback.first.shape[1], launch["BLOCK_O"])
             parts = halves * triton.cdiv(channels, launch["BLOCK_C"])
             most = max(1, WEIGHT_PROGRAMS // (count * parts))
-            partial = x.new_empty(min(most, triton.cdiv(rows, launch["BLOCK_R"])), count * channels * channels)
-            reduction_weight_kernel[count, len(partial), parts](p_grad=partial, **read, **sizes, **launch)
+            programs = min(most, triton.cdiv(rows, launch["BLOCK_R"]))
+            partial = x.new_empty(programs, count * channels * channels, dtype=torch.float32)
+            reduction_weight_kernel[count, len(partial), parts](p_weight_grad=partial, **read, **sizes, **launch)
     return PartialGradients(grad, partial)
 
 

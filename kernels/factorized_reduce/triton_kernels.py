@@ -18,8 +18,8 @@ from bionas_fast.choices import Products
 from ..launching import Configuration, precisions
 from ..triton_blocks import block_rows, delta, inside, prologue
 
-#: The dtype of maps; sums are float32, too.
-DTYPES = (torch.float32,)
+#: The dtypes of maps; sums are float32, and factors of products have the dtype of the maps.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Maximum channels of a block; blocks are as small as possible.
 WIDTHS = (16, 32)
 
@@ -64,10 +64,10 @@ def reduction_kernel(
         b_x = _seen(p_x, i_r * BLOCK_R, rows, i_half, height, width, out_height, out_width, o_c, channels, BLOCK_R)
         p_block = p_weight + i_k * outputs * channels + (o_o * channels)[None, :] + o_c[:, None]
         b_weight = tl.load(p_block, mask=(o_c < channels)[:, None] & mask_o[None, :], other=0)
-        b_z = tl.dot(b_x, b_weight, b_z, input_precision=PRECISION)
+        b_z = tl.dot(b_x, b_weight.to(b_x.dtype), b_z, input_precision=PRECISION)
     mask = (o_r < rows - i_r * BLOCK_R)[:, None] & mask_o[None, :]
     p_block = p_z + (i_k * rows + i_r * BLOCK_R) * channels + i_first
-    tl.store(p_block + (o_r * channels)[:, None] + o_o[None, :], b_z, mask=mask)
+    tl.store(p_block + (o_r * channels)[:, None] + o_o[None, :], b_z.to(p_z.dtype.element_ty), mask=mask)
     b_z = tl.where(mask, b_z, 0)
     own_blocks = tl.cdiv(rows, BLOCK_R)
     p_block = p_sums + (i_k * own_blocks + i_r) * channels + i_first + o_o
@@ -105,19 +105,19 @@ def reduction_error_kernel(
                 b_delta = delta(p_up + i_block, p_z + i_block, o_z, mask_z, b_a, b_b, b_d)
                 p_matrix = p_weight + i_k * outputs * channels + (o_o * channels)[:, None] + o_c[None, :]
                 b_weight = tl.load(p_matrix, mask=mask_o[:, None] & mask_c[None, :], other=0)
-                b_grad = tl.dot(b_delta, b_weight, b_grad, input_precision=PRECISION)
+                b_grad = tl.dot(b_delta, b_weight.to(b_delta.dtype), b_grad, input_precision=PRECISION)
         b_x = _seen(p_x, i_row, rows, i_half, height, width, out_height, out_width, o_c, channels, BLOCK_R)
         b_grad = tl.where(b_x > 0, b_grad, 0)
         for i_w in tl.static_range(2):
             o_x = ((o_n * height + 2 * o_h + i_half) * width + 2 * o_w + i_w) * channels
             mask_x = mask_r & inside(2 * o_h + i_half, 2 * o_w + i_w, height, width)
-            b_own = b_grad if i_w == i_half else tl.zeros_like(b_grad)
+            b_own = (b_grad if i_w == i_half else tl.zeros_like(b_grad)).to(p_grad.dtype.element_ty)
             tl.store(p_image + o_x[:, None] + o_c[None, :], b_own, mask=mask_x[:, None] & mask_c[None, :])
 
 
 @triton.jit(do_not_specialize=["count", "rows", "height", "width", "out_height", "out_width"])
 def reduction_weight_kernel(
-    p_grad, p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places, p_a, p_b, p_d,
+    p_weight_grad, p_maps0, p_maps1, p_maps2, p_maps3, p_maps4, p_maps5, p_maps6, p_maps7, p_places, p_a, p_b, p_d,
     p_x, count, rows, channels, height, width, out_height, out_width,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +130,7 @@ def reduction_weight_kernel(
     blocks = tl.num_programs(2) // 2
     i_half, i_block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
     first = tl.cdiv(channels, 2)
-    _, i_first, outputs = _half(p_grad, p_grad, i_half, channels)
+    _, i_first, outputs = _half(p_weight_grad, p_weight_grad, i_half, channels)
     o_o = i_block // in_blocks * BLOCK_O + tl.arange(0, BLOCK_O)
     o_c = i_block % in_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_o, size, o_r = o_o < outputs, tl.cast(rows, tl.int64) * channels, tl.arange(0, BLOCK_R)
@@ -146,7 +146,7 @@ def reduction_weight_kernel(
         b_x = _seen(p_x, i_row, rows, i_half, height, width, out_height, out_width, o_c, channels, BLOCK_R)
         b_delta = tl.trans(tl.where(mask_r, b_delta, 0))
         b_grad = tl.dot(b_delta, b_x, b_grad, input_precision=PRECISION)
-    p_block = p_grad + tl.cast(i_p, tl.int64) * count * channels * channels
+    p_block = p_weight_grad + tl.cast(i_p, tl.int64) * count * channels * channels
     p_block += tl.where(i_half == 0, 0, count * first * channels) + i_k * outputs * channels
     tl.store(
         p_block + (o_o * channels)[:, None] + o_c[None, :], b_grad, mask=mask_o[:, None] & (o_c < channels)[None, :]

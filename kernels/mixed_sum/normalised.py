@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .. import batch_norm
 from ..batch_norm import Synchroniser
+from ..maps import precise
 from ..parts import Parts
 from ..records import Affine, Moments, Running, Sums, TermGradients, Terms
 from ..tables import one_hot, table
@@ -42,7 +43,7 @@ def forward(
     Returns:
         One tensor per edge; the moments of this pass.
     """
-    like = maps[0]
+    like, dtype = maps[0], precise(maps[0].dtype)
     if moments is None:
         positions = like[0].numel() // like.shape[-1]
         moments = batch_norm.moments(sums, positions, parts.synchroniser)
@@ -51,7 +52,7 @@ def forward(
     index = table(terms.index, like.device)
     weight = factors[:, None] * rstds[index]
     offset = one_hot(terms.edges, terms.edge_count, like.device) @ (-weight * means[index])
-    return parts.sum_forward(maps, terms, weight.to(like.dtype), offset.to(like.dtype), into), moments
+    return parts.sum_forward(maps, terms, weight.to(dtype), offset.to(dtype), into), moments
 
 
 def backward(
@@ -69,7 +70,7 @@ def backward(
         grads: the gradients of the sums.
         training: whether the moments were those of the batch.
     """
-    like, normalised_maps = maps[0], len(moments.mean)
+    like, normalised_maps, dtype = maps[0], len(moments.mean), precise(maps[0].dtype)
     means, rstds = _for_all(moments, maps)
     index, edges = table(terms.index, like.device), table(terms.edges, like.device)
     grad_sum, products = parts.sum_backward(grads, maps, terms)
@@ -89,7 +90,7 @@ def backward(
         parts.synchroniser,
     )
     a = factors[:, None] * rstds[index]
-    return TermGradients(normalised.sum(dim=1), a.to(like.dtype), b.to(like.dtype), d.to(like.dtype))
+    return TermGradients(normalised.sum(dim=1), a.to(dtype), b.to(dtype), d.to(dtype))
 
 
 def affine_forward(
@@ -111,8 +112,8 @@ def affine_forward(
         positions = like[0].numel() // like.shape[-1]
         moments = batch_norm.moments(sums, positions, synchroniser)
         batch_norm.update(running, moments, positions, synchroniser)
-    rstd = batch_norm.rstd(moments.var)
-    return Affine(rstd.to(like.dtype), (-moments.mean * rstd).to(like.dtype)), moments
+    rstd, dtype = batch_norm.rstd(moments.var), precise(like.dtype)
+    return Affine(rstd.to(dtype), (-moments.mean * rstd).to(dtype)), moments
 
 
 def affine_backward(
@@ -128,7 +129,8 @@ def affine_backward(
     mean, rstd = moments.mean, batch_norm.rstd(moments.var)
     positions = like[0].numel() // like.shape[-1]
     b, d = batch_norm.backward(mean, rstd, *sums.whole(), positions, training, synchroniser)
-    return rstd.to(like.dtype), b.to(like.dtype), d.to(like.dtype)
+    dtype = precise(like.dtype)
+    return rstd.to(dtype), b.to(dtype), d.to(dtype)
 
 
 def _for_all(moments: Moments, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

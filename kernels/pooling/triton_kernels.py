@@ -58,11 +58,10 @@ def pooling_kernel(
     )
     b_average = b_sum / b_number.to(tl.float32)[:, None]
     for i_pool in tl.static_range(2):
-        b_z = tl.where(mask, b_max if i_pool == 0 else b_average, 0).to(p_z.dtype.element_ty)
+        b_z = tl.where(mask, b_max if i_pool == 0 else b_average, 0)
         p_block = p_z + (tl.cast(i_pool, tl.int64) * rows + i_r * BLOCK_R) * channels
-        tl.store(p_block + (o_r * channels)[:, None] + o_c[None, :], b_z, mask=mask)
-        b_wide = b_z.to(tl.float32)
-        store_sums(p_sums, b_wide, b_wide, tl.cast(i_pool, tl.int64), 2, i_r, tl.cdiv(rows, BLOCK_R), o_c, channels)
+        tl.store(p_block + (o_r * channels)[:, None] + o_c[None, :], b_z.to(p_z.dtype.element_ty), mask=mask)
+        store_sums(p_sums, b_z, b_z, tl.cast(i_pool, tl.int64), 2, i_r, tl.cdiv(rows, BLOCK_R), o_c, channels)
 
 
 @triton.jit

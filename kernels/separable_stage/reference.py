@@ -7,6 +7,8 @@ input. Activations are [N, H, W, C]. The weights of the branches are concatenate
 Backward, the gradient of z is given as a :class:`Prologue`: the backward pass of batch normalisation is an affine map
 of the incoming gradient and of z, and is fused here. The error is propagated through the feedback weights; the weight
 gradients are exact (see ``kernels.feedback``).
+
+Maps may be narrower than the weights, see :mod:`..maps`.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ def split_depthwise(depthwise: Tensor, kernels: Sequence[int], channels: int) ->
     return [part.view(channels, 1, k, k) for part, k in zip(parts, kernels, strict=True)]
 
 
-def _seen(x: Tensor, branch: int, affine: Affine | None) -> Tensor:
+def _seen(x: Tensor, branch: int, affine: Affine | None, dtype: torch.dtype) -> Tensor:
     """Compute the input of ReLU, [N, H, W, C]."""
-    own = x[branch] if x.dim() == 5 else x
+    own = (x[branch] if x.dim() == 5 else x).to(dtype)
     return own if affine is None else own * affine.scale[branch] + affine.shift[branch]
 
 
@@ -44,19 +46,19 @@ def forward(x: Tensor, weights: StageWeights, stage: Stage, affine: Affine | Non
         affine: applied to x before ReLU; None for the identity.
 
     Returns:
-        z [K, N, H_out, W_out, C], and its sums.
+        z [K, N, H_out, W_out, C] in the dtype of x, and the sums of z before it is rounded.
     """
     channels = weights.pointwise.shape[-1]
     outputs = []
     for k, weight in enumerate(split_depthwise(weights.depthwise, stage.kernels, channels)):
-        seen = _nchw(F.relu(_seen(x, k, affine)))
+        seen = _nchw(F.relu(_seen(x, k, affine, weight.dtype)))
         dilation = stage.dilations[k]
         padding = dilation * (stage.kernels[k] // 2)
         middle = F.conv2d(seen, weight, None, stage.stride, padding, dilation, channels)
         outputs.append(F.conv2d(middle, weights.pointwise[k, :, :, None, None]).permute(0, 2, 3, 1))
     z = torch.stack(outputs).contiguous()
     wide = z.double()
-    return z, Sums(wide.sum(dim=(1, 2, 3)), wide.square().sum(dim=(1, 2, 3)))
+    return z.to(x.dtype), Sums(wide.sum(dim=(1, 2, 3)), wide.square().sum(dim=(1, 2, 3)))
 
 
 def backward(
@@ -81,11 +83,11 @@ def backward(
     errors, products = [], []
     depthwise_grads, pointwise_grads = [], []
     for k, dilation in enumerate(stage.dilations):
-        seen = _seen(x, k, affine)
+        seen = _seen(x, k, affine, blocks[k].dtype)
         relu = _nchw(F.relu(seen))
         step, padding = [stage.stride] * 2, [dilation * (stage.kernels[k] // 2)] * 2
         spread = [dilation] * 2
-        delta = _nchw(prologue.delta(k))
+        delta = _nchw(prologue.delta(k)).to(seen.dtype)
         middle = torch.empty_like(delta)
         if weight_grads:
             middle = F.conv2d(relu, blocks[k], None, step, padding, spread, channels)

@@ -109,13 +109,13 @@ def stage_kernel(
                 )  # fmt: skip
             p_block = p_pointwise + i_k * outputs * inputs + (o_o * inputs)[None, :] + o_c[:, None]
             b_weight = tl.load(p_block, mask=(o_c < inputs)[:, None] & mask_o[None, :], other=0)
+            b_weight = b_weight.to(p_z.dtype.element_ty)
             b_z = tl.dot(b_middle.to(b_weight.dtype), b_weight, b_z, input_precision=PRECISION)
         b_parts = split(b_z)
         for i_j in tl.static_range(GROUP):
             mask = (is_group & (o_w + i_j * dilation < out_width))[:, None] & mask_o[None, :]
-            b_part = b_parts[i_j].to(p_z.dtype.element_ty)
-            tl.store(p_map + o_z + i_j * dilation * outputs, b_part, mask=mask)
-            b_wide = tl.where(mask, b_part.to(tl.float32), 0)
+            tl.store(p_map + o_z + i_j * dilation * outputs, b_parts[i_j].to(p_z.dtype.element_ty), mask=mask)
+            b_wide = tl.where(mask, b_parts[i_j], 0)
             b_sum += b_wide
             b_squares += b_wide * b_wide
     p_block = p_sums + (i_k * blocks + i_b) * outputs + o_o
@@ -146,7 +146,7 @@ def error_kernel(
         o_z = (o_r * outputs)[:, None] + o_o[None, :]
         b_delta = delta(p_grad + i_first, p_map + i_first, o_z, mask_r & mask_o[None, :], b_a, b_b, b_d)
         p_block = p_feedback + i_k * outputs * inputs + (o_o * inputs)[:, None] + o_c[None, :]
-        b_feedback = tl.load(p_block, mask=mask_o[:, None] & mask_c, other=0)
+        b_feedback = tl.load(p_block, mask=mask_o[:, None] & mask_c, other=0).to(b_delta.dtype)
         b_error = tl.dot(b_delta, b_feedback, b_error, input_precision=PRECISION)
     p_block = p_error + (i_k * rows + i_row) * inputs + (o_r * inputs)[:, None] + o_c[None, :]
     tl.store(p_block, b_error.to(p_error.dtype.element_ty), mask=mask_r & mask_c)

@@ -94,7 +94,7 @@ struct Case {
 
   int64_t half, size;
   std::vector<float> x, first, second, grad, a, b, d, z;
-  FactorizedReduce s;
+  FactorizedReduce<float> s;
 };
 
 }  // namespace

@@ -27,15 +27,22 @@ void run(int64_t p, int64_t c, bool into) {
   }
   std::vector<float> weight(terms * c), offset(edges * c, 0.5f);
   for (int64_t i = 0; i < terms * c; i++) weight[i] = float(i % 3);
-  const float *map_of[terms], *base[edges], *grads[edges];
+  std::vector<std::vector<Narrow>> narrow_map(map.size());
+  std::vector<AnyMap> map_of;
+  const float *base[edges], *grads[edges];
   float* to[edges];
-  for (int t = 0; t < terms; t++) map_of[t] = map[index[t]].data();
+  for (std::size_t k = 1; k < map.size(); k += 2)  // of whole numbers so small that they are the same
+    for (float value : map[k]) narrow_map[k].push_back(narrow(value));
+  for (int t = 0; t < terms; t++) {
+    const int64_t k = index[t];
+    map_of.push_back(k % 2 ? AnyMap(narrow_map[k].data()) : AnyMap(map[k].data()));
+  }
   for (int e = 0; e < edges; e++) {
     base[e] = before[e].data();
     grads[e] = grad[e].data();
     to[e] = out[e].data();
   }
-  const MixedSum sum{p, c, edges, terms, map_of, edge};
+  const MixedSum sum{p, c, edges, terms, map_of.data(), edge};
   mixed_sum_forward(sum, weight.data(), offset.data(), into ? base : nullptr, to);
   std::vector<double> grad_sum(edges * c, NAN), products(terms * c, NAN), totals(terms * c);
   mixed_sum_backward(sum, grads, grad_sum.data(), products.data());
@@ -44,8 +51,8 @@ void run(int64_t p, int64_t c, bool into) {
       double value = 0.5 + (into ? e : 0);
       for (int t = 0; t < terms; t++)
         if (edge[t] == e) {
-          value += double(weight[t * c + i % c]) * map_of[t][i];
-          totals[t * c + i % c] += double(grad[e][i]) * map_of[t][i];
+          value += double(weight[t * c + i % c]) * map[index[t]][i];
+          totals[t * c + i % c] += double(grad[e][i]) * map[index[t]][i];
         }
       CHECK(std::fabs(out[e][i] - value) < 1e-3);
     }

@@ -15,7 +15,7 @@ void run(int64_t n, int64_t h, int64_t w, int stride) {
   std::vector<float> x(n * h * w * c), z(2 * n * ho * wo * c, NAN), grad(n * ho * wo * c, 1.0f), down(x.size(), NAN);
   for (std::size_t i = 0; i < x.size(); i++) x[i] = float((i * 7) % 5);
   std::vector<double> sum(2 * c, NAN), sum_sq(2 * c, NAN);
-  const Pooling p{n, h, w, c, ho, wo, stride, x.data()};
+  const Pooling<float> p{n, h, w, c, ho, wo, stride, x.data()};
   pooling_forward(p, z.data(), sum.data(), sum_sq.data());
   for (int64_t i = 0; i < n * ho * wo * c; i++) {
     const int64_t channel = i % c, ox = i / c % wo, oy = i / (c * wo) % ho, image = i / (c * wo * ho);

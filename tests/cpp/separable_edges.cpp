@@ -31,6 +31,16 @@ std::vector<float> numbers(int64_t count, uint32_t seed) {
   return values;
 }
 
+float number(float value) { return value; }
+float number(Narrow value) {
+  const uint32_t bits = uint32_t(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+void set(float& to, float value) { to = value; }
+void set(Narrow& to, float value) { to = narrow(value); }
+
 struct Result {
   std::vector<float> z, grad_x, weights;
   std::vector<std::vector<float>> out;
@@ -61,14 +71,18 @@ struct Layers {
   std::vector<Branch> branch;
 };
 
+template <class Map>
 Result run(const Shape& shape, int64_t together, bool with_into) {
-  SeparableEdges e{};
+  SeparableEdges<Map> e{};
   e.n = shape.n, e.h = shape.h, e.w = shape.w, e.c = shape.c, e.stride = shape.stride, e.images = shape.images;
   e.branches = branches, e.twice = twice, e.edges = edges, e.edge = edge, e.mixing = mixing, e.together = together;
   const Layers first(branches, e.c, 100), second(twice, e.c, 200);
   e.first = first.branch.data();
   e.second = second.branch.data();
-  const std::vector<float> x = numbers(e.n * e.h * e.w * e.c, 1);
+  const std::vector<float> wide = numbers(e.n * e.h * e.w * e.c, 1);
+  std::vector<Map> x(wide.size()), z(branches * e.map());
+  for (std::size_t i = 0; i < x.size(); i++) set(x[i], wide[i]);
+  for (Map& value : z) set(value, NAN);
   e.x = x.data();
   Result r;
   r.mean.assign((twice + branches) * e.c, NAN);
@@ -76,7 +90,6 @@ Result run(const Shape& shape, int64_t together, bool with_into) {
   e.mean = r.mean.data();
   e.var = r.var.data();
   e.training = true;
-  r.z.assign(branches * e.map(), NAN);
   std::vector<std::vector<float>> into, grads;
   std::vector<const float*> base, grad;
   std::vector<float*> out;
@@ -90,7 +103,8 @@ Result run(const Shape& shape, int64_t together, bool with_into) {
     grad.push_back(grads[i].data());
     out.push_back(r.out[i].data());
   }
-  separable_edges_forward(e, {r.z.data(), with_into ? base.data() : nullptr, out.data()});
+  separable_edges_forward(e, {z.data(), with_into ? base.data() : nullptr, out.data()});
+  for (Map value : z) r.z.push_back(number(value));
 
   const int64_t positions = e.map() / e.c;
   std::vector<std::vector<double>> expected;
@@ -110,6 +124,8 @@ Result run(const Shape& shape, int64_t together, bool with_into) {
       };
       each([&](double value) { mean += value / e.positions(); });
       each([&](double value) { var += (value - mean) * (value - mean) / e.positions(); });
+      // Those of narrow maps are the moments before rounding.
+      if (sizeof(Map) < sizeof(float)) mean = r.mean[(twice + k) * e.c + j], var = r.var[(twice + k) * e.c + j];
       for (int64_t p = 0; p < positions; p++) {
         const double normalised = (z[p * e.c] - mean) / std::sqrt(var + 1e-5);
         expected[edge[k]][p * e.c + j] += mixing[k] * normalised;
@@ -121,10 +137,10 @@ Result run(const Shape& shape, int64_t together, bool with_into) {
 
   r.grad_mixing.assign(branches, NAN);
   r.grad_x.assign(x.size(), NAN);
-  separable_edges_backward(e, {r.z.data(), grad.data(), r.grad_mixing.data(), r.grad_x.data()});
+  separable_edges_backward(e, {z.data(), grad.data(), r.grad_mixing.data(), r.grad_x.data()});
   for (int k = 0; k < branches; k++) CHECK(std::fabs(r.grad_mixing[k] - grad_mixing[k]) < 1e-2 * positions);
   const std::vector<double> both = r.grad_mixing;
-  separable_edges_backward(e, {r.z.data(), grad.data(), r.grad_mixing.data(), nullptr});
+  separable_edges_backward(e, {z.data(), grad.data(), r.grad_mixing.data(), nullptr});
   CHECK(both == r.grad_mixing);
   first.append_grads(r.weights);
   second.append_grads(r.weights);
@@ -141,20 +157,26 @@ bool close(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && std::isfinite(largest) && error <= 1e-4 * largest;
 }
 
+template <class Map>
+void check_all() {
+  for (const Shape& shape : {Shape{2, 1, 2, 16, 1}, Shape{3, 5, 9, 16, 1}, Shape{2, 7, 5, 16, 2}, Shape{1, 4, 6, 32, 2},
+                             Shape{2, 5, 3, 16, 1, 4}, Shape{2, 5, 3, 16, 2, 2}})
+    for (bool into : {true, false}) {
+      const Result all = run<Map>(shape, int64_t{1} << 30, into), single = run<Map>(shape, 1, into);
+      CHECK(close(all.z, single.z) && close(all.grad_x, single.grad_x) && close(all.weights, single.weights));
+      CHECK(close(all.mean, single.mean) && close(all.var, single.var));
+      CHECK(close(all.grad_mixing, single.grad_mixing));
+      for (int i = 0; i < edges; i++) CHECK(into || i == 3 || close(all.out[i], single.out[i]));
+    }
+}
+
 }  // namespace
 
 int main() {
   for (Isa isa : all_isas) {
     if (!supported(isa)) continue;
     set_isa(isa);
-    for (const Shape& shape : {Shape{2, 1, 2, 16, 1}, Shape{3, 5, 9, 16, 1}, Shape{2, 7, 5, 16, 2}, Shape{1, 4, 6, 32, 2},
-                               Shape{2, 5, 3, 16, 1, 4}, Shape{2, 5, 3, 16, 2, 2}})
-      for (bool into : {true, false}) {
-        const Result all = run(shape, int64_t{1} << 30, into), single = run(shape, 1, into);
-        CHECK(close(all.z, single.z) && close(all.grad_x, single.grad_x) && close(all.weights, single.weights));
-        CHECK(close(all.mean, single.mean) && close(all.var, single.var));
-        CHECK(close(all.grad_mixing, single.grad_mixing));
-        for (int i = 0; i < edges; i++) CHECK(into || i == 3 || close(all.out[i], single.out[i]));
-      }
+    check_all<float>();
+    check_all<Narrow>();
   }
 }

@@ -92,7 +92,7 @@ struct Case {
   }
 
   Shape shape;
-  Stage s{};
+  Stage<float> s{};
   std::vector<float> x, scale, shift, z, grad;
   std::vector<std::vector<float>> depthwise, pointwise, depthwise_grad, pointwise_grad;
   std::vector<Branch> branch;
@@ -102,7 +102,7 @@ bool near(double actual, double expected) { return std::fabs(actual - expected) 
 
 void run(const Shape& shape) {
   Case t(shape);
-  const Stage& s = t.s;
+  const Stage<float>& s = t.s;
   const int64_t c = s.c;
   std::vector<double> sum(branches * c, NAN), sum_sq(branches * c, NAN);
   stage_forward(s, {t.z.data(), sum.data(), sum_sq.data()});

@@ -50,6 +50,10 @@ REORDERED_FLOAT32 = 1e-5
 SUM_FLOAT32 = 1e-5
 STAGE_FLOAT32 = 3e-5
 EDGES_FLOAT32 = 3e-4
+#: Relative norms with maps in bfloat16, see ``kernels.maps``: where both round the same numbers, and a few ties differ;
+#: and where one also rounds the factors of matrix products, so that a second ReLU lets other errors pass.
+NARROW_EDGES = 1e-3
+NARROW_FACTORS = 0.1
 
 #: Recordings of single layers, operations and cells, as the recordings suggest it: float32 against float32.
 RECORDED = 1e-5

@@ -42,7 +42,7 @@ TYPES = (
     | dict.fromkeys(("p_partial0", "p_partial1", "p_partial2"), "*fp32")
     | dict.fromkeys(("p_mean", "p_var"), "*fp64")
     | dict.fromkeys(("p_programs", "p_firsts"), "*i64")
-    | dict.fromkeys(("p_depthwise_grad", "p_pointwise_grad", "p_numbers"), "*fp32")
+    | dict.fromkeys(("p_depthwise_grad", "p_pointwise_grad", "p_weight_grad", "p_numbers"), "*fp32")
     | dict.fromkeys(
         (
             "p_segments",
@@ -59,6 +59,8 @@ TYPES = (
         "*i64",
     )
 )
+#: The weights of kernels whose maps may be narrower.
+WEIGHTS = dict.fromkeys(("p_depthwise", "p_pointwise", "p_feedback", "p_first", "p_second"), "*fp32")
 #: Tensors that only one mode of feedback reads.
 UNREAD = {"p_stored": "stored_sign", "p_stream": "drawn_sign"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
@@ -67,6 +69,7 @@ TURNS = ("STRIDE", "AFFINE", "BLOCK_G")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 OPS = (feedback, separable_stage, mixed_sum, pooling, normalisation, partial_sums, factorized_reduce)
 CONFIGURATIONS = [configuration for op in OPS for configuration in op.configurations()]
+NARROWING = {own.kernel for op in (separable_stage, factorized_reduce) for own in op.configurations()}
 
 
 def source(configuration: Any, sizes: str) -> ASTSource:
@@ -76,9 +79,10 @@ def source(configuration: Any, sizes: str) -> ASTSource:
     constants |= dict.fromkeys(ones, 1)
     constants |= {name: None for name, mode in UNREAD.items() if options.get("MODE", mode) != mode}
     signature, attributes = {}, {}
+    types = TYPES | WEIGHTS if kernel in NARROWING else TYPES
     for parameter in kernel.params:
         name = parameter.name
-        kind = TYPES.get(name, POINTERS[dtype] if name.startswith("p_") else "i32")
+        kind = types.get(name, POINTERS[dtype] if name.startswith("p_") else "i32")
         specialised = kind == "i32" and not parameter.do_not_specialize
         if sizes == "one" and specialised:
             constants.setdefault(name, 1)

@@ -26,12 +26,10 @@ OF_A_MODE = {"weight_kernel": 3, "product_kernel": 5, "depthwise_kernel": 4}
 OTHERS = {
     **{"segments_kernel": 4, "stage_kernel": 6, "error_kernel": 6, "weight_gradient_kernel": 6, "input_kernel": 3},
     **{"mixed_sum_kernel": 3, "product_sum_kernel": 3, "pooling_kernel": 3, "pooling_backward_kernel": 3},
-    **{"add_up_kernel": 3},
+    **{"add_up_kernel": 3, "reduction_kernel": 5, "reduction_error_kernel": 5, "reduction_weight_kernel": 5},
 }
 #: Kernels of float32 only; sums and their results are float32, whatever the maps are.
-IN_FLOAT32 = {"moments_kernel": 8, "gradients_kernel": 4} | dict.fromkeys(
-    ("reduction_kernel", "reduction_error_kernel", "reduction_weight_kernel"), 3
-)
+IN_FLOAT32 = {"moments_kernel": 8, "gradients_kernel": 4}
 WITH_PRODUCTS = {
     *("product_kernel", "stage_kernel", "error_kernel", "weight_gradient_kernel"),
     *("reduction_kernel", "reduction_error_kernel", "reduction_weight_kernel"),

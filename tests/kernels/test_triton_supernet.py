@@ -30,8 +30,11 @@ from bionas_fast.kernels.records import (
     Terms,
 )
 from bionas_fast.kernels.separable_stage import reference as stage_reference
+from bionas_fast.ops.mixed_edges import autograd
 from bionas_fast.ops.mixed_edges.backends.reference import Reference
 from bionas_fast.ops.mixed_edges.plan import Plan, Weights
+from bionas_fast.supernet.mixed_op import MixedOp
+from bionas_fast.supernet.stacked_edges import StackedEdges
 from helpers.interpreter import (
     INTERPRETED,
     assert_near,
@@ -44,7 +47,7 @@ from helpers.interpreter import (
     strided,
 )
 from helpers.supernets import with_nodes
-from helpers.tolerances import CANCELLING
+from helpers.tolerances import CANCELLING, NARROW_EDGES
 
 if INTERPRETED:
     from bionas_fast.kernels.factorized_reduce import triton as reductions
@@ -227,6 +230,32 @@ def interpreted_stage_wide_affine_maps_beside_float16():
     (grads, z), x, weights, feedback = low(([prologue.grads, prologue.z], x, weights, feedback), torch.float16)
     narrow = prologue._replace(grads=grads, z=z)
     assert_stage("backward", (narrow, x, weights, feedback, geometry, affine, wanted), torch.float16)
+
+
+@by_name("case", LIKE)
+def interpreted_stage_wide_weights_beside_float16(case: Case):
+    """As under autocast: maps, errors and factors of products are narrow; statistics and weight gradients are not."""
+    prologue, x, weights, feedback, geometry, affine, wanted = case.backward()
+    grads, z, x = low((prologue.grads, prologue.z, x), torch.float16)
+    given = (prologue._replace(grads=grads, z=z), x, weights, feedback, geometry, affine, wanted)
+    ours = [*flat(stage.forward(x, weights, geometry, affine)), *flat(stage.backward(*given))]
+    both = torch.float16, torch.float64, torch.float64
+    assert tuple(result.dtype for result in ours) == (*both, *both, torch.float32, torch.float32)
+    expected = flat(stage_reference.forward(*wide((x, weights, geometry, affine))))
+    assert_near(ours, [*expected, *flat(stage_reference.backward(*wide(given)))], torch.float16)
+
+
+def interpreted_stage_sums_are_those_before_rounding():
+    """A map near 2048, of which float16 tells apart every second whole number."""
+    x = 1 + torch.arange(9 * 9 * 3).view(1, 9, 9, 3) % 5 / 8
+    depthwise = torch.zeros(3, 3, 3)
+    depthwise[:, 1, 1] = 1
+    weights = StageWeights(depthwise.flatten(), 1928 * torch.eye(3)[None])
+    z, sums = stage.forward(x.half(), weights, Stage((3,), (1,)))
+    exact = 1928 * x.double()
+    assert torch.equal(z[0], exact.half())
+    assert not torch.equal(z[0].double(), exact)
+    assert torch.equal(sums.total[0], exact.sum(dim=(0, 1, 2)))
 
 
 FEW = {
@@ -473,19 +502,41 @@ def interpreted_the_stacked_supernet_compiled_as_one_graph():
         torch.testing.assert_close(ours.double(), wanted.double(), **CANCELLING)
 
 
-def interpreted_operators_for_tracers_pass_opcheck():
+@pytest.mark.parametrize("stride", [1, 2])
+def interpreted_edges_with_narrow_maps(stride: int, monkeypatch):
+    """Candidates of every kind; float16 in place of bfloat16, in which the interpreter cannot multiply."""
+    monkeypatch.setattr(autograd, "stored_dtype", lambda weights: torch.float16)
+    candidates = bf.space.get_space("bionas").restricted(("bp",), ("skip_connect", "max_pool_3x3", "sep_conv_3x3"))
+    torch.manual_seed(0)
+    edges = StackedEdges([MixedOp(candidates.candidates, 4, stride, 1)], stride)
+    x, results = torch.randn(4, 6, 6, 4), []
+    mixing = torch.full((1, len(candidates.candidates)), 0.5, requires_grad=True)
+    for backend in ("triton", "reference"):
+        with bf.use_backend(backend):
+            (out,) = edges(x, edges.prepare(mixing), [None])
+        found = torch.autograd.grad(out.float().square().sum(), [mixing, edges.bank.weight])
+        assert all(grad.dtype == torch.float32 for grad in found)
+        assert out.dtype == (torch.float16 if backend == "triton" else torch.float32)
+        results.append([out.detach().float(), *found])
+    for ours, wanted in zip(*results, strict=True):
+        assert (ours - wanted).norm() < 10 * NARROW_EDGES * wanted.norm()  # rounded twice as often
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def interpreted_operators_for_tracers_pass_opcheck(dtype: torch.dtype):
     """In training and in evaluation; a plan with every kind of candidate of stride 2."""
     ops, checks = torch.ops.bionas_fast, ("test_schema", "test_faketensor")
     plan = Plan(SeparablePlan(Stage((3, 3), (1, 2), 2), (0, 1), 2, 1), 1, True, False, Terms((0, 1, 2), (0, 0, 1), 2))
     assert Plan.read(plan.numbers).numbers == plan.numbers
     torch.manual_seed(0)
-    state, factors, into = torch.randn(2, 2, 1, 2), torch.randn(5), [torch.randn(2, 1, 1, 2), None]
+    state, before = torch.randn(2, 2, 1, 2).to(dtype), torch.randn(2, 1, 1, 2).to(dtype)
+    factors, into = torch.randn(5), [before, None]
     weights = [own.clone() for own in Weights.split(torch.randn(70), plan, 2).tensors()]
     given = [torch.randn(6, 2).double(), 0.5 + torch.rand(6, 2).double()]
     forward = (state, weights, factors, given, into, plan.numbers)
     torch.library.opcheck(ops.mixed_edges.default, (*forward[:3], [], *forward[4:]), test_utils=checks)
     _, between, *maps = ops.mixed_edges(*forward)
-    saved = ([*torch.randn(2, 2, 1, 1, 2)], state, [*given, *between.unbind(), *maps], True, weights)
+    saved = ([*torch.randn(2, 2, 1, 1, 2).to(dtype)], state, [*given, *between.unbind(), *maps], True, weights)
     last = factors, plan.numbers
     backward = ops.mixed_edges_backward.default
     torch.library.opcheck(backward, (*saved, weights, None, True, True, *last), test_utils=checks)
@@ -525,6 +576,12 @@ def interpreted_reductions(shape: tuple[int, ...]):
     assert_reductions(reductions_backward(shape))
 
 
+def interpreted_reductions_wide_weights_beside_float16():
+    prologue, x, weights, feedback = reductions_backward(REDUCED["many-rows"])
+    grads, z, x = low((prologue.grads, prologue.z, x), torch.float16)
+    assert_reductions((prologue._replace(grads=grads, z=z), x, weights, feedback))
+
+
 def interpreted_reductions_strided_and_of_few_programs(monkeypatch):
     """Each program adds up weight gradients over several blocks of rows."""
     monkeypatch.setattr(reductions, "WEIGHT_PROGRAMS", 1)
@@ -554,8 +611,8 @@ def interpreted_reductions_without_images_as_the_reference():
 
 def interpreted_reductions_every_configuration_is_launched(monkeypatch):
     launched = record_launches(reductions, monkeypatch)
-    for channels, precision in product((3, 20, 35), ("ieee", "tf32")):
-        arguments = reductions_backward((1, 2, 3, channels))
+    for channels, dtype, precision in product((3, 20, 35), reductions.DTYPES, ("ieee", "tf32")):
+        arguments = low(reductions_backward((1, 2, 3, channels)), dtype)
         with bf.precision(precision):
             reductions.forward(*arguments[1:3])
             reductions.backward(*arguments, True)

@@ -218,6 +218,6 @@ def test_the_variants_that_were_asked_for_are_there(checkout):
             check=True,
         )
         found[asked] = json.loads(done.stdout)
-    names = {16: "avx512", 8: "avx2", 4: "baseline"}
+    names = {32: "avx512_bf16", 16: "avx512", 8: "avx2", 4: "baseline"}
     assert found["all"] == [name for lanes, name in names.items() if here & lanes]
     assert found[""] == found["all"][:1]

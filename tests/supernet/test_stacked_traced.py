@@ -34,14 +34,15 @@ def test_fake_tensors(device):
 
 
 @pytest.mark.parametrize(
-    ("backend", "operations"),
+    ("backend", "operations", "amp"),
     [
         # Every operation of the reference is traced into, which takes long.
-        ("reference", ("dil_conv_3x3", "max_pool_3x3", "skip_connect")),
-        pytest.param("native", (), marks=needs_native),
+        ("reference", ("dil_conv_3x3", "max_pool_3x3", "skip_connect"), False),
+        pytest.param("native", (), False, marks=needs_native),
+        pytest.param("native", ("sep_conv_3x3", "max_pool_3x3", "skip_connect"), True, marks=needs_native),
     ],
 )
-def test_compiled_as_one_graph(backend, operations):
+def test_compiled_as_one_graph(backend, operations, amp):
     """Outputs, gradients, draws and running statistics of a few steps, then of the architecture and in evaluation."""
     space = with_nodes(get_space("bionas").restricted(("brsf", "kp"), operations), 2)
     net = bf.build_supernet(space=space, channels=3, cells=1, in_channels=2, seed=1)
@@ -58,7 +59,8 @@ def test_compiled_as_one_graph(backend, operations):
                 parameters = [*getattr(own, wanted or "weight_parameters")()]
                 forget_graphs()
                 with frozen(p for p in own.parameters() if all(p is not other for other in parameters)):
-                    out = run(x)
+                    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                        out = run(x)
                     found = torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
                 results.append([out, *found, *own.buffers()])
             for ours, expected in zip(*results, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,13 @@ class Feedback(Protocol):
         """Compute the feedback, flat like the weights, and that of the identities, [edges, C]; called once."""
 
 
+class Execution(NamedTuple):
+    """The backend of both passes, and the dtype of saved maps."""
+
+    backend: Backend
+    maps: torch.dtype
+
+
 def mixed_edges(
     x: Tensor,
     mixing: Tensor,
@@ -46,6 +53,8 @@ def mixed_edges(
 ) -> tuple[Tensor, ...]:
     """Compute into[e] + Σ_{maps of e} mixing · BN(map) for each edge e; the identity has no BN.
 
+    Under autocast to bfloat16 the maps are stored in it, see ``kernels.maps``.
+
     Args:
         x: the state, [N, H, W, C].
         mixing: the mixing weights of the separable candidates, then of the terms of ``plan``.
@@ -55,7 +64,8 @@ def mixed_edges(
         feedback: computed in the backward pass, and only if an error or a weight gradient needs it.
 
     Returns:
-        One tensor [N, H_out, W_out, C] per edge.
+        One tensor [N, H_out, W_out, C] per edge, in the dtype of x; if maps are stored in bfloat16, in float32 or,
+        from the Triton kernels, in bfloat16.
 
     Raises:
         InputError: a single position in training, whose variance is 0.
@@ -67,13 +77,24 @@ def mixed_edges(
                 "batch normalisation in training needs more than one value per channel, and of one image one pixel is "
                 "left: expected a larger batch or larger images"
             )
-    precise = x.to(weights.dtype)
-    into = [None if tensor is None else tensor.to(precise.dtype) for tensor in into]
     # In evaluation no statistics are computed, so none are synchronised.
     synchroniser = statistics.synchroniser if statistics.training else None
     implementation = find(chosen_backend(x, weights, backend), synchroniser)
-    out = _MixedEdges.apply(precise, mixing, weights, plan, statistics, feedback, implementation, *into)
-    return out if precise is x else tuple(tensor.to(x.dtype) for tensor in out)
+    maps = stored_dtype(weights)
+    sums = weights.dtype if implementation.wide_sums else maps
+    into = [None if tensor is None else tensor.to(sums) for tensor in into]
+    given = x if x.dtype == maps else x.to(weights.dtype)
+    execution = Execution(implementation, maps)
+    out = _MixedEdges.apply(given, mixing, weights, plan, statistics, feedback, execution, *into)
+    return out if maps != weights.dtype else tuple(tensor.to(x.dtype) for tensor in out)
+
+
+def stored_dtype(weights: Tensor) -> torch.dtype:
+    """Choose the dtype of saved maps: bfloat16 under autocast to it, otherwise that of the weights."""
+    device = weights.device.type
+    if weights.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return weights.dtype
+    return torch.bfloat16 if torch.get_autocast_dtype(device) == torch.bfloat16 else weights.dtype
 
 
 def chosen_backend(x: Tensor, weights: Tensor, backend: str | None) -> str:
@@ -111,12 +132,13 @@ class _MixedEdges(torch.autograd.Function):
         plan: Plan,
         statistics: Statistics,
         feedback: Feedback,
-        backend: Backend,
+        execution: Execution,
         *into: Tensor | None,
     ) -> tuple[Tensor, ...]:
+        backend, maps = execution
         layout = Layout.of(x, backend.multiple, backend.most_images)
         backend = backend.of_images(layout.images)
-        state = layout.pack(x)
+        state = layout.pack(x.to(maps))
         w = Weights.split(weights, plan, layout.channels)
         given = None if statistics.training else layout.moments(statistics.mean, statistics.var)
         moved = statistics.running if statistics.training and backend.moves_statistics else None

@@ -49,12 +49,14 @@ class Backend(ABC):
         most_images: how many images may lie side by side in the channels of a map.
         moves_statistics: whether the running statistics move within the kernels that compute moments.
         factors: the dtype in which the mixing weights are passed.
+        wide_sums: whether the sums of edges are float32 where maps are bfloat16, see ``kernels.maps``.
     """
 
     multiple: int = 1
     most_images: int = 1
     moves_statistics: bool = False
     factors: torch.dtype = torch.float64
+    wide_sums: bool = True
 
     def __init__(self, synchroniser: Synchroniser | None = None) -> None:
         self.synchroniser = synchroniser

@@ -130,7 +130,7 @@ def _forward_fake(
         count = separable.normalisations + own.reductions + POOLS * own.pools
         made.append(state.new_empty(2, count, channels, dtype=torch.float64))
     if separable.twice:
-        made.append(state.new_empty(2, separable.twice, channels))
+        made.append(state.new_empty(2, separable.twice, channels, dtype=torch.float32))
     maps = [count for count in (own.branches, own.reductions) if count]
     return made + [state.new_empty(count, *size) for count in maps]
 
@@ -160,5 +160,5 @@ def _backward_fake(grads: list[Tensor], state: Tensor, *rest: Any) -> list[Tenso
     if error:
         made.append(torch.empty_like(state, memory_format=torch.contiguous_format))
     if weight_grads:
-        made.append(state.new_empty(sum(own.numel() for own in weights)))
+        made.append(factors.new_empty(sum(own.numel() for own in weights)))
     return made

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bionas_fast.kernels.factorized_reduce import triton as factorized_reduce
+from bionas_fast.kernels.maps import precise
 from bionas_fast.kernels.mixed_sum import triton as mixed_sum
 from bionas_fast.kernels.normalisation import triton as normalisation
 from bionas_fast.kernels.partial_sums import triton as partial_sums
@@ -41,6 +42,7 @@ class Triton(Backend):
 
     moves_statistics = True
     factors = torch.float32
+    wide_sums = False
 
     sum_forward = staticmethod(mixed_sum.forward)
     sum_backward = staticmethod(mixed_sum.backward)
@@ -275,7 +277,7 @@ class Triton(Backend):
                 )
                 down.append(pooling.backward(delta.unbind(), state, plan.stride))
             grad_x = _add_up(down, stacks if plan.identity else [], feedback.identities)
-        return Gradients(found.factors, grad_x, partial_sums.add_up(partial, state.dtype) if partial else None)
+        return Gradients(found.factors, grad_x, partial_sums.add_up(partial, precise(state.dtype)) if partial else None)
 
     def _separable(
         self,
@@ -324,7 +326,7 @@ class Triton(Backend):
 
     def _normalises(self, maps: Sequence[Tensor]) -> bool:
         """Whether the kernels of batch normalisation support this case."""
-        return self.synchroniser is None and mixed_sum.supports(maps) and maps[0].dtype == torch.float32
+        return self.synchroniser is None and mixed_sum.supports(maps)
 
 
 class _Inner(NamedTuple):
