@@ -21,7 +21,6 @@ import bionas_fast as bf
 from bionas_fast.runs.seeds import SeedTable, Series
 
 PAPER = ("fa", "usf", "brsf", "frsf")
-ALONE = ("bp", "usf", "kp", "nsf")
 
 
 def main() -> None:
@@ -29,6 +28,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir")
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--alone", nargs="*", default=["bp", "usf"], help="rules to train on every layer")
     parser.add_argument("--cells", type=int, default=5)
     parser.add_argument("--search-channels", type=int, default=4)
     parser.add_argument("--search-epochs", type=int, default=5)
@@ -61,7 +61,9 @@ def main() -> None:
             "the paper's mix, no bp": (outside(paper, "usf"), closest),
             "mix with kp and nsf": (learned, given.channels),
             "mix with kp and nsf, no bp": (outside(learned, "kp"), given.channels),
-            **{f"{rule} everywhere": (learned.with_rule(rule, everywhere=True), given.channels) for rule in ALONE},
+            **{
+                f"{rule} everywhere": (learned.with_rule(rule, everywhere=True), given.channels) for rule in given.alone
+            },
         }
         for name, (genotype, channels) in arms.items():
             training = bf.TrainConfig(**data, channels=channels, epochs=given.epochs, seed=seed)
