@@ -36,7 +36,11 @@ class SearchConfig(DescentConfig):
 
     epochs: Epochs = 10
     space: Annotated[str, Option()] = Field("bionas", description="The search space.")
-    method: Annotated[str, Option()] = Field("darts", description="The search method.")
+    method: Annotated[str, Option()] = Field(
+        "darts",
+        description="The search method; with five seeds on small data, none was measurably better than random "
+        "(docs/search-methods.md, Comparison).",
+    )
     rules: Annotated[tuple[str, ...], Option(metavar="A,B")] = Field(
         (), description="Learning rules of the candidates; by default those of the space. Others are added to it."
     )
