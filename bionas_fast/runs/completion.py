@@ -26,7 +26,7 @@ T = TypeVar("T", bound=Trainer)
 
 
 class RunArguments(TypedDict):
-    """What all searches and trainings take.
+    """The arguments of all searches and trainings.
 
     Attributes:
         data: the images, in place of the dataset that the settings name.
