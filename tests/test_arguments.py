@@ -17,6 +17,7 @@ WRONG = {
     "search": (lambda: bf.search("digits"), "config: expected SearchConfig or None, got str; write bf.SearchConfig("),
     "search of a training": (lambda: bf.search(bf.TrainConfig()), "config: expected SearchConfig or None"),
     "seeds": (lambda: bf.repeat_search(seeds="3"), "seeds: expected int, got str"),
+    "search without a folder": (lambda: bf.search(out=False), "out: a search is written to a folder"),
     "seeds of a search": (lambda: bf.repeat_search(3, seeds=1), "config: expected SearchConfig or None, got int"),
     "train": (lambda: bf.train("runs/a"), "genotype: expected Genotype or None, got str; bf.Genotype.load(PATH)"),
     "train with": (lambda: bf.train(GENOTYPE, {"epochs": 1}), "config: expected TrainConfig or None, got dict"),

@@ -16,9 +16,11 @@ from bionas_fast import InputError, presets
 from bionas_fast.cli.app import main
 from bionas_fast.config import Work
 from bionas_fast.data import dataset_size, load_dataset
-from bionas_fast.estimation import _Phase, duration, steps
+from bionas_fast.estimation import duration, steps
 from bionas_fast.models import measure_size
-from bionas_fast.searching import Search, SearchConfig
+from bionas_fast.runs.measurement import PhaseTimes, time_left
+from bionas_fast.runs.progress import Progress
+from bionas_fast.searching import Search, SearchConfig, eg
 from bionas_fast.space import published
 from bionas_fast.training import supervised
 from bionas_fast.training.genotype import Training
@@ -26,7 +28,7 @@ from bionas_fast.training.resnet import ResNetTraining
 from bionas_fast.training.softhebb import SoftHebbTraining
 from helpers.genotypes import GENOTYPE
 
-MODULE = sys.modules["bionas_fast.estimation"]
+MODULE = sys.modules["bionas_fast.runs.measurement"]
 SMALL = {"channels": 1, "cells": 1}
 
 
@@ -67,11 +69,11 @@ def test_sizes_of_datasets(tmp_path):
 
 def test_a_larger_phase():
     """Computed by hand: a step takes 1 s and 0.5 s per image, the beginning of an epoch 0.25 s per image."""
-    few = _Phase(Work(1, 12, 2, 6), once=1.0, begin=0.5, step=2.0, record=7.0, evaluation=6.0)
-    some = _Phase(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, record=7.0, evaluation=6.0)
+    few = PhaseTimes(Work(1, 12, 2, 6), once=1.0, begin=0.5, step=2.0, record=7.0, evaluation=6.0)
+    some = PhaseTimes(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, record=7.0, evaluation=6.0)
     assert some.seconds == 2 + 1 + 3 * 3 + 7 + 6
     large = Work(10, 120, 8, 60)
-    assert some.scaled(few, large) == _Phase(large, once=20.0, begin=2.0, step=5.0, record=7.0, evaluation=60.0)
+    assert some.scaled(few, large) == PhaseTimes(large, once=20.0, begin=2.0, step=5.0, record=7.0, evaluation=60.0)
     assert some.scaled(few, large).seconds == 20 + 10 * (2 + 15 * 5 + 7 + 60)
     # From one measurement, in proportion; a step of more images never takes less.
     assert some.scaled(some, large).step == 6
@@ -121,7 +123,7 @@ def test_the_time_is_that_of_the_run(clock, seconds):
 
 def test_memory_limits_what_is_measured(clock, monkeypatch):
     config = bf.TrainConfig(**SMALL, epochs=2, batch_size=100)
-    monkeypatch.setattr(MODULE, "_free", lambda device: 1000)
+    monkeypatch.setattr(sys.modules["bionas_fast.estimation"], "free_memory", lambda device: 1000)
     found = bf.estimate(config, GENOTYPE, seconds=1e9)
     assert found.measured == 4
     assert "measured with 4" in found.lines()["step"]
@@ -152,6 +154,116 @@ def test_a_search_is_estimated():
     assert found.steps == 4 * (719 // 64)
     assert found.seconds > 0
     assert "weights by rule" not in found.lines()
+
+
+class Told(Progress):
+    """What a run says before its first step."""
+
+    timed = True
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    def begin(self, facts):
+        self.said.append("facts")
+
+    def expect(self, seconds):
+        self.said.append(seconds)
+
+    def start(self, description, epochs, steps):
+        self.said.append("start")
+
+
+def test_a_run_says_how_long_it_will_take(clock, tmp_path):
+    """And what is left of it, if it was stopped in the middle."""
+    config = bf.TrainConfig(**SMALL, epochs=4, batch_size=50, valid_fraction=0.1)  # 25 steps an epoch
+    told = Told()
+
+    class Stop(bf.Callback):
+        def on_step(self, moment):
+            if (moment.epoch, moment.step) == (1, 20):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bf.train(GENOTYPE, config, out=tmp_path / "run", progress=told, callbacks=[Stop()])
+    facts, whole, start = told.said
+    assert (facts, start) == ("facts", "start")
+    clock.seconds = 0.0
+    bf.train(GENOTYPE, config, out=False)
+    assert whole == pytest.approx(clock.seconds)
+
+    told = Told()
+    bf.train(resume=tmp_path / "run", progress=told)  # from the end of the first epoch
+    assert told.said[1] == pytest.approx(0.75 * whole)
+    told = Told()
+    bf.train(GENOTYPE, config.with_settings(epochs=1), out=False, progress=told)
+    assert told.said == ["facts", "start"]  # it is shorter than the measurement
+
+
+def test_a_heavy_network_is_measured_with_few_images(clock, monkeypatch):
+    config = bf.TrainConfig(**SMALL, epochs=4, batch_size=50)
+    run = Training(GENOTYPE, config)
+    batches = []
+
+    def build(small):
+        batches.append(small.batch_size)
+        return Training(GENOTYPE, small)
+
+    light = time_left(run, build)
+    monkeypatch.setattr(Training, "operations", lambda self: 10**9)
+    heavy = time_left(run, build)
+    assert batches == [50, 4]
+    assert light == pytest.approx(4 * (28 * (3 + 0.5 * 50) + 0.1 * 359))
+    assert heavy == pytest.approx(4 * (28 * (3 + 0.5 * 4) * 50 / 4 + 0.1 * 359))  # in proportion
+    assert time_left(Training(GENOTYPE, config.with_settings(compile=True)), build) is None
+    monkeypatch.setattr(Training, "train_step", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        time_left(run, build)
+    assert time_left(run, lambda small: torch.zeros(2) @ torch.zeros(3)) is None  # the run itself will raise it
+
+
+@pytest.mark.parametrize("method", ["darts", "eg", "evolution"])
+def test_a_search_is_not_changed_by_the_measurement(method, tmp_path):
+    """Its network, its random numbers and those of the caller."""
+    few = {} if method == "darts" else {"population": 4, "generations": 2}
+    config = SearchConfig(
+        **SMALL, **few, operations=("sep_conv_3x3", "skip_connect"), method=method, epochs=5, batch_size=70
+    )
+    told = Told()
+    torch.manual_seed(0)
+    found = bf.search(config, out=tmp_path / "told", progress=told)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    expected = bf.search(config, out=tmp_path / "run")
+    assert torch.equal(drawn, torch.rand(1))
+    assert told.said[1] > 0
+    for row in (*found.metrics, *expected.metrics):
+        del row["seconds"]
+    assert found.metrics == expected.metrics
+
+
+def test_populations_are_measured_once(monkeypatch):
+    """Of 40 generations, one is measured; the estimate counts all."""
+    config = SearchConfig(**SMALL, operations=("skip_connect",), method="eg", population=4, generations=40, epochs=5)
+    bred = []
+    monkeypatch.setattr(
+        eg.PersistentEvolution, "fitness", lambda self, rows, x, y: bred.append(1) or rows[:, 0].double()
+    )
+    search = Search(config)
+    assert search.shorten() == 40
+    search.method.prepare(4)
+    search.begin()
+    assert len(bred) == len(search.method.distributions)
+    assert Search(SearchConfig(**SMALL, operations=("skip_connect",))).shorten() == 1
+
+
+def test_phases_of_softhebb():
+    config = bf.SoftHebbConfig(epochs=4, batch_size=64, dataset="noise:1x8x8,classes=3,images=400")
+    run = SoftHebbTraining(config)
+    assert time_left(run, SoftHebbTraining) is not None  # 40 and 24 steps are worth it, 24 are not
+    run.epoch = 1
+    assert run.phase.counted
+    assert time_left(run, SoftHebbTraining) is None
 
 
 def test_what_has_to_be_given():

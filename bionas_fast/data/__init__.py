@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bionas_fast.data.registry import load_dataset, open_dataset
     from bionas_fast.data.settings import configured, expect_shape, network_shape
     from bionas_fast.data.shape import DataShape
-    from bionas_fast.data.sizes import SIZES, DatasetSize, dataset_size
+    from bionas_fast.data.sizes import SIZES, DatasetSize, dataset_size, size_of
 else:
     __getattr__, __dir__ = on_first_use(
         __name__,
@@ -32,7 +32,7 @@ else:
             "registry": "load_dataset open_dataset",
             "settings": "configured expect_shape network_shape",
             "shape": "DataShape",
-            "sizes": "SIZES DatasetSize dataset_size",
+            "sizes": "SIZES DatasetSize dataset_size size_of",
         },
     )
 
@@ -67,6 +67,7 @@ __all__ = [
     "normalise",
     "open_dataset",
     "register_dataset",
+    "size_of",
     "split",
     "with_data",
 ]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from bionas_fast.config import RunConfig
 from bionas_fast.data.dataset import Dataset
+from bionas_fast.data.file_dataset import AnyDataset
 from bionas_fast.data.imagenet import IMAGENET, IMAGENET_COUNTS, TINY, TINY_COUNTS
 from bionas_fast.data.imagenet16 import COUNTS, NAME
 from bionas_fast.data.settings import configured
@@ -61,7 +62,11 @@ def dataset_size(config: RunConfig) -> DatasetSize:
             channels, height, width = whole.image
             image = (channels, height // part.shrink, width // part.shrink)
             return whole._replace(images=part.images, image=image)
-    data = configured(config)
+    return size_of(configured(config))
+
+
+def size_of(data: AnyDataset) -> DatasetSize:
+    """Return the size of a dataset."""
     counts = (
         (len(data.labels), len(data.test_labels))
         if isinstance(data, Dataset)

@@ -80,5 +80,11 @@ def completed(
             folder,
         ),
     ):
-        execute(trainer, folder, listener(arguments["progress"]), callbacks)
+        execute(
+            trainer,
+            folder,
+            listener(arguments["progress"]),
+            callbacks,
+            build=lambda small: make(small, folder, None),
+        )
         yield trainer, folder

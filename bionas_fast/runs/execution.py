@@ -11,6 +11,7 @@ from bionas_fast.config import Duration
 from bionas_fast.errors import InputError, Interrupted
 from bionas_fast.runs.callbacks import Callback, make_loggers
 from bionas_fast.runs.folder import REPORT, RunFolder
+from bionas_fast.runs.measurement import Build, time_left
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.resume import resume_command
 from bionas_fast.runs.signals import Interrupts
@@ -19,10 +20,24 @@ from bionas_fast.runs.trainer import Phase, Trainer
 from bionas_fast.runtime import distributed
 
 
-def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress, callbacks: Sequence[Callback] = ()) -> None:
+def execute(
+    trainer: Trainer,
+    folder: RunFolder | None,
+    progress: Progress,
+    callbacks: Sequence[Callback] = (),
+    *,
+    build: Build | None = None,
+) -> None:
     """Train to the end and write the report; without a folder nothing is saved.
 
     Of several processes, only rank 0 has the folder. All stop after the same step.
+
+    Args:
+        trainer: the run.
+        folder: its folder.
+        progress: receives its progress.
+        callbacks: see the network and the step.
+        build: builds another trainer of this run from other settings; without one, its time is not measured.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM, after the current step; the message says how to resume.
@@ -30,7 +45,7 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress, call
         InputError: the training cannot continue, or a file cannot be written. The last checkpoint remains valid.
     """
     if folder is None and not distributed.active():
-        progress.begin(trainer.describe())
+        _announce(trainer, {}, progress, build)
         _train(trainer, progress, callbacks, lambda: None, lambda row: None)
         return
     if folder is not None and not trainer.finished:
@@ -41,7 +56,7 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress, call
         with Interrupts(progress.interrupted) as interrupts, distributed.watched(hint):
             try:
                 if not complete:
-                    progress.begin(trainer.describe() | ({"run folder": str(folder.path)} if folder else {}))
+                    _announce(trainer, {"run folder": str(folder.path)} if folder else {}, progress, build)
                     with _Saver(trainer, folder, interrupts) as saver:
                         _train(trainer, progress, callbacks, saver.after_step, saver.after_epoch)
                 if folder is not None and not (complete and (folder.path / REPORT).is_file()):
@@ -60,6 +75,15 @@ def execute(trainer: Trainer, folder: RunFolder | None, progress: Progress, call
         if folder is not None and not complete:
             folder.write_duration(trainer.duration)
         raise Interrupted(f"interrupted; {hint}") from None
+
+
+def _announce(trainer: Trainer, facts: Mapping[str, str], progress: Progress, build: Build | None) -> None:
+    """Tell what the run is, and how long it will take in one process."""
+    progress.begin(trainer.describe() | dict(facts))
+    if progress.timed and build is not None and not distributed.active():
+        seconds = time_left(trainer, build)
+        if seconds is not None:
+            progress.expect(seconds)
 
 
 def _train(

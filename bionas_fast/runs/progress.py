@@ -6,10 +6,19 @@ from collections.abc import Mapping
 
 
 class Progress:
-    """Listener of a run's progress: override the methods of interest; by default they do nothing."""
+    """Listener of a run's progress: override the methods of interest; by default they do nothing.
+
+    Attributes:
+        timed: whether to measure the time that a run will take, before its first step, for :meth:`expect`.
+    """
+
+    timed: bool = False
 
     def begin(self, facts: Mapping[str, str]) -> None:
         """Called before the first step of a run that begins or resumes, with what it is, by name."""
+
+    def expect(self, seconds: float) -> None:
+        """Called after :meth:`begin` with the time that the run, or the rest of it, is expected to take."""
 
     def start(self, description: str, epochs: int, steps: int) -> None:
         """Called when a phase of ``epochs`` epochs with ``steps`` steps each begins."""

@@ -12,9 +12,9 @@ from rich.text import Text
 from bionas_fast.errors import InputError
 from bionas_fast.runs.progress import Progress
 
-#: Seconds between two lines where there is no terminal. The first, with the estimated time of the run, comes after the
-#: second step, which shows the speed, but not before one second, nor later than after the first step past five.
-LINE_EVERY, EARLIEST, LATEST = 60.0, 1.0, 5.0
+#: Seconds between two lines where there is no terminal; to the first line, unless the second step comes before; and to
+#: the first with the time left, from the line before it. The first step does not count, which is longer than others.
+LINE_EVERY, LATEST, EARLIEST = 60.0, 5.0, 1.0
 #: The least width of a bar.
 _SHORTEST = 8
 
@@ -41,21 +41,26 @@ class TerminalProgress(Progress):
         self._copy = copy
         self._clock = clock
         self._live: Live | None = None
+        self._width = 0
+        self.timed = not self.console.quiet or copy is not None
 
     def begin(self, facts: Mapping[str, str]) -> None:
-        width = max(map(len, facts), default=0)
+        self._width = max(map(len, facts), default=0)
         for name, value in facts.items():
-            self.console.print(Text.assemble((f"{name:<{width}}  ", "bold"), value), soft_wrap=True)
-            if self._copy is not None:
-                self._copy(f"{name:<{width}}  {value}")
+            self._print_fact(name, value)
+
+    def expect(self, seconds: float) -> None:
+        self._print_fact("time", f"about {duration(seconds)}")
 
     def start(self, description: str, epochs: int, steps: int) -> None:
         self._epochs, self._steps = epochs, steps
         self._done = self._before = 0
         self._loss: float | None = None
         self._doing = ""
-        self._begun = self._said = self._clock()
-        self._first = True
+        self._said = self._clock()
+        self._stepped: float | None = None  # when the first step here was done
+        self._every = LATEST
+        self._rated = False
         length = f"{_count(epochs, 'epoch')} of {_count(steps, 'step')}" if epochs > 1 else _count(steps, "step")
         self._print(f"{description}: {length}")
         if self.console.is_terminal and not self.console.quiet:
@@ -72,6 +77,8 @@ class TerminalProgress(Progress):
     def step(self, loss: float | None = None) -> None:
         self._done += 1
         self._loss, self._doing = loss, ""
+        if self._stepped is None:
+            self._stepped = self._clock()
         self._say()
 
     def epoch(self, row: Mapping[str, float]) -> None:
@@ -90,6 +97,11 @@ class TerminalProgress(Progress):
             self._live.stop()
             self._live = None
 
+    def _print_fact(self, name: str, value: str) -> None:
+        self.console.print(Text.assemble((f"{name:<{self._width}}  ", "bold"), value), soft_wrap=True)
+        if self._copy is not None:
+            self._copy(f"{name:<{self._width}}  {value}")
+
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         if self._copy is not None:
@@ -99,29 +111,35 @@ class TerminalProgress(Progress):
         """Print a line if there is no terminal, and copy it, if it is time for one."""
         if self._live is not None and self._copy is None:
             return
-        now = self._clock()
-        first = EARLIEST if self._done - self._before > 1 else LATEST
-        if now - self._said >= (first if self._first else LINE_EVERY):
-            self._said, self._first = now, False
+        now, rated = self._clock(), self._rate() is not None
+        if now - self._said >= (EARLIEST if rated and not self._rated else self._every):
+            self._said, self._every, self._rated = now, LINE_EVERY, rated
             line = "  ".join(self._parts())
             if self._live is None:
                 self._print(line)
             elif self._copy is not None:
                 self._copy(line)
 
+    def _rate(self) -> float | None:
+        """The steps per second since the first one; None before the second."""
+        steps = self._done - self._before - 1
+        if self._stepped is None or steps < 1:
+            return None
+        elapsed = self._clock() - self._stepped
+        return steps / elapsed if elapsed > 0 else None
+
     def _parts(self) -> list[str]:
-        total, here, elapsed = self._epochs * self._steps, self._done - self._before, self._clock() - self._begun
+        total, rate = self._epochs * self._steps, self._rate()
         parts = [f"{self._done}/{total}"]
-        if here and elapsed > 0:
-            parts.append(f"{_clock_time(elapsed / here * (total - self._done))} left")
+        if rate is not None:
+            parts.append(f"{_clock_time((total - self._done) / rate)} left")
         if self._epochs > 1:
             parts.append(f"epoch {min(self._done // self._steps + 1, self._epochs)}/{self._epochs}")
         if self._doing:
             parts.append(self._doing)
         elif self._loss is not None:
             parts.append(f"loss {self._loss:.3f}")
-        if here and elapsed > 0:
-            rate = here / elapsed
+        if rate is not None:
             parts.append(f"{rate:.2f} steps/s" if rate >= 1 else f"{1 / rate:.2f} s/step")
         return parts
 

@@ -138,6 +138,14 @@ class Trainer:
         """Describe the run for people, before its first step."""
         return {"device": describe_device(self.device)}
 
+    def operations(self) -> int:
+        """Count the multiply-adds of a forward pass for one image; 0 if they are not known."""
+        return 0
+
+    def shorten(self) -> int:
+        """Leave repetitions out of what begins an epoch, for a measurement; return how often a run repeats it."""
+        return 1
+
     def begin(self) -> None:
         """Hook before the first step of an epoch; not called when an epoch is resumed."""
 

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from bionas_fast import report
 from bionas_fast.config import RunRecord
 from bionas_fast.data import AnyDataset, Augment, Data, DataShape, LabelledImages, configured
+from bionas_fast.errors import InputError
 from bionas_fast.evaluation import evaluate
+from bionas_fast.models import measure_size
 from bionas_fast.nn import synchronise_statistics
 from bionas_fast.nn.learned import clip_gradients, without_feedback
 from bionas_fast.nn.mirroring import mirror_between_epochs
@@ -70,6 +72,8 @@ def search(
             resumed. Then nothing has been written.
         Interrupted: Ctrl-C or SIGTERM. The search is saved.
     """
+    if out is False:
+        raise InputError("out: a search is written to a folder; leave it out, or give one")
     with completed(
         Search,
         config,
@@ -181,6 +185,17 @@ class Search(Trainer):
         if self.device.type != "cuda":
             return {}
         return {"steps": f"one launch per kernel: {self.uncaptured}" if self.uncaptured else "CUDA graphs"}
+
+    def operations(self) -> int:
+        return measure_size(self.net, (self.data.in_channels, *self.data.image_size)).operations
+
+    def shorten(self) -> int:
+        method = self.method
+        if "generations" not in method.options:
+            return 1
+        generations = method.config.generations
+        method.config = method.config.with_settings(generations=1)
+        return generations
 
     def begin(self) -> None:
         mirror_between_epochs(self.net, self.config, self.epoch)

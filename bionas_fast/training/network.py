@@ -48,6 +48,9 @@ class NetworkTraining(Trainer):
         """Measure the size of the network on the images of the run."""
         return measure_size(self.trained, (self.data.in_channels, *self.data.image_size))
 
+    def operations(self) -> int:
+        return self.size().operations
+
     def images_per_second(self) -> float:
         """Return the training images per second in the epochs with metrics, which include the tests."""
         images = sum(p.epochs * len(p.batches) * p.batches.batch_size for p in self.phases if p.counted)

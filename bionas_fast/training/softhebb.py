@@ -154,6 +154,7 @@ class SoftHebbTraining(NetworkTraining):
     def _begin_head(self) -> None:
         """Compute the features, which no longer change, if they fit into memory, and their scale."""
         data, config = self.data, self.config
+        self.announce("computing the features of all images")
         shape = next(self._features(data.images[:1])).shape[1:]
         stored = 4 * shape.numel() * (len(data.images) + len(data.test_images)) <= config.feature_memory * 2**30
         features, tests = (
