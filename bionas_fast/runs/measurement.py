@@ -84,7 +84,7 @@ class PhaseTimes:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of a run.
+    """Times and memory of a few steps of a run.
 
     Attributes:
         batch_size: images per batch.
