@@ -15,20 +15,23 @@ using bionas::Images;
 using bionas::PlanarStage;
 using Floats = std::vector<double>;
 
-// A tensor [N, C, H, W] whose images are contiguous.
-Images<const float> images(const char* name, const Tensor& x, int64_t n, int64_t c, int64_t h, int64_t w) {
-  STD_TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == ScalarType::Float, name, ": expected float32 on the CPU");
+// A tensor [N, C, H, W] of floats or narrow numbers whose images are contiguous.
+template <class Map>
+Images<const Map> images(const char* name, const Tensor& x, int64_t n, int64_t c, int64_t h, int64_t w) {
+  STD_TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == dtype_of<Map>, name, ": expected ",
+                  torch::headeronly::toString(dtype_of<Map>), " on the CPU");
   STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == n && x.size(1) == c && x.size(2) == h && x.size(3) == w, name,
                   ": expected [", n, ", ", c, ", ", h, ", ", w, "]");
   STD_TORCH_CHECK((w == 1 || x.stride(3) == 1) && (h == 1 || x.stride(2) == w) && (c == 1 || x.stride(1) == h * w),
                   name, ": expected contiguous images");
-  return {x.const_data_ptr<float>(), x.stride(0)};
+  return {data<Map>(x), x.stride(0)};
 }
 
-Images<const float> first_images(const Tensor& x) {
+template <class Map>
+Images<const Map> first_images(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x: expected [N, C, H, W] with at least one element");
   check_range("channels", x.size(1), 1, max_channels);
-  return images("x", x, x.size(0), x.size(1), x.size(2), x.size(3));
+  return images<Map>("x", x, x.size(0), x.size(1), x.size(2), x.size(3));
 }
 
 const float* row(const char* name, const Tensor& tensor, int64_t size) {
@@ -38,11 +41,12 @@ const float* row(const char* name, const Tensor& tensor, int64_t size) {
 }
 
 // The stages of all edges, in order.
+template <class Map>
 struct Edges {
   // plan: the number of stages of each of E edges, 1 or 2; then kernel and dilation of each stage.
   // weights: depthwise [C, 1, k, k], unless the kernel is 0, and pointwise [C_out, C_in, 1, 1] of each stage.
   Edges(const Tensor& x, const Tensors& weights, const Ints& plan, int64_t edge_count)
-      : x(first_images(x)), n(x.size(0)), h(x.size(2)), w(x.size(3)) {
+      : x(first_images<Map>(x)), n(x.size(0)), h(x.size(2)), w(x.size(3)) {
     check_range("edges", edge_count, 1, std::min<int64_t>(max_edges, int64_t(plan.size())));
     std::size_t at = edge_count, weight = 0;
     for (int64_t e = 0; e < edge_count; e++) {
@@ -51,7 +55,7 @@ struct Edges {
       int64_t channels = x.size(1);
       for (int64_t k = 0; k < plan[e]; k++, at += 2) {
         STD_TORCH_CHECK(at + 1 < plan.size(), "plan: expected a kernel and a dilation of each stage");
-        PlanarStage s{};
+        PlanarStage<Map> s{};
         s.n = n, s.h = h, s.w = w, s.c_in = channels;
         s.kernel = int(plan[at]), s.dilation = plan[at + 1];
         STD_TORCH_CHECK(s.kernel == 3 || s.kernel == 5 || s.kernel == 7 || (s.kernel == 0 && k == 0),
@@ -82,9 +86,9 @@ struct Edges {
   int64_t positions() const { return h * w; }
   bool last(int64_t stage) const { return std::find(begin.begin(), begin.end(), stage + 1) != begin.end(); }
 
-  Images<const float> x;
+  Images<const Map> x;
   int64_t n, h, w, c = 0;
-  std::vector<PlanarStage> stages;
+  std::vector<PlanarStage<Map>> stages;
   Ints begin;  // the first stage of each edge, and their number
 };
 
@@ -161,15 +165,16 @@ const float* keep_of(const Tensor& keep, int64_t edge, int64_t edges, int64_t n)
   return row("keep", keep, edges * n) + edge * n;
 }
 
-std::tuple<Tensors, Tensors, Tensor, Tensor> planar_edges(
-    const Tensor& x, Tensors weights,
-    Tensors affine,        // weight and bias of the normalisation of each stage
-    Tensors running,       // mean, variance, number of batches; updated in training, normalise otherwise
-    Ints plan, Floats eps, Floats momentum,
-    OptionalTensors into,  // one per edge
-    const Tensor& keep,    // [edges, N], factors of the outputs; or empty
+template <class Map>
+std::tuple<Tensors, Tensors, Tensor, Tensor> edges_forward(
+    const Tensor& x, const Tensors& weights,
+    const Tensors& affine,        // weight and bias of the normalisation of each stage
+    const Tensors& running,       // mean, variance, number of batches; updated in training, normalise otherwise
+    const Ints& plan, const Floats& eps, const Floats& momentum,
+    const OptionalTensors& into,  // one per edge
+    const Tensor& keep,           // [edges, N], factors of the outputs; or empty
     bool training) {
-  Edges all(x, weights, plan, int64_t(into.size()));
+  Edges<Map> all(x, weights, plan, int64_t(into.size()));
   const int64_t stages = int64_t(all.stages.size());
   const double positions = double(all.n * all.positions());
   STD_TORCH_CHECK(!training || positions > 1, "x: expected more than one value per channel in training");
@@ -182,14 +187,14 @@ std::tuple<Tensors, Tensors, Tensor, Tensor> planar_edges(
   std::vector<double> sum(all.c), sum_sq(all.c);
   Tensors out, maps;
   for (int64_t e = 0; e < all.edges(); e++) {
-    Images<const float> input = all.x;
+    Images<const Map> input = all.x;
     for (int64_t k = all.begin[e]; k < all.begin[e + 1]; k++) {
-      PlanarStage& s = all.stages[k];
+      PlanarStage<Map>& s = all.stages[k];
       s.x = input;
       if (k > all.begin[e]) s.scale = &norms.scale[(k - 1) * all.c], s.shift = &norms.shift[(k - 1) * all.c];
-      maps.push_back(new_map(x, sizes));
-      float* z = maps.back().mutable_data_ptr<float>();
-      bionas::planar_stage_forward(s, {z, image}, sum.data(), sum_sq.data());
+      maps.push_back(new_map<Map>(x, sizes));
+      Map* z = mutable_data<Map>(maps.back());
+      bionas::planar_stage_forward<Map>(s, {z, image}, sum.data(), sum_sq.data());
       double *const m = norms.mean + k * all.c, *const v = norms.var + k * all.c;
       if (training) {
         norms.set_moments(k, sum.data(), sum_sq.data(), positions);
@@ -199,34 +204,35 @@ std::tuple<Tensors, Tensors, Tensor, Tensor> planar_edges(
       input = {z, image};
     }
     const int64_t last = all.begin[e + 1] - 1;
-    Images<const float> base{nullptr, 0};
-    if (into[e].has_value()) base = images("into", *into[e], all.n, all.c, all.h, all.w);
-    out.push_back(new_map(x, sizes));
-    bionas::planar_sum({all.n, all.c, all.positions(), input, &norms.scale[last * all.c], &norms.shift[last * all.c],
+    Images<const Map> base{nullptr, 0};
+    if (into[e].has_value()) base = images<Map>("into", *into[e], all.n, all.c, all.h, all.w);
+    out.push_back(new_map<Map>(x, sizes));
+    bionas::planar_sum<Map>({all.n, all.c, all.positions(), input, &norms.scale[last * all.c], &norms.shift[last * all.c],
                         keep_of(keep, e, all.edges(), all.n)},
-                       base, {out.back().mutable_data_ptr<float>(), image});
+                       base, {mutable_data<Map>(out.back()), image});
   }
   return {out, maps, mean, var};
 }
 
-std::tuple<Tensor, Tensors, Tensors> planar_edges_backward(
-    Tensors grads,     // one per edge
+template <class Map>
+std::tuple<Tensor, Tensors, Tensors> edges_backward(
+    const Tensors& grads,     // one per edge
     const Tensor& x,
-    Tensors maps,      // of the stages, as the forward pass returned them
-    Tensors moments, Tensors weights,
-    Tensors feedback,  // like the weights
-    Tensors affine, Ints plan, Floats eps, const Tensor& keep, bool training, bool weight_grads) {
-  Edges all(x, weights, plan, int64_t(grads.size()));
-  const Edges through(x, feedback, plan, int64_t(grads.size()));
+    const Tensors& maps,      // of the stages, as the forward pass returned them
+    const Tensors& moments, const Tensors& weights,
+    const Tensors& feedback,  // like the weights
+    const Tensors& affine, const Ints& plan, const Floats& eps, const Tensor& keep, bool training, bool weight_grads) {
+  Edges<Map> all(x, weights, plan, int64_t(grads.size()));
+  const Edges<Map> through(x, feedback, plan, int64_t(grads.size()));
   const int64_t stages = int64_t(all.stages.size()), c = all.c, image = c * all.positions();
   STD_TORCH_CHECK(int64_t(maps.size()) == stages, "maps: expected one for each stage");
   const Moments given(moments, stages, c);  // as the forward pass returned them
   Norms norms(affine, eps, const_cast<double*>(given.mean), const_cast<double*>(given.var), stages, c);
-  Tensor grad_x = new_map(x, {all.n, x.size(1), all.h, all.w});
+  Tensor grad_x = new_map<Map>(x, {all.n, x.size(1), all.h, all.w});
   Tensors weight_out, affine_out;
   for (std::size_t i = 0; weight_grads && i < weights.size(); i++)
-    weight_out.push_back(torch::stable::new_empty(x, std::vector<int64_t>(weights[i].sizes().begin(), weights[i].sizes().end())));
-  for (int64_t i = 0; i < 2 * stages; i++) affine_out.push_back(torch::stable::new_empty(x, {c}));
+    weight_out.push_back(torch::stable::new_empty(weights[i], std::vector<int64_t>(weights[i].sizes().begin(), weights[i].sizes().end())));
+  for (int64_t i = 0; i < 2 * stages; i++) affine_out.push_back(torch::stable::new_empty(affine[i], {c}));
   std::vector<double> sum(std::max(c, x.size(1))), product_sum(sum.size());
   std::vector<float> a(c), b(c), d(c);
   const double positions = double(all.n * all.positions());
@@ -246,26 +252,26 @@ std::tuple<Tensor, Tensors, Tensors> planar_edges_backward(
     }
   };
 
-  const bionas::Scratch<> between(stages > all.edges() ? all.n * image : 0);
+  const bionas::Scratch<Map> between(stages > all.edges() ? all.n * image : 0);
   std::size_t weight = weights.size();
   for (int64_t e = all.edges(); e-- > 0;) {
-    Images<const float> grad = images("grads", grads[e], all.n, c, all.h, all.w);
+    Images<const Map> grad = images<Map>("grads", grads[e], all.n, c, all.h, all.w);
     const float* keep_here = keep_of(keep, e, all.edges(), all.n);
     for (int64_t k = all.begin[e + 1]; k-- > all.begin[e];) {
-      PlanarStage& s = all.stages[k];
+      PlanarStage<Map>& s = all.stages[k];
       const bool first = k == all.begin[e];
-      const Images<const float> z = images("maps", maps[k], all.n, c, all.h, all.w);
+      const Images<const Map> z = images<Map>("maps", maps[k], all.n, c, all.h, all.w);
       if (k + 1 == all.begin[e + 1])
-        bionas::planar_sums({all.n, c, all.positions(), z, nullptr, nullptr, keep_here}, grad, sum.data(),
+        bionas::planar_sums<Map>({all.n, c, all.positions(), z, nullptr, nullptr, keep_here}, grad, sum.data(),
                             product_sum.data());
       differentiate(k);
-      s.x = first ? all.x : images("maps", maps[k - 1], all.n, c, all.h, all.w);
+      s.x = first ? all.x : images<Map>("maps", maps[k - 1], all.n, c, all.h, all.w);
       if (!first) {
         norms.set_affine(k - 1);
         s.scale = &norms.scale[(k - 1) * c];
         s.shift = &norms.shift[(k - 1) * c];
       }
-      bionas::PlanarStageBackward g{};
+      bionas::PlanarStageBackward<Map> g{};
       g.grad = grad, g.z = z, g.keep = k + 1 == all.begin[e + 1] ? keep_here : nullptr;
       g.a = a.data(), g.b = b.data(), g.d = d.data();
       g.depthwise_feedback = through.stages[k].depthwise;
@@ -274,7 +280,7 @@ std::tuple<Tensor, Tensors, Tensors> planar_edges_backward(
         g.pointwise_grad = weight_out[--weight].mutable_data_ptr<float>();
         if (s.kernel) g.depthwise_grad = weight_out[--weight].mutable_data_ptr<float>();
       }
-      if (first) g.grad_x = {grad_x.mutable_data_ptr<float>(), x.size(1) * all.positions()};
+      if (first) g.grad_x = {mutable_data<Map>(grad_x), x.size(1) * all.positions()};
       else g.grad_x = {between.data, image}, g.sum = sum.data(), g.product_sum = product_sum.data();
       g.add = first && e + 1 < all.edges();
       bionas::planar_stage_backward(s, g);
@@ -284,24 +290,48 @@ std::tuple<Tensor, Tensors, Tensors> planar_edges_backward(
   return {grad_x, weight_out, affine_out};
 }
 
-bionas::PlanarPool make_pool(const Tensor& x, int64_t stride) {
+std::tuple<Tensors, Tensors, Tensor, Tensor> planar_edges(
+    const Tensor& x, Tensors weights, Tensors affine, Tensors running, Ints plan, Floats eps, Floats momentum,
+    OptionalTensors into, const Tensor& keep, bool training) {
+  return with_maps(x, [&](auto number) {
+    return edges_forward<decltype(number)>(x, weights, affine, running, plan, eps, momentum, into, keep, training);
+  });
+}
+
+std::tuple<Tensor, Tensors, Tensors> planar_edges_backward(
+    Tensors grads, const Tensor& x, Tensors maps, Tensors moments, Tensors weights, Tensors feedback, Tensors affine,
+    Ints plan, Floats eps, const Tensor& keep, bool training, bool weight_grads) {
+  return with_maps(x, [&](auto number) {
+    return edges_backward<decltype(number)>(grads, x, maps, moments, weights, feedback, affine, plan, eps, keep,
+                                            training, weight_grads);
+  });
+}
+
+template <class Map>
+bionas::PlanarPool<Map> make_pool(const Tensor& x, int64_t stride) {
   check_range("stride", stride, 1, 2);
-  const Images<const float> maps = first_images(x);
+  const Images<const Map> maps = first_images<Map>(x);
   return {x.size(0), x.size(1), x.size(2), x.size(3), stride, maps};
 }
 
 Tensor planar_pool(const Tensor& x, int64_t stride) {
-  const bionas::PlanarPool p = make_pool(x, stride);
-  Tensor z = new_map(x, {p.n, p.c, p.ho(), p.wo()});
-  bionas::planar_pool(p, z.mutable_data_ptr<float>());
-  return z;
+  return with_maps(x, [&](auto number) {
+    using Map = decltype(number);
+    const bionas::PlanarPool<Map> p = make_pool<Map>(x, stride);
+    Tensor z = new_map<Map>(x, {p.n, p.c, p.ho(), p.wo()});
+    bionas::planar_pool(p, mutable_data<Map>(z));
+    return z;
+  });
 }
 
 Tensor planar_pool_backward(const Tensor& grad, const Tensor& x, int64_t stride) {
-  const bionas::PlanarPool p = make_pool(x, stride);
-  Tensor out = new_map(x, {p.n, p.c, p.h, p.w});
-  bionas::planar_pool_backward(p, images("grad", grad, p.n, p.c, p.ho(), p.wo()), out.mutable_data_ptr<float>());
-  return out;
+  return with_maps(x, [&](auto number) {
+    using Map = decltype(number);
+    const bionas::PlanarPool<Map> p = make_pool<Map>(x, stride);
+    Tensor out = new_map<Map>(x, {p.n, p.c, p.h, p.w});
+    bionas::planar_pool_backward(p, images<Map>("grad", grad, p.n, p.c, p.ho(), p.wo()), mutable_data<Map>(out));
+    return out;
+  });
 }
 
 }  // namespace

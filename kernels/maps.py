@@ -9,8 +9,8 @@ the state x from which they are computed:
 - Everything else has at least float32: arithmetic, sums, moments, weights, mixing weights, the sums over an edge, the
   gradients of all of these, and the errors.
 
-The Triton kernels store the sums over an edge, their gradients and the errors in the dtype of the maps, too, as
-autocast does with what enters and leaves a convolution.
+The Triton kernels and those for discrete cells store the sums over an edge, their gradients and the errors in the dtype
+of the maps, too, as autocast does with what enters and leaves a convolution.
 
 Implementations that multiply bfloat16 in hardware may round the factors of matrix products as well, the depthwise
 output and the error as well as the weights; the products are summed in float32.

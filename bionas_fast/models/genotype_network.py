@@ -41,10 +41,10 @@ class Paths(NamedTuple):
         return out * self.masks[edge] / (1 - self.probability) if edge in self.masks else out
 
     def factors(self, edges: Iterable[int]) -> Tensor | None:
-        """Return the factors by which drop-path multiplies the outputs of edges, [edges, N]; None for ones."""
+        """Return the factors by which drop-path multiplies the outputs of edges, float32 [edges, N]; None for ones."""
         if not self.masks:
             return None
-        return torch.stack([self.masks[edge].flatten() for edge in edges]) / (1 - self.probability)
+        return torch.stack([self.masks[edge].flatten() for edge in edges]).float() / (1 - self.probability)
 
 
 class GenotypeCell(PreprocessedCell):

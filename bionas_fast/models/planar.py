@@ -1,7 +1,8 @@
 """Edges of discrete cells as calls of :mod:`bionas_fast.ops.planar_edges`, where that computes what they would.
 
 The op replaces a module only if the difference is no more than time and rounding: the layers are of the classes that
-cells are built of, no hook looks at them, and the tensors are float32 on the CPU. Otherwise the module runs.
+cells are built of, no hook looks at them, and the tensors are on the CPU, in float32 or, under autocast to it, in
+bfloat16. Otherwise the module runs.
 """
 
 from __future__ import annotations
@@ -49,18 +50,25 @@ def runs_planar(x: Tensor) -> bool:
     """Whether the compiled kernels can compute what modules would of this state."""
     return (
         type(x) is Tensor
-        and x.dtype == torch.float32
         and x.device.type == "cpu"
+        and x.dtype == _maps()
         and x.dim() == 4
         and x.numel() > x.shape[1]  # otherwise batch normalisation has no variance
         and images_contiguous(x)
-        and not torch.is_autocast_enabled("cpu")
         and not backends.traced()
         and not torch_private.in_transform()
         and not torch_private.has_global_module_hooks()
         and repeats.current() is None
         and backends.choose("planar_edges", "cpu") == "native"
     )
+
+
+def _maps() -> torch.dtype | None:
+    """Return the dtype of maps on the CPU: float32, or that of autocast; None if the kernels do not have it."""
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32
+    dtype = torch.get_autocast_dtype("cpu")
+    return dtype if dtype == torch.bfloat16 else None
 
 
 def stages_of(module: nn.Module) -> list[Layers]:

@@ -3,6 +3,8 @@
 A stage is a ReLU, a depthwise k×k convolution or none, a pointwise convolution, and batch normalisation; the stride is
 1. The compiled kernels take an image through a stage while it is in a cache. Only the maps before the normalisations
 are saved; the rest is computed again in the backward pass.
+
+States in bfloat16 make the maps, the results and the errors narrow, too (``kernels.maps``); all else is float32.
 """
 
 from __future__ import annotations
@@ -81,14 +83,14 @@ def planar_edges(
     """Compute into[e] + keep[e] · chain_e(x) for each edge e.
 
     Args:
-        x: the state, float32 [N, C, H, W] on the CPU, images contiguous.
+        x: the state, float32 or bfloat16 [N, C, H, W] on the CPU, images contiguous.
         edges: the stages of each edge, one or two.
         into: for each edge a tensor [N, C_out, H, W] to add to, or None.
         keep: factors of the outputs, as of drop-path, [edges, N]; None for ones.
         training: whether normalisation uses the statistics of the batch, and updates the running ones.
 
     Returns:
-        One tensor [N, C_out, H, W] per edge.
+        One tensor [N, C_out, H, W] per edge, in the dtype of x.
     """
     stages = [stage for chain in edges for stage in chain]
     numbers = [len(chain) for chain in edges]
@@ -105,7 +107,9 @@ def planar_edges(
     )
     weights = [weight for stage in stages for weight in stage.weights]
     affine = [tensor for stage in stages for tensor in stage.affine]
-    out = _PlanarEdges.apply(plan, x, keep, *into, *weights, *affine)
+    base = [None if tensor is None else tensor.to(x.dtype) for tensor in into]
+    factors = None if keep is None else keep.float()
+    out = _PlanarEdges.apply(plan, x, factors, *base, *weights, *affine)
     return list(out)
 
 
@@ -127,7 +131,7 @@ class _PlanarEdges(torch.autograd.Function):
         count = len(plan.feedback)
         weights = [weight.contiguous() for weight in params[:count]]
         affine = [tensor.contiguous() for tensor in params[count:]]
-        factors = x.new_empty(0) if keep is None else keep
+        factors = x.new_empty(0, dtype=torch.float32) if keep is None else keep
         base = [None if tensor is None else _planar(tensor) for tensor in into]
         out, maps, *moments = _ops.planar_edges.default(
             x, weights, affine, plan.running, plan.numbers, plan.eps, plan.momentum, base, factors, plan.training
@@ -195,7 +199,9 @@ def _differentiable_backward(
     ]
     with torch.enable_grad():
         weights, affine = iter(params[: len(constants)]), iter(params[len(constants) :])
-        out = list(_plain(plan, x, weights, affine, iter(constants), moments))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        grads = [grad.to(dtype) for grad in grads]
+        out = list(_plain(plan, x.to(dtype), weights, affine, iter(constants), moments))
         if factors.numel():
             out = [own * factor[:, None, None, None] for own, factor in zip(out, factors, strict=True)]
         wanted = [tensor for tensor in (x, *params) if tensor.requires_grad]
@@ -250,10 +256,10 @@ class _PlanarPool(torch.autograd.Function):
 
 
 def planar_pool(x: Tensor, stride: int) -> Tensor:
-    """Apply 3×3 maximum pooling with a padding of 1 to float32 [N, C, H, W] on the CPU, images contiguous.
+    """Apply 3×3 maximum pooling with a padding of 1, to float32 or bfloat16 [N, C, H, W] on the CPU.
 
-    Unlike torch's, it saves no indices: the backward pass finds the maxima again. Among equal ones the first in
-    row-major order receives the gradient, as in torch.
+    The images are contiguous. Unlike torch's, it saves no indices: the backward pass finds the maxima again. Among
+    equal ones the first in row-major order receives the gradient, as in torch.
     """
     return _PlanarPool.apply(x, stride)
 
@@ -273,7 +279,7 @@ class _Identity(torch.autograd.Function):
         b = make_b(weight, ctx.feedback._replace(stored=stored, stream=drawn), "native")
         if ctx.stream is not None:
             ctx.stream[1].add_(1)
-        return grad * b.view(-1, 1, 1), None, None
+        return (grad * b.view(-1, 1, 1)).to(grad.dtype), None, None
 
 
 def planar_identity(x: Tensor, weight: Tensor, feedback: Feedback) -> Tensor:

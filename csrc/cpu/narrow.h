@@ -19,4 +19,16 @@ inline Narrow narrow(float value) {
   return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+inline float wide(Narrow value) {
+  const uint32_t bits = uint32_t{value.bits} << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+// For maps of either type.
+inline float wide(float value) { return value; }
+inline void assign(Narrow& to, float value) { to = narrow(value); }
+inline void assign(float& to, float value) { to = value; }
+
 }  // namespace bionas

@@ -4,12 +4,14 @@
 
 #include <cstdint>
 
+#include "narrow.h"
+
 namespace bionas {
 
-// Images [C, H, W], `stride` floats apart.
-template <class Float>
+// Images [C, H, W], `stride` numbers apart.
+template <class Number>
 struct Images {
-  Float* data;
+  Number* data;
   int64_t stride;
 };
 

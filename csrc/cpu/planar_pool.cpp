@@ -11,14 +11,21 @@
 
 namespace bionas {
 
-void planar_pool(const PlanarPool& p, float* z) {
-  const auto kernel = BIONAS_CHOOSE(planar_pool_images);
+template <class Map>
+void planar_pool(const PlanarPool<Map>& p, Map* z) {
+  const auto kernel = BIONAS_CHOOSE(planar_pool_images<Map>);
   parallel_for(p.n, 1, [&](int64_t begin, int64_t end) { kernel(p, z, begin, end); });
 }
 
-void planar_pool_backward(const PlanarPool& p, Images<const float> grad, float* grad_x) {
-  const auto kernel = BIONAS_CHOOSE(planar_unpool_images);
+template <class Map>
+void planar_pool_backward(const PlanarPool<Map>& p, Images<const Map> grad, Map* grad_x) {
+  const auto kernel = BIONAS_CHOOSE(planar_unpool_images<Map>);
   parallel_for(p.n, 1, [&](int64_t begin, int64_t end) { kernel(p, grad, grad_x, begin, end); });
 }
+
+template void planar_pool(const PlanarPool<float>&, float*);
+template void planar_pool(const PlanarPool<Narrow>&, Narrow*);
+template void planar_pool_backward(const PlanarPool<float>&, Images<const float>, float*);
+template void planar_pool_backward(const PlanarPool<Narrow>&, Images<const Narrow>, Narrow*);
 
 }  // namespace bionas

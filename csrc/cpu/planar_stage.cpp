@@ -40,7 +40,8 @@ std::vector<float> reversed(const float* kernels, int64_t count, int64_t taps) {
   return out;
 }
 
-Plane plane_of(const PlanarStage& s) { return {s.h, s.w, s.kernel / 2 * s.dilation}; }
+template <class Map>
+Plane plane_of(const PlanarStage<Map>& s) { return {s.h, s.w, s.kernel / 2 * s.dilation}; }
 
 // Images whose maps stay in a cache.
 int64_t images_together(int64_t positions) { return std::max<int64_t>(1, together / positions); }
@@ -54,8 +55,9 @@ int64_t images_together(int64_t positions) { return std::max<int64_t>(1, togethe
 
 namespace bionas {
 
-void planar_stage_forward(const PlanarStage& s, Images<float> z, double* sum, double* sum_sq) {
-  const auto kernel = BIONAS_CHOOSE(planar_forward);
+template <class Map>
+void planar_stage_forward(const PlanarStage<Map>& s, Images<Map> z, double* sum, double* sum_sq) {
+  const auto kernel = BIONAS_CHOOSE(planar_forward<Map>);
   const std::vector<float> pointwise = packed(s.pointwise, s.c_out, s.c_in, s.c_in, 1);
   Shares<double> sums(2 * s.c_out);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
@@ -64,8 +66,9 @@ void planar_stage_forward(const PlanarStage& s, Images<float> z, double* sum, do
   add_planar_sums(sums, s.c_out, sum, sum_sq);
 }
 
-void planar_stage_backward(const PlanarStage& s, const PlanarStageBackward& g) {
-  const auto kernel = BIONAS_CHOOSE(planar_backward);
+template <class Map>
+void planar_stage_backward(const PlanarStage<Map>& s, const PlanarStageBackward<Map>& g) {
+  const auto kernel = BIONAS_CHOOSE(planar_backward<Map>);
   const std::vector<float> pointwise = packed(g.pointwise_feedback, s.c_in, s.c_out, 1, s.c_in);
   std::vector<float> depthwise;
   if (s.kernel) depthwise = reversed(g.depthwise_feedback, s.c_in, s.taps());
@@ -85,5 +88,10 @@ void planar_stage_backward(const PlanarStage& s, const PlanarStageBackward& g) {
     first = false;
   });
 }
+
+template void planar_stage_forward(const PlanarStage<float>&, Images<float>, double*, double*);
+template void planar_stage_forward(const PlanarStage<Narrow>&, Images<Narrow>, double*, double*);
+template void planar_stage_backward(const PlanarStage<float>&, const PlanarStageBackward<float>&);
+template void planar_stage_backward(const PlanarStage<Narrow>&, const PlanarStageBackward<Narrow>&);
 
 }  // namespace bionas

@@ -21,16 +21,23 @@ void add_planar_sums(Shares<double>& shares, int64_t c, double* sum, double* pro
   });
 }
 
-void planar_sum(const PlanarSum& s, Images<const float> into, Images<float> out) {
-  const auto kernel = BIONAS_CHOOSE(planar_sum_images);
+template <class Map>
+void planar_sum(const PlanarSum<Map>& s, Images<const Map> into, Images<Map> out) {
+  const auto kernel = BIONAS_CHOOSE(planar_sum_images<Map>);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, into, out, begin, end); });
 }
 
-void planar_sums(const PlanarSum& s, Images<const float> grad, double* sum, double* product_sum) {
-  const auto kernel = BIONAS_CHOOSE(planar_sums_images);
+template <class Map>
+void planar_sums(const PlanarSum<Map>& s, Images<const Map> grad, double* sum, double* product_sum) {
+  const auto kernel = BIONAS_CHOOSE(planar_sums_images<Map>);
   Shares<double> sums(2 * s.c);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) { kernel(s, grad, sums.start(begin), begin, end); });
   add_planar_sums(sums, s.c, sum, product_sum);
 }
+
+template void planar_sum(const PlanarSum<float>&, Images<const float>, Images<float>);
+template void planar_sum(const PlanarSum<Narrow>&, Images<const Narrow>, Images<Narrow>);
+template void planar_sums(const PlanarSum<float>&, Images<const float>, double*, double*);
+template void planar_sums(const PlanarSum<Narrow>&, Images<const Narrow>, double*, double*);
 
 }  // namespace bionas

@@ -100,6 +100,68 @@ def test_equals_the_modules_in_float64(rule, frozen, calls):
         assert far(actual.double(), right.double()) < EDGES_FLOAT32, name
 
 
+@pytest.mark.parametrize(("rule", "drop_path"), [("bp", 0.0), ("usf", 0.4), ("brsf", 0.0), ("dfa", 0.0)])
+def test_bfloat16_is_as_near_to_float64_as_the_modules(rule, drop_path, calls, monkeypatch):
+    """Under autocast the kernels round less often than the modules, which round every result.
+
+    Over 24 networks their gradients were 6 % (bp) and 7 % (usf) nearer; of single ones, on which side of a ReLU a few
+    numbers fall decides. A wrong gradient would be several times as far.
+    """
+    masks = torch.Tensor.bernoulli_
+
+    def same_masks(tensor: Tensor, p: float) -> Tensor:
+        return tensor.copy_(masks(torch.empty(tensor.shape), p))  # each dtype draws others
+
+    monkeypatch.setattr(torch.Tensor, "bernoulli_", same_masks)
+
+    def distance(found: list[Tensor], expected: list[Tensor]) -> Tensor:
+        own, right = (torch.cat([grad.double().flatten() for grad in grads]) for grads in (found, expected))
+        return (own - right).norm() / right.norm()
+
+    ratios, (x, y) = [], images()
+    x, y = torch.cat([x, x.flip(3)]), y.repeat(2)
+    for seed in range(4):
+        net = build(rule, seed=seed).train()
+        exact, modules = copy.deepcopy(net).double(), copy.deepcopy(net)
+
+        def passes(own: nn.Module, own_x: Tensor, seed: int = seed) -> list[Tensor]:
+            torch.manual_seed(seed)
+            return gradients(own, own_x, y, drop_path)
+
+        expected = passes(exact, x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            before = len(calls)
+            found = passes(net, x)
+            assert max(calls[before:]) == (1 if rule == "dfa" else 4)
+            made = len(calls)
+            with bf.use_backend("reference"):
+                plain = passes(modules, x)
+        assert len(calls) == made
+        assert [grad.dtype for grad in found] == [grad.dtype for grad in plain]
+        ratios.append(distance(found, expected) / distance(plain, expected))
+    assert torch.stack(ratios).log().mean().exp() < 1.3
+
+
+def test_maps_in_bfloat16_are_half_as_large(calls):
+    (x, _), stored = images(), []
+    for narrow in (False, True):
+        seen: dict[int, int] = {}
+
+        def note(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        net = build().train()
+        for p in net.parameters():
+            p.requires_grad_(p.ndim > 1)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow), hooks:
+            out = net(x.repeat(16, 1, 1, 1))
+        stored.append(sum(seen.values()))
+        del out
+    assert stored[1] < 0.6 * stored[0]  # the weights do not shrink
+
+
 def test_drop_path_draws_the_same_masks(calls):
     net, (x, y) = build("frsf").train(), images()
     torch.manual_seed(3)
@@ -206,11 +268,11 @@ def test_what_looks_at_a_module_is_called(change, calls):
 @pytest.mark.parametrize(
     "context",
     [
-        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.autocast("cpu", torch.float16),
         lambda: bf.use_backend("reference"),
         lambda: nn.modules.module.register_module_forward_hook(lambda *_: None),
     ],
-    ids=["autocast", "reference", "global hook"],
+    ids=["autocast to float16", "reference", "global hook"],
 )
 def test_falls_back_to_the_modules(context, calls):
     net, (x, y) = build().train(), images()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bionas_fast import native
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.ops.planar_edges import PlanarStage, planar_edges, planar_identity, planar_pool
-from helpers.tolerances import EDGES_FLOAT32, SAME_BITS
+from helpers.tolerances import EDGES_FLOAT32, NARROW_PLANAR, SAME_BITS
 
 pytestmark = pytest.mark.skipif(not native.load(), reason="the kernels are not compiled here")
 
@@ -29,13 +29,14 @@ CASES = {
 class Case:
     """Arguments in float64, and what torch computes of them."""
 
-    def __init__(self, name: str, training: bool, images: int = 3) -> None:
+    def __init__(self, name: str, training: bool, images: int = 3, maps: torch.dtype = torch.float32) -> None:
         channels, outputs, size, self.plan = CASES[name]
         generator = torch.Generator().manual_seed(0)
+        self.maps = maps
 
         def draw(*shape: int) -> Tensor:
-            # Numbers that float32 holds, so that both precisions see the same.
-            return torch.randn(*shape, generator=generator).double()
+            # Numbers that the kernels' types hold, so that both precisions see the same.
+            return torch.randn(*shape, generator=generator).to(maps).double()
 
         self.training = training
         self.x = draw(images, channels, *size).requires_grad_()
@@ -73,19 +74,24 @@ class Case:
                     h = F.conv2d(h, next(weights), None, 1, padding, dilation, groups=h.shape[1])
                 h = F.conv2d(h, next(weights))
                 mean, var, count = next(statistics), next(statistics), next(statistics)
-                h = F.batch_norm(h, mean, var, next(affine), next(affine), self.training, 0.1, 1e-5)
+                # Normalised by the moments of the map before it is rounded.
+                rounding = (h.to(self.maps).double() - h).detach()
+                of = h.detach().var(dim=(0, 2, 3), unbiased=False) if self.training else var
+                gamma = next(affine)
+                h = F.batch_norm(h, mean, var, gamma, next(affine), self.training, 0.1, 1e-5)
+                h = h + rounding * (gamma / (of + 1e-5).sqrt())[:, None, None]
                 count += self.training
             h = h * keep[:, None, None, None]
             out.append(h if base is None else h + base)
         return out, running
 
     def found(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Outputs, running statistics and leaves in float32."""
+        """Outputs, running statistics and leaves: float32, but the maps."""
 
-        def single(tensor: Tensor) -> Tensor:
-            return tensor.detach().float().requires_grad_(tensor.requires_grad)
+        def single(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+            return tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
 
-        x, into = single(self.x), [None if base is None else single(base) for base in self.into]
+        x, into = single(self.x, self.maps), [None if base is None else single(base, self.maps) for base in self.into]
         weights, affine = [single(w) for w in self.weights], [single(t) for t in self.affine]
         running = [t.float() if t.is_floating_point() else t.clone() for t in self.running]
         w, a, r = iter(weights), iter(affine), iter(running)
@@ -121,6 +127,83 @@ def test_edges_equal_torch(isa, name, training):
     assert all(own_running[k] == 3 + training for k in range(2, len(running), 3))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", CASES)
+def test_maps_in_bfloat16(isa, name, training):
+    """The maps between the layers, the results and their errors are rounded, as in the expected values."""
+    case = Case(name, training, maps=torch.bfloat16)
+    out, running = case.expected()
+    grads = torch.autograd.grad(out, case.wanted, case.grads)
+    own, own_running, leaves = case.found()
+    own_grads = torch.autograd.grad(own, leaves, [grad.bfloat16() for grad in case.grads])
+    assert {tensor.dtype for tensor in own} == {torch.bfloat16}
+    assert [grad.dtype for grad in own_grads] == [leaf.dtype for leaf in leaves]
+    for actual, expected in zip((*own, *own_grads), (*out, *grads), strict=True):
+        assert ((actual - expected).norm() / expected.norm()).item() < NARROW_PLANAR
+    for actual, expected in zip(own_running, running, strict=True):
+        assert error(actual, expected) < NARROW_PLANAR
+
+
+def test_maps_in_bfloat16_are_exact_on_small_whole_numbers(isa):
+    """Every rounding is then exact, so that a missing one, or one too many, does not hide in a tolerance."""
+    generator = torch.Generator().manual_seed(0)
+
+    def whole(*shape: int, zeros: int = 0) -> Tensor:
+        drawn = torch.randint(-1, 2, shape, generator=generator)
+        return (drawn * (torch.randint(0, 1 + zeros, shape, generator=generator) == 0)).double()
+
+    x, plan = whole(3, 9, 7, 19).requires_grad_(), [[(3, 1), (3, 2)], [(5, 1)]]
+    weights = [whole(9, 1, k, k, zeros=3) if k else whole(9, 9, 1, 1, zeros=3) for k in (3, 0, 3, 0, 5, 0)]
+    affine = [whole(9) for _ in range(6)]
+    into, grads, keep = [whole(3, 9, 7, 19), None], [whole(3, 9, 7, 19) for _ in range(2)], whole(2, 3)
+
+    def run(dtype: torch.dtype, maps: torch.dtype, kernels: bool) -> list[Tensor]:
+        own = x.detach().to(maps).requires_grad_()
+        w, a = ([t.to(dtype).requires_grad_() for t in each] for each in (weights, affine))
+        still = torch.zeros(9, dtype=dtype), torch.ones(9, dtype=dtype), torch.tensor(0)  # of evaluation: no change
+        w_, a_ = iter(w), iter(a)
+        if kernels:
+            stages = [
+                [
+                    PlanarStage(k, d, (next(w_), next(w_)), (Feedback(),) * 2, (next(a_), next(a_)), still, 0.0, 0.1)
+                    for k, d in chain
+                ]
+                for chain in plan
+            ]
+            base = [None if t is None else t.to(maps) for t in into]
+            out = planar_edges(own, stages, base, keep.to(dtype), False)
+        else:
+            out = []
+            for chain, base, factors in zip(plan, into, keep, strict=True):
+                h = own
+                for k, d in chain:
+                    h = F.conv2d(h.relu(), next(w_), None, 1, d * (k // 2), d, groups=9)
+                    h = F.conv2d(h, next(w_)) * next(a_)[:, None, None] + next(a_)[:, None, None]
+                h = h * factors.to(dtype)[:, None, None, None]
+                out.append(h if base is None else h + base)
+        return [*out, *torch.autograd.grad(out, [own, *w, *a], [grad.to(maps) for grad in grads])]
+
+    expected = run(torch.float64, torch.float64, False)
+    maps = [expected[0], expected[1], expected[2]]
+    assert max(t.abs().max() for t in maps) < 2**8 and all(t.any() for t in expected)
+    for actual, right in zip(run(torch.float32, torch.bfloat16, True), expected, strict=True):
+        torch.testing.assert_close(actual.double(), right, **SAME_BITS)
+
+
+def test_second_derivatives_in_bfloat16():
+    """They are computed in float32, from maps that are not rounded."""
+    case = Case("two edges, odd size", True, maps=torch.bfloat16)
+    own, _, leaves = case.found()
+    grads = [grad.bfloat16() for grad in case.grads]
+    (first,) = torch.autograd.grad(own, leaves[0], grads, create_graph=True)
+    found = torch.autograd.grad(first.float().square().sum(), leaves[1])[0]
+    case.maps = torch.float64
+    out, _ = case.expected()
+    (first,) = torch.autograd.grad(out, case.x, case.grads, create_graph=True)
+    (expected,) = torch.autograd.grad(first.square().sum(), case.weights[0])
+    assert ((found - expected).norm() / expected.norm()).item() < NARROW_PLANAR
+
+
 def test_second_derivatives_equal_torch():
     case = Case("two edges, odd size", True)
     out, _ = case.expected()
@@ -151,18 +234,20 @@ def test_slices_and_gradients_of_stride_0_are_accepted():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(7, 9), (32, 32), (8, 8), (1, 1), (5, 28)], ids=str)
-def test_pool_equals_torch_with_ties(isa, size, stride):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pool_equals_torch_with_ties(isa, size, stride, dtype):
     # Few different values: among equal maxima the first receives the gradient.
-    x = torch.randint(-2, 3, (2, 3, *size), generator=torch.Generator().manual_seed(0)).float().requires_grad_()
+    x = torch.randint(-2, 3, (2, 3, *size), generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     expected, found = F.max_pool2d(x, 3, stride, 1), planar_pool(x, stride)
     assert torch.equal(found, expected)
-    grad = torch.randint(-9, 9, expected.shape).float()  # whose sums are exact
+    grad = torch.randint(-9, 9, expected.shape).to(dtype)  # whose sums are exact
     ours, theirs = (torch.autograd.grad(out, x, grad)[0] for out in (found, expected))
     assert torch.equal(ours, theirs)
 
 
-def test_pool_passes_nan_on(isa):
-    x = torch.randn(1, 2, 6, 6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pool_passes_nan_on(isa, dtype):
+    x = torch.randn(1, 2, 6, 6).to(dtype)
     x[0, 0, 2, 3] = torch.nan
     torch.testing.assert_close(planar_pool(x, 1), F.max_pool2d(x, 3, 1, 1), equal_nan=True, **SAME_BITS)
 
@@ -183,6 +268,10 @@ def test_identity_scales_the_error():
     (grad,) = torch.autograd.grad(out, x, torch.ones_like(x))
     assert torch.equal(grad, factors.view(3, 1, 1).expand_as(x))
     assert planar_identity(x, ones, Feedback()) is x
+    narrow = x.detach().bfloat16().requires_grad_()
+    out = planar_identity(narrow, ones, Feedback("stored_sign", factors))
+    (grad,) = torch.autograd.grad(out, narrow, torch.ones_like(out))
+    assert torch.equal(grad, factors.view(3, 1, 1).expand_as(x).bfloat16())
 
 
 def test_operators_pass_opcheck():
@@ -211,6 +300,9 @@ def test_operators_pass_opcheck():
         ({"running": []}, "running: expected mean"),
         ({"keep": torch.rand(3)}, "keep: expected 2 elements"),
         ({"x": torch.randn(1, 6, 1, 1)}, "x: expected more than one value"),
+        ({"x": torch.randn(2, 6, 5, 4).double()}, "x: expected Float on the CPU"),
+        ({"into": [torch.randn(2, 6, 5, 4).bfloat16()]}, "into: expected Float on the CPU"),
+        ({"x": torch.randn(2, 6, 5, 4).bfloat16(), "into": [torch.randn(2, 6, 5, 4)]}, "into: expected BFloat16"),
     ],
 )
 def test_mismatched_arguments_are_refused(change, message):
