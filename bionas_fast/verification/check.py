@@ -28,7 +28,8 @@ class Target:
     Attributes:
         backend: ``native`` or ``triton``.
         device: such as ``cpu`` or ``cuda:0``.
-        dtype: the dtype of the tensors; ``tf32`` is float32 with factors of products rounded.
+        dtype: the dtype of the tensors, of compiled kernels only that of maps; ``tf32`` is float32 with factors of
+            products rounded.
         isa: the instruction set of compiled kernels on the CPU; empty elsewhere.
         large: whether the sizes are those of a real network instead of odd ones.
     """
@@ -50,20 +51,31 @@ class Target:
 
     def draw(self, seed: int = 0) -> Draw:
         """Return random numbers for this target."""
-        return Draw(torch.device(self.device), DTYPES[self.dtype], torch.Generator().manual_seed(seed))
+        maps = DTYPES[self.dtype]
+        own = torch.float32 if self.backend == "native" else maps
+        return Draw(torch.device(self.device), own, maps, torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Random tensors, the same on every device."""
+    """Random tensors, the same on every device; ``maps`` is the dtype of :meth:`map`."""
 
     device: torch.device
     dtype: torch.dtype
+    maps: torch.dtype
     generator: torch.Generator
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Draw from a normal distribution."""
         return (torch.randn(shape, generator=self.generator) * scale).to(self.device, self.dtype)
+
+    def map(self, *shape: int) -> Tensor:
+        """Draw a map from a normal distribution."""
+        return self.normal(*shape).to(self.maps)
+
+    def coarse_map(self, *shape: int) -> Tensor:
+        """Draw a map like :meth:`coarse`, in which every dtype is exact."""
+        return self.coarse(*shape).to(self.maps)
 
     def coarse(self, *shape: int) -> Tensor:
         """Draw multiples of 1/32 of magnitude below 4: sums of products of two are exact, so no ReLU is in doubt."""

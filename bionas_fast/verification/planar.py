@@ -44,6 +44,7 @@ CELLS = (
     Cell((2, 18, 16, 16), 18, (((5, 1), (5, 1)),)),
     Cell((2, 25, 9, 9), 6, (((0, 1),),)),
     Cell((3, 4, 1, 13), 4, (((3, 3),),)),
+    Cell((2, 19, 8, 10), 19, (((5, 1),), ((3, 1),))),
 )
 
 
@@ -58,12 +59,14 @@ class _Parameters(NamedTuple):
 def checks(target: Target) -> Iterator[Check]:
     """Make the checks of the edges, in training and evaluation, and of the pool."""
     for cell in CELLS:
-        for training in (True, False):
-            yield _edges(target, cell, training)
+        # Of maps that are rounded between two stages, the sign at the second ReLU may be another.
+        if target.dtype == "float32" or all(len(edge) == 1 for edge in cell.edges):
+            for training in (True, False):
+                yield _edges(target, cell, training)
     for stride in (1, 2):
         draw = target.draw()
-        x = draw.coarse(2, 5, 7, 9)
-        given = (x, draw.normal(2, 5, -(-7 // stride), -(-9 // stride)), stride)
+        x = draw.coarse_map(2, 5, 7, 9)
+        given = (x, draw.map(2, 5, -(-7 // stride), -(-9 // stride)), stride)
 
         def run(x: Tensor, grad: Tensor, stride: int) -> list[Tensor]:
             return _differentiated(planar_pool(leaf := x.detach().requires_grad_(), stride), leaf, grad)
@@ -100,15 +103,15 @@ def _edges(target: Target, cell: Cell, training: bool) -> Check:
     size = (images, cell.outputs, height, width)
     for seed in range(100):
         draw = target.draw(seed)
-        x, parameters = draw.coarse(*cell.input), _parameters(draw, cell)
+        x, parameters = draw.coarse_map(*cell.input), _parameters(draw, cell)
         seen: list[Tensor] = []
         copies = _Parameters(*([own.double() for own in column] for column in parameters))
         _plain(cell, x.double(), copies, training, seen)
         if not any(own.abs().lt(1e-5).any() for own in seen):  # the sign at a ReLU is no matter of rounding
             break
-    into = [draw.normal(*size) if edge % 2 == 0 else None for edge in range(len(cell.edges))]
+    into = [draw.map(*size) if edge % 2 == 0 else None for edge in range(len(cell.edges))]
     keep = draw.normal(len(cell.edges), images)
-    grads = [draw.normal(*size) for _ in cell.edges]
+    grads = [draw.map(*size) for _ in cell.edges]
 
     def expect(*arguments: Any) -> Expected:
         terms = 25 + cell.input[1] + images * height * width
@@ -138,8 +141,9 @@ def _passes(
     if kernels:
         out = planar_edges(x, list(_stages(cell, own)), into, keep, training)
     else:
-        plain = _plain(cell, x, own, training, [])
-        scaled = [edge * factor[:, None, None, None] for edge, factor in zip(plain, keep, strict=True)]
+        # In the dtype of the maps, but for the normalisations.
+        plain = _plain(cell, x, own._replace(weights=[weight.to(x.dtype) for weight in own.weights]), training, [])
+        scaled = [edge * factor[:, None, None, None].to(edge.dtype) for edge, factor in zip(plain, keep, strict=True)]
         out = [edge if base is None else edge + base for edge, base in zip(scaled, into, strict=True)]
     found = torch.autograd.grad(out, [x, *weights, *affine], grads)
     return [*(edge.detach() for edge in out), *own.running, *found]

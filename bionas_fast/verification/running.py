@@ -29,8 +29,9 @@ CHECKS: Mapping[str, Callable[[Target], Iterator[Check]]] = {
     "planar_edges": planar.checks,
     "augmentation": images.checks,
 }
-#: Ops whose Triton kernels exist in several dtypes.
+#: Ops whose Triton kernels exist in several dtypes, and those whose compiled kernels have maps in bfloat16.
 NARROW = ("feedback_segments", "feedback_linear", "feedback_conv", "mixed_edges")
+NARROW_MAPS = ("mixed_edges", "planar_edges")
 #: Seconds that all checks may take.
 LIMIT = 120.0
 
@@ -85,6 +86,11 @@ def _all() -> Iterator[tuple[str, Target, str, Check | str]]:
                 for isa in native.isas() if (backend, device) == ("native", "cpu") else ("",):
                     own = Target(backend, device, isa=isa)
                     yield from ((op, own, "", check) for check in CHECKS[op](own))
+    for op in CHECKS:
+        if op in NARROW_MAPS and not _obstacle(op, Target("native", "cpu")):
+            for isa in native.isas():
+                own = Target("native", "cpu", "bfloat16", isa)
+                yield from ((op, own, "", check) for check in CHECKS[op](own))
     for card in cards[:1]:
         yield from _on_a_card(card)
 

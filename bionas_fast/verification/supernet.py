@@ -85,7 +85,7 @@ def _prologue(draw: Draw, shape: Shape, edges: Sequence[int]) -> Prologue:
     """Draw the gradient of maps of this shape; those of one edge share a tensor."""
     grads = [draw.normal(*shape) for _ in range(max(edges) + 1)]
     rows = [draw.normal(len(edges), shape[-1]) for _ in range(3)]
-    return Prologue([grads[e] for e in edges], draw.normal(len(edges), *shape), *rows)
+    return Prologue([grads[e] for e in edges], draw.map(len(edges), *shape), *rows)
 
 
 def _stages(target: Target, backend: Backend, shape: Shape) -> Iterator[Check]:
@@ -93,7 +93,7 @@ def _stages(target: Target, backend: Backend, shape: Shape) -> Iterator[Check]:
     for number, (stride, own) in enumerate(((1, False), (2, False), (1, True))):
         stage = Stage((3, 5), (1, 1), 1) if own else Stage((3, 5, 3, 5), (1, 1, 2, 2), stride)
         draw, branches = target.draw(number), len(stage.kernels)
-        x = draw.coarse(branches, *shape) if own else draw.coarse(*shape)
+        x = draw.coarse_map(branches, *shape) if own else draw.coarse_map(*shape)
         weights, feedback = _weights(draw, stage, channels), _weights(draw, stage, channels)
         affine = Affine(draw.coarse(branches, channels), draw.coarse(branches, channels)) if own else None
         size = (shape[0], -(-shape[1] // stride), -(-shape[2] // stride), channels)
@@ -127,7 +127,7 @@ def _stages(target: Target, backend: Backend, shape: Shape) -> Iterator[Check]:
 
 def _sums(target: Target, backend: Backend, shape: Shape) -> Iterator[Check]:
     draw, channels = target.draw(), shape[-1]
-    maps = [draw.normal(3, *shape), draw.normal(2, *shape)]
+    maps = [draw.map(3, *shape), draw.map(2, *shape)]
     terms = Terms((0, 4, 2, 0, 1, 4), (0, 0, 1, 2, 2, 2), 4)  # a sum without terms, maps in several sums
     into = [None, draw.normal(*shape), None, draw.normal(*shape)]
     weight, offset = draw.normal(6, channels), draw.normal(4, channels)
@@ -148,7 +148,7 @@ def _sums(target: Target, backend: Backend, shape: Shape) -> Iterator[Check]:
 def _pools(target: Target, backend: Backend, shape: Shape) -> Iterator[Check]:
     for stride in (1, 2):
         draw, text = target.draw(), _text(shape, f"stride {stride}")
-        x = draw.coarse(*shape)  # with equal maxima
+        x = draw.coarse_map(*shape)  # with equal maxima
         size = (shape[0], -(-shape[1] // stride), -(-shape[2] // stride), shape[3])
 
         def forward(x: Tensor, stride: int) -> Any:

@@ -19,6 +19,7 @@ from bionas_fast.verification import CHECKS, large, modes, verify
 from bionas_fast.verification import running as checking
 from bionas_fast.verification.bounds import compare
 from bionas_fast.verification.check import Check, Expected, Target, mapped, wide
+from bionas_fast.verification.running import NARROW_MAPS
 from helpers.native import needs_native
 
 TARGET = Target("native", "cpu")
@@ -40,6 +41,7 @@ def test_doctor_finds_no_fault(forked):
             own = [one for one in found if one["op"] == op and one["backend"] == f"native {isa}"]
             assert own
             assert all(one["status"] == "ok" and one["error"] <= one["bound"] for one in own)
+            assert ("bfloat16" in {one["dtype"] for one in own}) == (op in NARROW_MAPS)
     assert all(one["reason"] for one in found if one["status"] == "skipped")
 
 
@@ -58,6 +60,26 @@ def changed(check: Check, number: int, change) -> Check:
         return results
 
     return dataclasses.replace(check, run=run)
+
+
+@needs_native
+@pytest.mark.parametrize("op", NARROW_MAPS)
+def test_a_wrong_number_of_a_narrow_map_is_a_failure(op):
+    """By a twelfth of the terms that it adds up; a map of its own is rounded to 2⁻⁹, and so are factors on the way."""
+    target = dataclasses.replace(TARGET, dtype="bfloat16")
+    for check in CHECKS[op](target):
+        expected = check.expect(*wide(check.arguments))
+        for number, (right, scale) in enumerate(zip(expected.values, expected.scales, strict=True)):
+            if not right.numel():
+                continue
+            scales = scale.expand_as(right).flatten()
+            at = int(scales.argmax())
+
+            def off(results, number, at=at, by=float(scales[at]) / 12):
+                results[number].view(-1)[at] += by
+
+            outcome = checking.run(op, target, changed(check, number, off))
+            assert outcome.status == "failed", (check.kernel, check.shape, number)
 
 
 @needs_native
