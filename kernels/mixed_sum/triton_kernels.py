@@ -90,5 +90,5 @@ def configurations() -> Iterator[Configuration]:
 
 def sum_options(dtype: torch.dtype) -> dict[str, Any]:
     """Return the options of the sum of maps of a dtype."""
-    # The narrow ones spilled on some card with every limit below, and without one. Of sizes that 16 divides they use 80.
+    # The narrow ones spilled on some card with lower limits, and without one. Of sizes that 16 divides they use 80.
     return {**OPTIONS, "maxnreg": 128} if dtype.itemsize == 2 else OPTIONS

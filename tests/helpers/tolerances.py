@@ -51,9 +51,9 @@ SUM_FLOAT32 = 1e-5
 STAGE_FLOAT32 = 3e-5
 EDGES_FLOAT32 = 3e-4
 #: Relative norms with maps in bfloat16, see ``kernels.maps``: where both round the same numbers, and a few ties differ;
-#: and where one also rounds the factors of matrix products, so that a second ReLU lets other errors pass.
+#: and next to maps in float32, where a second ReLU lets other errors pass.
 NARROW_EDGES = 1e-3
-NARROW_FACTORS = 0.1
+NARROW_MAPS = 0.1
 #: The same of kernels for discrete cells, which also round the errors between the layers, to 2⁻⁹ of each.
 NARROW_PLANAR = 5e-3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,8 @@ from bionas_fast.kernels.records import (
 )
 from bionas_fast.ops.mixed_edges.backends import find
 from helpers.native import needs_native
-from helpers.tolerances import NARROW_EDGES, NARROW_FACTORS, STAGE_FLOAT32, SUM_FLOAT32
+from helpers.rounded_factors import RoundedFactors
+from helpers.tolerances import NARROW_EDGES, STAGE_FLOAT32, SUM_FLOAT32
 
 pytestmark = needs_native
 reference, kernels = find("reference"), find("native")
@@ -84,7 +87,7 @@ def test_stages_are_exact_on_small_whole_numbers(shape, shared, isa):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_separable_edges_round_where_the_specification_does(training, stride, isa):
-    """The same numbers but for ties of the rounding; of a set that rounds factors of products, near them."""
+    """The same numbers but for ties of the rounding; where a set of instructions rounds factors, so does the reference."""
     draws, channels, edges = Draws(1), 32, 3
     first, twice = Stage((3, 5, 3, 5, 3), (1, 1, 2, 2, 1), stride), 2
     plan = SeparablePlan(first, (0, 2, 1, 0, 2), edges, twice)
@@ -113,17 +116,17 @@ def test_separable_edges_round_where_the_specification_does(training, stride, is
         saved = SavedEdges(x, z, found, training)
         return (*out, z, *found), backend.edges_backward(cast(grads), saved, *own, plan, mixing, True)
 
-    expected, actual = run(reference, lambda record: record), run(kernels, floats)
-    tight = isa != "avx512_bf16"
+    with RoundedFactors() if isa == "avx512_bf16" else nullcontext():
+        expected = run(reference, lambda record: record)
+    actual = run(kernels, floats)
     z = actual[0][edges]
     assert z.dtype == torch.bfloat16
     assert all(own.dtype == torch.float32 for own in (*actual[0][:edges], *actual[1][1:]))
-    if tight:
-        assert (z == expected[0][edges]).float().mean() > 0.999
+    assert (z == expected[0][edges]).float().mean() > 0.999
     for ours, theirs in zip(actual[0], expected[0], strict=True):
-        assert distance(ours, theirs) < (NARROW_EDGES if tight else NARROW_FACTORS)
+        assert distance(ours, theirs) < NARROW_EDGES
     for ours, theirs in zip(actual[1], expected[1], strict=True):
-        assert distance(ours, theirs) < (NARROW_EDGES if tight else NARROW_FACTORS)
+        assert distance(ours, theirs) < NARROW_EDGES
 
 
 def test_moments_are_those_before_rounding(isa):
