@@ -87,7 +87,7 @@ def test_stages_are_exact_on_small_whole_numbers(shape, shared, isa):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_separable_edges_round_where_the_specification_does(training, stride, isa):
-    """The same numbers but for ties of the rounding; where a set of instructions rounds factors, so does the reference."""
+    """The same numbers but for ties of the rounding; where an instruction set rounds factors, so does the reference."""
     draws, channels, edges = Draws(1), 32, 3
     first, twice = Stage((3, 5, 3, 5, 3), (1, 1, 2, 2, 1), stride), 2
     plan = SeparablePlan(first, (0, 2, 1, 0, 2), edges, twice)
