@@ -217,9 +217,7 @@ def test_a_heavy_network_is_measured_with_few_images(clock, monkeypatch):
     assert heavy == pytest.approx(4 * (28 * (3 + 0.5 * 4) * 50 / 4 + 0.1 * 359))  # in proportion
     assert time_left(Training(GENOTYPE, config.with_settings(compile=True)), build) is None
     monkeypatch.setattr(Training, "train_step", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        time_left(run, build)
-    assert time_left(run, lambda small: torch.zeros(2) @ torch.zeros(3)) is None  # the run itself will raise it
+    assert time_left(run, build) is None  # the run itself will raise it, and say where
 
 
 @pytest.mark.parametrize("method", ["darts", "eg", "evolution"])

@@ -21,7 +21,6 @@ import torch
 from bionas_fast.config import FILE_SETTINGS, RunConfig, Work
 from bionas_fast.data import DatasetSize, memory, size_of
 from bionas_fast.data.registry import logger
-from bionas_fast.errors import InputError
 from bionas_fast.runs.trainer import Trainer
 from bionas_fast.runtime.isolation import exclusive, preserved_generator
 
@@ -117,14 +116,14 @@ def time_left(trainer: Trainer, build: Build) -> float | None:
     left -= trainer.phase_epoch * len(trainer.phase.batches) + trainer.steps_done
     if left < _WORTHWHILE or getattr(config, "compile", False):  # compiling takes longer than many steps
         return None
-    batch_size = config.batch_size
-    if trainer.device.type == "cpu":
-        short = int(_SHORT * _RATE / max(1, 3 * trainer.operations()))
-        batch_size = min(batch_size, max(FEW, short - short % FEW))
-    size = size_of(trainer.data)
+    batch_size, size = config.batch_size, size_of(trainer.data)
     try:
+        if trainer.device.type == "cpu":
+            short = int(_SHORT * _RATE / max(1, 3 * trainer.operations()))
+            batch_size = min(batch_size, max(FEW, short - short % FEW))
         found = measure(config, size, build, batch_size, steps=2)
-    except (InputError, RuntimeError, ValueError):  # whatever it is, the run meets it, too, and says where
+    except Exception as error:  # the run meets it, too, and says where; or it is one of the measurement alone
+        logger.debug("the time of the run was not measured: %r", error)
         return None
     seconds = 0.0
     works = config.work(size.images, size.test_images)
