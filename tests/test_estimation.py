@@ -13,6 +13,7 @@ import torch
 
 import bionas_fast as bf
 from bionas_fast import InputError, presets
+from bionas_fast.cli import output
 from bionas_fast.cli.app import main
 from bionas_fast.config import Work
 from bionas_fast.data import dataset_size, load_dataset
@@ -335,7 +336,7 @@ def test_what_a_preset_costs(capsys):
 
 
 def test_the_costs_of_all_presets(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(output.out, "width", 200)
     few = tuple(preset for preset in presets.every() if preset.name in ("cpu-digits", "cpu-digits-train"))
     monkeypatch.setattr(presets, "every", lambda: few)
     assert run("presets", "--estimate", "--seconds", "0.1") == 0
