@@ -131,7 +131,7 @@ class Work:
     Attributes:
         epochs: number of epochs.
         images: number of training images.
-        batch_size: images per batch, without more than there are.
+        batch_size: images per batch, if there are as many.
         evaluated: number of images that are evaluated at a time.
         evaluate_every: epochs between evaluations; the last epoch ends with one.
     """
@@ -145,7 +145,12 @@ class Work:
     @property
     def steps(self) -> int:
         """Training steps per epoch; an incomplete batch is left out."""
-        return self.images // min(self.batch_size, self.images)
+        return self.images // max(1, self.taken)
+
+    @property
+    def taken(self) -> int:
+        """Images per step, not more than there are."""
+        return min(self.batch_size, self.images)
 
     @property
     def evaluations(self) -> int:

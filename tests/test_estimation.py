@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Thread
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ from bionas_fast.cli import output
 from bionas_fast.cli.app import main
 from bionas_fast.config import Work
 from bionas_fast.data import dataset_size, load_dataset
+from bionas_fast.data.registry import unannounced
 from bionas_fast.estimation import duration, steps
 from bionas_fast.models import measure_size
 from bionas_fast.runs.measurement import PhaseTimes, time_left
@@ -70,12 +73,13 @@ def test_sizes_of_datasets(tmp_path):
 
 def test_a_larger_phase():
     """Computed by hand: a step takes 1 s and 0.5 s per image, the beginning of an epoch 0.25 s per image."""
-    few = PhaseTimes(Work(1, 12, 2, 6), once=1.0, begin=0.5, step=2.0, record=7.0, evaluation=6.0)
-    some = PhaseTimes(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, record=7.0, evaluation=6.0)
+    few = PhaseTimes(Work(1, 12, 2, 6), once=1.0, begin=0.5, step=2.0, further=7.0, evaluation=6.0)
+    some = PhaseTimes(Work(1, 12, 4, 6), once=2.0, begin=1.0, step=3.0, further=7.0, evaluation=6.0)
     assert some.seconds == 2 + 1 + 3 * 3 + 7 + 6
     large = Work(10, 120, 8, 60)
-    assert some.scaled(few, large) == PhaseTimes(large, once=20.0, begin=2.0, step=5.0, record=7.0, evaluation=60.0)
-    assert some.scaled(few, large).seconds == 20 + 10 * (2 + 15 * 5 + 7 + 60)
+    assert some.scaled(few, large) == PhaseTimes(large, once=20.0, begin=2.0, step=5.0, further=7.0, evaluation=60.0)
+    assert some.scaled(few, large).seconds == 20 + 10 * (2 + 15 * 5 + 60) + 7
+    assert some.scaled(few, Work(10, 6, 8, 60)).step == 4  # of a step of all six images
     # From one measurement, in proportion; a step of more images never takes less.
     assert some.scaled(some, large).step == 6
     assert some.scaled(replace(few, step=3.5), large).step == 3
@@ -253,7 +257,7 @@ def test_populations_are_measured_once(monkeypatch):
     search.method.prepare(4)
     search.begin()
     assert len(bred) == len(search.method.distributions)
-    assert Search(SearchConfig(**SMALL, operations=("skip_connect",))).shorten() == 1
+    assert Search(SearchConfig(**SMALL, operations=("skip_connect",))).shorten() == 0
 
 
 def test_phases_of_softhebb():
@@ -263,6 +267,87 @@ def test_phases_of_softhebb():
     run.epoch = 1
     assert run.phase.counted
     assert time_left(run, SoftHebbTraining) is None
+
+
+def test_resumed_heads_compute_their_features_again(monkeypatch):
+    """The features of all images are not part of a checkpoint: of 49 of 50 epochs they are most of the rest."""
+    config = bf.SoftHebbConfig(epochs=50, batch_size=5, dataset="noise:1x8x8,classes=3,images=300")
+    now, run = SimpleNamespace(seconds=0.0), SoftHebbTraining(config)
+    monkeypatch.setattr(MODULE, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    store, step = SoftHebbTraining._store, SoftHebbTraining.train_step
+
+    def slow(self, images, shape):
+        now.seconds += len(images)
+        return store(self, images, shape)
+
+    def quick(self, x, y):
+        now.seconds += 0.01
+        return step(self, x, y)
+
+    monkeypatch.setattr(SoftHebbTraining, "_store", slow)
+    monkeypatch.setattr(SoftHebbTraining, "train_step", quick)
+    filters = config.filter_epochs * len(run.filters.batches)
+    features = 2 * 300  # of training and test images
+    assert time_left(run, SoftHebbTraining) == pytest.approx(features + 0.01 * (filters + 50 * 60))
+    run.epoch = config.filter_epochs + 49
+    assert time_left(run, SoftHebbTraining) == pytest.approx(features + 0.01 * 60)
+
+
+@pytest.mark.parametrize(("every", "pauses"), [(0, 0), (1, 8), (3, 3), (8, 1)])
+def test_pauses_and_records_are_counted(clock, monkeypatch, every, pauses):
+    """Weight mirrors between epochs and records of layers, whatever the batch that is measured."""
+
+    def paused(net, steps):
+        clock.seconds += 10 * steps
+
+    monkeypatch.setattr(MODULE, "mirror", paused)
+    settings = {"mirror_every": every, "mirror_steps": 6, "record_layers": every}
+    run = Training(GENOTYPE, bf.TrainConfig(**SMALL, epochs=8, batch_size=200, **settings))
+    expected = 8 * (7 * (3 + 0.5 * 200) + 0.1 * 359) + pauses * (60 + 7)
+    assert time_left(run, lambda small: Training(GENOTYPE, small)) == pytest.approx(expected)
+    monkeypatch.setattr(Training, "operations", lambda self: 10**9)  # measured with four images
+    few = 8 * (7 * (3 + 0.5 * 4) * 50 + 0.1 * 359) + pauses * (60 + 7)
+    assert time_left(run, lambda small: Training(GENOTYPE, small)) == pytest.approx(few)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.9, 0.99])
+def test_small_parts_are_measured(clock, monkeypatch, fraction):
+    monkeypatch.setattr(Training, "operations", lambda self: 10**9)
+    run = Training(GENOTYPE, bf.TrainConfig(**SMALL, epochs=60, batch_size=10, valid_fraction=fraction))
+    steps = len(run.phases[0].batches)
+    expected = 60 * (steps * (3 + 0.5 * 4) * 10 / 4 + 0.1 * (359 + len(run.held_out.labels)))
+    assert time_left(run, lambda small: Training(GENOTYPE, small)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.99])
+def test_small_parts_of_searches_are_measured(fraction):
+    search = SearchConfig(**SMALL, operations=("skip_connect",), train_fraction=fraction, batch_size=10)
+    assert bf.estimate(search, seconds=0.1).seconds > 0
+
+
+def test_a_measurement_stops_when_the_run_is_to_stop():
+    run, asked = Training(GENOTYPE, bf.TrainConfig(**SMALL, epochs=4, batch_size=50)), []
+    assert time_left(run, lambda small: Training(GENOTYPE, small), lambda: asked.append(1) or len(asked) > 2) is None
+    assert len(asked) == 3
+
+
+def test_measurements_in_threads_leave_the_messages_on(caplog):
+    caplog.set_level("INFO", "bionas_fast.data")
+    inside, left = Barrier(2), []
+
+    def load(quiet: bool) -> None:
+        with unannounced() if quiet else nullcontext():
+            inside.wait()
+            left.append(load_dataset("noise:1x4x4,classes=2,images=9" if quiet else "digits"))
+            inside.wait()
+
+    threads = [Thread(target=load, args=(quiet,)) for quiet in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(left) == 2
+    assert [record.message[:16] for record in caplog.records] == ["dataset 'digits'"]
 
 
 def test_what_has_to_be_given():

@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +40,7 @@ OBJECT = "python:"
 
 #: Receives one line for each dataset loaded: a warning if something was left out, otherwise information.
 logger = logging.getLogger("bionas_fast.data")
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None, *, download: bool = False, seed: int = 0) -> Dataset:
@@ -111,7 +114,19 @@ def _in_memory(files: FileDataset) -> Dataset:
     return files.load()
 
 
+@contextmanager
+def unannounced() -> Iterator[None]:
+    """Load datasets without a message in the block, in this thread alone."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
 def _announced(dataset: D) -> D:
+    if _silent.get():
+        return dataset
     logger.log(logging.WARNING if dataset.source.left_out else logging.INFO, "%s", printable(dataset.summary()))
     return dataset
 

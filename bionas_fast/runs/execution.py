@@ -56,7 +56,8 @@ def execute(
         with Interrupts(progress.interrupted) as interrupts, distributed.watched(hint):
             try:
                 if not complete:
-                    _announce(trainer, {"run folder": str(folder.path)} if folder else {}, progress, build)
+                    facts = {"run folder": str(folder.path)} if folder else {}
+                    _announce(trainer, facts, progress, build, lambda: interrupts.requested)
                     with _Saver(trainer, folder, interrupts) as saver:
                         _train(trainer, progress, callbacks, saver.after_step, saver.after_epoch)
                 if folder is not None and not (complete and (folder.path / REPORT).is_file()):
@@ -77,11 +78,17 @@ def execute(
         raise Interrupted(f"interrupted; {hint}") from None
 
 
-def _announce(trainer: Trainer, facts: Mapping[str, str], progress: Progress, build: Build | None) -> None:
+def _announce(
+    trainer: Trainer,
+    facts: Mapping[str, str],
+    progress: Progress,
+    build: Build | None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
     """Tell what the run is, and how long it will take in one process."""
     progress.begin(trainer.describe() | dict(facts))
     if progress.timed and build is not None and not distributed.active():
-        seconds = time_left(trainer, build)
+        seconds = time_left(trainer, build, stopped)
         if seconds is not None:
             progress.expect(seconds)
 

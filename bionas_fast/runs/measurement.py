@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -20,8 +19,11 @@ import torch
 
 from bionas_fast.config import FILE_SETTINGS, RunConfig, Work
 from bionas_fast.data import DatasetSize, memory, size_of
-from bionas_fast.data.registry import logger
-from bionas_fast.runs.trainer import Trainer
+from bionas_fast.data.registry import logger, unannounced
+from bionas_fast.errors import InputError
+from bionas_fast.nn.mirroring import mirror
+from bionas_fast.runs.trainer import Phase, Trainer
+from bionas_fast.runtime.graphs import WARM_UP as CAPTURED_AFTER
 from bionas_fast.runtime.isolation import exclusive, preserved_generator
 
 #: Builds a trainer from its settings.
@@ -32,6 +34,8 @@ _WORTHWHILE = 50
 #: Seconds that a step of this measurement shall take at most, and the multiply-adds per second that are expected of a
 #: processor to that end. Both are rough: where they are wrong, the measurement takes longer or is less exact.
 _SHORT, _RATE = 0.5, 2e10
+#: Seconds from which a beginning of an epoch is not measured again, warm; the steps of a pause that are measured.
+_LONG, _MIRRORED = 1.0, 2
 #: Batches of few images are multiples of this: images of few channels then fill the lanes of vectors as in whole ones.
 FEW = 4
 
@@ -42,10 +46,10 @@ class PhaseTimes:
 
     Attributes:
         work: the work of the phase.
-        once: before the first epoch.
-        begin: before each epoch.
+        once: before the first epoch, a pass over all training images.
+        begin: before each epoch, on a batch.
         step: of a training step.
-        record: of what is recorded after an epoch.
+        further: of all else in the phase, which does not depend on the number of images.
         evaluation: of an evaluation.
     """
 
@@ -53,32 +57,32 @@ class PhaseTimes:
     once: float
     begin: float
     step: float
-    record: float
+    further: float
     evaluation: float
 
     @property
     def seconds(self) -> float:
         """The time of the whole phase."""
-        epoch = self.begin + self.work.steps * self.step + self.record
-        return self.once + self.work.epochs * epoch + self.work.evaluations * self.evaluation
+        epochs = self.work.epochs * (self.begin + self.work.steps * self.step)
+        return self.once + epochs + self.further + self.work.evaluations * self.evaluation
 
     def scaled(self, few: PhaseTimes, work: Work) -> PhaseTimes:
         """Extrapolate to more work, from this measurement and one with fewer images a step.
 
         The time of a step is a constant and a part in proportion to the images; of a single measurement, all of it.
         """
-        images = self.work.batch_size
+        images, less_images = self.work.taken, few.work.taken
 
         def of_batch(name: str) -> float:
             time, less = getattr(self, name), getattr(few, name)
             slope = time / images
-            if images > few.work.batch_size:
-                slope = min(slope, max(0.0, (time - less) / (images - few.work.batch_size)))
-            return time + slope * (work.batch_size - images)
+            if images > less_images:
+                slope = min(slope, max(0.0, (time - less) / (images - less_images)))
+            return time + slope * (work.taken - images)
 
         evaluated = work.evaluated / self.work.evaluated if self.work.evaluated else 1
         once = self.once * work.images / self.work.images
-        return PhaseTimes(work, once, of_batch("begin"), of_batch("step"), self.record, self.evaluation * evaluated)
+        return PhaseTimes(work, once, of_batch("begin"), of_batch("step"), self.further, self.evaluation * evaluated)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Measurement:
         device: where it ran.
         phases: the times of each phase.
         elapsed: seconds of all of it, without building the network.
-        peak: bytes of memory.
+        peak: bytes of memory; 0 if it was not measured.
         grown: of these, those of the run.
     """
 
@@ -102,7 +106,7 @@ class Measurement:
     grown: int
 
 
-def time_left(trainer: Trainer, build: Build) -> float | None:
+def time_left(trainer: Trainer, build: Build, stopped: Callable[[], bool] = lambda: False) -> float | None:
     """Measure how many seconds the rest of a run will take; None if that is not worth the measurement.
 
     Another run with its settings takes a few steps, so that this one is not changed.
@@ -110,34 +114,39 @@ def time_left(trainer: Trainer, build: Build) -> float | None:
     Args:
         trainer: the run.
         build: builds the other one.
+        stopped: whether the run was asked to stop, which ends the measurement.
     """
-    config = trainer.config
-    left = sum(phase.epochs * len(phase.batches) for phase in trainer.phases[trainer.phases.index(trainer.phase) :])
+    config, now = trainer.config, trainer.phases.index(trainer.phase)
+    left = sum(phase.epochs * len(phase.batches) for phase in trainer.phases[now:])
     left -= trainer.phase_epoch * len(trainer.phase.batches) + trainer.steps_done
     if left < _WORTHWHILE or getattr(config, "compile", False):  # compiling takes longer than many steps
         return None
-    batch_size, size = config.batch_size, size_of(trainer.data)
     try:
+        batch_size, size = config.batch_size, size_of(trainer.data)
         if trainer.device.type == "cpu":
             short = int(_SHORT * _RATE / max(1, 3 * trainer.operations()))
             batch_size = min(batch_size, max(FEW, short - short % FEW))
-        found = measure(config, size, build, batch_size, steps=2)
+        found = measure(config, size, build, batch_size, steps=2, memory=False, stopped=stopped)
+        works = config.work(size.images, size.test_images)
+        phases = [own.scaled(own, work) for own, work in zip(found.phases, works, strict=True)][now:]
     except Exception as error:  # the run meets it, too, and says where; or it is one of the measurement alone
         logger.debug("the time of the run was not measured: %r", error)
         return None
-    seconds = 0.0
-    works = config.work(size.images, size.test_images)
-    for phase, times, work in zip(trainer.phases, found.phases, works, strict=True):
-        share = 1.0
-        if trainer.phases.index(phase) < trainer.phases.index(trainer.phase):
-            share = 0.0
-        elif phase is trainer.phase:
-            share -= (trainer.phase_epoch + trainer.steps_done / len(phase.batches)) / phase.epochs
-        seconds += share * times.scaled(times, work).seconds
-    return seconds
+    # What a phase begins with is not part of a checkpoint.
+    done = (trainer.phase_epoch + trainer.steps_done / len(trainer.phase.batches)) / max(1, trainer.phase.epochs)
+    return sum(own.seconds for own in phases) - done * (phases[0].seconds - phases[0].once)
 
 
-def measure(config: RunConfig, size: DatasetSize, build: Build, batch_size: int, *, steps: int = 3) -> Measurement:
+def measure(
+    config: RunConfig,
+    size: DatasetSize,
+    build: Build,
+    batch_size: int,
+    *,
+    steps: int = 3,
+    memory: bool = True,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Measurement:
     """Run a few steps in the middle of each phase of a run, and an evaluation, in batches of ``batch_size`` images.
 
     Args:
@@ -145,10 +154,62 @@ def measure(config: RunConfig, size: DatasetSize, build: Build, batch_size: int,
         size: the size of its dataset, whose images random ones stand for.
         build: builds its trainer from other settings.
         batch_size: the images per batch, at most as many as the run takes.
-        steps: the number of steps after the first one, which is not counted.
+        steps: the number of steps that are counted.
+        memory: whether to measure the memory, too.
+        stopped: asked between the steps; when it is true, the measurement ends.
+
+    Raises:
+        InputError: it was stopped.
     """
-    with _unannounced():
-        return _run(_shrunken(config, size, batch_size, steps), build, batch_size)
+    small = _shrunken(config, size, batch_size, steps)
+    if memory:
+        _release()
+    before = 0 if not memory or (small.device != "cpu" and torch.cuda.is_available()) else _resident()
+    with unannounced(), exclusive(), preserved_generator():
+        trainer = build(small)
+    watch = _Peak(trainer.device) if memory else None
+    started = time.perf_counter()
+    own = size_of(trainer.data)
+    works = small.work(own.images, own.test_images)
+    phases = [_of_phase(config, trainer, *each, steps, stopped) for each in zip(trainer.phases, works, strict=True)]
+    elapsed, peak = time.perf_counter() - started, watch.read() if watch else 0
+    return Measurement(batch_size, trainer.device, phases, elapsed, peak, peak - before)
+
+
+def _of_phase(
+    config: RunConfig, trainer: Trainer, phase: Phase, work: Work, steps: int, stopped: Callable[[], bool]
+) -> PhaseTimes:
+    """Measure a phase, of which all earlier ones are done; afterwards it is, too."""
+
+    def timed(call: Callable[[], Any]) -> float:
+        if stopped():
+            raise InputError("the measurement was stopped")
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    trainer.epoch += phase.epochs // 2  # what grows over the epochs is at its mean
+    repetitions = trainer.shorten()
+    begin = timed(trainer.enter_epoch)
+    once = begin if trainer.begins_with_images else 0.0
+    if repetitions and begin < _LONG:
+        begin = timed(trainer.enter_epoch)  # warm
+    unmeasured = 1 if trainer.device.type == "cpu" else CAPTURED_AFTER + 1
+    taken = [timed(partial(_step, trainer)) for _ in range(min(work.steps, unmeasured + steps))]
+    with trainer.isolated_rng():
+        trainer.conclude()
+        record = timed(trainer.record)
+    evaluation = max(0.0, timed(trainer.end_epoch) - record)  # records and evaluates, now warm
+    trainer.epoch += phase.epochs - phase.epochs // 2 - 1
+    records, pauses = (
+        -(-phase.epochs // every) if (every := getattr(config, name, 0)) else 0
+        for name in ("record_layers", "mirror_every")
+    )
+    pause = 0.0
+    if pauses:
+        pause = timed(lambda: mirror(trainer.net, _MIRRORED)) * getattr(config, "mirror_steps", 0) / _MIRRORED
+    step = statistics.median(taken[-steps:])
+    return PhaseTimes(work, once, repetitions * begin, step, records * record + pauses * pause, evaluation)
 
 
 def free_memory(device: torch.device) -> int:
@@ -156,69 +217,36 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available()
 
 
-def _run(small: RunConfig, build: Build, batch_size: int) -> Measurement:
-    _release()
-    before = 0 if small.device != "cpu" and torch.cuda.is_available() else _resident()
-    with exclusive(), preserved_generator():
-        trainer = build(small)
-    repetitions = trainer.shorten()
-    watch = _Peak(trainer.device)
-    started = time.perf_counter()
-    phases = []
-    size = size_of(trainer.data)
-    for phase, work in zip(trainer.phases, small.work(size.images, size.test_images), strict=True):
-        trainer.epoch += phase.epochs // 2  # what grows over the epochs is at its mean
-        first = _timed(trainer.enter_epoch)
-        begin = _timed(trainer.enter_epoch)
-        once, begin = max(0.0, first - begin), repetitions * begin
-        taken = [_timed(partial(_step, trainer)) for _ in range(work.steps)]
-        evaluation = _timed(trainer.conclude)
-        end = _timed(trainer.end_epoch)  # evaluates once more
-        trainer.epoch += phase.epochs - phase.epochs // 2 - 1
-        step, record = statistics.median(taken[1:]), max(0.0, end - evaluation)
-        phases.append(PhaseTimes(work, once, begin, step, record, evaluation))
-    elapsed, peak = time.perf_counter() - started, watch.read()
-    return Measurement(batch_size, trainer.device, phases, elapsed, peak, peak - before)
-
-
 def _step(trainer: Trainer) -> None:
     trainer.step()
     trainer.read()  # waits for a GPU
 
 
-@contextmanager
-def _unannounced() -> Iterator[None]:
-    """Load the random images without a message."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _timed(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def _shrunken(config: RunConfig, size: DatasetSize, batch_size: int, steps: int) -> RunConfig:
     """Return the settings of a run in smaller batches, with as many images as are measured, all of them random."""
+    fields = {name for name in type(config).model_fields if getattr(config, name) is not None}
     changes: dict[str, Any] = {"data_dir": None, "download": False, "tensorboard": False}
-    fields = type(config).model_fields
-    changes |= {name: fields[name].default for name in FILE_SETTINGS if name in fields}
+    changes |= {name: type(config).model_fields[name].default for name in FILE_SETTINGS if name in fields}
+    share = batch_size / config.batch_size
     for name in fields:
-        value = getattr(config, name)
-        if name.endswith("batch_size") and value is not None:
-            changes[name] = min(value, max(2, ceil(value * batch_size / config.batch_size)))
-    if hasattr(config, "warmup_epochs"):
-        changes["warmup_epochs"] = 0
-    if hasattr(config, "evaluate_every"):
-        changes["evaluate_every"] = 1  # the measured epoch shall have an evaluation
+        if name.endswith("batch_size"):
+            value = getattr(config, name)
+            changes[name] = min(value, max(FEW, ceil(value * share)))
+    if "accumulate" in fields:
+        changes["accumulate"] = max(1, round(getattr(config, "accumulate", 1) * share))
+    # Warm-up and pauses cost something else, a projection does nothing that a step does.
+    changes |= {name: 0 for name in ("warmup_epochs", "mirror_every", "projection_epochs") if name in fields}
+    # The measured epoch shall have all that some have.
+    changes |= {name: 1 for name in ("evaluate_every",) if name in fields}
+    if getattr(config, "record_layers", 0):
+        changes["record_layers"] = 1
     small = config.with_settings(**changes)
     images = batch_size
-    while min(work.steps for work in small.work(images, images)) <= steps:
+    parts = [bool(work.evaluated) for work in config.work(size.images, size.test_images)]
+    while any(
+        work.steps <= steps or (evaluated and not work.evaluated)
+        for work, evaluated in zip(small.work(images, images), parts, strict=True)
+    ):
         images += batch_size
     form = "x".join(map(str, size.image))
     return small.with_settings(dataset=f"noise:{form},classes={size.num_classes},images={images}")

@@ -87,6 +87,7 @@ class Trainer:
         settings: the type of ``config``.
         trains_network: whether the run ends with a trained network, which :meth:`load_network` builds.
         single_process: whether it cannot run in several processes.
+        begins_with_images: whether a phase may begin with a pass over all training images.
         start: begins or resumes a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
         metric_names: the metrics in every row besides those of all trainers.
         divergence: the settings that make the weights diverge when they are too large, the likeliest first.
@@ -101,6 +102,7 @@ class Trainer:
     settings: ClassVar[type[RunConfig]]
     trains_network: ClassVar[bool] = False
     single_process: ClassVar[bool] = False
+    begins_with_images: ClassVar[bool] = False
     start: ClassVar[Callable[..., Any]]
     metric_names: tuple[str, ...] = ()
     #: Whether a loss may overflow: then the step is not taken, and loss scaling ends the run if that goes on.
@@ -143,8 +145,12 @@ class Trainer:
         return 0
 
     def shorten(self) -> int:
-        """Leave repetitions out of what begins an epoch, for a measurement; return how often a run repeats it."""
-        return 1
+        """Leave repetitions out of what begins an epoch, for a measurement.
+
+        Returns:
+            How often a run repeats it, on a batch each; 0 if it takes no time worth measuring.
+        """
+        return 0
 
     def begin(self) -> None:
         """Hook before the first step of an epoch; not called when an epoch is resumed."""

@@ -192,7 +192,7 @@ class Search(Trainer):
     def shorten(self) -> int:
         method = self.method
         if "generations" not in method.options:
-            return 1
+            return 0
         generations = method.config.generations
         method.config = method.config.with_settings(generations=1)
         return generations

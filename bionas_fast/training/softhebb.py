@@ -89,6 +89,7 @@ class SoftHebbTraining(NetworkTraining):
 
     kind = "softhebb"
     single_process = True
+    begins_with_images = True
     start = staticmethod(train_softhebb)
     settings = SoftHebbConfig
     metric_names = ("test_loss", "test_accuracy")
