@@ -25,10 +25,10 @@ KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(
 NARROW = ", bf16"
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, cells: int = CELLS) -> nn.Module:
     """The network of ``biodarts2``: its rules, ``bp`` in our layers, or torch.nn's."""
     name, genotype = name.removesuffix(NARROW), published("biodarts2").genotype
-    net = bf.build_network(genotype if name == "rules" else genotype.with_rule("bp"), channels=CHANNELS, cells=CELLS)
+    net = bf.build_network(genotype if name == "rules" else genotype.with_rule("bp"), channels=CHANNELS, cells=cells)
     return (bf.to_torch(net) if name == "torch.nn" else net).train()
 
 
@@ -68,9 +68,12 @@ def times(rounds: int = 15) -> dict[str, float]:
     errors = {name: ((gradient(networks[name], torch.float32) - exact).norm() / exact.norm()).item()
               for name in ("torch.nn", "bp")}  # fmt: skip
     assert errors["bp"] < 1.5 * errors["torch.nn"] < 0.1, errors  # ReLU amplifies rounding in so deep a network
-    errors = {name: ((gradient(networks[name], torch.float32, True) - exact).norm() / exact.norm()).item()
-              for name in ("torch.nn", "bp")}  # fmt: skip
-    assert errors["bp"] < 1.2 * errors["torch.nn"] < 1.2, errors  # which rounds every result to bfloat16
+    # Of so deep a network in bfloat16 no digit of the gradient is right, whatever computes it.
+    flat = {name: network(name, cells=3) for name in ("torch.nn", "bp")}
+    exact = gradient(flat["torch.nn"], torch.float64)
+    errors = {name: ((gradient(net, torch.float32, narrow=True) - exact).norm() / exact.norm()).item()
+              for name, net in flat.items()}  # fmt: skip
+    assert errors["bp"] < 1.2 * errors["torch.nn"] < 0.6, errors
     with torch.no_grad():
         x, _ = batch()
         for name in ("bp", "rules"):
@@ -104,11 +107,13 @@ def test_genotype_step(benchmark, report):
     program = "import json, test_genotype_step as t; print(json.dumps(t.times()))"
     seconds = benchmark.pedantic(lambda: json.loads(printed(program, **KEPT)), rounds=1)
     what = f"training step of biodarts2, C = {CHANNELS}, {CELLS} cells, {BATCH} images"
-    report.ratios(what, seconds, "torch.nn", "[at least 1.5]")
+    plain = f"torch.nn{NARROW}"
+    own = {name: value for name, value in seconds.items() if name != plain}
+    report.ratios(what, own, "torch.nn", "[at least 1.5]")
+    report.ratios(what, {"torch.nn": seconds["torch.nn"], plain: seconds[plain]}, "torch.nn", "")
+    report.ratios(what, {"rules": own["rules"], f"rules{NARROW}": own[f"rules{NARROW}"]}, "rules", "[at least 1]")
     memory = {name: peak(name) for name in seconds}
-    report.ratios(
-        f"{what}, in float32", {name: seconds[name] for name in ("rules", f"rules{NARROW}")}, "rules", "[at least 1]"
-    )
-    for name in ("bp", "rules", f"torch.nn{NARROW}", f"rules{NARROW}"):
-        share, most = memory[name] / memory["torch.nn"], 0.35 if name.endswith(NARROW) else 0.6
-        report.add(f"peak memory of it, {name}", f"{share:.2f} of torch.nn ({memory[name]:.0f} MiB) [at most {most}]")
+    goals = {"bp": "[at most 0.6]", "rules": "[at most 0.6]", plain: "", f"rules{NARROW}": "[at most 0.35]"}
+    for name, goal in goals.items():
+        share = memory[name] / memory["torch.nn"]
+        report.add(f"peak memory of it, {name}", f"{share:.2f} of torch.nn ({memory[name]:.0f} MiB) {goal}".rstrip())
