@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bionas_fast.config import RunConfig, changeable
 from bionas_fast.errors import InputError
 
 #: The format version written, and the only one accepted.
@@ -128,3 +129,33 @@ def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
             parameter.grad = torch.zeros_like(parameter)
     sample.step()
     return sample.state_dict()["state"]
+
+
+def expect_run(state: Mapping[str, Any], kind: str, config: RunConfig) -> None:
+    """Compare the kind and the settings in a checkpoint with those of the run to resume.
+
+    Raises:
+        InputError: kind or settings differ. The message names the setting and both values.
+    """
+    if state.get("kind") != kind:
+        raise InputError(f"it holds a run of kind {state.get('kind')!r:.40}, not {kind!r}")
+    saved = state.get("config")
+    if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
+        raise InputError("it holds no settings")
+    expect_same(type(config)(**saved), config, "the checkpoint")
+
+
+def expect_same(saved: RunConfig, config: RunConfig, where: str) -> None:
+    """Compare all settings that affect the result of a run.
+
+    Raises:
+        InputError: a setting differs.
+    """
+    before, free = saved.model_dump(), changeable(type(config))
+    for name, new in config.model_dump().items():
+        old = before[name]
+        if name not in free and new != old:
+            raise InputError(
+                f"{name}: {where} has {old!r}, not {new!r}; a resumed run keeps its settings "
+                f"(all but {', '.join(free)})"
+            )

@@ -12,13 +12,14 @@ from typing import Any
 
 from bionas_fast.config import CONFIG, RunConfig
 from bionas_fast.errors import Diverged, InputError, Interrupted
+from bionas_fast.runs.checkpoint import expect_run
 from bionas_fast.runs.files import is_draft
 from bionas_fast.runs.folder import CHECKPOINT, REPORT, NewFolder, RunFolder
 from bionas_fast.runs.progress import Progress
 from bionas_fast.runs.seeds import SeedTable, Series
 from bionas_fast.runs.summary import accuracy_of
 from bionas_fast.runs.terminal import listener
-from bionas_fast.runs.trainer import Trainer, expect_run
+from bionas_fast.runs.trainer import Trainer
 from bionas_fast.runtime import distributed
 
 

@@ -13,11 +13,12 @@ from bionas_fast.config import RunConfig, RunRecord
 from bionas_fast.data import expect_shape
 from bionas_fast.errors import BionasWarning, InputError
 from bionas_fast.runs.callbacks import require_loggers
+from bionas_fast.runs.checkpoint import expect_run, expect_same
 from bionas_fast.runs.folder import CHECKPOINT, NewFolder, RunFolder
 from bionas_fast.runs.kinds import get_kind, kind_names
 from bionas_fast.runs.memory import memory_explained
 from bionas_fast.runs.tensorboard import require_tensorboard
-from bionas_fast.runs.trainer import Trainer, expect_run, expect_same
+from bionas_fast.runs.trainer import Trainer
 from bionas_fast.runtime import distributed
 from bionas_fast.runtime.isolation import exclusive, ordinary_modes, preserved_generator
 from bionas_fast.runtime.machine import DECISIVE, machine

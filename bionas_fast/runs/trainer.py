@@ -13,13 +13,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bionas_fast.config import Duration, RunConfig, RunRecord, changeable
+from bionas_fast.config import Duration, RunConfig, RunRecord
 from bionas_fast.data import AnyDataset, Stream
 from bionas_fast.errors import Diverged, InputError, NotFinite
 from bionas_fast.nn import hebbian
 from bionas_fast.plugins import import_plugins
 from bionas_fast.runs.callbacks import Moment
-from bionas_fast.runs.checkpoint import expect_form, load_optimizer
+from bionas_fast.runs.checkpoint import expect_form, expect_run, load_optimizer
 from bionas_fast.runs.divergence import likely_causes, too_small_a_batch
 from bionas_fast.runs.folder import RunFolder
 from bionas_fast.runs.summary import NO_FACTS, RunFacts
@@ -518,33 +518,3 @@ def _numbers_of(column: Sequence[Tensor | None]) -> list[float | None]:
 
 def _is_plain(value: Any) -> bool:
     return type(value) in _PLAIN and (type(value) is not float or math.isfinite(value))
-
-
-def expect_run(state: Mapping[str, Any], kind: str, config: RunConfig) -> None:
-    """Compare the kind and the settings in a checkpoint with those of the run to resume.
-
-    Raises:
-        InputError: kind or settings differ. The message names the setting and both values.
-    """
-    if state.get("kind") != kind:
-        raise InputError(f"it holds a run of kind {state.get('kind')!r:.40}, not {kind!r}")
-    saved = state.get("config")
-    if not isinstance(saved, dict) or not all(isinstance(name, str) for name in saved):
-        raise InputError("it holds no settings")
-    expect_same(type(config)(**saved), config, "the checkpoint")
-
-
-def expect_same(saved: RunConfig, config: RunConfig, where: str) -> None:
-    """Compare all settings that affect the result of a run.
-
-    Raises:
-        InputError: a setting differs.
-    """
-    before, free = saved.model_dump(), changeable(type(config))
-    for name, new in config.model_dump().items():
-        old = before[name]
-        if name not in free and new != old:
-            raise InputError(
-                f"{name}: {where} has {old!r}, not {new!r}; a resumed run keeps its settings "
-                f"(all but {', '.join(free)})"
-            )

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -62,20 +63,25 @@ def changed(check: Check, number: int, change) -> Check:
     return dataclasses.replace(check, run=run)
 
 
+def largest(check: Check) -> Iterator[tuple[int, int, float]]:
+    """Each result: its number, and the element that adds up the largest terms, with their magnitude."""
+    expected = check.expect(*wide(check.arguments))
+    for number, (right, scale) in enumerate(zip(expected.values, expected.scales, strict=True)):
+        if right.numel():
+            scales = scale.expand_as(right).flatten()
+            at = int(scales.argmax())
+            yield number, at, float(scales[at]) or 1.0
+
+
 @needs_native
 @pytest.mark.parametrize("op", NARROW_MAPS)
 def test_a_wrong_number_of_a_narrow_map_is_a_failure(op):
     """By a twelfth of the terms that it adds up; a map of its own is rounded to 2⁻⁹, and so are factors on the way."""
     target = dataclasses.replace(TARGET, dtype="bfloat16")
     for check in CHECKS[op](target):
-        expected = check.expect(*wide(check.arguments))
-        for number, (right, scale) in enumerate(zip(expected.values, expected.scales, strict=True)):
-            if not right.numel():
-                continue
-            scales = scale.expand_as(right).flatten()
-            at = int(scales.argmax())
+        for number, at, magnitude in largest(check):
 
-            def off(results, number, at=at, by=float(scales[at]) / 12):
+            def off(results, number, at=at, by=magnitude / 12):
                 results[number].view(-1)[at] += by
 
             outcome = checking.run(op, target, changed(check, number, off))
@@ -87,14 +93,9 @@ def test_a_wrong_number_of_a_narrow_map_is_a_failure(op):
 def test_a_single_wrong_number_is_a_failure(op):
     """By a thousandth of the terms that it adds up, or not a number; in any of the results of any kernel."""
     for kernel, check in of_each_kernel(op).items():
-        expected = check.expect(*wide(check.arguments))
-        for number, (right, scale) in enumerate(zip(expected.values, expected.scales, strict=True)):
-            if not right.numel():
-                continue
-            scales = scale.expand_as(right).flatten()
-            at = int(scales.argmax())
+        for number, at, magnitude in largest(check):
 
-            def slightly(results, number, at=at, by=1e-3 * (float(scales[at]) or 1.0)):
+            def slightly(results, number, at=at, by=1e-3 * magnitude):
                 results[number].view(-1)[at] += by
 
             def entirely(results, number):
