@@ -161,25 +161,30 @@ def measure(
     Raises:
         InputError: it was stopped.
     """
-    small = _shrunken(config, size, batch_size, steps)
+    on_cuda = config.device != "cpu" and torch.cuda.is_available()
+    most = (CAPTURED_AFTER + 1 if on_cuda else 1) + steps  # the first ones are longer
+    small = _shrunken(config, size, batch_size, most)
     if memory:
         _release()
-    before = 0 if not memory or (small.device != "cpu" and torch.cuda.is_available()) else _resident()
+    before = _resident() if memory and not on_cuda else 0
     with unannounced(), exclusive(), preserved_generator():
         trainer = build(small)
     watch = _Peak(trainer.device) if memory else None
     started = time.perf_counter()
     own = size_of(trainer.data)
     works = small.work(own.images, own.test_images)
-    phases = [_of_phase(config, trainer, *each, steps, stopped) for each in zip(trainer.phases, works, strict=True)]
+    phases = [
+        _of_phase(config, trainer, phase, work, (most, steps), stopped)
+        for phase, work in zip(trainer.phases, works, strict=True)
+    ]
     elapsed, peak = time.perf_counter() - started, watch.read() if watch else 0
     return Measurement(batch_size, trainer.device, phases, elapsed, peak, peak - before)
 
 
 def _of_phase(
-    config: RunConfig, trainer: Trainer, phase: Phase, work: Work, steps: int, stopped: Callable[[], bool]
+    config: RunConfig, trainer: Trainer, phase: Phase, work: Work, steps: tuple[int, int], stopped: Callable[[], bool]
 ) -> PhaseTimes:
-    """Measure a phase, of which all earlier ones are done; afterwards it is, too."""
+    """Measure a phase after all earlier ones, and end it; ``steps`` are those to take, and those of them to count."""
 
     def timed(call: Callable[[], Any]) -> float:
         if stopped():
@@ -194,8 +199,8 @@ def _of_phase(
     once = begin if trainer.begins_with_images else 0.0
     if repetitions and begin < _LONG:
         begin = timed(trainer.enter_epoch)  # warm
-    unmeasured = 1 if trainer.device.type == "cpu" else CAPTURED_AFTER + 1
-    taken = [timed(partial(_step, trainer)) for _ in range(min(work.steps, unmeasured + steps))]
+    most, counted = steps
+    taken = [timed(partial(_step, trainer)) for _ in range(min(work.steps, most))]
     with trainer.isolated_rng():
         trainer.conclude()
         record = timed(trainer.record)
@@ -208,7 +213,7 @@ def _of_phase(
     pause = 0.0
     if pauses:
         pause = timed(lambda: mirror(trainer.net, _MIRRORED)) * getattr(config, "mirror_steps", 0) / _MIRRORED
-    step = statistics.median(taken[-steps:])
+    step = statistics.median(taken[-counted:])
     return PhaseTimes(work, once, repetitions * begin, step, records * record + pauses * pause, evaluation)
 
 
@@ -237,14 +242,12 @@ def _shrunken(config: RunConfig, size: DatasetSize, batch_size: int, steps: int)
     # Warm-up and pauses cost something else, a projection does nothing that a step does.
     changes |= {name: 0 for name in ("warmup_epochs", "mirror_every", "projection_epochs") if name in fields}
     # The measured epoch shall have all that some have.
-    changes |= {name: 1 for name in ("evaluate_every",) if name in fields}
-    if getattr(config, "record_layers", 0):
-        changes["record_layers"] = 1
+    changes |= {name: 1 for name in ("evaluate_every", "record_layers") if getattr(config, name, 0)}
     small = config.with_settings(**changes)
     images = batch_size
     parts = [bool(work.evaluated) for work in config.work(size.images, size.test_images)]
     while any(
-        work.steps <= steps or (evaluated and not work.evaluated)
+        work.steps < steps or (evaluated and not work.evaluated)
         for work, evaluated in zip(small.work(images, images), parts, strict=True)
     ):
         images += batch_size
