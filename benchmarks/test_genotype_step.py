@@ -74,6 +74,15 @@ def times(rounds: int = 15) -> dict[str, float]:
     errors = {name: ((gradient(net, torch.float32, narrow=True) - exact).norm() / exact.norm()).item()
               for name, net in flat.items()}  # fmt: skip
     assert errors["bp"] < 1.2 * errors["torch.nn"] < 0.6, errors
+    rules = network("rules", cells=3)
+    exact = gradient(rules, torch.float64)
+    own = gradient(rules, torch.float32, narrow=True)
+    with bf.use_backend("reference"):
+        modules = gradient(rules, torch.float32, narrow=True)
+    errors = {
+        name: ((found - exact).norm() / exact.norm()).item() for name, found in (("rules", own), ("modules", modules))
+    }
+    assert errors["rules"] < 1.2 * errors["modules"] < 0.6, errors
     with torch.no_grad():
         x, _ = batch()
         for name in ("bp", "rules"):

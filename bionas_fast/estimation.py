@@ -116,7 +116,7 @@ def estimate(config: RunConfig, genotype: Genotype | None = None, *, seconds: fl
         steps=sum(work.epochs * work.steps for work in works),
         seconds=sum(phase.seconds for phase in phases),
         step_seconds=longest.step,
-        batch_size=longest.work.batch_size,
-        measured=sample.phases[phases.index(longest)].work.batch_size,
+        batch_size=longest.work.taken,
+        measured=sample.phases[phases.index(longest)].work.taken,
         memory=int(sample.peak + max(0.0, growth) * (config.batch_size - sample.batch_size)),
     )

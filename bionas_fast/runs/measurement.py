@@ -239,7 +239,7 @@ def _shrunken(config: RunConfig, size: DatasetSize, batch_size: int, steps: int)
             changes[name] = min(value, max(FEW, ceil(value * share)))
     if "accumulate" in fields:
         changes["accumulate"] = max(1, round(getattr(config, "accumulate", 1) * share))
-    # Warm-up and pauses cost something else, a projection does nothing that a step does.
+    # Every epoch trains the architecture; pauses are measured by themselves, and decisions of a projection are not.
     changes |= {name: 0 for name in ("warmup_epochs", "mirror_every", "projection_epochs") if name in fields}
     # The measured epoch shall have all that some have.
     changes |= {name: 1 for name in ("evaluate_every", "record_layers") if getattr(config, name, 0)}

@@ -53,7 +53,6 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM. The training is saved if it has a folder.
     """
     expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
-    expect_type("genotype", genotype, (Genotype, type(None)), "bf.Genotype.load(PATH) reads one")
     if genotype is None and resume is None:
         raise InputError("nothing to train: give a genotype, or the folder of a run to resume")
 
