@@ -21,16 +21,17 @@ constexpr int ROWS = 6;
 constexpr int64_t together = 1024;
 
 int64_t panels(int64_t positions) { return (positions + PANEL - 1) / PANEL; }
-// The size of a panel; a line more, so that the panels do not all fall into the same sets of a cache.
-int64_t panel_size(int64_t channels) { return channels * PANEL + 16; }
 
-// A matrix [rows, depth] in blocks of ROWS rows, [blocks, depth, ROWS], the last filled up by zeros.
-std::vector<float> packed(const float* matrix, int64_t rows, int64_t depth, int64_t row_step, int64_t step) {
-  const int64_t blocks = (rows + ROWS - 1) / ROWS;
-  std::vector<float> out(blocks * ROWS * depth);
+// A matrix [rows, depth] in blocks of ROWS rows, [blocks, depth / group, ROWS, group], filled up by zeros.
+template <class Factor>
+std::vector<Factor> packed(const float* matrix, int64_t rows, int64_t depth, int64_t row_step, int64_t step) {
+  constexpr int group = sizeof(float) / sizeof(Factor);
+  const int64_t blocks = (rows + ROWS - 1) / ROWS, groups = (depth + group - 1) / group;
+  std::vector<Factor> out(blocks * groups * ROWS * group);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t k = 0; k < depth; k++)
-      out[(r / ROWS * depth + k) * ROWS + r % ROWS] = matrix[r * row_step + k * step];
+      assign(out[((r / ROWS * groups + k / group) * ROWS + r % ROWS) * group + k % group],
+             matrix[r * row_step + k * step]);
   return out;
 }
 
@@ -58,10 +59,9 @@ namespace bionas {
 template <class Map>
 void planar_stage_forward(const PlanarStage<Map>& s, Images<Map> z, double* sum, double* sum_sq) {
   const auto kernel = BIONAS_CHOOSE(planar_forward<Map>);
-  const std::vector<float> pointwise = packed(s.pointwise, s.c_out, s.c_in, s.c_in, 1);
   Shares<double> sums(2 * s.c_out);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
-    kernel(s, pointwise.data(), z, sums.start(begin), begin, end);
+    kernel(s, z, sums.start(begin), begin, end);
   });
   add_planar_sums(sums, s.c_out, sum, sum_sq);
 }
@@ -69,14 +69,11 @@ void planar_stage_forward(const PlanarStage<Map>& s, Images<Map> z, double* sum,
 template <class Map>
 void planar_stage_backward(const PlanarStage<Map>& s, const PlanarStageBackward<Map>& g) {
   const auto kernel = BIONAS_CHOOSE(planar_backward<Map>);
-  const std::vector<float> pointwise = packed(g.pointwise_feedback, s.c_in, s.c_out, 1, s.c_in);
-  std::vector<float> depthwise;
-  if (s.kernel) depthwise = reversed(g.depthwise_feedback, s.c_in, s.taps());
   const int64_t square = s.c_out * s.c_in, size = g.pointwise_grad ? square + s.c_in * s.taps() : 0;
   Shares<double> sums(2 * s.c_in);
   Shares<float> grads(size);
   parallel_for(s.n, 1, [&](int64_t begin, int64_t end) {
-    kernel(s, g, pointwise.data(), depthwise.data(), size ? grads.start(begin) : nullptr, sums.start(begin), begin, end);
+    kernel(s, g, size ? grads.start(begin) : nullptr, sums.start(begin), begin, end);
   });
   if (g.sum) add_planar_sums(sums, s.c_in, g.sum, g.product_sum);
   if (!size) return;
