@@ -120,7 +120,12 @@ def test_genotype_step(benchmark, report):
     own = {name: value for name, value in seconds.items() if name != plain}
     report.ratios(what, own, "torch.nn", "[at least 1.5]")
     report.ratios(what, {"torch.nn": seconds["torch.nn"], plain: seconds[plain]}, "torch.nn", "")
-    report.ratios(what, {"rules": own["rules"], f"rules{NARROW}": own[f"rules{NARROW}"]}, "rules", "[with AVX-512-BF16: at least 1.2]")
+    report.ratios(
+        what,
+        {"rules": own["rules"], f"rules{NARROW}": own[f"rules{NARROW}"]},
+        "rules",
+        "[with AVX-512-BF16: at least 1.2]",
+    )
     memory = {name: peak(name) for name in seconds}
     goals = {"bp": "[at most 0.6]", "rules": "[at most 0.6]", plain: "", f"rules{NARROW}": "[at most 0.35]"}
     for name, goal in goals.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Thread
@@ -172,6 +172,11 @@ class Told(Progress):
     def begin(self, facts):
         self.said.append("facts")
 
+    @contextmanager
+    def measuring(self):
+        self.said.append("measuring")
+        yield
+
     def expect(self, seconds):
         self.said.append(seconds)
 
@@ -191,18 +196,18 @@ def test_a_run_says_how_long_it_will_take(clock, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         bf.train(GENOTYPE, config, out=tmp_path / "run", progress=told, callbacks=[Stop()])
-    facts, whole, start = told.said
-    assert (facts, start) == ("facts", "start")
+    *before, whole, start = told.said
+    assert (before, start) == (["facts", "measuring"], "start")
     clock.seconds = 0.0
     bf.train(GENOTYPE, config, out=False)
     assert whole == pytest.approx(clock.seconds)
 
     told = Told()
     bf.train(resume=tmp_path / "run", progress=told)  # from the end of the first epoch
-    assert told.said[1] == pytest.approx(0.75 * whole)
+    assert told.said[2] == pytest.approx(0.75 * whole)
     told = Told()
     bf.train(GENOTYPE, config.with_settings(epochs=1), out=False, progress=told)
-    assert told.said == ["facts", "start"]  # it is shorter than the measurement
+    assert told.said == ["facts", "measuring", "start"]  # it is shorter than the measurement
 
 
 def test_a_heavy_network_is_measured_with_few_images(clock, monkeypatch):
@@ -239,7 +244,7 @@ def test_a_search_is_not_changed_by_the_measurement(method, tmp_path):
     torch.manual_seed(0)
     expected = bf.search(config, out=tmp_path / "run")
     assert torch.equal(drawn, torch.rand(1))
-    assert told.said[1] > 0
+    assert told.said[2] > 0
     for row in (*found.metrics, *expected.metrics):
         del row["seconds"]
     assert found.metrics == expected.metrics

@@ -88,7 +88,8 @@ def _announce(
     """Tell what the run is, and how long it will take in one process."""
     progress.begin(trainer.describe() | dict(facts))
     if progress.timed and build is not None and not distributed.active():
-        seconds = time_left(trainer, build, stopped)
+        with progress.measuring():
+            seconds = time_left(trainer, build, stopped)
         if seconds is not None:
             progress.expect(seconds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 
 class Progress:
@@ -17,8 +18,12 @@ class Progress:
     def begin(self, facts: Mapping[str, str]) -> None:
         """Called before the first step of a run that begins or resumes, with what it is, by name."""
 
+    def measuring(self) -> AbstractContextManager[object]:
+        """Entered after :meth:`begin` for the seconds in which the time of the run is measured."""
+        return nullcontext()
+
     def expect(self, seconds: float) -> None:
-        """Called after :meth:`begin` with the time that the run, or the rest of it, is expected to take."""
+        """Called after :meth:`measuring` with the time that the run, or the rest of it, is expected to take."""
 
     def start(self, description: str, epochs: int, steps: int) -> None:
         """Called when a phase of ``epochs`` epochs with ``steps`` steps each begins."""

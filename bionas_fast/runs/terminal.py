@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
 from rich.live import Live
@@ -48,6 +49,11 @@ class TerminalProgress(Progress):
         self._width = max(map(len, facts), default=0)
         for name, value in facts.items():
             self._print_fact(name, value)
+
+    def measuring(self) -> AbstractContextManager[object]:
+        if not self.console.is_terminal or self.console.quiet:
+            return nullcontext()
+        return self.console.status("measuring the time of a step", refresh_per_second=4)
 
     def expect(self, seconds: float) -> None:
         self._print_fact("time", f"about {duration(seconds)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from io import StringIO
 
 import pytest
@@ -91,6 +92,22 @@ def test_the_expected_time(shown, copied):
     assert lines == (printed().splitlines() if copied else [])
     assert display.timed
     assert not shown(quiet=True)[0].timed
+
+
+def test_a_terminal_says_that_the_time_is_measured(shown):
+    display, _, printed = shown(force_terminal=True)
+    with display.measuring():
+        for _ in range(100):  # a quarter of a second is enough
+            if "measuring the time of a step" in printed():
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(printed())
+    assert printed().endswith("\x1b[2K")  # the line is gone
+    for silent in (shown()[0], shown(force_terminal=True, quiet=True)[0]):
+        with silent.measuring():
+            pass
+        assert silent.console.file.getvalue() == ""
 
 
 def test_a_resumed_run_is_not_faster(shown):
