@@ -4,7 +4,8 @@ A stage is a ReLU, a depthwise k×k convolution or none, a pointwise convolution
 1. The compiled kernels take an image through a stage while it is in a cache. Only the maps before the normalisations
 are saved; the rest is computed again in the backward pass.
 
-States in bfloat16 make the maps, the results and the errors narrow, too (``kernels.maps``); all else is float32.
+States in bfloat16 make the maps, the results and the errors narrow, too, and on processors with AVX-512-BF16 the
+factors of pointwise convolutions (``kernels.maps``); all else is float32.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ namespace bionas {
 
 namespace {
 
-// Positions side by side in a panel, [channels, PANEL]: the operand of a matrix product, which stays in the L1 cache.
+// Positions side by side in a panel: the operand of a matrix product, which stays in the L1 cache.
 constexpr int PANEL = 64;
 // Rows of a matrix product at once.
 constexpr int ROWS = 6;
