@@ -101,8 +101,8 @@ def _check() -> None:
 
 
 def _line(cells: tuple[str, ...]) -> str:
-    widths = (8, 33, 16, 8, 10, 9, 9)
-    return "".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)) + cells[-1]
+    widths = (7, 32, 18, 7, 9, 8, 8)
+    return " ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)), cells[-1]])
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
