@@ -24,7 +24,7 @@ from bionas_fast.estimation import duration, steps
 from bionas_fast.models import measure_size
 from bionas_fast.runs.measurement import PhaseTimes, time_left
 from bionas_fast.runs.progress import Progress
-from bionas_fast.searching import Search, SearchConfig, eg
+from bionas_fast.searching import Search, SearchConfig, darts, eg
 from bionas_fast.space import published
 from bionas_fast.training import supervised
 from bionas_fast.training.genotype import Training
@@ -263,6 +263,33 @@ def test_populations_are_measured_once(monkeypatch):
     search.begin()
     assert len(bred) == len(search.method.distributions)
     assert Search(SearchConfig(**SMALL, operations=("skip_connect",))).shorten() == 0
+
+
+@pytest.mark.parametrize("warm", [None, 0, 3])
+@pytest.mark.parametrize("method", ["darts", "eg"])
+def test_a_warm_up_is_shorter(monkeypatch, method, warm):
+    """A weight step takes 1 s, one of the architecture 2 s, a generation 5 s: the last two after the warm-up only."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(MODULE, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+
+    def lasting(seconds, function):
+        def run(*arguments):
+            now.seconds += seconds
+            return function(*arguments)
+
+        return run
+
+    monkeypatch.setattr(Search, "_weight_step", lasting(1, Search._weight_step))
+    monkeypatch.setattr(darts.Darts, "_alpha_step", lasting(2, darts.Darts._alpha_step))
+    monkeypatch.setattr(eg.PersistentEvolution, "fitness", lasting(5, lambda self, rows, x, y: rows[:, 0].double()))
+    options = {"population": 4, "generations": 3} if method == "eg" else {"projection_epochs": 2}
+    config = SearchConfig(
+        **SMALL, **options, operations=("skip_connect",), method=method, epochs=12, batch_size=70, warmup_epochs=warm
+    )
+    warm = warm if warm is not None else 2
+    steps, searches = 719 // 70, config.eg_searches
+    further = 15 * searches if method == "eg" else 2 * steps
+    assert time_left(Search(config), Search) == pytest.approx(12 * steps + (12 - warm) * further)
 
 
 def test_phases_of_softhebb():

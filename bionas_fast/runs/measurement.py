@@ -34,7 +34,8 @@ _WORTHWHILE = 50
 #: Seconds that a step of this measurement shall take at most, and the multiply-adds per second that are expected of a
 #: processor to that end. Both are rough: where they are wrong, the measurement takes longer or is less exact.
 _SHORT, _RATE = 0.5, 2e10
-#: Seconds from which a beginning of an epoch is not measured again, warm; the steps of a pause that are measured.
+#: Seconds from which a beginning of an epoch, or a record, is not measured again, warm; the steps of a pause that are
+#: measured.
 _LONG, _MIRRORED = 1.0, 2
 #: Batches of few images are multiples of this: images of few channels then fill the lanes of vectors as in whole ones.
 FEW = 4
@@ -47,8 +48,8 @@ class PhaseTimes:
     Attributes:
         work: the work of the phase.
         once: before the first epoch, a pass over all training images.
-        begin: before each epoch, on a batch.
-        step: of a training step.
+        begin: before each epoch, on a batch, on average over the epochs.
+        step: of a training step, on average over the epochs.
         further: of all else in the phase, which does not depend on the number of images.
         evaluation: of an evaluation.
     """
@@ -193,19 +194,33 @@ def _of_phase(
         call()
         return time.perf_counter() - started
 
-    trainer.epoch += phase.epochs // 2  # what grows over the epochs is at its mean
+    def step() -> float:
+        most, counted = steps
+        taken = [timed(partial(_step, trainer)) for _ in range(min(work.steps, most))]
+        return statistics.median(taken[-counted:])
+
+    first, light = trainer.epoch, trainer.light_epochs / phase.epochs
+    light_step = 0.0
+    if light:
+        trainer.enter_epoch()
+        light_step = step()
+        trainer.end_epoch()
+    # What grows over the epochs is at its mean; decisions of a projection, in the last ones, are not measured.
+    last = phase.epochs - getattr(config, "projection_epochs", 0) - 1
+    trainer.epoch = first + min(max(phase.epochs // 2, trainer.light_epochs), last)
     repetitions = trainer.shorten()
     begin = timed(trainer.enter_epoch)
     once = begin if trainer.begins_with_images else 0.0
     if repetitions and begin < _LONG:
         begin = timed(trainer.enter_epoch)  # warm
-    most, counted = steps
-    taken = [timed(partial(_step, trainer)) for _ in range(min(work.steps, most))]
+    mean_step = light * light_step + (1 - light) * step()
     with trainer.isolated_rng():
         trainer.conclude()
         record = timed(trainer.record)
+        if record < _LONG:
+            record = timed(trainer.record)
     evaluation = max(0.0, timed(trainer.end_epoch) - record)  # records and evaluates, now warm
-    trainer.epoch += phase.epochs - phase.epochs // 2 - 1
+    trainer.epoch = first + phase.epochs
     records, pauses = (
         -(-phase.epochs // every) if (every := getattr(config, name, 0)) else 0
         for name in ("record_layers", "mirror_every")
@@ -213,8 +228,8 @@ def _of_phase(
     pause = 0.0
     if pauses:
         pause = timed(lambda: mirror(trainer.net, _MIRRORED)) * getattr(config, "mirror_steps", 0) / _MIRRORED
-    step = statistics.median(taken[-counted:])
-    return PhaseTimes(work, once, repetitions * begin, step, records * record + pauses * pause, evaluation)
+    mean_begin = (1 - light) * repetitions * begin
+    return PhaseTimes(work, once, mean_begin, mean_step, records * record + pauses * pause, evaluation)
 
 
 def free_memory(device: torch.device) -> int:
@@ -239,8 +254,8 @@ def _shrunken(config: RunConfig, size: DatasetSize, batch_size: int, steps: int)
             changes[name] = min(value, max(FEW, ceil(value * share)))
     if "accumulate" in fields:
         changes["accumulate"] = max(1, round(getattr(config, "accumulate", 1) * share))
-    # Every epoch trains the architecture; pauses are measured by themselves, and decisions of a projection are not.
-    changes |= {name: 0 for name in ("warmup_epochs", "mirror_every", "projection_epochs") if name in fields}
+    if "mirror_every" in fields:
+        changes["mirror_every"] = 0  # pauses are measured by themselves
     # The measured epoch shall have all that some have.
     changes |= {name: 1 for name in ("evaluate_every", "record_layers") if getattr(config, name, 0)}
     small = config.with_settings(**changes)

@@ -87,6 +87,7 @@ class Trainer:
         settings: the type of ``config``.
         trains_network: whether the run ends with a trained network, which :meth:`load_network` builds.
         single_process: whether it cannot run in several processes.
+        light_epochs: the first epochs of the first phase, whose steps and beginnings do less than those of the others.
         begins_with_images: whether a phase may begin with a pass over all training images.
         start: begins or resumes a run from its settings alone: ``start(config, out=…, resume=…, progress=…)``.
         metric_names: the metrics in every row besides those of all trainers.
@@ -102,6 +103,7 @@ class Trainer:
     settings: ClassVar[type[RunConfig]]
     trains_network: ClassVar[bool] = False
     single_process: ClassVar[bool] = False
+    light_epochs: int = 0
     begins_with_images: ClassVar[bool] = False
     start: ClassVar[Callable[..., Any]]
     metric_names: tuple[str, ...] = ()

@@ -145,6 +145,7 @@ class Search(Trainer):
             config.robustness, config.robustness_eps, config.robustness_weight, mean=data.mean, std=data.std
         )
         self.settled = config.settled(len(images))
+        self.light_epochs = self.settled.warmup_epochs
         self.method = get_method(config.method)(self.net, self.settled, self.optimizer, self.precision, robustness)
         self.uncaptured = captured.obstacle(config, self.net, self.device)
         self.weight_step = Replayed(self.uncaptured)
