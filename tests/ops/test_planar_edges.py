@@ -13,7 +13,7 @@ from bionas_fast import native
 from bionas_fast.kernels.feedback.records import Feedback
 from bionas_fast.ops.planar_edges import PlanarStage, planar_edges, planar_identity, planar_pool
 from helpers.rounded_factors import RoundedFactors
-from helpers.tolerances import EDGES_FLOAT32, NARROW_EDGES, NARROW_PLANAR, SAME_BITS, STAGE_FLOAT32
+from helpers.tolerances import EDGES_FLOAT32, NARROW_EDGES, NARROW_PLANAR, SAME_BITS, SUM_FLOAT32
 
 pytestmark = pytest.mark.skipif(not native.load(), reason="the kernels are not compiled here")
 
@@ -185,7 +185,7 @@ def test_maps_in_bfloat16(isa, name, training):
         bound = NARROW_PLANAR if training else NARROW_EDGES
         assert ((actual - expected).norm() / expected.norm()).item() < bound
     for actual, expected in zip(own_running, running, strict=True):
-        assert error(actual, expected) < STAGE_FLOAT32
+        assert error(actual, expected) < SUM_FLOAT32
 
 
 def test_maps_in_bfloat16_are_exact_on_small_whole_numbers(isa):
